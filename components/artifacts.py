@@ -1,0 +1,403 @@
+"""The contract between stages: a manifest, a content-addressed directory, an atomic commit.
+
+A stage writes its data under ``storage_root/<stage>/<fingerprint>/`` and hands on a small manifest. The fingerprint is known
+before the stage runs (its name, version, config and its parents' fingerprints), the manifest is written last, and a
+directory without one does not exist. So a stage whose manifest exists is skipped: that is resume, caching and
+idempotent retry, with one mechanism.
+
+``storage_root`` is a local path or a URI that pyarrow reads (``s3://bucket/prefix``, ``gs://...``, ``file:///...``); data of a
+remote store are fetched into a local cache, checked against the manifest and then read as files.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any, Self
+
+import psutil
+import pyarrow.fs as pafs
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from components.errors import ArtifactError, ConfigError, StorageError, UserError, did_you_mean
+from components.progress import configure_logging, emit
+
+MANIFEST = "manifest.json"
+FINGERPRINT_LENGTH = 16  # hex digits: 64 bits, no clash in any history of runs
+
+
+class StageConfig(BaseModel):
+    """Base of every stage's settings: frozen, and an unknown key is an error with a suggestion."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def identity(self) -> dict[str, Any]:
+        """What of this config decides the stage's output; part of the fingerprint."""
+        return self.model_dump(mode="json")
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any], where: str) -> Self:
+        """Validates `values`; raises ConfigError naming the setting (`where` is its prefix), the value and the allowed ones."""
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            raise config_error(cls, error, where) from None
+
+
+def config_error(model: type[BaseModel], error: ValidationError, where: str = "") -> ConfigError:
+    """The first problem of a pydantic validation as one line for the user."""
+    problem = error.errors()[0]
+    location = [str(part) for part in problem["loc"]]
+    name = ".".join(([where] if where else []) + location)
+    if problem["type"] == "extra_forbidden":
+        owner: Any = model
+        for part in location[:-1]:
+            field = owner.model_fields.get(part) if hasattr(owner, "model_fields") else None
+            owner = field.annotation if field else None
+        allowed = list(owner.model_fields) if owner is not None and hasattr(owner, "model_fields") else []
+        return ConfigError(f"unknown setting '{name}'.", did_you_mean(location[-1], allowed))
+    message = problem["msg"].removeprefix("Value error, ")
+    return ConfigError(f"setting '{name}' = {problem['input']!r}: {message}.", "Correct it in the preset or with --set.")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage's name (the same word everywhere) and the version of what it writes; a changed output format or algorithm
+    gets a new version, and so new fingerprints."""
+
+    name: str
+    version: int
+
+
+class FileEntry(BaseModel):
+    """One file of an artifact."""
+
+    model_config = ConfigDict(frozen=True)
+
+    sha256: str
+    bytes: int
+
+
+class Manifest(BaseModel):
+    """What a stage hands on: where its data lie and what they are."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    stage: str
+    version: int
+    fingerprint: str
+    storage_root: str
+    config: dict[str, Any]
+    """The stage's own settings, as used."""
+    parents: dict[str, str]
+    """Fingerprint of every input, by stage name."""
+    files: dict[str, FileEntry]
+    """Every file, by its path inside the artifact."""
+    facts: dict[str, Any]
+    """Small figures worth knowing without opening the data: counts, metrics, names."""
+    seconds: float
+    """Wall-clock seconds the stage took when it ran."""
+    peak_memory_mb: float
+    """Largest proportional memory (PSS) of the stage's process and all its children, MiB."""
+    created_at: str
+
+    @property
+    def uri(self) -> str:
+        """The artifact's directory, as a path or URI below the storage root."""
+        return _join(self.storage_root, self.stage, self.fingerprint)
+
+    def path(self) -> Path:
+        """The artifact as a local directory, fetched when the store is remote.
+
+        Raises ArtifactError when a file is missing or is not what the manifest says.
+        """
+        return Store(self.storage_root).local_path(self)
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Writes the manifest as the file of a KFP artifact."""
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(self.model_dump_json(indent=2), encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Self:
+        """Reads a manifest file; raises ArtifactError when it is missing or damaged."""
+        try:
+            return cls.model_validate_json(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ArtifactError(f"manifest {path} cannot be read: {_first_line(error)}.", "Run the stage again.") from None
+
+
+def fingerprint(stage: Stage, identity: Mapping[str, Any], parents: Mapping[str, str]) -> str:
+    """Name of a stage's output: a hash of all that decides it, and of nothing else."""
+    described = {"stage": stage.name, "version": stage.version, "config": identity, "parents": dict(parents)}
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:FINGERPRINT_LENGTH]
+
+
+def sha256_file(path: str | os.PathLike[str]) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Writes JSON that is the same bytes for the same value."""
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    Path(path).write_text(text + "\n", encoding="utf-8")
+
+
+class Store:
+    """Artifacts below one storage root."""
+
+    def __init__(self, root: str) -> None:
+        self.root = str(root)
+        self.is_remote = "://" in self.root
+        try:
+            if self.is_remote:
+                self._fs, self._base = pafs.FileSystem.from_uri(self.root)
+            else:
+                self._fs, self._base = pafs.LocalFileSystem(), str(Path(self.root).absolute())
+        except (OSError, ValueError) as error:
+            raise StorageError(
+                f"storage root '{root}' is not usable: {_first_line(error)}.",
+                "Use a local path or an s3://, gs://, abfs:// or file:// URI.",
+            ) from None
+
+    def _remote(self, *parts: str) -> str:
+        return "/".join([self._base.rstrip("/"), *parts])
+
+    def directory(self, stage: str, name: str) -> Path:
+        """A local directory for `stage` that survives a killed run (checkpoints); created on first use."""
+        path = (self._cache() if self.is_remote else Path(self._base)) / stage / f".work-{name}"
+        _make_directory(path)
+        return path
+
+    def find(self, stage: str, name: str) -> Manifest | None:
+        """The committed manifest of one output, or None; a damaged manifest counts as none and is reported."""
+        try:
+            with self._fs.open_input_stream(self._remote(stage, name, MANIFEST)) as stream:
+                return Manifest.model_validate_json(stream.read()).model_copy(update={"storage_root": self.root})
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            emit("manifest refused", stage=stage, fingerprint=name, reason=_first_line(error))
+            return None
+
+    def discard(self, stage: str, name: str) -> None:
+        """Forgets one output: without its manifest it does not exist, and the next run builds it again."""
+        target = self._remote(stage, name, MANIFEST)
+        if self._fs.get_file_info(target).type != pafs.FileType.NotFound:
+            self._fs.delete_file(target)
+
+    def local_path(self, manifest: Manifest) -> Path:
+        """See Manifest.path."""
+        source = self._remote(manifest.stage, manifest.fingerprint)
+        if not self.is_remote:
+            _verify(Path(source), manifest)
+            return Path(source)
+        target = self._cache() / manifest.stage / manifest.fingerprint
+        if not (target / MANIFEST).exists():
+            staging = Path(mkdtemp(dir=_make_directory(target.parent), prefix=".fetch-"))
+            pafs.copy_files(source, str(staging), source_filesystem=self._fs, destination_filesystem=pafs.LocalFileSystem())
+            _verify(staging, manifest)
+            _rename_directory(staging, target)
+        _verify(target, manifest)
+        return target
+
+    def _cache(self) -> Path:
+        cache = os.environ.get("CLLMR_CACHE") or os.path.join(
+            os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "cllmr"
+        )
+        return Path(cache) / hashlib.sha256(self.root.encode()).hexdigest()[:12]
+
+    @contextmanager
+    def staging(self, stage: str) -> Iterator[Path]:
+        """An empty local directory to build an output in; removed if it is not committed."""
+        parent = (self._cache() if self.is_remote else Path(self._base)) / stage
+        path = Path(mkdtemp(dir=_make_directory(parent), prefix=".tmp-"))
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+
+    def commit(self, built: Path, manifest: Manifest) -> None:
+        """Makes `built` the output that `manifest` describes: data first, manifest last."""
+        (built / MANIFEST).unlink(missing_ok=True)
+        target = self._remote(manifest.stage, manifest.fingerprint)
+        text = manifest.model_dump_json(indent=2).encode()
+        if self.is_remote:
+            self._fs.create_dir(target, recursive=True)
+            pafs.copy_files(str(built), target, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=self._fs)
+            with self._fs.open_output_stream(self._remote(manifest.stage, manifest.fingerprint, MANIFEST)) as stream:
+                stream.write(text)
+            return
+        (built / MANIFEST).write_bytes(text)
+        _rename_directory(built, Path(target))
+
+
+def run_stage(
+    stage: Stage,
+    config: StageConfig,
+    storage_root: str,
+    parents: Mapping[str, Manifest],
+    build: Callable[[Path], dict[str, Any]],
+    is_live: Callable[[Manifest], bool] = lambda manifest: True,
+) -> Manifest:
+    """Runs a stage, or reuses what it wrote before.
+
+    Args:
+        stage: name and version.
+        config: the stage's own settings.
+        storage_root: where artifacts live.
+        parents: the manifests the stage reads.
+        build: writes the output into the directory it is given and returns the manifest's facts.
+        is_live: for a stage that also fills something outside its artifact (a database): whether that is still filled.
+
+    Raises:
+        StorageError: the storage root cannot be written.
+        UserError: whatever the stage finds wrong with its input; nothing half-written is left.
+    """
+    configure_logging()
+    inputs = {name: parent.fingerprint for name, parent in parents.items()}
+    name = fingerprint(stage, config.identity(), inputs)
+    store = Store(storage_root)
+    if (done := store.find(stage.name, name)) is not None and _is_whole(done) and is_live(done):
+        emit("stage reused", stage=stage.name, fingerprint=name, uri=done.uri, seconds=done.seconds)
+        return done
+    emit("stage started", stage=stage.name, fingerprint=name)
+    try:
+        with store.staging(stage.name) as built, peak_memory() as memory:
+            started = time.monotonic()
+            facts = build(built)
+            manifest = Manifest(
+                stage=stage.name,
+                version=stage.version,
+                fingerprint=name,
+                storage_root=storage_root,
+                config=config.model_dump(mode="json"),
+                parents=inputs,
+                files=_describe(built),
+                facts=facts,
+                seconds=round(time.monotonic() - started, 3),
+                peak_memory_mb=memory(),
+                created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            )
+            store.commit(built, manifest)
+    except UserError as error:
+        emit("stage failed", stage=stage.name, code=error.code, message=error.message, hint=error.hint)
+        raise
+    except OSError as error:
+        emit("stage failed", stage=stage.name, code=StorageError.code, message=_first_line(error), hint=_STORAGE_HINT)
+        raise
+    emit(
+        "stage done",
+        stage=stage.name,
+        fingerprint=name,
+        uri=manifest.uri,
+        seconds=manifest.seconds,
+        peak_memory_mb=manifest.peak_memory_mb,
+        facts=facts,
+    )
+    return manifest
+
+
+_STORAGE_HINT = "Check that the storage root exists, is writable and has room, or choose another with --storage."
+
+
+@contextmanager
+def peak_memory(every: float = 1.0) -> Iterator[Callable[[], float]]:
+    """Watches this process and its children; the yielded function gives the largest sum seen, in MiB.
+
+    Proportional set size, so that pages shared between processes count once; sampled every `every` seconds.
+    """
+    peak, stop, process = 0.0, threading.Event(), psutil.Process()
+
+    def sample() -> None:
+        nonlocal peak
+        total = 0
+        for member in [process, *process.children(recursive=True)]:
+            try:
+                total += member.memory_full_info().pss
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue  # ended between the listing and the reading
+        peak = max(peak, total / 2**20)
+
+    def watch() -> None:
+        while not stop.wait(every):
+            sample()
+
+    def result() -> float:
+        sample()
+        return round(peak, 1)
+
+    watcher = threading.Thread(target=watch, daemon=True, name="peak-memory")
+    watcher.start()
+    try:
+        yield result
+    finally:
+        stop.set()
+        watcher.join()
+
+
+def _describe(directory: Path) -> dict[str, FileEntry]:
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    return {
+        path.relative_to(directory).as_posix(): FileEntry(sha256=sha256_file(path), bytes=path.stat().st_size) for path in files
+    }
+
+
+def _verify(directory: Path, manifest: Manifest) -> None:
+    for name, entry in manifest.files.items():
+        path = directory / name
+        seen = sha256_file(path) if path.is_file() else "no file"
+        if seen != entry.sha256:
+            raise ArtifactError(
+                f"{path} is not what its manifest says: sha256 {seen}, expected {entry.sha256}.",
+                f"Build it again: cllmr run --from {manifest.stage}",
+            )
+
+
+def _is_whole(manifest: Manifest) -> bool:
+    """Whether an output is still what it was; a damaged one is named, forgotten and built again."""
+    try:
+        manifest.path()
+    except ArtifactError as error:
+        emit("artifact refused", stage=manifest.stage, fingerprint=manifest.fingerprint, reason=error.message)
+        Store(manifest.storage_root).discard(manifest.stage, manifest.fingerprint)
+        return False
+    return True
+
+
+def _make_directory(path: Path) -> Path:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK):
+            raise PermissionError(f"Permission denied: '{path}'")
+    except OSError as error:
+        raise StorageError(f"'{path}' cannot be written: {_first_line(error)}.", _STORAGE_HINT) from None
+    return path
+
+
+def _rename_directory(source: Path, target: Path) -> None:
+    """Puts `source` where `target` is; what lay there (an output without a manifest) is removed first."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if (target / MANIFEST).exists():  # another run committed the same output first: same bytes, keep it
+        return
+    shutil.rmtree(target, ignore_errors=True)
+    source.chmod(0o755)
+    source.rename(target)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def _join(*parts: str) -> str:
+    return "/".join([parts[0].rstrip("/"), *parts[1:]])

@@ -1,0 +1,64 @@
+"""Errors meant for the person who runs the platform.
+
+Every one of them names the value seen, the values allowed and the next action, and is shown as one line with exit code 2.
+A programmer's mistake is an ``assert`` or an ordinary exception and keeps its traceback.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake the user can mend.
+
+    Args:
+        message: what was seen and what is allowed, one line.
+        hint: the next action, one line.
+    """
+
+    code = "user_error"
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}".strip()
+
+
+class ConfigError(UserError):
+    """A setting that does not exist or whose value is not allowed."""
+
+    code = "config_error"
+
+
+class DataError(UserError):
+    """Input data that cannot be used; rows that merely break a rule are quarantined, not raised."""
+
+    code = "data_error"
+
+
+class StorageError(UserError):
+    """A place that cannot be read or written."""
+
+    code = "storage_error"
+
+
+class ArtifactError(UserError):
+    """A stage's output that is missing, incomplete or not what its manifest says."""
+
+    code = "artifact_error"
+
+
+class ServingError(UserError):
+    """The endpoint cannot start or cannot be reached."""
+
+    code = "serving_error"
+
+
+def did_you_mean(seen: str, allowed: Iterable[str]) -> str:
+    """Allowed values as text, the closest one to `seen` first: ``did you mean 'x'? Allowed: x, y.``"""
+    names = sorted(allowed)
+    close = difflib.get_close_matches(seen, names, n=1)
+    return (f"Did you mean '{close[0]}'? " if close else "") + f"Allowed: {', '.join(names)}."
