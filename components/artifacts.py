@@ -34,6 +34,9 @@ MANIFEST = "manifest.json"
 FINGERPRINT_LENGTH = 16  # hex digits: 64 bits, no clash in any history of runs
 
 
+_NULL = "null"
+
+
 class StageConfig(BaseModel):
     """Base of every stage's settings: frozen, and an unknown key is an error with a suggestion."""
 
@@ -43,11 +46,16 @@ class StageConfig(BaseModel):
         """What of this config decides the stage's output; part of the fingerprint."""
         return self.model_dump(mode="json")
 
+    def as_parameter(self) -> dict[str, Any]:
+        """These settings as the value of a KFP parameter, which `parse` reads: its structs carry no null, so None is a word."""
+        parameter: dict[str, Any] = _replaced(self.model_dump(mode="json"), None, _NULL)
+        return parameter
+
     @classmethod
     def parse(cls, values: Mapping[str, Any], where: str) -> Self:
         """Validates `values`; raises ConfigError naming the setting (`where` is its prefix), the value and the allowed ones."""
         try:
-            return cls.model_validate(dict(values))
+            return cls.model_validate(_replaced(dict(values), _NULL, None))
         except ValidationError as error:
             raise config_error(cls, error, where) from None
 
@@ -190,6 +198,13 @@ class Store:
             emit("manifest refused", stage=stage, fingerprint=name, reason=_first_line(error))
             return None
 
+    def outputs(self, stage: str) -> list[Manifest]:
+        """Every committed output of `stage`, oldest first."""
+        found = self._fs.get_file_info(pafs.FileSelector(self._remote(stage), allow_not_found=True))
+        names = sorted(info.base_name for info in found if info.type == pafs.FileType.Directory)
+        manifests = [self.find(stage, name) for name in names if not name.startswith(".")]
+        return sorted((manifest for manifest in manifests if manifest), key=lambda manifest: manifest.created_at)
+
     def discard(self, stage: str, name: str) -> None:
         """Forgets one output: without its manifest it does not exist, and the next run builds it again."""
         target = self._remote(stage, name, MANIFEST)
@@ -264,38 +279,32 @@ def run_stage(
         StorageError: the storage root cannot be written.
         UserError: whatever the stage finds wrong with its input; nothing half-written is left.
     """
-    configure_logging()
     inputs = {name: parent.fingerprint for name, parent in parents.items()}
-    name = fingerprint(stage, config.identity(), inputs)
-    store = Store(storage_root)
+    with _failure_told(stage):  # a stage's identity may be the contents of a file that is not there
+        name = fingerprint(stage, config.identity(), inputs)
+        store = Store(storage_root)
     if (done := store.find(stage.name, name)) is not None and _is_whole(done) and is_live(done):
         emit("stage reused", stage=stage.name, fingerprint=name, uri=done.uri, seconds=done.seconds)
         return done
+    configure_logging()
     emit("stage started", stage=stage.name, fingerprint=name)
-    try:
-        with store.staging(stage.name) as built, peak_memory() as memory:
-            started = time.monotonic()
-            facts = build(built)
-            manifest = Manifest(
-                stage=stage.name,
-                version=stage.version,
-                fingerprint=name,
-                storage_root=storage_root,
-                config=config.model_dump(mode="json"),
-                parents=inputs,
-                files=_describe(built),
-                facts=facts,
-                seconds=round(time.monotonic() - started, 3),
-                peak_memory_mb=memory(),
-                created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            )
-            store.commit(built, manifest)
-    except UserError as error:
-        emit("stage failed", stage=stage.name, code=error.code, message=error.message, hint=error.hint)
-        raise
-    except OSError as error:
-        emit("stage failed", stage=stage.name, code=StorageError.code, message=_first_line(error), hint=_STORAGE_HINT)
-        raise
+    with _failure_told(stage), store.staging(stage.name) as built, peak_memory() as memory:
+        started = time.monotonic()
+        facts = build(built)
+        manifest = Manifest(
+            stage=stage.name,
+            version=stage.version,
+            fingerprint=name,
+            storage_root=storage_root,
+            config=config.model_dump(mode="json"),
+            parents=inputs,
+            files=_describe(built),
+            facts=facts,
+            seconds=round(time.monotonic() - started, 3),
+            peak_memory_mb=memory(),
+            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        store.commit(built, manifest)
     emit(
         "stage done",
         stage=stage.name,
@@ -306,6 +315,19 @@ def run_stage(
         facts=facts,
     )
     return manifest
+
+
+@contextmanager
+def _failure_told(stage: Stage) -> Iterator[None]:
+    """What the user can mend as an event, for whoever watches the stage from another process."""
+    try:
+        yield
+    except UserError as error:
+        emit("stage failed", stage=stage.name, code=error.code, message=error.message, hint=error.hint)
+        raise
+    except OSError as error:
+        emit("stage failed", stage=stage.name, code=StorageError.code, message=_first_line(error), hint=_STORAGE_HINT)
+        raise
 
 
 _STORAGE_HINT = "Check that the storage root exists, is writable and has room, or choose another with --storage."
@@ -393,6 +415,15 @@ def _rename_directory(source: Path, target: Path) -> None:
     shutil.rmtree(target, ignore_errors=True)
     source.chmod(0o755)
     source.rename(target)
+
+
+def _replaced(value: Any, old: Any, new: Any) -> Any:
+    """`value` with `old` replaced by `new` in all its mappings and lists."""
+    if isinstance(value, dict):
+        return {key: _replaced(inner, old, new) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_replaced(inner, old, new) for inner in value]
+    return new if value == old else value
 
 
 def _first_line(error: BaseException) -> str:

@@ -13,13 +13,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import structlog
-
 EVENTS_VARIABLE = "CLLMR_EVENTS"
 
 
 def configure_logging() -> None:
     """Structured logs to standard error: readable on a terminal, JSON elsewhere."""
+    import structlog  # here, not above: a stage that is reused tells one event and should cost no more than that
+
     renderer: Any = structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
     structlog.configure(
         processors=[
@@ -37,6 +37,10 @@ def emit(event: str, **fields: Any) -> None:
     """Tell one event: to the events file when there is one, to the log otherwise."""
     path = os.environ.get(EVENTS_VARIABLE)
     if not path:
+        import structlog
+
+        if not structlog.is_configured():
+            configure_logging()
         structlog.get_logger().info(event, **fields)
         return
     line = json.dumps({"event": event, "time": time.time(), **fields}, default=str)

@@ -1,0 +1,270 @@
+"""Strong, simple rivals on the same split: each is tuned on validation over a small grid and tested once.
+
+A baseline is fitted on the training interactions alone, like the model it is compared with, and gives dense scores of all
+items for a block of users. What a fit needs beside the interactions (text, the backbone's settings) comes in `Inputs`.
+"""
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+
+from components.evaluate.config import BaselineName, EvaluateConfig
+from components.evaluate.metrics import PRIMARY, IntArray, Ranking, rank
+
+FloatMatrix = npt.NDArray[np.float32]
+Settings = dict[str, Any]
+
+
+class Baseline(Protocol):
+    """A fitted baseline."""
+
+    def score(self, users: IntArray) -> FloatMatrix:
+        """Scores of all items: rows of the users (n,) -> (n, num_items)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What baselines may learn from."""
+
+    train: sp.csr_array
+    """Training interactions, (num_users, num_items) float32, binary."""
+    validation: sp.csr_array
+    """Held-out interactions to tune on, same shape."""
+    user_text: FloatMatrix
+    """Text embeddings of the users with unit rows, (num_users, dim)."""
+    item_text: FloatMatrix
+    """Text embeddings of the items with unit rows, (num_items, dim)."""
+    train_config: Mapping[str, Any]
+    """Settings of the train stage: the bare backbone is trained with the same ones."""
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The best setting of one baseline on validation."""
+
+    baseline: Baseline
+    settings: Settings
+    validation: Ranking
+    grid: list[dict[str, Any]]
+    """Every setting tried with its validation NDCG@10, in the order tried."""
+
+
+@dataclass(frozen=True)
+class FixedScores:
+    """One score per item, the same for every user: popularity."""
+
+    item_scores: FloatMatrix
+
+    def score(self, users: IntArray) -> FloatMatrix:
+        return np.broadcast_to(self.item_scores, (len(users), len(self.item_scores))).copy()
+
+
+@dataclass(frozen=True)
+class RandomScores:
+    """Uniform scores that depend on (seed, user) only, not on which users are scored together."""
+
+    seed: int
+    num_items: int
+
+    def score(self, users: IntArray) -> FloatMatrix:
+        rows = [np.random.default_rng([self.seed, int(user)]).random(self.num_items, dtype=np.float32) for user in users]
+        return np.stack(rows)
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Scores as inner products."""
+
+    users: FloatMatrix
+    items: FloatMatrix
+
+    def score(self, users: IntArray) -> FloatMatrix:
+        return np.asarray(self.users[users] @ self.items.T, dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class ItemToItem:
+    """A user's score of an item is the sum of its weights from the user's training items: x_u @ W."""
+
+    train: sp.csr_array
+    weights: FloatMatrix | sp.csr_array
+
+    def score(self, users: IntArray) -> FloatMatrix:
+        scores = self.train[users] @ self.weights
+        return np.asarray(scores.toarray() if sp.issparse(scores) else scores, dtype=np.float32)
+
+
+def popularity(inputs: Inputs) -> Baseline:
+    """Items by their number of training interactions."""
+    return FixedScores(np.asarray(inputs.train.sum(axis=0), dtype=np.float32).ravel())
+
+
+def text_cosine(inputs: Inputs, centred: bool) -> Baseline:
+    """Cosine of the user's text and the item's text.
+
+    Args:
+        centred: subtract the mean of the users' (items') embeddings first, which takes out what all texts share.
+    """
+    users, items = inputs.user_text, inputs.item_text
+    if centred:
+        users, items = _unit(users - users.mean(axis=0)), _unit(items - items.mean(axis=0))
+    return Factors(users, items)
+
+
+def bm25_knn(inputs: Inputs, neighbours: int, b: float) -> Baseline:
+    """Item-kNN on BM25-weighted interactions (implicit's, K1 = 1.2)."""
+    from implicit.nearest_neighbours import BM25Recommender
+    from implicit.utils import ParameterWarning
+
+    model = BM25Recommender(K=neighbours, K1=1.2, B=b, num_threads=num_threads())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ParameterWarning)  # about the format of the library's own weighted copy
+        model.fit(sp.csr_matrix(inputs.train), show_progress=False)
+    return ItemToItem(inputs.train, sp.csr_array(model.similarity, dtype=np.float32))
+
+
+def ials(inputs: Inputs, factors: int, alpha: float, regularization: float, iterations: int, seed: int) -> Baseline:
+    """Implicit ALS (Hu et al. 2008). Rows are solved independently, so the result does not depend on the number of threads."""
+    from implicit.cpu.als import AlternatingLeastSquares
+    from threadpoolctl import threadpool_limits
+
+    model = AlternatingLeastSquares(
+        factors=factors,
+        alpha=alpha,
+        regularization=regularization,
+        iterations=iterations,
+        num_threads=num_threads(),
+        random_state=seed,
+    )
+    with threadpool_limits(1, "blas"):  # the library's own threads call BLAS: more below them only gets in the way
+        model.fit(sp.csr_matrix(inputs.train), show_progress=False)
+    return Factors(np.asarray(model.user_factors), np.asarray(model.item_factors))
+
+
+def ease(inputs: Inputs, l2: float, text_weight: float = 0.0) -> Baseline:
+    """EASE (Steck 2019): B = I - P diag(P)^-1 with P = (XᵀX + λI)^-1, so that the diagonal of B is 0.
+
+    Args:
+        l2: λ.
+        text_weight: a of "collective EASE": adds a·SSᵀ to the Gram matrix, S the centred unit rows of the items' text.
+    """
+    from scipy.linalg.lapack import spotrf, spotri
+
+    gram = (inputs.train.T @ inputs.train).toarray().astype(np.float32)
+    if text_weight:
+        text = _unit(inputs.item_text - inputs.item_text.mean(axis=0))
+        gram += text_weight * (text @ text.T)
+    gram[np.diag_indices_from(gram)] += l2
+    # the inverse from the Cholesky factor, in place; the matrix is symmetric, so Fortran's order of the transpose is the same
+    factor, failed = spotrf(gram.T, lower=True, overwrite_a=True)
+    assert not failed, "XᵀX + λI is positive definite for λ > 0"
+    inverse, failed = spotri(factor, lower=True, overwrite_c=True)
+    assert not failed, "a Cholesky factor with a positive diagonal can be inverted"
+    weights = np.ascontiguousarray(np.tril(inverse) + np.tril(inverse, -1).T)
+    weights /= -np.diag(weights)
+    np.fill_diagonal(weights, 0.0)
+    return ItemToItem(inputs.train, weights)
+
+
+def lightgcn_base(inputs: Inputs, on_progress: Callable[..., None]) -> Baseline:
+    """The backbone without side information, by the train stage's own loop and settings, in this process."""
+    from components.train.loop import fit_base
+
+    users, items = fit_base(inputs.train, inputs.validation, dict(inputs.train_config), on_progress)
+    return Factors(np.asarray(users, dtype=np.float32), np.asarray(items, dtype=np.float32))
+
+
+def grid(name: BaselineName, config: EvaluateConfig) -> list[Settings]:
+    """The settings that are tried for one baseline; a single empty one where there is nothing to tune."""
+    if name == "text_cosine":
+        return [{"centred": centred} for centred in (False, True)]
+    if name == "bm25_knn":
+        return [{"neighbours": k, "b": b} for k, b in product(config.bm25_neighbours, config.bm25_b)]
+    if name == "ials":
+        tried = product(config.ials_factors, config.ials_alpha, config.ials_regularization)
+        return [{"factors": factors, "alpha": alpha, "regularization": reg} for factors, alpha, reg in tried]
+    if name == "ease":
+        return [{"l2": l2} for l2 in config.ease_l2]
+    if name == "ease_text":
+        return [{"l2": l2, "text_weight": weight} for l2, weight in product(config.ease_l2, config.ease_text_weight)]
+    return [{}]
+
+
+def fit(
+    name: BaselineName,
+    settings: Settings,
+    inputs: Inputs,
+    config: EvaluateConfig,
+    on_progress: Callable[..., None] = lambda **figures: None,
+) -> Baseline:
+    """One fitted baseline."""
+    if name == "popularity":
+        return popularity(inputs)
+    if name == "random":
+        return RandomScores(config.seed, inputs.train.shape[1])
+    if name == "text_cosine":
+        return text_cosine(inputs, **settings)
+    if name == "bm25_knn":
+        return bm25_knn(inputs, **settings)
+    if name == "ials":
+        return ials(inputs, **settings, iterations=config.ials_iterations, seed=config.seed)
+    if name in ("ease", "ease_text"):
+        return ease(inputs, **settings)
+    return lightgcn_base(inputs, on_progress)
+
+
+def skip_reason(name: BaselineName, inputs: Inputs, config: EvaluateConfig) -> str | None:
+    """Why a baseline cannot run on these data, or None."""
+    num_items = inputs.train.shape[1]
+    if name in ("ease", "ease_text") and num_items > config.ease_max_items:
+        return f"{num_items:,} items are more than ease_max_items = {config.ease_max_items:,}"
+    if name in ("text_cosine", "ease_text") and not inputs.item_text.size:
+        return "there are no text embeddings"
+    return None
+
+
+def tune(
+    name: BaselineName,
+    inputs: Inputs,
+    config: EvaluateConfig,
+    on_progress: Callable[..., None] = lambda **figures: None,
+) -> Tuned:
+    """Fits a baseline with every setting of its grid and keeps the one with the best validation NDCG@10 (first of equals)."""
+    tried: list[dict[str, Any]] = []
+    best: tuple[float, Baseline, Settings, Ranking] | None = None
+    for settings in grid(name, config):
+        baseline = fit(name, settings, inputs, config, on_progress)
+        ranking = rank(baseline.score, inputs.train, inputs.validation, config.block_size)
+        value = ranking.mean()[PRIMARY]
+        tried.append({**settings, PRIMARY: round(value, 6)})
+        if best is None or value > best[0]:
+            best = (value, baseline, settings, ranking)
+    assert best is not None, "a grid has at least one setting"
+    return Tuned(best[1], best[2], best[3], tried)
+
+
+def is_at_edge(tuned: Tuned) -> Iterator[str]:
+    """Numeric settings whose best value is the smallest or largest of a grid of at least three: the optimum may lie outside."""
+    for name, chosen in tuned.settings.items():
+        values = sorted({entry[name] for entry in tuned.grid})
+        if len(values) >= 3 and chosen in (values[0], values[-1]):
+            yield name
+
+
+def num_threads() -> int:
+    """Threads of a library that would otherwise take every core of the host: OMP_NUM_THREADS, or the cores it may use."""
+    return int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+
+
+def _unit(rows: npt.NDArray[np.floating]) -> FloatMatrix:
+    """Rows scaled to length 1; zero rows stay zero."""
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.asarray(rows / np.where(lengths > 0, lengths, 1.0), dtype=np.float32)

@@ -1,0 +1,70 @@
+"""Settings of the evaluate stage, and the names of what it compares."""
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from components.artifacts import StageConfig
+
+BaselineName = Literal["popularity", "random", "text_cosine", "bm25_knn", "ials", "ease", "ease_text", "lightgcn"]
+
+SCORES = ("mediator", "factual", "debiased")
+"""The scores of the bundle that are evaluated, by the name they have in every result."""
+
+LABELS: dict[str, str] = {
+    "popularity": "Popularity",
+    "random": "Random",
+    "text_cosine": "Text cosine",
+    "bm25_knn": "BM25 item-kNN",
+    "ials": "iALS",
+    "ease": "EASE",
+    "ease_text": "EASE + text",
+    "lightgcn": "LightGCN (no side information)",
+    "mediator": "CLLMR match alone",
+    "factual": "CLLMR factual",
+    "debiased": "CLLMR debiased",
+}
+"""Every model that can appear in a result, in the order of the result table, as people read it."""
+
+ACTIVITY = ("least active third", "middle third", "most active third")
+"""Groups of users by their number of training interactions, in order."""
+
+
+class EvaluateConfig(StageConfig):
+    """How the bundle and its rivals are compared."""
+
+    baselines: tuple[BaselineName, ...] = (
+        "popularity",
+        "random",
+        "text_cosine",
+        "bm25_knn",
+        "ials",
+        "ease",
+        "ease_text",
+        "lightgcn",
+    )
+    """Rivals on the same split. Each is tuned on validation over its own grid below and tested once."""
+    bootstrap_samples: PositiveInt = 1000
+    """Resamples of the users behind each 95 % confidence interval; the same resamples for every model (paired)."""
+    seed: NonNegativeInt = 0
+    """Of the bootstrap, of iALS' initial factors and of the random ranking."""
+    block_size: PositiveInt = 512
+    """Users scored at once; memory grows with it (block_size x num_items x 4 bytes a few times over), results do not change."""
+    bm25_neighbours: tuple[PositiveInt, ...] = Field(default=(20, 100, 500), min_length=1)
+    """Grid of K, neighbours kept per item."""
+    bm25_b: tuple[float, ...] = Field(default=(0.25, 0.5, 0.75), min_length=1)
+    """Grid of BM25's length normalisation, 0 (none) to 1."""
+    ials_factors: tuple[PositiveInt, ...] = Field(default=(64, 128), min_length=1)
+    """Grid of the number of factors."""
+    ials_alpha: tuple[PositiveFloat, ...] = Field(default=(1.0, 5.0, 20.0), min_length=1)
+    """Grid of the confidence of an interaction; without one it is 0."""
+    ials_regularization: tuple[PositiveFloat, ...] = Field(default=(1.0, 10.0, 30.0, 100.0), min_length=1)
+    """Grid of the weight of the squared factors."""
+    ials_iterations: PositiveInt = 15
+    """Alternating sweeps."""
+    ease_l2: tuple[PositiveFloat, ...] = Field(default=(10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0), min_length=1)
+    """Grid of the weight of the squared item-item coefficients; also of EASE + text."""
+    ease_text_weight: tuple[PositiveFloat, ...] = Field(default=(1.0, 10.0, 100.0), min_length=1)
+    """Grid of the weight of the text's Gram matrix in EASE + text."""
+    ease_max_items: PositiveInt = 15_000
+    """EASE holds several dense item-item matrices (15,000 items: 0.9 GB each); a larger catalogue skips it, and says so."""

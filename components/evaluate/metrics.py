@@ -1,0 +1,182 @@
+"""Full-ranking metrics: Recall@k and NDCG@k over all items, per user, with paired bootstrap intervals over users.
+
+Protocol (CLLMR and RLMRec, METHOD d.3): every item is ranked for every user; only the user's training items are masked
+(validation items stay in the ranking at test time); users without held-out items are skipped; metrics are means over users.
+
+    Recall@k = hits in the top k / number of the user's held-out items
+    NDCG@k   = sum over hits of 1/log2(rank + 1)  /  the same sum of an ideal ranking (min(k, held-out items) hits at the top)
+
+Ties are broken by item row, the lower row first, so that a ranking is a function of the scores alone.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+
+CUTOFFS = (5, 10, 20)
+METRICS = tuple(f"{name}@{k}" for name in ("recall", "ndcg") for k in CUTOFFS)
+PRIMARY = "ndcg@10"
+"""What baselines are tuned by and challengers are judged by."""
+NO_ITEM = -1
+"""Fills a ranking that is shorter than asked for, because fewer items are left after masking."""
+
+FloatArray = npt.NDArray[np.floating]
+IntArray = npt.NDArray[np.int64]
+ScoreBlock = Callable[[IntArray], npt.NDArray[np.float32]]
+"""Scores of all items for some users: rows of the users (n,) -> (n, num_items)."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The top of every evaluated user's ranking and what it is worth."""
+
+    users: IntArray
+    """Rows of the users with held-out items, (num_evaluated,), ascending."""
+    top_items: IntArray
+    """Item rows, best first, (num_evaluated, max(CUTOFFS)); NO_ITEM where nothing is left to rank."""
+    per_user: dict[str, npt.NDArray[np.float64]]
+    """Metric -> value of each user, (num_evaluated,)."""
+
+    def mean(self) -> dict[str, float]:
+        """Metric -> mean over users."""
+        return {name: float(values.mean()) for name, values in self.per_user.items()}
+
+
+def top_k(scores: FloatArray, k: int) -> IntArray:
+    """Columns of the k largest scores of each row, best first, ties by the lower column.
+
+    Args:
+        scores: (n, num_items); -inf marks items that must not be ranked.
+        k: length of the ranking.
+
+    Returns:
+        (n, k), NO_ITEM at the end where fewer than k items can be ranked.
+
+    Raises:
+        ValueError: a score is NaN: a ranking of it would be arbitrary.
+    """
+    if np.isnan(scores).any():
+        raise ValueError(f"scores hold NaN in {int(np.isnan(scores).any(axis=1).sum())} of {len(scores)} rows")
+    num_rows, num_items = scores.shape
+    kept = min(k, num_items)
+    threshold = np.partition(scores, num_items - kept, axis=1)[:, num_items - kept, None]
+    above = scores > threshold
+    tied = scores == threshold
+    missing = kept - above.sum(axis=1, keepdims=True)
+    chosen = above | (tied & (np.cumsum(tied, axis=1) <= missing))
+    columns = np.nonzero(chosen)[1].reshape(num_rows, kept)  # ascending, so a stable sort breaks ties by column
+    values = np.take_along_axis(scores, columns, axis=1)
+    order = np.argsort(-values, axis=1, kind="stable")
+    columns = np.take_along_axis(columns, order, axis=1)
+    columns[np.isneginf(np.take_along_axis(values, order, axis=1))] = NO_ITEM
+    return np.pad(columns, ((0, 0), (0, k - kept)), constant_values=NO_ITEM).astype(np.int64)
+
+
+def blocks(users: IntArray, block_size: int) -> Iterator[IntArray]:
+    """`users` in consecutive pieces of at most `block_size`."""
+    for start in range(0, len(users), block_size):
+        yield users[start : start + block_size]
+
+
+def masked(scores: FloatArray, seen: sp.csr_array, users: IntArray) -> npt.NDArray[np.float32]:
+    """A copy of `scores` (n, num_items) with -inf at the interactions `seen` (num_users, num_items) of `users` (n,)."""
+    scores = np.array(scores, dtype=np.float32)
+    rows, columns = seen[users].nonzero()
+    scores[rows, columns] = -np.inf
+    return scores
+
+
+def rank(
+    score: ScoreBlock, seen: sp.csr_array, held_out: sp.csr_array, block_size: int = 512, users: IntArray | None = None
+) -> Ranking:
+    """Ranks all items for every user with held-out items, and measures the rankings.
+
+    Args:
+        score: scores of all items for a block of users.
+        seen: interactions to mask, (num_users, num_items).
+        held_out: interactions to find, (num_users, num_items), binary.
+        block_size: users scored at once.
+        users: evaluate only these rows (those with held-out items among them).
+
+    Raises:
+        ValueError: no user has a held-out item, or a score is NaN.
+    """
+    size = np.diff(held_out.indptr)
+    evaluated = np.flatnonzero(size).astype(np.int64)
+    if users is not None:
+        evaluated = np.intersect1d(evaluated, users)
+    if not len(evaluated):
+        raise ValueError("no user has a held-out interaction: there is nothing to evaluate")
+    tops: list[IntArray] = []
+    hits: list[npt.NDArray[np.bool_]] = []
+    for block in blocks(evaluated, block_size):
+        top = top_k(masked(score(block), seen, block), max(CUTOFFS))
+        relevant = held_out[block].toarray().astype(bool)
+        tops.append(top)
+        hits.append(np.take_along_axis(relevant, np.maximum(top, 0), axis=1) & (top != NO_ITEM))
+    return Ranking(evaluated, np.concatenate(tops), measure(np.concatenate(hits), size[evaluated]))
+
+
+def measure(hits: npt.NDArray[np.bool_], num_held_out: npt.NDArray[np.integer]) -> dict[str, npt.NDArray[np.float64]]:
+    """All metrics of each user.
+
+    Args:
+        hits: whether the item at each rank is held out, (num_users, at least max(CUTOFFS)).
+        num_held_out: held-out items of each user, (num_users,), all positive.
+
+    Returns:
+        Metric name -> (num_users,).
+    """
+    discount = 1.0 / np.log2(np.arange(2, max(CUTOFFS) + 2))
+    ideal = np.cumsum(discount)
+    result: dict[str, npt.NDArray[np.float64]] = {}
+    for k in CUTOFFS:
+        result[f"recall@{k}"] = hits[:, :k].sum(axis=1) / num_held_out
+        result[f"ndcg@{k}"] = (hits[:, :k] * discount[:k]).sum(axis=1) / ideal[np.minimum(k, num_held_out) - 1]
+    return {name: result[name] for name in METRICS}
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """Resamples of the same users for every model: intervals of means, and of paired differences."""
+
+    counts: npt.NDArray[np.float32]
+    """How often each user is drawn, (num_samples, num_users); rows sum to num_users."""
+
+    @classmethod
+    def draw(cls, num_users: int, num_samples: int, seed: int) -> "Bootstrap":
+        """`num_samples` resamples with replacement of `num_users` users."""
+        rng = np.random.default_rng(seed)
+        counts = np.empty((num_samples, num_users), dtype=np.float32)
+        for row in counts:
+            row[:] = np.bincount(rng.integers(num_users, size=num_users), minlength=num_users)
+        return cls(counts)
+
+    def interval(self, values: npt.NDArray[np.float64]) -> tuple[float, float]:
+        """95 % percentile interval of the mean of `values` (num_users,); give a difference of two models for a paired one."""
+        means = self.counts @ values.astype(np.float32) / len(values)
+        low, high = np.percentile(means, [2.5, 97.5])
+        return float(low), float(high)
+
+
+def summarise(ranking: Ranking, bootstrap: Bootstrap) -> dict[str, dict[str, object]]:
+    """Metric -> {"mean", "ci95": [low, high]}, rounded to six digits."""
+    return {
+        name: {"mean": round(float(values.mean()), 6), "ci95": [round(end, 6) for end in bootstrap.interval(values)]}
+        for name, values in ranking.per_user.items()
+    }
+
+
+def paired_difference(
+    left: Mapping[str, npt.NDArray[np.float64]], right: Mapping[str, npt.NDArray[np.float64]], bootstrap: Bootstrap
+) -> dict[str, dict[str, object]]:
+    """Metric -> mean of left - right over the same users, with its paired 95 % interval."""
+    result: dict[str, dict[str, object]] = {}
+    for name in METRICS:
+        difference = left[name] - right[name]
+        interval = bootstrap.interval(difference)
+        result[name] = {"mean": round(float(difference.mean()), 6), "ci95": [round(end, 6) for end in interval]}
+    return result

@@ -1,0 +1,106 @@
+"""The features stage: side information, spectrum, counts and histories in a Feast feature set.
+
+The artifact is a Feast repository of its own (settings, registry, offline tables). The online store is filled from it and
+lies outside, so the stage counts as done only while its rows are still there.
+"""
+
+import json
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from components.artifacts import Manifest, Stage, fingerprint, run_stage, write_json
+from components.errors import UserError
+from components.features import online
+from components.features.config import FeaturesConfig
+from components.features.tables import build_tables, load_inputs, window_of
+from components.ids import TIMESTAMP
+from components.progress import emit
+from feature_repo.store import REDIS, SQLITE, sqlite_path
+
+STAGE = Stage("features", version=1)
+
+PROBES_FILE = "probes.json"
+
+
+def run(config: dict[str, Any], storage_root: str, ingest: Manifest, sideinfo: Manifest, spectrum: Manifest) -> Manifest:
+    """Builds the feature set of its parents and fills the online store.
+
+    Facts of the manifest: ``project`` (Feast project), ``online_store`` (kind), ``views`` (rows by view), ``window`` (first
+    and last event time materialised, ISO 8601), ``snapshot`` (event time of the training views), ``users``, ``items``.
+
+    Raises:
+        ConfigError: an unknown or wrong setting, SQLite on a remote storage root, Redis without an address.
+        ArtifactError: parents that do not describe the same users and items.
+        StorageError: the online store cannot be reached, or does not give back what was written.
+    """
+    settings = FeaturesConfig.parse(config, STAGE.name)
+    parents = {"ingest": ingest, "sideinfo": sideinfo, "spectrum": spectrum}
+    inputs = {name: parent.fingerprint for name, parent in parents.items()}
+    project = project_name(fingerprint(STAGE, settings.identity(), inputs))
+    if settings.online_store == SQLITE:
+        with online.user_errors(SQLITE):
+            sqlite_path(storage_root, project)  # refuses a remote root before anything is asked of it
+
+    def build(directory: Path) -> dict[str, Any]:
+        from components.features.repository import build_feature_set, probe_keys
+
+        online.check_reachable(settings.online_store, storage_root, project)
+        data = load_inputs(ingest.path(), sideinfo.path(), spectrum.path())
+        tables = build_tables(data, settings.history_length)
+        window = window_of(data.interactions[TIMESTAMP].to_numpy())
+        with online.user_errors(settings.online_store):
+            rows = build_feature_set(directory, storage_root, project, settings.online_store, tables, window)
+            if settings.online_store == REDIS:
+                write_json(directory / PROBES_FILE, probe_keys(project, tables))
+        return {
+            "project": project,
+            "online_store": settings.online_store,
+            "views": rows,
+            "window": window.facts(),
+            "snapshot": tables["item_counts"]["event_timestamp"][0].as_py().isoformat(),
+            "users": len(data.users.ids),
+            "items": len(data.items.ids),
+        }
+
+    return run_stage(STAGE, settings, storage_root, parents, build, is_live)
+
+
+def project_name(features_fingerprint: str) -> str:
+    """Feast project of a feature set: one each, so that no feature set overwrites another's online rows."""
+    return f"cllmr_{features_fingerprint}"
+
+
+def is_live(manifest: Manifest) -> bool:
+    """Whether the online store still holds the rows of a feature set: all are counted in SQLite, some are probed in Redis.
+
+    A store that cannot be reached holds nothing; building the feature set again then says what is wrong with it.
+    """
+    kind, project = manifest.facts["online_store"], manifest.facts["project"]
+    try:
+        with online.user_errors(kind):
+            lost = _lost_in_redis(manifest) if kind == REDIS else _lost_in_sqlite(manifest)
+    except UserError as error:
+        emit("online store unreachable", project=project, online_store=kind, reason=error.message)
+        return False
+    if lost:
+        emit("online store incomplete", project=project, online_store=kind, rows_missing=lost)
+    return not lost
+
+
+def _lost_in_sqlite(manifest: Manifest) -> dict[str, int]:
+    project, views = manifest.facts["project"], manifest.facts["views"]
+    path = sqlite_path(manifest.storage_root, project)
+    try:
+        rows = online.sqlite_rows(path, project, views)
+    except sqlite3.DatabaseError as error:
+        online.discard_damaged(path, error)
+        rows = dict.fromkeys(views, 0)
+    return {view: views[view] - rows[view] for view in views if rows[view] != views[view]}
+
+
+def _lost_in_redis(manifest: Manifest) -> dict[str, int]:
+    probes = json.loads((manifest.path() / PROBES_FILE).read_text(encoding="utf-8"))
+    with closing(online.redis_client()) as client:
+        return {view: count for view, count in online.missing_probes(client, probes).items() if count}

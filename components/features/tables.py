@@ -1,0 +1,174 @@
+"""The offline tables: one row per user or item, computed from the parents' data.
+
+Everything but `user_history` is computed from training interactions, or from parents that saw nothing else, so it may be
+read for training. Rows are in vocabulary order.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors.numpy import load_file
+
+from components.errors import ArtifactError
+from components.ids import ITEM, ITEM_ID, SPLIT, TIMESTAMP, TRAIN, USER, USER_ID
+
+EVENT_TIMESTAMP = "event_timestamp"
+
+UNTIMED = int(datetime(2000, 1, 1, tzinfo=UTC).timestamp())
+"""Event time, Unix seconds, of data without timestamps: fixed, so that a run does not depend on when it is made."""
+
+_REBUILD = "Build it again: cllmr run --from {stage}"
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """What is known of all users, or of all items, by vocabulary row."""
+
+    ids: list[str]
+    profiles: list[str]
+    embeddings: Floats
+    """(len(ids), dim), rows L2-normalised."""
+    spectrum: Floats
+    """(len(ids), q)."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The parents' data."""
+
+    users: Nodes
+    items: Nodes
+    interactions: pd.DataFrame
+    """Columns user, item (rows), timestamp (Unix seconds, 0 if untimed), split."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """Event times from the first to the last interaction, both included, Unix seconds."""
+
+    start: int
+    end: int
+
+    def dates(self) -> tuple[datetime, datetime]:
+        """Both ends as aware datetimes."""
+        return datetime.fromtimestamp(self.start, UTC), datetime.fromtimestamp(self.end, UTC)
+
+    def facts(self) -> dict[str, str]:
+        """Both ends as ISO 8601 text."""
+        start, end = self.dates()
+        return {"start": start.isoformat(), "end": end.isoformat()}
+
+
+def load_inputs(ingest: Path, sideinfo: Path, spectrum: Path) -> Inputs:
+    """Reads the three parents.
+
+    Raises:
+        ArtifactError: a parent describes other users or items than the ingest vocabulary does.
+    """
+    embeddings, spectra = load_file(sideinfo / "embeddings.safetensors"), load_file(spectrum / "spectrum.safetensors")
+    return Inputs(
+        users=_nodes(ingest, sideinfo, embeddings["users"], spectra["users"], "users", USER_ID),
+        items=_nodes(ingest, sideinfo, embeddings["items"], spectra["items"], "items", ITEM_ID),
+        interactions=pq.read_table(ingest / "interactions.parquet", columns=[USER, ITEM, TIMESTAMP, SPLIT]).to_pandas(),
+    )
+
+
+def _nodes(ingest: Path, sideinfo: Path, embeddings: Floats, spectrum: Floats, name: str, id_column: str) -> Nodes:
+    ids = pq.read_table(ingest / f"{name}.parquet", columns=[id_column])[id_column].to_pylist()
+    if len(set(ids)) != len(ids):  # Feast keeps one row per id and time, so the others would vanish without a word
+        raise ArtifactError(
+            f"ingest's {name}.parquet has {len(ids)} rows but {len(set(ids))} different ids.", _REBUILD.format(stage="ingest")
+        )
+    side = pq.read_table(sideinfo / f"{name}.parquet", columns=[id_column, "profile"])
+    if side[id_column].to_pylist() != ids:
+        raise ArtifactError(
+            f"sideinfo's {name}.parquet lists {side.num_rows} {name} that are not ingest's {len(ids)} in vocabulary order.",
+            _REBUILD.format(stage="sideinfo"),
+        )
+    for stage, what, array in (("sideinfo", "embeddings", embeddings), ("spectrum", "spectrum", spectrum)):
+        if len(array) != len(ids):
+            raise ArtifactError(f"{stage} has {len(array)} rows of {what} for {len(ids)} {name}.", _REBUILD.format(stage=stage))
+        if not np.isfinite(array).all():
+            raise ArtifactError(f"{stage}'s {what} of {name} contain NaN or infinity.", _REBUILD.format(stage=stage))
+    return Nodes(ids, side["profile"].to_pylist(), embeddings.astype(np.float32), spectrum.astype(np.float32))
+
+
+def window_of(timestamps: Ints) -> Window:
+    """The materialisation window of some interactions; `UNTIMED` alone when they carry no time."""
+    known = timestamps[timestamps != 0]
+    if len(known) == 0:
+        return Window(UNTIMED, UNTIMED)
+    return Window(int(known.min()), int(known.max()))
+
+
+def build_tables(inputs: Inputs, history_length: int) -> dict[str, pa.Table]:
+    """All offline tables, by view name; each has its entity's id, `event_timestamp` and the view's features."""
+    train = inputs.interactions[inputs.interactions[SPLIT] == TRAIN]
+    snapshot = window_of(train[TIMESTAMP].to_numpy(np.int64)).end
+    tables: dict[str, pa.Table] = {}
+    for entity, column, id_column, nodes in (("item", ITEM, ITEM_ID, inputs.items), ("user", USER, USER_ID, inputs.users)):
+        keys = {id_column: pa.array(nodes.ids, pa.string()), EVENT_TIMESTAMP: _times(np.full(len(nodes.ids), snapshot))}
+        rows, times = train[column].to_numpy(), train[TIMESTAMP].to_numpy(np.int64)
+        tables[f"{entity}_side_information"] = pa.table(
+            keys | {"embedding": _float_lists(nodes.embeddings), "profile": pa.array(nodes.profiles, pa.string())}
+        )
+        tables[f"{entity}_spectrum"] = pa.table(keys | {"spectrum": _float_lists(nodes.spectrum)})
+        tables[f"{entity}_counts"] = pa.table(keys | counts(rows, times, len(nodes.ids)))
+    tables["user_history"] = user_history(inputs, history_length)
+    return tables
+
+
+def counts(rows: Ints, times: Ints, size: int) -> dict[str, Ints]:
+    """Interactions per row and the time of the latest, 0 where there is none.
+
+    Args:
+        rows: the vocabulary row of each training interaction, (interactions,).
+        times: its Unix seconds, (interactions,).
+        size: rows of the vocabulary.
+    """
+    latest = np.zeros(size, np.int64)
+    np.maximum.at(latest, rows, times)
+    return {"train_interactions": np.bincount(rows, minlength=size).astype(np.int64), "last_train_timestamp": latest}
+
+
+def user_history(inputs: Inputs, length: int) -> pa.Table:
+    """Each user's latest `length` interactions of every split, most recent last; equal times are ordered by item row.
+
+    A user without any has an empty list, dated at the start of the window.
+    """
+    events = inputs.interactions.sort_values([USER, TIMESTAMP, ITEM], kind="stable")
+    latest = events[events.groupby(USER).cumcount(ascending=False) < length]
+    size = len(inputs.users.ids)
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(latest[USER], minlength=size))])
+    times = latest[TIMESTAMP].to_numpy(np.int64)
+    last_seen = np.zeros(size, np.int64)
+    np.maximum.at(last_seen, latest[USER].to_numpy(), times)
+    window = window_of(inputs.interactions[TIMESTAMP].to_numpy(np.int64))
+    item_ids = pa.array(inputs.items.ids, pa.string()).take(pa.array(latest[ITEM].to_numpy()))
+    return pa.table(
+        {
+            USER_ID: pa.array(inputs.users.ids, pa.string()),
+            EVENT_TIMESTAMP: _times(np.where(last_seen == 0, window.start, last_seen)),
+            "item_ids": pa.ListArray.from_arrays(offsets.astype(np.int32), item_ids),
+            "timestamps": pa.ListArray.from_arrays(offsets.astype(np.int32), pa.array(times)),
+        }
+    )
+
+
+def _float_lists(rows: Floats) -> pa.ListArray:
+    """(n, dim) as one list per row."""
+    offsets = np.arange(len(rows) + 1, dtype=np.int32) * rows.shape[1]
+    return pa.ListArray.from_arrays(offsets, pa.array(np.ascontiguousarray(rows).reshape(-1), pa.float32()))
+
+
+def _times(seconds: Ints) -> pa.Array:
+    return pa.array(seconds.astype(np.int64) * 1_000_000, pa.int64()).cast(pa.timestamp("us", tz="UTC"))

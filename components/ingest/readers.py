@@ -1,0 +1,221 @@
+"""The user's files as frames of text, chunk by chunk.
+
+Every value comes out as text (missing = ""), so that a bad one can be shown as it was written; what it must be is the
+business of ``components.ingest.validation``.
+"""
+
+import csv
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from typing import IO, Any, cast
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs as pafs
+
+from components.errors import DataError, did_you_mean
+from components.ids import TIMESTAMP
+
+CHUNK_ROWS = 500_000
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
+PARQUET = ".parquet"
+_OTHER_SEPARATORS = ";\t|"
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+
+
+def open_source(path: str) -> IO[bytes]:
+    """Opens a local path or a URI for reading; raises DataError naming the path when it cannot be."""
+    try:
+        if "://" in path:
+            filesystem, inner = pafs.FileSystem.from_uri(path)
+            return cast(IO[bytes], filesystem.open_input_file(inner))
+        return open(path, "rb")
+    except FileNotFoundError:
+        raise DataError(
+            f"file '{path}' does not exist (looked from '{os.getcwd()}').", "Correct ingest.interactions, items or users."
+        ) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"file '{path}' cannot be read: {reason}.", "Check the path and its permissions.") from None
+
+
+def sha256_source(path: str) -> str:
+    """Hex SHA-256 of a source file's bytes; raises DataError when it cannot be read."""
+    digest = hashlib.sha256()
+    with open_source(path) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def extension(path: str) -> str:
+    """ ".csv", ".tsv" or ".parquet"; raises DataError for any other."""
+    found = os.path.splitext(path)[1].lower()
+    if found not in SEPARATORS and found != PARQUET:
+        raise DataError(
+            f"file '{path}' has the extension '{found}'; allowed: {', '.join([*SEPARATORS, PARQUET])}.",
+            "Save the table as one of these, or rename the file.",
+        )
+    return found
+
+
+def column_names(path: str) -> list[str]:
+    """The table's column names; raises DataError when there is no table."""
+    if extension(path) == PARQUET:
+        with open_source(path) as file:
+            return list(_parquet(path, file).schema_arrow.names)
+    return list(next(_csv_chunks(path, 1)).columns)
+
+
+def resolve(path: str, names: list[str], column: str, setting: str) -> str:
+    """`column` when the table has it; raises DataError naming the columns seen and the setting to change."""
+    if column in names:
+        return column
+    hint = f"Name yours: --column {setting.rpartition('.')[2]}=NAME (or --set {setting}=NAME)"
+    separator = next((mark for mark in _OTHER_SEPARATORS if len(names) == 1 and mark in names[0]), None)
+    if separator:
+        hint = f"It seems to be separated by {separator!r}: save it with commas (.csv) or tabs (.tsv)"
+    raise DataError(f"file '{path}' has no column '{column}'; columns seen: {', '.join(names)}.", hint)
+
+
+def resolve_text(where: str, names: list[str], column: str, setting: str) -> str:
+    """As `resolve`, for a column that the user listed in `setting`; the closest name is suggested."""
+    if column not in names:
+        raise DataError(
+            f"setting '{setting}' names the column '{column}', which {where} does not have.", did_you_mean(column, names)
+        )
+    return column
+
+
+def read_chunks(path: str, columns: Mapping[str, str], chunk_rows: int = CHUNK_ROWS) -> Iterator[Any]:
+    """The chosen columns as text.
+
+    Args:
+        path: of a CSV, TSV or Parquet file.
+        columns: the platform's name of a column -> the file's.
+        chunk_rows: rows per frame.
+
+    Yields:
+        DataFrames with the platform's names and str values; the index is the 0-based data row in the file.
+
+    Raises:
+        DataError: the file is empty, not UTF-8, or not a table.
+    """
+    chunks = _parquet_chunks(path, columns, chunk_rows) if extension(path) == PARQUET else _csv_chunks(path, chunk_rows)
+    seen = 0
+    for chunk in chunks:
+        seen += len(chunk)
+        yield chunk[list(columns.values())].set_axis(list(columns), axis=1)
+    if not seen:
+        raise DataError(f"file '{path}' has column names but no rows.", "Give it at least one row.")
+
+
+def _csv_chunks(path: str, chunk_rows: int, quoting: int = csv.QUOTE_MINIMAL) -> Iterator[Any]:
+    import pandas as pd
+
+    try:
+        with (
+            open_source(path) as file,
+            pd.read_csv(  # type: ignore[call-overload]  # the stubs do not know a chunked read with these arguments
+                file,
+                sep=SEPARATORS[os.path.splitext(path)[1].lower()],
+                dtype=str,
+                na_filter=False,
+                encoding="utf-8-sig",  # with or without the mark that spreadsheets put first
+                chunksize=chunk_rows,
+                quoting=quoting,
+            ) as reader,
+        ):
+            for chunk in reader:
+                # not usecols: pandas then accepts rows with too many fields, and their values are in the wrong columns
+                if not isinstance(chunk.index, pd.RangeIndex):
+                    raise DataError(
+                        f"file '{path}' has more fields in its rows than in its first line.",
+                        "Name every column in the first line, and quote values that contain the separator.",
+                    )
+                chunk.columns = [str(name).strip() for name in chunk.columns]
+                yield chunk.fillna("")  # a row with too few fields
+    except pd.errors.EmptyDataError:
+        raise DataError(f"file '{path}' is empty.", "Give a first line of column names and one row per entry.") from None
+    except UnicodeDecodeError:
+        raise _not_utf8(path) from None
+    except pd.errors.ParserError as error:
+        reason = str(error).splitlines()[0].removeprefix("Error tokenizing data. C error: ")
+        raise DataError(f"file '{path}' is not a table: {reason}.", "Quote values that contain the separator.") from None
+
+
+def _not_utf8(path: str) -> DataError:
+    """Says which byte of which line cannot be decoded."""
+    offset = 0
+    with open_source(path) as file:
+        if file.read(2) in _UTF16_MARKS:
+            return _encoding_error(path, "it begins with the mark of UTF-16", "UTF-16")
+        file.seek(0)
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                where = f"byte 0x{line[error.start]:02x} at offset {offset + error.start}, line {number}"
+                return _encoding_error(path, where, "ISO-8859-1")
+            offset += len(line)
+    return _encoding_error(path, "its end is cut off", "ISO-8859-1")
+
+
+def _encoding_error(path: str, where: str, likely: str) -> DataError:
+    return DataError(
+        f"file '{path}' is not UTF-8: {where}.", f"Convert it, for example: iconv -f {likely} -t UTF-8 '{path}' > utf8.csv"
+    )
+
+
+def _parquet(path: str, file: IO[bytes]) -> Any:
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.ParquetFile(file)
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(path, error) from None
+    names = table.schema_arrow.names
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise DataError(f"file '{path}' has more than one column '{twice[0]}'.", "Give each column a name of its own.")
+    return table
+
+
+def _damaged(path: str, error: Exception) -> DataError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    return DataError(f"file '{path}' is not Parquet, or damaged: {reason}.", "Write it again, or give the data as CSV.")
+
+
+def _parquet_chunks(path: str, columns: Mapping[str, str], chunk_rows: int) -> Iterator[Any]:
+    import pandas as pd
+
+    start = 0
+    with open_source(path) as file:
+        for batch in _batches(path, _parquet(path, file), list(dict.fromkeys(columns.values())), chunk_rows):
+            texts = {name: _as_text(batch[name], name == columns.get(TIMESTAMP)) for name in batch.schema.names}
+            yield pd.DataFrame(texts, index=pd.RangeIndex(start, start + len(batch)), dtype=object)
+            start += len(batch)
+
+
+def _batches(path: str, table: Any, columns: list[str], rows: int) -> Iterator[Any]:
+    """Record batches; a page that cannot be decoded is found here, long after the file was opened."""
+    try:
+        yield from table.iter_batches(rows, columns=columns)
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(path, error) from None
+
+
+def _as_text(column: pa.Array, is_time: bool) -> list[str]:
+    """Values as a person would write them: 3 and not 3.0 for whole numbers, lists joined by commas, "" for null."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        return [", ".join(str(value) for value in values or [] if value is not None) for values in column.to_pylist()]
+    if is_time and pa.types.is_temporal(column.type):
+        column = pc.cast(pc.cast(column, pa.timestamp("s"), safe=False), pa.int64())
+    if pa.types.is_floating(column.type):
+        column = pc.if_else(pc.is_finite(column), column, pa.scalar(None, column.type))
+        # ids become floats in pandas as soon as one of them is missing
+        if pc.all(pc.equal(pc.floor(column), column)).as_py() and (pc.max(pc.abs(column)).as_py() or 0) < 2**53:
+            column = pc.cast(column, pa.int64())
+    return cast(list[str], pc.fill_null(pc.cast(column, pa.string()), "").to_pylist())

@@ -1,0 +1,45 @@
+"""Settings of the serve stage and of the endpoint it configures."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from components.artifacts import StageConfig
+
+
+class ReplicaConfig(BaseModel):
+    """How many processes run one deployment, and how much each takes on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_replicas: int = Field(default=1, ge=1, le=1_000)
+    """Processes of this deployment; at least 2 where an answer must survive the loss of a node."""
+    num_cpus: float = Field(default=0.5, gt=0, le=256)
+    """CPUs Ray reserves per replica: a scheduling share, no limit on threads."""
+    max_ongoing_requests: int = Field(default=32, ge=1, le=10_000)
+    """Requests one replica works on at a time."""
+    max_queued_requests: int = Field(default=128, ge=-1, le=100_000)
+    """Requests that wait in front of this deployment before more are refused with 503 and Retry-After; -1 is unbounded."""
+
+
+class ServeConfig(StageConfig):
+    """The HTTP endpoint."""
+
+    target: Literal["config"] = "config"
+    """What the stage writes: ``config``, a Ray Serve configuration file for ``serve deploy`` or the CLI."""
+    host: str = Field(default="127.0.0.1", min_length=1)
+    """Address the CLI's endpoint listens on; 0.0.0.0 opens it to the network. Without effect on the written configuration."""
+    port: int = Field(default=8000, ge=0, le=65535)
+    """TCP port of the CLI's endpoint; 0 picks a free one. Without effect on the written configuration."""
+    gateway: ReplicaConfig = ReplicaConfig(max_ongoing_requests=64)
+    """The deployment that speaks HTTP: checks requests, looks up features, writes answers."""
+    scorer: ReplicaConfig = ReplicaConfig()
+    """The deployment that holds the model and ranks."""
+    feature_deadline_ms: int = Field(default=200, ge=1, le=60_000)
+    """How long a request waits for the feature store, milliseconds; after that it is answered without, and says so."""
+    feature_loading_s: int = Field(default=30, ge=0, le=600)
+    """How long a starting replica waits for the feature store's client before it takes requests without it, seconds."""
+
+    def identity(self) -> dict[str, Any]:
+        """All but host and port, which are no part of what the stage writes."""
+        return self.model_dump(mode="json", exclude={"host", "port"})

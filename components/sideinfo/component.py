@@ -1,0 +1,19 @@
+"""The KFP task of the sideinfo stage: maps manifests to a call of ``components.sideinfo.stage.run``."""
+
+from kfp import dsl
+
+from components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def sideinfo(
+    config: dict,
+    storage_root: str,
+    ingest: dsl.Input[dsl.Artifact],
+    manifest: dsl.Output[dsl.Artifact],
+) -> None:
+    """Writes a profile text and its embedding for every item and user."""
+    from components.artifacts import Manifest
+    from components.sideinfo.stage import run
+
+    run(config, storage_root, ingest=Manifest.read(ingest.path)).write(manifest.path)

@@ -1,0 +1,196 @@
+"""The spectrum of the interactions: where the training matrix places each user and item (CLLMR, E1-E3), and fold-in.
+
+Everything is computed in float64; the stage rounds to float32 when it writes.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+from scipy.sparse.linalg import svds
+
+from components.errors import ConfigError, DataError
+from components.spectrum.config import Normalisation
+
+Floats = npt.NDArray[np.float64]
+
+_TIE = 1e-6  # entries this close (relative) count as equally large: rounding must not decide a sign
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Rows of users and items in the coordinates of the leading singular vectors."""
+
+    users: Floats
+    """U sigma / scale, (num_users, q); a user without interactions is 0."""
+    items: Floats
+    """V sigma / scale, (num_items, q); an item without interactions is 0."""
+    singular_values: Floats
+    """(q,), largest first, of the normalised matrix (not scaled)."""
+    scale: float
+    """Mean Euclidean norm of the rows of U sigma and V sigma together, what E3 divides by."""
+    total_energy: float
+    """Squared Frobenius norm of the normalised matrix: the sum of all its squared singular values."""
+
+    @property
+    def rank(self) -> int:
+        """q."""
+        return len(self.singular_values)
+
+    def energy_share(self, rank: int) -> float:
+        """Share of the squared Frobenius norm in the first `rank` components, 0 to 1."""
+        return min(1.0, float((self.singular_values[:rank] ** 2).sum() / self.total_energy))
+
+
+def spectrum(interactions: sparse.csr_array, rank: int, normalisation: Normalisation = "sym") -> Spectrum:
+    """The spectrum of a 0/1 matrix of training interactions, (num_users, num_items) (CLLMR, E1-E3).
+
+    Raises:
+        ConfigError: `rank` is larger than the smaller side of the matrix.
+        DataError: there is no interaction.
+    """
+    if rank > (largest := min(interactions.shape)):
+        users, items = interactions.shape
+        raise ConfigError(
+            f"setting 'spectrum.rank' = {rank}: at most {largest} with {users} users and {items} items.",
+            f"Choose a smaller rank: --set spectrum.rank={largest}",
+        )
+    if not interactions.nnz:
+        raise DataError(
+            "there are no training interactions to decompose.", "Give more interactions, or lower ingest's filters."
+        )
+    matrix = normalise(interactions, normalisation)
+    left, values, right = decompose(matrix, rank)
+    users, items = left * values, right * values
+    scale = float(np.linalg.norm(np.concatenate([users, items]), axis=1).mean())
+    return Spectrum(users / scale, items / scale, values, scale, float((matrix.data**2).sum()))
+
+
+def normalise(interactions: sparse.csr_array, normalisation: Normalisation) -> sparse.csr_array:
+    """D_u^-1/2 R D_i^-1/2 (E1), or R itself; float64, rows and columns without interactions stay 0."""
+    matrix = interactions.astype(np.float64)
+    if normalisation == "raw":
+        return matrix
+    by_user = sparse.diags_array(_inverse_root(matrix.sum(axis=1)))
+    by_item = sparse.diags_array(_inverse_root(matrix.sum(axis=0)))
+    return sparse.csr_array(by_user @ matrix @ by_item)
+
+
+def decompose(matrix: sparse.csr_array, rank: int) -> tuple[Floats, Floats, Floats]:
+    """The `rank` leading singular triplets of a matrix (m, n), largest value first, signs fixed.
+
+    Args:
+        matrix: float64.
+        rank: 1 to min(m, n). From min(m, n) - 1 on, where Lanczos iterations no longer pay or work, a dense solver is used.
+
+    Returns:
+        U (m, rank), sigma (rank,), V (n, rank).
+    """
+    smaller = min(matrix.shape)
+    if rank >= smaller - 1:
+        left, values, right = np.linalg.svd(matrix.toarray(), full_matrices=False)
+    else:
+        # a random start meets every component; a fixed one makes two runs the same to the last bit
+        start = np.random.default_rng(0).standard_normal(smaller)
+        left, values, right = svds(matrix, k=rank, solver="arpack", v0=start)
+    order = np.argsort(-values, kind="stable")[:rank]
+    left, values, right = left[:, order], values[order], right[order].T
+    signs = component_signs(right)
+    return left * signs, values, right * signs
+
+
+def component_signs(vectors: Floats) -> Floats:
+    """+1 or -1 for each column of (n, q), so that times it the entry of largest magnitude is positive.
+
+    Among equally large entries the first decides: solvers differ in the last bits, and would differ in the sign.
+    """
+    magnitudes = np.abs(vectors)
+    leading = np.argmax(magnitudes >= magnitudes.max(axis=0) * (1 - _TIE), axis=0)
+    signs: Floats = np.where(vectors[leading, np.arange(vectors.shape[1])] < 0, -1.0, 1.0)
+    return signs
+
+
+def fold_in_users(
+    interactions: sparse.csr_array,
+    item_spectrum: npt.NDArray[np.floating],
+    singular_values: npt.NDArray[np.floating],
+    item_degrees: npt.NDArray[np.integer] | None,
+) -> Floats:
+    """Spectrum rows of users that the decomposition has not seen: p_u = r_u V, on the scale of E3 (METHOD f-13).
+
+    Exact for a user of the decomposition, since R V = U sigma. The scale cancels: V = item_spectrum * scale / sigma.
+
+    Args:
+        interactions: 0/1, (num_new_users, num_items).
+        item_spectrum: `Spectrum.items`, (num_items, q).
+        singular_values: (q,).
+        item_degrees: training interactions of each item, (num_items,), for normalisation "sym"; None for "raw".
+
+    Returns:
+        (num_new_users, q); 0 for a user without interactions.
+    """
+    return _fold_in(interactions, item_spectrum, singular_values, item_degrees)
+
+
+def fold_in_items(
+    interactions: sparse.csr_array,
+    user_spectrum: npt.NDArray[np.floating],
+    singular_values: npt.NDArray[np.floating],
+    user_degrees: npt.NDArray[np.integer] | None,
+) -> Floats:
+    """Spectrum rows of new items: p_i = r_i^T U, on the scale of E3 (METHOD f-13); the mirror of `fold_in_users`.
+
+    Args:
+        interactions: 0/1, (num_users, num_new_items).
+        user_spectrum: `Spectrum.users`, (num_users, q).
+        singular_values: (q,).
+        user_degrees: training interactions of each user, (num_users,), for normalisation "sym"; None for "raw".
+
+    Returns:
+        (num_new_items, q); 0 for an item without interactions.
+    """
+    return _fold_in(sparse.csr_array(interactions.T), user_spectrum, singular_values, user_degrees)
+
+
+def energy_report(found: Spectrum, normalisation: Normalisation) -> dict[str, object]:
+    """What energy.json says: singular values and how much of the matrix the first 1, 2, 4, ... components hold."""
+    return {
+        "normalisation": normalisation,
+        "rank": found.rank,
+        "scale": round(found.scale, 9),
+        "squared_frobenius_norm": round(found.total_energy, 6),
+        "singular_values": [round(float(value), 9) for value in found.singular_values],
+        "energy_share": [{"rank": rank, "share": round(found.energy_share(rank), 9)} for rank in _ranks(found.rank)],
+    }
+
+
+def _ranks(largest: int) -> Iterable[int]:
+    """1, 2, 4, 8, ... and the largest."""
+    return sorted({1 << power for power in range(largest.bit_length())} | {largest})
+
+
+def _fold_in(
+    interactions: sparse.csr_array,
+    known: npt.NDArray[np.floating],
+    singular_values: npt.NDArray[np.floating],
+    known_degrees: npt.NDArray[np.integer] | None,
+) -> Floats:
+    rows = interactions.astype(np.float64)
+    if known_degrees is not None:
+        own = sparse.diags_array(_inverse_root(rows.sum(axis=1)))
+        rows = own @ rows @ sparse.diags_array(_inverse_root(known_degrees))
+    values = singular_values.astype(np.float64)
+    # a component without energy places nobody, and has no direction to fold in along
+    carries = values > values.max(initial=0.0) * 1e-7
+    inverse = np.divide(1.0, values, out=np.zeros_like(values), where=carries)
+    folded: Floats = rows @ (known.astype(np.float64) * inverse)
+    return folded
+
+
+def _inverse_root(degrees: npt.ArrayLike) -> Floats:
+    """degree^-1/2, 0 where the degree is 0."""
+    root = np.sqrt(np.asarray(degrees, dtype=np.float64))
+    inverse: Floats = np.divide(1.0, root, out=np.zeros_like(root), where=root > 0)
+    return inverse

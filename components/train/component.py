@@ -1,0 +1,22 @@
+"""The KFP task of the train stage: maps manifests to a call of ``components.train.stage.run``."""
+
+from kfp import dsl
+
+from components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def train(
+    config: dict,
+    storage_root: str,
+    ingest: dsl.Input[dsl.Artifact],
+    features: dsl.Input[dsl.Artifact],
+    manifest: dsl.Output[dsl.Artifact],
+) -> None:
+    """Trains the recommender and writes the model bundle."""
+    from components.artifacts import Manifest
+    from components.train.stage import run
+
+    inputs = {"ingest": ingest, "features": features}
+    parents = {name: Manifest.read(parent.path) for name, parent in inputs.items()}
+    run(config, storage_root, **parents).write(manifest.path)

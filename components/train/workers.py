@@ -1,0 +1,167 @@
+"""Ray Train around the loop: workers, data-parallel gradients, checkpoints that survive a killed worker."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import ray
+import scipy.sparse as sp
+import torch
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer, prepare_model
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from components.artifacts import write_json
+from components.cllmr.model import CLLMR, SideInformation
+from components.errors import ArtifactError
+from components.progress import emit
+from components.train.checkpoint import TrainState, check_checkpoint, load_checkpoint, save_checkpoint
+from components.train.config import TrainConfig
+from components.train.loop import TrainData, fit
+
+RESULT = "result.safetensors"
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+def run_workers(arrays: Arrays, config: TrainConfig, run_directory: Path) -> Path:
+    """Trains on `config.num_workers` Ray workers; the same call again goes on from the newest valid checkpoint.
+
+    Args:
+        arrays: see `pack`.
+        run_directory: where checkpoints live; its name is the run's name.
+
+    Returns:
+        Directory of the last checkpoint, which also holds the result (`RESULT` and state.json).
+    """
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"arrays": ray.put(arrays), "config": config.model_dump(mode="json"), "environment": _inherited()},
+        scaling_config=ScalingConfig(
+            num_workers=config.num_workers, use_gpu=config.use_gpu, resources_per_worker=_resources(config)
+        ),
+        run_config=RunConfig(
+            name=run_directory.name,
+            storage_path=str(run_directory.parent.absolute()),
+            failure_config=FailureConfig(max_failures=config.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=3),
+        ),
+    )
+    checkpoint = trainer.fit().checkpoint
+    assert checkpoint is not None, "every run ends with a checkpoint that holds its result"
+    return Path(checkpoint.path)
+
+
+def pack(train: sp.csr_array, held_out: sp.csr_array, text: npt.NDArray[Any], spectrum: npt.NDArray[Any]) -> Arrays:
+    """The training data as plain arrays, which Ray shares between the workers of a machine without copying."""
+    arrays = {"text": text, "spectrum": spectrum, "shape": np.array(train.shape)}
+    for name, matrix in (("train", train), ("held_out", held_out)):
+        arrays[f"{name}_indptr"], arrays[f"{name}_indices"] = matrix.indptr, matrix.indices
+    return arrays
+
+
+def unpack(arrays: Arrays) -> TrainData:
+    """The inverse of `pack`; the arrays are copied, as Ray's are read-only and torch wants its own."""
+
+    def matrix(name: str) -> sp.csr_array:
+        indptr, indices = arrays[f"{name}_indptr"].copy(), arrays[f"{name}_indices"].copy()
+        return sp.csr_array((np.ones(len(indices), dtype=np.float32), indices, indptr), shape=tuple(arrays["shape"]))
+
+    side = SideInformation(torch.from_numpy(arrays["text"].copy()), torch.from_numpy(arrays["spectrum"].copy()))
+    return TrainData(matrix("train"), matrix("held_out"), side)
+
+
+class RayHooks:
+    """Hooks of one Ray Train worker."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        context = ray.train.get_context()
+        self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
+        self._config = config
+
+    def wrap(self, model: CLLMR) -> nn.Module:
+        # the graph is a buffer that every worker builds from the same data: nothing to broadcast
+        wrapped: nn.Module = prepare_model(model, parallel_strategy_kwargs={"broadcast_buffers": False})
+        return wrapped
+
+    def restore(self, model: CLLMR, optimizer: torch.optim.Optimizer) -> tuple[TrainState, dict[str, Tensor]] | None:
+        for path in self._checkpoints():
+            try:
+                check_checkpoint(path)
+            except ArtifactError as error:
+                emit("checkpoint refused", stage="train", path=str(path), reason=error.message)
+                continue
+            return load_checkpoint(path, model, optimizer)
+        return None
+
+    def _checkpoints(self) -> Iterator[Path]:
+        """Checkpoints of this run, newest first."""
+        newest = ray.train.get_checkpoint()
+        if newest is None:
+            return
+        with newest.as_directory() as directory:
+            yield Path(directory)
+        older = sorted(Path(newest.path).parent.glob("checkpoint_*"), key=lambda path: path.stat().st_mtime, reverse=True)
+        yield from (path for path in older if path != Path(newest.path))
+
+    def save(
+        self,
+        state: TrainState,
+        model: CLLMR,
+        best: dict[str, Tensor],
+        optimizer: torch.optim.Optimizer,
+        figures: dict[str, float],
+    ) -> None:
+        if self.rank != 0:
+            ray.train.report(figures)
+            return
+        emit(
+            "progress",
+            stage="train",
+            done=state.epoch,
+            total=self._config.max_epochs,
+            unit="epochs",
+            **{name: round(value, 4) for name, value in figures.items() if name in ("ranking.loss", "recall@20", "ndcg@10")},
+        )
+        with tempfile.TemporaryDirectory() as directory:
+            save_checkpoint(Path(directory), state, model, best, optimizer)
+            ray.train.report(figures, checkpoint=Checkpoint.from_directory(directory))
+
+
+def _worker(loop_config: dict[str, Any]) -> None:
+    os.environ.update(loop_config["environment"])
+    config = TrainConfig.parse(loop_config["config"], "train")
+    torch.set_num_threads(max(1, int(config.cpus_per_worker)))
+    hooks = RayHooks(config)
+    model, state = fit(unpack(ray.get(loop_config["arrays"])), config, hooks)
+    if hooks.rank != 0:
+        ray.train.report({"epoch": state.epoch})
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        representations = model.representations()
+        tensors = {
+            "user_factors": representations.mediator.users,
+            "item_factors": representations.mediator.items,
+            "user_gate": representations.user_gate,
+            "item_gate": representations.item_gate,
+            "user_side": representations.user_side,
+            "item_side": representations.item_side,
+        }
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, Path(directory) / RESULT)
+        write_json(
+            Path(directory) / "result.json", {"curve": state.curve, "best_epoch": state.best_epoch, "epochs": state.epoch}
+        )
+        ray.train.report({"epoch": state.epoch}, checkpoint=Checkpoint.from_directory(directory))
+
+
+def _resources(config: TrainConfig) -> dict[str, float]:
+    return {"CPU": config.cpus_per_worker, **({"GPU": 1.0} if config.use_gpu else {})}
+
+
+def _inherited() -> dict[str, str]:
+    """Variables of this process that a worker on the same machine needs: where to tell its progress."""
+    return {name: os.environ[name] for name in ("CLLMR_EVENTS",) if name in os.environ}

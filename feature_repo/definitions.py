@@ -1,0 +1,26 @@
+"""All that is registered with Feast, by name: what ``feast apply`` finds (see .feastignore) and the features stage applies."""
+
+from typing import Any
+
+from feature_repo.entities import item, user
+from feature_repo.feature_services import serving, training
+from feature_repo.feature_views import (
+    item_counts,
+    item_side_information,
+    item_spectrum,
+    user_counts,
+    user_history,
+    user_side_information,
+    user_spectrum,
+)
+
+VIEWS = [
+    item_side_information,
+    user_side_information,
+    item_spectrum,
+    user_spectrum,
+    item_counts,
+    user_counts,
+    user_history,
+]
+DEFINITIONS: list[Any] = [item, user, *(view.batch_source for view in VIEWS), *VIEWS, training, serving]

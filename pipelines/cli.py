@@ -1,0 +1,558 @@
+"""``cllmr``: the platform's command line. Commands import what they need when they run, so that help comes at once.
+
+Exit codes: 0 done, 1 a crash or a failed check, 2 a mistake the user can mend (one line says how), 130 interrupted.
+"""
+
+import functools
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from components.errors import ConfigError, UserError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from components.tracking import ModelVersion, Registry
+    from pipelines.config import PlatformConfig
+    from pipelines.local import PlatformRun
+    from serving.recommender import Recommender
+
+P = ParamSpec("P")
+R = TypeVar("R")
+M = TypeVar("M", bound="BaseModel")
+
+app = typer.Typer(
+    help="From interactions and item text to a served, counterfactually debiased recommender.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+WIDTH_OF_A_PIPE = 130  # of tables that are not printed on a terminal
+
+
+def make_console(stderr: bool = False) -> Console:
+    """Results go to standard output, progress and errors to standard error."""
+    console = Console(stderr=stderr, highlight=False)
+    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=WIDTH_OF_A_PIPE)
+
+
+@contextmanager
+def told_to_the_user() -> Iterator[None]:
+    """Ends the command with the right exit code, and one line instead of a traceback for what the user can mend."""
+    errors = make_console(stderr=True)
+    try:
+        yield
+    except UserError as error:
+        errors.print(f"[bold red]error:[/bold red] {escape(error.message)} {escape(error.hint)}".rstrip(), soft_wrap=True)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        errors.print("interrupted: nothing is left running.", soft_wrap=True)
+        raise typer.Exit(130) from None
+
+
+def command(function: Callable[P, R]) -> Callable[P, R]:
+    """Registers a command under its function's name (``run_`` and so on: without the underscore)."""
+
+    @app.command(function.__name__.rstrip("_"))
+    @functools.wraps(function)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+        with told_to_the_user():
+            return function(*args, **kwargs)
+
+    return guarded
+
+
+# -- options that several commands have -------------------------------------------------------------------------------------
+
+Preset = Annotated[str, typer.Option("--preset", "-p", help="Settings to begin with: local, gpu, cluster or paper.")]
+Files = Annotated[
+    list[Path] | None, typer.Option("--config", "-c", help="Your own settings (YAML); may be repeated, later ones win.")
+]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", "-s", help="One setting, for example train.max_epochs=5; may be repeated.")
+]
+Storage = Annotated[str | None, typer.Option("--storage", help="Where artifacts live: a directory or an s3://, gs:// URI.")]
+Interactions = Annotated[str | None, typer.Option("--interactions", help="Your interactions: CSV, TSV or Parquet.")]
+Items = Annotated[str | None, typer.Option("--items", help="Your items: id, title and any text columns.")]
+Users = Annotated[str | None, typer.Option("--users", help="Your users: id and any text columns (optional).")]
+Columns = Annotated[
+    list[str] | None, typer.Option("--column", help="A column's name in your files: user_id=uid; may be repeated.")
+]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the result to this file as JSON.")]
+Url = Annotated[
+    str | None, typer.Option("--url", help="A running endpoint; without it the champion's bundle is read from storage.")
+]
+
+
+def load_config(
+    preset: str,
+    files: list[Path] | None,
+    sets: list[str] | None,
+    storage: str | None,
+    interactions: str | None = None,
+    items: str | None = None,
+    users: str | None = None,
+    columns: list[str] | None = None,
+) -> "PlatformConfig":
+    """The settings that the command line describes; options of their own win over ``--set``."""
+    from pipelines import config
+
+    overrides = [*(sets or []), *own_data(interactions, items, users, columns)]
+    if storage is not None:
+        overrides.append(f"storage_root={json.dumps(storage)}")
+    return config.load(preset, files or [], overrides)
+
+
+def own_data(interactions: str | None, items: str | None, users: str | None, columns: list[str] | None) -> Iterator[str]:
+    """Settings that the options for a user's own data stand for; raises ConfigError when they do not fit together."""
+    if interactions is None and (items or users or columns):
+        raise ConfigError("--items, --users and --column describe your own data.", "Give --interactions FILE as well.")
+    if interactions is None:
+        return
+    if items is None:
+        raise ConfigError("--interactions was given without the items.", "Give --items FILE: id, title and any text columns.")
+    yield "ingest.source=files"
+    for name, path in (("interactions", interactions), ("items", items), ("users", users)):
+        if path is not None:
+            yield f"ingest.{name}={json.dumps(path if '://' in path else str(Path(path).expanduser().absolute()))}"
+    for column in columns or []:
+        name, equals, theirs = column.partition("=")
+        if not equals or not name.strip() or not theirs.strip():
+            raise ConfigError(
+                f"--column {column}: not a column.", "Write --column ours=yours, for example --column user_id=uid"
+            )
+        yield f"ingest.columns.{name.strip()}={json.dumps(theirs.strip())}"
+
+
+def write_result(path: Path | None, value: Any) -> None:
+    """Writes a command's result as JSON where it is asked for."""
+    if path is None:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--json {path} cannot be written: {error.strerror or error}.", "Choose another file.") from None
+
+
+# -- commands ---------------------------------------------------------------------------------------------------------------
+
+
+@command
+def doctor(
+    preset: Preset = "local", config: Files = None, set_: Sets = None, storage: Storage = None, json_file: JsonFile = None
+) -> None:
+    """Check this machine: Python, packages, cores, memory, disk, storage, port, sample data.
+
+    Exit code 1 when something is missing that a run needs.
+
+    [dim]cllmr doctor
+    cllmr doctor --preset gpu --storage s3://bucket/cllmr[/dim]
+    """
+    from dataclasses import asdict
+
+    from rich import box
+    from rich.table import Table
+
+    from pipelines.doctor import examine, worst
+    from pipelines.local import absolute_root
+
+    settings = load_config(preset, config, set_, storage)
+    needs_sample = settings.ingest.source == "sample"
+    checks = examine(absolute_root(settings.storage_root), settings.serve.host, settings.serve.port, needs_sample)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("", "check", "seen", "what to do"):
+        table.add_column(column, overflow="fold")
+    marks = {"ok": "[green]ok[/green]", "warning": "[yellow]warning[/yellow]", "problem": "[red]problem[/red]"}
+    for check in checks:
+        table.add_row(marks[check.state], check.name, escape(check.seen), escape(check.fix))
+    make_console().print(table)
+    write_result(json_file, [asdict(check) for check in checks])
+    if worst(checks) == "problem":
+        raise typer.Exit(1)
+
+
+@command
+def validate(
+    preset: Preset = "local",
+    config: Files = None,
+    set_: Sets = None,
+    storage: Storage = None,
+    interactions: Interactions = None,
+    items: Items = None,
+    users: Users = None,
+    column: Columns = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Check settings and input data without running anything.
+
+    [dim]cllmr validate --interactions clicks.csv --items books.csv --column user_id=reader --column item_id=isbn
+    cllmr validate --preset gpu --config mine.yaml[/dim]
+    """
+    from tempfile import TemporaryDirectory
+
+    import pandas as pd
+
+    from components.ingest.dataset import REMOVED_FILE
+    from components.ingest.stage import build
+    from components.progress import configure_logging
+    from pipelines.summary import data_table, removed_table
+
+    settings = load_config(preset, config, set_, storage, interactions, items, users, column)
+    configure_logging()
+    with TemporaryDirectory() as folder:  # the stage itself, so that what is valid here is valid there
+        facts = build(Path(folder), settings.ingest)
+        removed = pd.read_parquet(Path(folder) / REMOVED_FILE)
+    out = make_console()
+    out.print(data_table(facts))
+    if len(removed):
+        out.print(removed_table(removed))
+    out.print(f"valid: settings {settings.fingerprint()}, data set '{facts['name']}'. next: cllmr run", soft_wrap=True)
+    write_result(json_file, facts)
+
+
+@command
+def run(
+    preset: Preset = "local",
+    config: Files = None,
+    set_: Sets = None,
+    storage: Storage = None,
+    interactions: Interactions = None,
+    items: Items = None,
+    users: Users = None,
+    column: Columns = None,
+    from_: Annotated[str | None, typer.Option("--from", help="Build this stage and all after it again.")] = None,
+    until: Annotated[str | None, typer.Option("--until", help="End after this stage.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would run.")] = False,
+    ask_: Annotated[bool, typer.Option("--ask/--no-ask", help="Start the endpoint at the end and ask it for one user.")] = True,
+    user: Annotated[str | None, typer.Option("--user", help="The user to ask for; default: a readable example.")] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Run the pipeline here: ingest, sideinfo, spectrum, features, train, evaluate, promote, serve.
+
+    What is done already is reused. The same pipeline runs on a cluster (see [b]compile[/b]).
+
+    [dim]cllmr run
+    cllmr run --interactions clicks.csv --items books.csv --column user_id=reader
+    cllmr run --set train.max_epochs=5 --from train --until evaluate
+    cllmr run --dry-run[/dim]
+    """
+    from pipelines import local, plan, summary
+    from pipelines.display import make_display
+
+    started = time.monotonic()
+    settings = load_config(preset, config, set_, storage, interactions, items, users, column)
+    root = local.absolute_root(settings.storage_root)
+    configs = settings.stages()
+    out, progress = make_console(), make_console(stderr=True)
+    pipeline = compiled(settings)
+    if dry_run:
+        plan.check_order(pipeline.stages(), from_, until)
+        out.print(summary.plan_table(plan.plan(pipeline.until(until), configs, root, from_), root))
+        return
+    progress.print(f"{len(pipeline.until(until).stages())} stages, artifacts below {root}", soft_wrap=True)
+    try:
+        done = local.run(pipeline, configs, root, lambda stages: make_display(progress, stages), from_, until)
+    except local.StageCrashed as crash:
+        for line in crash.tail:
+            progress.print(line, markup=False, soft_wrap=True, style="dim")
+        progress.print(f"[bold red]error:[/bold red] stage {crash.stage} crashed. The whole log: {crash.log}", soft_wrap=True)
+        raise typer.Exit(1) from None
+    if done.all_reused:
+        progress.print(f"nothing changed: all {len(done.stages)} stages were reused ({done.seconds:.1f} s)", soft_wrap=True)
+    out.print(summary.stage_table(done))
+    answer = report(settings, done, out, progress, ask_ and until is None, user)
+    result = summary.summarise(done, settings, preset, time.monotonic() - started)
+    write_result(json_file, {**result, "example": answer} if answer else result)
+
+
+@command
+def compile_(
+    preset: Preset = "local",
+    config: Files = None,
+    set_: Sets = None,
+    storage: Storage = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")] = Path("retraining.yaml"),
+    until: Annotated[str | None, typer.Option("--until", help="End after this stage.")] = None,
+) -> None:
+    """Write the pipeline as a file that Kubeflow Pipelines runs.
+
+    [dim]cllmr compile --preset cluster --storage s3://bucket/cllmr --output retraining.yaml[/dim]
+    """
+    settings = load_config(preset, config, set_, storage)
+    text = compiled(settings).until(until).to_yaml()
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--output {output} cannot be written: {error.strerror or error}.", "Choose another file.") from None
+    make_console().print(f"wrote {output}", soft_wrap=True)
+
+
+@command
+def serve(
+    preset: Preset = "local",
+    config: Files = None,
+    set_: Sets = None,
+    storage: Storage = None,
+    host: Annotated[str | None, typer.Option("--host", help="Address to listen on; 0.0.0.0 opens it to the network.")] = None,
+    port: Annotated[int | None, typer.Option("--port", help="TCP port; 0: any free one.")] = None,
+) -> None:
+    """Keep the endpoint up for the champion; Ctrl-C ends it.
+
+    [dim]cllmr serve
+    cllmr serve --port 8080[/dim]
+    """
+    sets = [*(set_ or [])]
+    sets += [f"serve.host={json.dumps(host)}"] if host is not None else []
+    sets += [f"serve.port={port}"] if port is not None else []
+    settings = load_config(preset, config, sets, storage)
+    out = make_console()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `docker stop` and `kill` end it as Ctrl-C does
+    with champion_endpoint(settings) as url:
+        out.print(f"serving at {url} (questions and answers: {url}/docs); Ctrl-C ends it", soft_wrap=True)
+        with suppress(KeyboardInterrupt):  # the way to end it, so not an error
+            threading.Event().wait()
+    out.print("the endpoint has ended")
+
+
+@command
+def recommend(
+    user_ids: Annotated[list[str], typer.Argument(metavar="USER...", help="Users to rank items for.")],
+    k: Annotated[int, typer.Option("--k", "-k", help="Items per user.")] = 10,
+    debias: Annotated[float | None, typer.Option("--debias", help="Debias strength, 0 to 1; default: the model's own.")] = None,
+    compare: Annotated[bool, typer.Option("--compare", help="Show the ranking without debiasing beside it.")] = False,
+    url: Url = None,
+    preset: Preset = "local",
+    config: Files = None,
+    set_: Sets = None,
+    storage: Storage = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Rank items for users: from the champion's bundle, or over HTTP with --url.
+
+    [dim]cllmr recommend 42
+    cllmr recommend 42 7 --k 5 --compare --url http://127.0.0.1:8000[/dim]
+    """
+    from pipelines import ask
+    from pipelines.summary import ranking_table, side_by_side
+    from serving.schemas import RecommendRequest
+
+    asked = {"users": user_ids, "k": k, "debias": debias, "compare": compare}
+    request = validated(RecommendRequest, asked)
+    if url:
+        answer = ask.post(url, "recommend", request.model_dump(mode="json", exclude_none=True))
+    else:
+        recommender = champion_recommender(load_config(preset, config, set_, storage))
+        answer = recommender.recommend(request, [[] for _ in user_ids]).model_dump(mode="json")
+    out = make_console()
+    for result in answer["results"]:
+        out.print(f"[bold]user {escape(result['user_id'])}[/bold], model {escape(answer['model_version'])}")
+        out.print(side_by_side(result, answer["debias"]) if compare else ranking_table(result))
+    write_result(json_file, answer)
+
+
+@command
+def explain(
+    user_id: Annotated[str, typer.Argument(metavar="USER")],
+    item_id: Annotated[str, typer.Argument(metavar="ITEM")],
+    debias: Annotated[float | None, typer.Option("--debias", help="Debias strength, 0 to 1; default: the model's own.")] = None,
+    url: Url = None,
+    preset: Preset = "local",
+    config: Files = None,
+    set_: Sets = None,
+    storage: Storage = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Take one score apart: what the match gives, what the side information adds, what debiasing removes.
+
+    [dim]cllmr explain 42 50
+    cllmr explain 42 50 --url http://127.0.0.1:8000[/dim]
+    """
+    from pipelines import ask
+    from pipelines.summary import explanation_table
+    from serving.schemas import ExplainRequest
+
+    request = validated(ExplainRequest, {"user_id": user_id, "item_id": item_id, "debias": debias})
+    if url:
+        answer = ask.post(url, "explain", request.model_dump(mode="json", exclude_none=True))
+    else:
+        recommender = champion_recommender(load_config(preset, config, set_, storage))
+        answer = recommender.explain(request, []).model_dump(mode="json")
+    make_console().print(explanation_table(answer))
+    write_result(json_file, answer)
+
+
+@command
+def promote(
+    fingerprint: Annotated[
+        str | None, typer.Argument(help="The bundle to promote; without it the versions are listed.")
+    ] = None,
+    preset: Preset = "local",
+    config: Files = None,
+    set_: Sets = None,
+    storage: Storage = None,
+) -> None:
+    """Make a registered model the champion by hand, past the gate; without a fingerprint: list the models.
+
+    [dim]cllmr promote
+    cllmr promote 3f2a9c0d1e4b5a67[/dim]
+    """
+    from pipelines.summary import versions_table
+
+    models = registry(load_config(preset, config, set_, storage))
+    out = make_console()
+    if fingerprint is None:
+        out.print(versions_table(models.versions()))
+        return
+    told_champion(out, models.promote(fingerprint))
+
+
+@command
+def rollback(preset: Preset = "local", config: Files = None, set_: Sets = None, storage: Storage = None) -> None:
+    """Return to the champion before this one; repeat to go further back.
+
+    [dim]cllmr rollback[/dim]
+    """
+    told_champion(make_console(), registry(load_config(preset, config, set_, storage)).rollback())
+
+
+# -- what commands share ----------------------------------------------------------------------------------------------------
+
+
+def compiled(settings: "PlatformConfig") -> Any:
+    """The compiled retraining pipeline of these settings."""
+    from pipelines.plan import compile_pipeline
+    from pipelines.retraining import retraining
+
+    return compile_pipeline(retraining(settings))
+
+
+def registry(settings: "PlatformConfig") -> "Registry":
+    """The model registry of these settings."""
+    from components.tracking import Registry, default_tracking_uri
+    from pipelines.local import absolute_root
+
+    uri = default_tracking_uri(absolute_root(settings.storage_root), settings.promote.tracking_uri)
+    return Registry(uri, settings.promote.model_name)
+
+
+def report(
+    settings: "PlatformConfig", run: "PlatformRun", out: Console, progress: Console, ask_user: bool, user: str | None
+) -> dict[str, Any] | None:
+    """Prints what a run found; when asked to, starts the endpoint, asks it for one user over HTTP and shuts it down.
+
+    Returns the endpoint's answer with the user's last liked titles, or None.
+    """
+    from pipelines import summary
+
+    if "evaluate" in run.stages:
+        evaluated = run.manifest("evaluate").path()
+        out.print(summary.result_table(summary.read_json(evaluated / "metrics.json")))
+        out.print(f"report: {evaluated / 'report.html'}", soft_wrap=True)
+    if "promote" in run.stages:
+        out.print(summary.verdict_line(summary.read_json(run.manifest("promote").path() / "verdict.json")), soft_wrap=True)
+    if not ask_user or "serve" not in run.stages:
+        return None
+    user_id, titles = summary.last_liked(run.manifest("ingest").path(), user)
+    answer = asked_of_the_endpoint(settings, run, user_id, progress)
+    out.print(f"\n[bold]user {escape(user_id)}[/bold] liked last: {escape('; '.join(titles) or 'nothing that is in the data')}")
+    out.print(f"asked over HTTP for ten items (model {escape(answer['model_version'])}):")
+    out.print(summary.side_by_side(answer["results"][0], answer["debias"]))
+    for line in summary.next_commands(settings, user_id):
+        out.print(line, soft_wrap=True)
+    return {"user_id": user_id, "last_liked": titles, "answer": answer}
+
+
+def asked_of_the_endpoint(settings: "PlatformConfig", run: "PlatformRun", user_id: str, progress: Console) -> dict[str, Any]:
+    """Starts the endpoint for the run's champion, asks it for one user, shuts it down; the answer."""
+    from components.progress import configure_logging
+    from pipelines import ask
+    from serving.run import running_endpoint
+
+    configure_logging()
+    progress.print("starting the endpoint to ask it one question", soft_wrap=True)
+    config = run.manifest("serve").path() / "serve.yaml"
+    with running_endpoint(config, settings.serve.host, port=0) as url:  # beside an endpoint that may be up on its own port
+        return ask.post(url, "recommend", {"users": [user_id], "k": 10, "compare": True})
+
+
+@contextmanager
+def champion_endpoint(settings: "PlatformConfig") -> Iterator[str]:
+    """The endpoint for whatever is champion now, also after a promotion or rollback by hand; yields its URL."""
+    from tempfile import TemporaryDirectory
+
+    import yaml
+
+    from components.progress import configure_logging
+    from components.serve.stage import check_bundle, serve_document
+    from serving.run import running_endpoint
+
+    configure_logging()
+    champion = the_champion(settings)
+    _, feature_fingerprint = check_bundle(champion.storage_root, champion.fingerprint)
+    served = {name: getattr(champion, name) for name in ("version", "fingerprint", "storage_root", "bundle")}
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "serve.yaml"
+        file.write_text(yaml.safe_dump(serve_document(settings.serve, served, feature_fingerprint)), encoding="utf-8")
+        with running_endpoint(file, settings.serve.host, settings.serve.port) as url:
+            yield url
+
+
+def the_champion(settings: "PlatformConfig") -> "ModelVersion":
+    """The registry's champion; raises ArtifactError when there is none."""
+    from components.errors import ArtifactError
+
+    champion = registry(settings).champion()
+    if champion is None:
+        raise ArtifactError(f"no model is champion below '{settings.storage_root}'.", "Make one: cllmr run")
+    return champion
+
+
+def champion_recommender(settings: "PlatformConfig") -> "Recommender":
+    """Answers as the endpoint would, from the champion's bundle; raises ArtifactError when it is missing or damaged."""
+    from serving.recommender import Recommender
+    from serving.scorer import Scorer, find_bundle
+
+    champion = the_champion(settings)
+    return Recommender(Scorer.load(find_bundle(champion.storage_root, champion.fingerprint)), champion.version)
+
+
+def validated(model: type[M], values: dict[str, Any]) -> M:
+    """A request built from the command line; raises ConfigError for a value the API does not allow."""
+    from pydantic import ValidationError
+
+    from components.artifacts import config_error
+
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        problem = config_error(model, error)
+        raise ConfigError(problem.message, "See --help.") from None
+
+
+def told_champion(out: Console, champion: "ModelVersion") -> None:
+    """Says which model is the champion now and what to do next."""
+    out.print(f"champion: version {champion.version}, {champion.fingerprint}", soft_wrap=True)
+    out.print("next: cllmr serve (a running endpoint keeps its model until it is restarted)", soft_wrap=True)
+
+
+def main() -> None:
+    """The ``cllmr`` command."""
+    app(prog_name="cllmr")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,271 @@
+"""Runs the compiled pipeline on this machine with ``kfp.local``, one process per task.
+
+KFP's local runner works in a process of its own (``pipelines.kfp_runner``): its console output and that of the tasks go to the
+run's log, its process group can be ended as a whole, and it ends by itself when this process dies. The tasks tell what they
+do through the events file (``components.progress``), which this process draws.
+"""
+
+import json
+import os
+import re
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+import psutil
+
+from components import errors
+from components.artifacts import Manifest, Stage, StageConfig, Store
+from components.errors import StorageError, UserError
+from components.progress import EVENTS_VARIABLE
+from pipelines.display import Display
+from pipelines.plan import CompiledPipeline, check_order, forget, plan, stage_of
+
+LOG, EVENTS, PIPELINE = "log.txt", "events.jsonl", "pipeline.yaml"
+SECONDS_TO_END = 5.0
+SECONDS_BETWEEN_LOOKS = 0.1
+LINES_SHOWN_OF_LOG = 15
+_KFP_NOTE = re.compile(
+    r"\d\d:\d\d:\d\d\.\d{3} - (INFO|ERROR) - |Pipeline '.*' finished with status|\s*\[KFP Executor .* INFO\]"
+)
+
+
+class StageCrashed(RuntimeError):
+    """A stage ended in a way nobody foresaw: the traceback is in the log."""
+
+    def __init__(self, stage: str, log: Path, tail: list[str]) -> None:
+        super().__init__(f"stage {stage} crashed; see {log}")
+        self.stage, self.log, self.tail = stage, log, tail
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """How one stage went."""
+
+    manifest: Manifest
+    reused: bool
+    """Whether it had been done before, so that nothing ran."""
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock seconds it took when it was built."""
+        return self.manifest.seconds
+
+    @property
+    def peak_memory_mb(self) -> float:
+        """Largest memory of its process and all its children when it was built, MiB."""
+        return self.manifest.peak_memory_mb
+
+
+@dataclass
+class PlatformRun:
+    """How a run of the pipeline went."""
+
+    run_id: str
+    directory: Path
+    """Log, events and KFP's outputs of this run."""
+    storage_root: str
+    stages: dict[str, StageRun] = field(default_factory=dict)
+    """By stage name, in the order they ended."""
+    seconds: float = 0.0
+    """Wall-clock seconds of the whole run."""
+
+    def manifest(self, stage: str) -> Manifest:
+        """The manifest of a stage that ran."""
+        return self.stages[stage].manifest
+
+    @property
+    def all_reused(self) -> bool:
+        """Whether nothing had to be built."""
+        return all(stage.reused for stage in self.stages.values())
+
+
+def absolute_root(storage_root: str) -> str:
+    """A local root as an absolute path, so that every process means the same place; a URI as it is."""
+    return storage_root if "://" in storage_root else str(Path(storage_root).expanduser().absolute())
+
+
+def make_run_directory(storage_root: str) -> Path:
+    """A new directory for one run's log; raises StorageError when the place cannot be written."""
+    run_id = f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cllmr"
+    path = (home if "://" in storage_root else Path(storage_root)) / "runs" / run_id
+    try:
+        path.mkdir(parents=True)
+    except OSError as error:
+        raise StorageError(
+            f"storage root '{storage_root}' cannot be written: {error.strerror or error} ('{error.filename}').",
+            "Choose a directory you can write with --storage.",
+        ) from None
+    return path
+
+
+def run(
+    pipeline: CompiledPipeline,
+    configs: Mapping[str, StageConfig],
+    storage_root: str,
+    display: Callable[[list[str]], Display],
+    from_stage: str | None = None,
+    until: str | None = None,
+    stage_of: Callable[[str], Stage] = stage_of,
+) -> PlatformRun:
+    """Runs the pipeline here and waits for it.
+
+    Args:
+        pipeline: the whole compiled pipeline.
+        configs: every stage's settings, as compiled into the pipeline.
+        storage_root: where artifacts live.
+        display: makes what shows the events, given the names of the stages.
+        from_stage: built again, with all after it, even where done.
+        until: the last stage to run.
+        stage_of: gives a stage's name and version.
+
+    Raises:
+        ConfigError: `from_stage` or `until` is no stage, or they exclude each other.
+        StorageError: the storage root cannot be written.
+        UserError: a stage refused its input; nothing half-written is left.
+        StageCrashed: a stage ended unexpectedly.
+        KeyboardInterrupt: the tasks have been ended.
+    """
+    started = time.monotonic()
+    storage_root = absolute_root(storage_root)
+    check_order(pipeline.stages(), from_stage, until)
+    pipeline = pipeline.until(until)
+    directory = make_run_directory(storage_root)
+    if from_stage:
+        forget(plan(pipeline, configs, storage_root, stage_of=stage_of), from_stage, storage_root)
+    (directory / PIPELINE).write_text(pipeline.to_yaml(), encoding="utf-8")
+    events: list[dict[str, Any]] = []
+    with display(pipeline.stages()) as shown:
+        code = _watch(directory, storage_root, shown, events)
+    if code != 0:
+        raise _failure(events, pipeline.stages(), directory / LOG)
+    result = PlatformRun(directory.name, directory, storage_root)
+    for event in events:
+        if event["event"] in ("stage done", "stage reused"):
+            manifest = Store(storage_root).find(event["stage"], event["fingerprint"])
+            assert manifest is not None, f"{event['stage']} told of an output it did not commit"
+            result.stages[event["stage"]] = StageRun(manifest, reused=event["event"] == "stage reused")
+    result.seconds = round(time.monotonic() - started, 3)
+    return result
+
+
+def _watch(directory: Path, storage_root: str, display: Display, events: list[dict[str, Any]]) -> int:
+    """Runs KFP's local runner in a process group of its own; shows and collects events until it ends; its exit code."""
+    (directory / EVENTS).touch()
+    with open(directory / LOG, "ab") as log, open(directory / EVENTS, encoding="utf-8") as told:
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "pipelines.kfp_runner",
+                str(directory / PIPELINE),
+                json.dumps({"storage_root": storage_root}),
+            ],
+            stdin=subprocess.PIPE,  # held open while this process lives: its end tells the runner to stop
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=_environment(directory),
+            start_new_session=True,
+        )
+        try:
+            running = True
+            while running:
+                running = process.poll() is None  # read once more after the end, so that no last event is missed
+                for event in _new_events(told):
+                    events.append(event)
+                    display.show(event)
+                display.tick()
+                if running:
+                    time.sleep(SECONDS_BETWEEN_LOOKS)
+        finally:
+            _end(process)
+        return process.returncode
+
+
+def _new_events(told: TextIO) -> Iterator[dict[str, Any]]:
+    while True:
+        position = told.tell()
+        line = told.readline()
+        if not line.endswith("\n"):  # the end, or a line still being written
+            told.seek(position)
+            return
+        yield json.loads(line)
+
+
+def _environment(directory: Path) -> dict[str, str]:
+    """The tasks' environment: our Python first on the path, the events file, threads that leave room for two workers."""
+    threads = str(max(1, (os.cpu_count() or 1) // 2))
+    pinned = {name: os.environ.get(name, threads) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    return {
+        **os.environ,
+        **pinned,
+        "PATH": path,
+        EVENTS_VARIABLE: str(directory / EVENTS),
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """Ends the runner, its tasks and whatever they started; does nothing when they have ended."""
+    if process.poll() is None:
+        try:
+            members = psutil.Process(process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            members = []
+        _signal_group(process.pid, signal.SIGTERM)
+        deadline = time.monotonic() + SECONDS_TO_END
+        while any(map(is_alive, members)) and time.monotonic() < deadline:
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        for member in members:
+            try:
+                member.kill()
+            except psutil.NoSuchProcess:
+                continue  # as it should be
+        _signal_group(process.pid, signal.SIGKILL)
+        process.wait()
+    if process.stdin:
+        process.stdin.close()
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Whether a process still runs; one that only waits to be collected by its parent does not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _signal_group(group: int, number: signal.Signals) -> None:
+    try:
+        os.killpg(group, number)
+    except ProcessLookupError:
+        return  # nobody left
+
+
+def _failure(events: list[dict[str, Any]], stages: list[str], log: Path) -> Exception:
+    """The exception for a run that did not end well: the stage's own words when it had any."""
+    finished = {event["stage"] for event in events if event["event"] in ("stage done", "stage reused")}
+    stage = next((name for name in stages if name not in finished), stages[-1])
+    told = [event for event in events if event["event"] == "stage failed" and event["stage"] not in finished]
+    if told:
+        kinds = {kind.code: kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, UserError)}
+        last = told[-1]
+        return kinds.get(last["code"], UserError)(f"{last['stage']}: {last['message']}", last.get("hint") or "")
+    started = [event["stage"] for event in events if event["event"] == "stage started" and event["stage"] not in finished]
+    return StageCrashed(started[-1] if started else stage, log, _tail(log.read_text(encoding="utf-8", errors="replace")))
+
+
+def _tail(log: str) -> list[str]:
+    """The last lines that the stage itself wrote: without KFP's colours, rules and notes."""
+    lines = (re.sub(r"\x1b\[\d+m", "", line).rstrip() for line in log.splitlines())
+    told = [line for line in lines if line.strip(" -") and not _KFP_NOTE.match(line)]
+    return told[-LINES_SHOWN_OF_LOG:]

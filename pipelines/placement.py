@@ -1,0 +1,69 @@
+"""Where a task runs and with how much: the only file that knows images, CPU, GPU, memory, tolerations and retries.
+
+Under ``cllmr run`` these settings are accepted and have no effect but ``retries``; a cluster's scheduler obeys all of them.
+"""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from components.image import IMAGE
+
+
+class TaskPlacement(BaseModel):
+    """What one stage's task asks of the cluster."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    image: str | None = None
+    """Container image of this stage; none: ``placement.image``."""
+    cpu: float = Field(default=1.0, gt=0)
+    """CPU cores requested, and the limit."""
+    memory_gib: float = Field(default=2.0, gt=0)
+    """Memory requested, and the limit, GiB."""
+    gpu: int = Field(default=0, ge=0)
+    """Number of accelerators; 0: none."""
+    gpu_type: str = "nvidia.com/gpu"
+    """Resource name of the accelerator, as the cluster's device plugin calls it; no effect when ``gpu`` is 0."""
+    retries: int = Field(default=0, ge=0)
+    """Further attempts after a failure, with growing pauses; a finished stage is never run twice."""
+
+
+class PlacementConfig(BaseModel):
+    """The placement of every stage's task."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    image: str = IMAGE
+    """Container image of all stages that name no other."""
+    ingest: TaskPlacement = TaskPlacement()
+    """Placement of ingest."""
+    sideinfo: TaskPlacement = TaskPlacement()
+    """Placement of sideinfo."""
+    spectrum: TaskPlacement = TaskPlacement()
+    """Placement of spectrum."""
+    features: TaskPlacement = TaskPlacement()
+    """Placement of features."""
+    train: TaskPlacement = TaskPlacement(cpu=2)
+    """Placement of train."""
+    evaluate: TaskPlacement = TaskPlacement(cpu=2)
+    """Placement of evaluate."""
+    promote: TaskPlacement = TaskPlacement()
+    """Placement of promote."""
+    serve: TaskPlacement = TaskPlacement()
+    """Placement of serve."""
+
+
+def place(task, config: PlacementConfig):  # type: ignore[no-untyped-def]  # kfp's PipelineTask; kfp is not imported by the config
+    """Applies a stage's placement to its KFP task and returns the task."""
+    wanted: TaskPlacement = getattr(config, task.name)
+    task.set_container_image(wanted.image or config.image)
+    task.set_cpu_request(f"{wanted.cpu:g}").set_cpu_limit(f"{wanted.cpu:g}")
+    task.set_memory_request(f"{wanted.memory_gib:g}Gi").set_memory_limit(f"{wanted.memory_gib:g}Gi")
+    if wanted.gpu:
+        from kfp import kubernetes
+
+        task.set_accelerator_type(wanted.gpu_type).set_accelerator_limit(wanted.gpu)
+        kubernetes.add_toleration(task, key=wanted.gpu_type, operator="Exists", effect="NoSchedule")
+    if wanted.retries:
+        task.set_retry(num_retries=wanted.retries, backoff_duration="30s", backoff_factor=2.0, backoff_max_duration="600s")
+    # what is done already is known by fingerprint and survives KFP's own cache, which would not see a live champion
+    return task.set_caching_options(False)

@@ -1,0 +1,191 @@
+"""What a run will do, read from the compiled pipeline: order and inputs of the tasks, and each stage's fingerprint.
+
+The compiled pipeline is the one list of steps. ``--until`` cuts it, ``--from`` forgets outputs, a dry run shows it.
+"""
+
+import importlib
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from graphlib import TopologicalSorter
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import yaml
+
+from components.artifacts import Manifest, Stage, StageConfig, Store, fingerprint
+from components.errors import ConfigError, did_you_mean
+
+# The outcome of promote depends on the champion at that moment: its fingerprint, and all after it, is known only then.
+DECIDED_AT_RUN_TIME = frozenset({"promote"})
+
+
+@dataclass(frozen=True)
+class CompiledPipeline:
+    """A pipeline as KFP's compiler writes it."""
+
+    spec: dict[str, Any]
+    """The pipeline spec (intermediate representation)."""
+    platforms: dict[str, Any] | None
+    """Settings for Kubernetes alone, the second YAML document; none when there are none."""
+
+    def to_yaml(self) -> str:
+        """The text that KFP reads."""
+        documents = [self.spec] + ([self.platforms] if self.platforms else [])
+        return yaml.safe_dump_all(documents, sort_keys=True)
+
+    def parents(self) -> dict[str, dict[str, str]]:
+        """For every stage, in order: the stage that writes each of its input artifacts, by the input's name."""
+        tasks = self.spec["root"]["dag"]["tasks"]
+        inputs = {name: task.get("inputs", {}).get("artifacts", {}) for name, task in tasks.items()}
+        parents = {
+            name: {key: value["taskOutputArtifact"]["producerTask"] for key, value in sorted(artifacts.items())}
+            for name, artifacts in inputs.items()
+        }
+        return {name: parents[name] for name in _sorted_by_dependency(parents)}
+
+    def stages(self) -> list[str]:
+        """Stage names in the order they run."""
+        return list(self.parents())
+
+    def until(self, stage: str | None) -> "CompiledPipeline":
+        """The same pipeline, ended after `stage`; None: whole. Raises ConfigError for an unknown stage."""
+        if stage is None:
+            return self
+        names = self.stages()
+        kept = set(names[: _position(stage, names, "--until") + 1])
+        spec, platforms = deepcopy(self.spec), deepcopy(self.platforms)
+        spec["root"]["dag"]["tasks"] = tasks = _only(spec["root"]["dag"]["tasks"], kept)
+        spec["components"] = _only(spec["components"], {task["componentRef"]["name"] for task in tasks.values()})
+        executors = {component["executorLabel"] for component in spec["components"].values()}
+        spec["deploymentSpec"]["executors"] = _only(spec["deploymentSpec"]["executors"], executors)
+        spec["root"].pop("outputDefinitions", None)  # what the pipeline as a whole hands out (a report) may have been cut off
+        spec["root"]["dag"].pop("outputs", None)
+        for platform in (platforms or {}).get("platforms", {}).values():
+            platform["deploymentSpec"]["executors"] = _only(platform["deploymentSpec"]["executors"], executors)
+        return CompiledPipeline(spec, platforms)
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """One stage of a run to come."""
+
+    name: str
+    parents: dict[str, str]
+    """The stage that writes each input, by the input's name."""
+    fingerprint: str | None
+    """Name of its output; None: decided at run time."""
+    done: Manifest | None
+    """What it wrote before and will be reused."""
+
+    @property
+    def state(self) -> str:
+        """``done``, ``to run`` or ``decided at run time``."""
+        if self.fingerprint is None:
+            return "decided at run time"
+        return "done" if self.done else "to run"
+
+
+def compile_pipeline(pipeline: Any) -> CompiledPipeline:
+    """Compiles a ``@dsl.pipeline`` function."""
+    from kfp.compiler import Compiler
+
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "pipeline.yaml"
+        Compiler().compile(pipeline, str(path))
+        documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+    return CompiledPipeline(documents[0], documents[1] if len(documents) > 1 else None)
+
+
+def stage_of(name: str) -> Stage:
+    """Name and version of a stage, from ``components.<name>.stage``."""
+    stage: Stage = importlib.import_module(f"components.{name}.stage").STAGE
+    return stage
+
+
+def plan(
+    pipeline: CompiledPipeline,
+    configs: Mapping[str, StageConfig],
+    storage_root: str,
+    from_stage: str | None = None,
+    stage_of: Callable[[str], Stage] = stage_of,
+) -> list[PlannedStage]:
+    """What a run of `pipeline` will do, in order; nothing is changed.
+
+    Args:
+        pipeline: cut already where the run ends.
+        configs: every stage's settings.
+        storage_root: where artifacts live.
+        from_stage: this stage and those after it are built again even where they are done.
+        stage_of: gives a stage's name and version.
+
+    Raises:
+        ConfigError: `from_stage` is not a stage of the pipeline.
+        UserError: input data that a fingerprint depends on cannot be read.
+    """
+    names = pipeline.stages()
+    rebuilt = set(names[_position(from_stage, names, "--from") :]) if from_stage else set()
+    store, known, planned = Store(storage_root), {}, []
+    for name, parents in pipeline.parents().items():
+        inputs = {key: known.get(parent) for key, parent in parents.items()}
+        name_of_output = None
+        if name not in DECIDED_AT_RUN_TIME and all(inputs.values()):
+            name_of_output = fingerprint(stage_of(name), configs[name].identity(), {k: v for k, v in inputs.items() if v})
+            known[name] = name_of_output
+        done = store.find(name, name_of_output) if name_of_output and name not in rebuilt else None
+        planned.append(PlannedStage(name, parents, name_of_output, done))
+    return planned
+
+
+def check_order(names: list[str], from_stage: str | None, until: str | None) -> None:
+    """Raises ConfigError when a stage does not exist or the run would end before it begins."""
+    first = _position(from_stage, names, "--from") if from_stage else 0
+    last = _position(until, names, "--until") if until else len(names) - 1
+    if last < first:
+        raise ConfigError(
+            f"--until {until} comes before --from {from_stage}: nothing would run.", f"The order is {' -> '.join(names)}."
+        )
+
+
+def forget(planned: list[PlannedStage], from_stage: str, storage_root: str) -> None:
+    """Discards what `from_stage` and the stages after it wrote before, for these inputs and settings."""
+    store = Store(storage_root)
+    names = [stage.name for stage in planned]
+    first = _position(from_stage, names, "--from")
+    outputs: dict[str, set[str]] = {}  # fingerprints by stage; of a stage decided at run time, all it wrote from these inputs
+    for position, stage in enumerate(planned):
+        outputs[stage.name] = {stage.fingerprint} if stage.fingerprint else _written_from(store, stage, outputs)
+        if position >= first:
+            for fingerprint_ in outputs[stage.name]:
+                store.discard(stage.name, fingerprint_)
+
+
+def _written_from(store: Store, stage: PlannedStage, outputs: Mapping[str, set[str]]) -> set[str]:
+    return {
+        manifest.fingerprint
+        for manifest in store.outputs(stage.name)
+        if all(manifest.parents.get(key) in outputs[parent] for key, parent in stage.parents.items())
+    }
+
+
+def _position(stage: str | None, names: list[str], option: str) -> int:
+    if stage not in names:
+        close = did_you_mean(str(stage), names).removesuffix(f"Allowed: {', '.join(sorted(names))}.")
+        raise ConfigError(f"{option} {stage}: no such stage.", f"{close}Stages, in order: {', '.join(names)}.")
+    return names.index(stage)
+
+
+def _sorted_by_dependency(parents: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Parents first; stages that do not depend on each other by name."""
+    sorter, order = TopologicalSorter({name: set(inputs.values()) for name, inputs in parents.items()}), []
+    sorter.prepare()
+    while sorter.is_active():
+        ready = sorted(sorter.get_ready())
+        order += ready
+        sorter.done(*ready)
+    return order
+
+
+def _only(mapping: Mapping[str, Any], kept: set[str]) -> dict[str, Any]:
+    return {key: value for key, value in mapping.items() if key in kept}

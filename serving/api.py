@@ -1,0 +1,283 @@
+"""The HTTP API: routes, errors and headers over a backend that answers. Knows neither Ray nor Feast.
+
+Every error is ``{code, message, hint, request_id}``. Every response carries ``X-Request-Id`` and ``X-Model-Version``, and
+``X-Degraded`` with the reason when something that an answer normally uses was missing. Logs name routes, never users.
+"""
+
+import importlib.util
+import re
+import time
+import uuid
+from pathlib import Path
+from typing import Annotated, Any, Protocol
+
+import structlog
+from fastapi import Body, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serving.features import FeatureSource
+from serving.schemas import (
+    ErrorBody,
+    ExplainRequest,
+    ExplainResponse,
+    Health,
+    ModelInfo,
+    ModelResponse,
+    RecommendRequest,
+    RecommendResponse,
+    ScoreRequest,
+    ScoreResponse,
+)
+
+MAX_BODY_BYTES = 1 << 20
+RETRY_AFTER_SECONDS = 1
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")  # what of a caller's own id may stand in answers and logs
+_SEE_DOCS = "See /docs for the fields and their limits."
+
+log = structlog.get_logger()
+
+
+class Unavailable(Exception):
+    """The backend cannot answer now; a client may try again.
+
+    Args:
+        code: what it is: "overloaded", "scorer_unavailable".
+        message: one line for the caller.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code, self.message = code, message
+
+
+class Backend(Protocol):
+    """What answers the API's questions; every method may raise Unavailable."""
+
+    model_version: str
+    features: FeatureSource
+
+    async def recommend(self, request: RecommendRequest, histories: list[list[str]]) -> RecommendResponse:
+        """See Recommender."""
+        ...
+
+    async def score(self, request: ScoreRequest) -> ScoreResponse:
+        """See Recommender."""
+        ...
+
+    async def explain(self, request: ExplainRequest, history: list[str]) -> ExplainResponse:
+        """See Recommender."""
+        ...
+
+    async def model(self) -> ModelInfo:
+        """See Recommender."""
+        ...
+
+    def count_degraded(self, reason: str) -> None:
+        """Counts one degraded answer."""
+        ...
+
+
+def create_app(backend: Backend) -> FastAPI:
+    """The API over one backend."""
+    app = FastAPI(
+        title="CLLMR: debiased recommendations",
+        version="1",
+        description="Recommendations that use side information written by a language model without inheriting its biases: "
+        "what the side information says by itself is estimated and taken out of every score.",
+        docs_url=None,
+        redoc_url=None,
+        responses={
+            413: {"model": ErrorBody, "description": "The body is too large."},
+            422: {"model": ErrorBody, "description": "The request is not valid."},
+            503: {"model": ErrorBody, "description": "Overloaded or starting; try again after Retry-After seconds."},
+        },
+    )
+    app.add_middleware(_Envelope, model_version=backend.model_version)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Unavailable, _unavailable)
+    _add_docs(app)
+    _add_routes(app, backend)
+    return app
+
+
+def _add_routes(app: FastAPI, backend: Backend) -> None:
+    @app.post("/v1/recommend", tags=["recommend"], summary="Rank items for users")
+    async def recommend(request: Annotated[RecommendRequest, Body()], response: Response) -> RecommendResponse:
+        """Debiased rankings, best first. `compare` adds the factual ranking, `debias` sets the strength per request."""
+        return await backend.recommend(request, await histories(request.users, response))
+
+    @app.post("/v1/score", tags=["recommend"], summary="Score given items")
+    async def score(request: Annotated[ScoreRequest, Body()]) -> ScoreResponse:
+        """The debiased, factual and direct score of each item; unknown items are listed and have none."""
+        return await backend.score(request)
+
+    @app.post("/v1/explain", tags=["recommend"], summary="Take a score apart")
+    async def explain(request: Annotated[ExplainRequest, Body()], response: Response) -> ExplainResponse:
+        """Total effect, natural direct effect, what debiasing removed, and the liked items that are nearest."""
+        return await backend.explain(request, (await histories([request.user_id], response))[0])
+
+    @app.get("/v1/model", tags=["operate"], summary="What is being served")
+    async def model() -> ModelResponse:
+        """The bundle and the state of the feature store."""
+        return ModelResponse(
+            model_version=backend.model_version, model=await backend.model(), features=backend.features.state()
+        )
+
+    @app.get("/healthz", tags=["operate"], summary="Liveness")
+    async def healthz() -> Health:
+        """Answers as long as the process does."""
+        return Health(status="ok")
+
+    @app.get("/readyz", tags=["operate"], summary="Readiness", responses={503: {"model": ErrorBody}})
+    async def readyz() -> Health:
+        """Answers 200 once the model answers; a missing feature store degrades answers and does not make it unready."""
+        await backend.model()
+        return Health(status="ok", reason=backend.features.state().reason)
+
+    async def histories(user_ids: list[str], response: Response) -> list[list[str]]:
+        found = await backend.features.histories(user_ids)
+        if found.degraded is not None:
+            backend.count_degraded(found.degraded)
+            response.headers["X-Degraded"] = found.degraded
+        return found.item_ids
+
+
+def _add_docs(app: FastAPI) -> None:
+    """The Swagger page, with its scripts from the package fastapi-offline where that is installed, else from a CDN."""
+    assets: dict[str, Any] = {}
+    spec = importlib.util.find_spec("fastapi_offline")
+    if spec is not None and spec.submodule_search_locations:
+        static = Path(next(iter(spec.submodule_search_locations))) / "static"
+        app.mount("/docs/assets", StaticFiles(directory=static), name="docs-assets")
+        assets = {
+            "swagger_js_url": "docs/assets/swagger-ui-bundle.js",
+            "swagger_css_url": "docs/assets/swagger-ui.css",
+            "swagger_favicon_url": "docs/assets/favicon.png",
+        }
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return get_swagger_ui_html(openapi_url="openapi.json", title=app.title, **assets)
+
+
+# -- errors -----------------------------------------------------------------------------------------------------------
+
+
+def error_response(status: int, code: str, message: str, hint: str, request_id: str) -> JSONResponse:
+    """An error as every client sees it."""
+    body = ErrorBody(code=code, message=message, hint=hint, request_id=request_id)
+    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if status == 503 else None
+    return JSONResponse(body.model_dump(), status_code=status, headers=headers)
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    problem = error.errors()[0]
+    place = ".".join(str(part) for part in problem["loc"] if part != "body")[:200]
+    if problem["type"] == "json_invalid":
+        message, hint = "the body is not JSON.", "Send a JSON object with Content-Type: application/json."
+    else:
+        message, hint = f"{place + ': ' if place else ''}{problem['msg']}.", _SEE_DOCS
+    # ASCII only: a name may hold anything, lone surrogates included, that cannot be sent back as UTF-8
+    return error_response(422, "invalid_request", message.encode("ascii", "backslashreplace").decode(), hint, _id(request))
+
+
+_HTTP_ERRORS = {
+    404: ("not_found", "there is no such path.", "See /docs for the paths there are."),
+    413: (
+        "body_too_large",
+        f"the body is larger than {MAX_BODY_BYTES} bytes.",
+        "Send a smaller one: split the users or items over several requests.",
+    ),
+    405: ("method_not_allowed", "this path does not take this method.", "See /docs for the methods of each path."),
+}
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    default = ("bad_request", "the request cannot be read.", "Send a JSON object with Content-Type: application/json.")
+    code, message, hint = _HTTP_ERRORS.get(error.status_code, default)
+    response = error_response(error.status_code, code, message, hint, _id(request))
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _unavailable(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Unavailable)
+    return error_response(503, error.code, error.message, f"Try again in {RETRY_AFTER_SECONDS} s.", _id(request))
+
+
+def _id(request: Request) -> str:
+    return str(request.scope["state"]["request_id"])
+
+
+class _Envelope:
+    """Around every request: its id, the headers, the cap on the body, the last resort for errors, one log line."""
+
+    def __init__(self, app: ASGIApp, model_version: str) -> None:
+        self._app = app
+        self._model_version = model_version.encode("ascii", "backslashreplace")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started, status = time.perf_counter(), 0
+        given = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"x-request-id"), None)
+        request_id = given if given is not None and _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+        own_headers = [(b"x-model-version", self._model_version)]
+        if given is None:  # Serve's proxy gives every request an id and answers it itself
+            own_headers.append((b"x-request-id", request_id.encode()))
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message = {**message, "headers": [*message.get("headers", []), *own_headers]}
+            await send(message)
+
+        try:
+            await self._app(scope, _capped(scope, receive), send_with_headers)
+        except Exception:
+            log.exception("request failed", request_id=request_id)
+            if status:
+                raise  # the answer has begun; the server can only cut the connection
+            hint = "Report it with the request id."
+            answer = error_response(500, "internal_error", "the server failed.", hint, request_id)
+            await answer(scope, receive, send_with_headers)
+        finally:
+            log.info(
+                "request",
+                method=scope["method"],
+                route=getattr(scope.get("route"), "path", None),
+                status=status,
+                milliseconds=round(1000 * (time.perf_counter() - started), 1),
+                request_id=request_id,
+            )
+
+
+def _capped(scope: Scope, receive: Receive) -> Receive:
+    """`receive` that raises 413 when the announced or the received body is too large."""
+    announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+    announced_bytes = int(announced) if announced.isdigit() else 0
+    received = 0
+
+    async def capped() -> Message:
+        nonlocal received
+        if announced_bytes > MAX_BODY_BYTES:
+            raise HTTPException(413)
+        message = await receive()
+        received += len(message.get("body", b""))
+        if received > MAX_BODY_BYTES:
+            raise HTTPException(413)
+        return message
+
+    return capped

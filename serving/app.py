@@ -1,0 +1,79 @@
+"""The endpoint as a Ray Serve application: ``import_path: serving.app:build_app`` in a Serve configuration file."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from ray import serve
+from ray.serve import Application
+
+from serving.deployments import GatewayReplica, ScorerReplica
+
+IMPORT_PATH = "serving.app:build_app"
+APPLICATION = "cllmr"
+
+
+class ReplicaArgs(BaseModel):
+    """How many replicas a deployment has and how much each takes on."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    num_replicas: int = 1
+    num_cpus: float = 0.5
+    max_ongoing_requests: int = 32
+    max_queued_requests: int = 128
+
+    def options(self, drain_interval_s: float) -> dict[str, Any]:
+        """As Ray Serve names them."""
+        return {
+            "num_replicas": self.num_replicas,
+            "max_ongoing_requests": self.max_ongoing_requests,
+            "max_queued_requests": self.max_queued_requests,
+            "ray_actor_options": {"num_cpus": self.num_cpus},
+            "graceful_shutdown_wait_loop_s": drain_interval_s,
+        }
+
+
+class AppArgs(BaseModel):
+    """Arguments of the application: the ``args`` of the Serve configuration file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    storage_root: str
+    """Where artifacts live: a path or URI that every replica can read."""
+    train: str
+    """Fingerprint of the train artifact whose bundle is served."""
+    features: str | None = None
+    """Fingerprint of the feature set the bundle was trained on; None: no feature store."""
+    model_version: str
+    """What the registry calls the bundle; in every answer."""
+    bundle_dir: Path | None = None
+    """A bundle outside the store, used instead of the train artifact's."""
+    drain_interval_s: float = Field(default=2.0, gt=0)
+    """How often a stopping replica looks whether its last requests are answered, seconds; it waits once at least."""
+    feature_deadline_ms: int = Field(default=200, ge=1)
+    """How long a request waits for the feature store."""
+    feature_loading_s: int = Field(default=30, ge=0)
+    """How long a starting gateway waits for the feature store."""
+    gateway: ReplicaArgs = ReplicaArgs()
+    """Replicas that speak HTTP."""
+    scorer: ReplicaArgs = ReplicaArgs()
+    """Replicas that hold the model."""
+
+
+def build_app(args: AppArgs) -> Application:
+    """The application: a gateway bound to a scorer."""
+    scorer = serve.deployment(name="Scorer", **args.scorer.options(args.drain_interval_s))(ScorerReplica).bind(
+        storage_root=args.storage_root,
+        fingerprint=args.train,
+        bundle_dir=None if args.bundle_dir is None else str(args.bundle_dir),
+        model_version=args.model_version,
+    )
+    return serve.deployment(name="Gateway", **args.gateway.options(args.drain_interval_s))(GatewayReplica).bind(
+        scorer,
+        storage_root=args.storage_root,
+        feature_fingerprint=args.features,
+        model_version=args.model_version,
+        feature_deadline_ms=args.feature_deadline_ms,
+        feature_loading_s=args.feature_loading_s,
+    )

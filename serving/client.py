@@ -1,0 +1,138 @@
+"""A typed client of the endpoint: time limits, retries where nothing was answered, errors a person can act on."""
+
+import time
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from components.errors import ServingError
+from serving.schemas import (
+    ErrorBody,
+    ExplainRequest,
+    ExplainResponse,
+    ModelResponse,
+    RecommendRequest,
+    RecommendResponse,
+    ScoreRequest,
+    ScoreResponse,
+)
+
+_Response = TypeVar("_Response", bound=BaseModel)
+
+
+class Client:
+    """Asks one endpoint; use it as a context manager, or call `close`.
+
+    Every question only reads, so all are asked again after a dropped connection and after 503.
+
+    Args:
+        url: base URL, for example ``http://127.0.0.1:8000``.
+        timeout: seconds one try may take.
+        retries: further tries after the first.
+        backoff: seconds before the first retry, doubled each time; a server's Retry-After counts if it is longer.
+        transport: for tests.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        timeout: float = 10.0,
+        retries: int = 2,
+        backoff: float = 0.2,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self._url = url.rstrip("/")
+        self._retries, self._backoff = retries, backoff
+        self._http = httpx.Client(base_url=self._url, timeout=timeout, transport=transport)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._http.close()
+
+    def recommend(
+        self,
+        users: list[str],
+        k: int = 10,
+        *,
+        exclude_seen: bool = True,
+        debias: float | None = None,
+        compare: bool = False,
+        allow: list[str] | None = None,
+        deny: list[str] | None = None,
+    ) -> RecommendResponse:
+        """Rankings for some users, see RecommendRequest.
+
+        Raises:
+            ServingError: nothing listens, or the endpoint refuses the request or fails.
+            pydantic.ValidationError: the arguments are not a valid request.
+        """
+        request = RecommendRequest(
+            users=users, k=k, exclude_seen=exclude_seen, debias=debias, compare=compare, allow=allow, deny=deny or []
+        )
+        return self._ask("/v1/recommend", request, RecommendResponse)
+
+    def score(self, user_id: str, item_ids: list[str], *, debias: float | None = None) -> ScoreResponse:
+        """Scores of given items, see ScoreRequest; raises as `recommend`."""
+        return self._ask("/v1/score", ScoreRequest(user_id=user_id, item_ids=item_ids, debias=debias), ScoreResponse)
+
+    def explain(self, user_id: str, item_id: str, *, debias: float | None = None, num_neighbours: int = 5) -> ExplainResponse:
+        """One score taken apart, see ExplainRequest; raises as `recommend`."""
+        request = ExplainRequest(user_id=user_id, item_id=item_id, debias=debias, num_neighbours=num_neighbours)
+        return self._ask("/v1/explain", request, ExplainResponse)
+
+    def model(self) -> ModelResponse:
+        """What is being served; raises ServingError as `recommend`."""
+        return self._ask("/v1/model", None, ModelResponse)
+
+    def _ask(self, path: str, request: BaseModel | None, answer: type[_Response]) -> _Response:
+        body = None if request is None else request.model_dump(mode="json")
+        response = self._send(path, body)
+        if response.status_code != 200:
+            raise self._refused(response)
+        try:
+            return answer.model_validate_json(response.content)
+        except ValidationError as error:
+            raise ServingError(
+                f"{self._url}{path} answers something else than this client understands: {error.error_count()} fields differ.",
+                "Use the client of the same version as the endpoint, or check the address.",
+            ) from None
+
+    def _send(self, path: str, body: dict[str, Any] | None) -> httpx.Response:
+        for attempt in range(self._retries + 1):
+            pause = self._backoff * 2**attempt
+            try:
+                response = self._http.get(path) if body is None else self._http.post(path, json=body)
+            except httpx.TransportError as error:
+                if attempt == self._retries:
+                    raise self._unreachable(error) from None
+            else:
+                if response.status_code != 503 or attempt == self._retries:
+                    return response
+                told = response.headers.get("Retry-After", "")
+                pause = max(pause, float(told)) if told.isdigit() else pause
+            time.sleep(pause)
+        raise AssertionError("the last try returns or raises")
+
+    def _unreachable(self, error: httpx.TransportError) -> ServingError:
+        if isinstance(error, httpx.ConnectError):
+            return ServingError(f"nothing listens at {self._url}.", "Start the endpoint: make serve (or: cllmr serve).")
+        if isinstance(error, httpx.TimeoutException):
+            return ServingError(f"{self._url} does not answer in time.", "Look at its log, or ask again later.")
+        return ServingError(f"{self._url} cannot be asked: {type(error).__name__}.", "Check the address and try again.")
+
+    def _refused(self, response: httpx.Response) -> ServingError:
+        try:
+            error = ErrorBody.model_validate_json(response.content)
+        except ValidationError:
+            return ServingError(
+                f"{response.url} answers status {response.status_code} and is no endpoint of ours.", "Check the address."
+            )
+        return ServingError(f"the endpoint refuses: {error.message}", f"{error.hint} (request {error.request_id})")

@@ -1,0 +1,210 @@
+"""Features at request time from the Feast online store: each user's recent items.
+
+The feature store's client takes seconds to import, so it is loaded beside the model, and every look-up has a deadline: a
+store that is slow, down or not there yet costs freshness, never an answer. The caller then knows only the interactions
+the model was trained on, and the reason is in the answer (``X-Degraded``) and counted.
+
+A history is used to leave out what the user has seen, and that stays true however old it is: its age is not checked.
+"""
+
+import asyncio
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import structlog
+
+from components.artifacts import Store
+from components.errors import ArtifactError
+from serving.schemas import FeaturesState
+
+LOADING = "features_loading"
+TIMEOUT = "features_timeout"
+UNAVAILABLE = "features_unavailable"
+
+SERVICE = "serving"
+JOIN_KEY = "user_id"
+HISTORY = "user_history:item_ids"
+
+_THREADS = 4  # look-ups at a time; the store's client blocks
+_MAX_WAITING = 64  # look-ups that may pile up behind a slow store before new ones are not even tried
+_RETRY_SECONDS = (1.0, 2.0, 5.0, 15.0, 60.0)
+
+HistoryReader = Callable[[Sequence[str]], list[list[str]]]
+"""Recent item ids of each user, empty for a user the store does not know."""
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Histories:
+    """What the feature store knew in time."""
+
+    item_ids: list[list[str]]
+    """Recent items per user, in the order asked; empty where nothing is known."""
+    degraded: str | None = None
+    """Why the feature store was not used, None when it was."""
+
+
+class FeatureSource(Protocol):
+    """Where request-time features come from."""
+
+    async def histories(self, user_ids: Sequence[str]) -> Histories:
+        """Recent items of some users; never raises, never waits longer than its deadline."""
+        ...
+
+    def state(self) -> FeaturesState:
+        """Whether it can be used right now."""
+        ...
+
+
+class NoFeatures:
+    """An endpoint without a feature store, by choice: what is seen is what the model was trained on."""
+
+    async def histories(self, user_ids: Sequence[str]) -> Histories:
+        """See FeatureSource."""
+        return Histories([[] for _ in user_ids])
+
+    def state(self) -> FeaturesState:
+        """See FeatureSource."""
+        return FeaturesState(state="not_configured")
+
+
+class OnlineFeatures:
+    """A feature store that is opened in the background and asked with a deadline; recovers by itself.
+
+    Args:
+        open_reader: opens the store; may take seconds, may fail, is tried again.
+        deadline: seconds a look-up may take.
+    """
+
+    def __init__(self, open_reader: Callable[[], HistoryReader], deadline: float) -> None:
+        self._open_reader = open_reader
+        self._deadline = deadline
+        self._reader: HistoryReader | None = None
+        self._problem: str | None = None
+        self._waiting = 0
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="features")
+        self._settled = threading.Event()  # opened, or failed once
+        self._closed = threading.Event()
+        threading.Thread(target=self._open, daemon=True, name="features-open").start()
+
+    def _open(self) -> None:
+        for attempt in range(10**9):
+            started = time.monotonic()
+            try:
+                self._reader = self._open_reader()
+            except Exception as error:  # whatever a store's client raises, the endpoint answers without it and tries again
+                self._problem = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+                log.warning("feature store cannot be opened", reason=self._problem, attempt=attempt + 1)
+            else:
+                self._problem = None
+                log.info("feature store opened", seconds=round(time.monotonic() - started, 1))
+                return
+            finally:
+                self._settled.set()
+            if self._closed.wait(_RETRY_SECONDS[min(attempt, len(_RETRY_SECONDS) - 1)]):
+                return
+
+    def wait(self, seconds: float) -> None:
+        """Waits until the store is open or has failed once, at most so long."""
+        self._settled.wait(seconds)
+
+    def close(self) -> None:
+        """Ends the background threads; look-ups in flight are abandoned."""
+        self._closed.set()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def histories(self, user_ids: Sequence[str]) -> Histories:
+        """See FeatureSource."""
+        reader = self._reader
+        nothing: list[list[str]] = [[] for _ in user_ids]
+        if reader is None:
+            return Histories(nothing, UNAVAILABLE if self._problem else LOADING)
+        if self._waiting >= _MAX_WAITING:
+            return Histories(nothing, TIMEOUT)
+        self._waiting += 1
+        lookup = asyncio.get_running_loop().run_in_executor(self._pool, reader, list(user_ids))
+        lookup.add_done_callback(self._done)
+        try:
+            return Histories(await asyncio.wait_for(asyncio.shield(lookup), self._deadline))
+        except TimeoutError:
+            return Histories(nothing, TIMEOUT)
+        except Exception as error:  # as in _open
+            log.warning("feature store look-up failed", error=type(error).__name__)
+            return Histories(nothing, UNAVAILABLE)
+
+    def _done(self, lookup: "asyncio.Future[list[list[str]]]") -> None:
+        self._waiting -= 1
+        if not lookup.cancelled():
+            lookup.exception()  # of a look-up that nobody waits for any more: read, so that asyncio does not complain
+
+    def state(self) -> FeaturesState:
+        """See FeatureSource."""
+        if self._reader is not None:
+            return FeaturesState(state="ready")
+        return FeaturesState(state="unavailable" if self._problem else "loading", reason=self._problem)
+
+
+@contextmanager
+def _lean_import() -> Iterator[None]:
+    """Lets Feast be imported in one second instead of six, and in 130 MB less.
+
+    Feast imports torch where it is installed, which an endpoint has no use for, and lets typeguard rewrite its classes to
+    check every call, which is meant for its own development.
+    """
+    import typeguard
+
+    checked, torch = typeguard.typechecked, "torch"
+    hide_torch = torch not in sys.modules
+    if hide_torch:
+        sys.modules[torch] = None  # type: ignore[assignment]  # Python's own way to say: cannot be imported
+    typeguard.typechecked = _unchecked
+    try:
+        yield
+    finally:
+        typeguard.typechecked = checked
+        if hide_torch:
+            del sys.modules[torch]
+
+
+def _unchecked(target: Any = None, **options: Any) -> Any:
+    return target if target is not None else lambda decorated: decorated
+
+
+def open_history_reader(storage_root: str, fingerprint: str) -> HistoryReader:
+    """Opens the feature set with this fingerprint and looks one user up, so that the first request does not pay for it.
+
+    Raises:
+        ArtifactError: there is no such feature set.
+        Exception: whatever Feast raises when the store cannot be reached.
+    """
+    manifest = Store(storage_root).find("features", fingerprint)
+    if manifest is None:
+        raise ArtifactError(
+            f"feature set {fingerprint} is not below '{storage_root}'.", "Build it again: cllmr run --from features"
+        )
+    from feature_repo.store import feature_refs, open_store
+
+    with _lean_import():
+        import feast  # noqa: F401  # here, before anything else imports it the slow way
+
+    store = open_store(manifest.path(), storage_root)
+    if HISTORY not in feature_refs(store, SERVICE, JOIN_KEY):
+        raise ArtifactError(
+            f"feature set {fingerprint} has no {HISTORY} in its service '{SERVICE}'.",
+            "Build it again: cllmr run --from features",
+        )
+
+    def read(user_ids: Sequence[str]) -> list[list[str]]:
+        rows = [{JOIN_KEY: user_id} for user_id in user_ids]
+        values = store.get_online_features(features=[HISTORY], entity_rows=rows).to_dict()
+        return [list(items or []) for items in values[HISTORY.partition(":")[2]]]
+
+    read([""])
+    return read

@@ -1,0 +1,207 @@
+"""From a request and a bundle to an answer: ids in, ids and titles out. Pure: no Ray, no HTTP, no feature store.
+
+The caller passes each user's history (recent item ids from the feature store, or none); what counts as seen is that
+and the training interactions in the bundle.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from components.ids import UNKNOWN
+from serving.degrade import UNKNOWN_USER, Ladder, Query
+from serving.schemas import (
+    ExplainRequest,
+    ExplainResponse,
+    Explanation,
+    ItemScore,
+    ModelInfo,
+    Neighbour,
+    RankedItem,
+    RecommendRequest,
+    RecommendResponse,
+    ScoreRequest,
+    ScoreResponse,
+    UserRecommendations,
+)
+from serving.scorer import Ranking, Scorer, rank_of, top_k
+
+UNKNOWN_ITEM = "unknown_item"
+
+
+class Recommender:
+    """Answers the API's questions from one bundle.
+
+    Args:
+        scorer: the bundle.
+        model_version: what the answers call it.
+    """
+
+    def __init__(self, scorer: Scorer, model_version: str) -> None:
+        self.scorer = scorer
+        self.model_version = model_version
+        self._ladder = Ladder.of(scorer)
+
+    def recommend(self, request: RecommendRequest, histories: Sequence[Sequence[str]]) -> RecommendResponse:
+        """Rankings for `request.users`; `histories[n]` are the recent item ids of user n."""
+        strength = self._strength(request.debias)
+        allow = None if request.allow is None else self.scorer.item_vocabulary.rows(request.allow)
+        filtered = self.scorer.candidates(allow=allow, deny=self.scorer.item_vocabulary.rows(request.deny))
+        results = [
+            self._recommend(user_id, history, request, strength, filtered)
+            for user_id, history in zip(request.users, histories, strict=True)
+        ]
+        return RecommendResponse(model_version=self.model_version, debias=strength, results=results)
+
+    def _recommend(
+        self, user_id: str, history: Sequence[str], request: RecommendRequest, strength: float, filtered: npt.NDArray[np.bool_]
+    ) -> UserRecommendations:
+        user = self.scorer.user_vocabulary.row(user_id)
+        candidates = filtered
+        if request.exclude_seen:
+            candidates = filtered & self.scorer.candidates(exclude=self._seen(user, history))
+        answer = self._ladder.rank(Query(user, request.k, strength, candidates))
+        items, factual = self._ranked(answer.ranking), None
+        if request.compare:
+            if answer.method == "personalised":
+                items, factual = self._compare(user, request.k, strength, candidates)
+            else:  # nothing to debias: both rankings are the same
+                factual = items
+        return UserRecommendations(
+            user_id=user_id,
+            cold=user == UNKNOWN,
+            method=answer.method,
+            reason=answer.reason,
+            items=items,
+            factual=factual,
+        )
+
+    def _compare(
+        self, user: int, k: int, strength: float, candidates: npt.NDArray[np.bool_]
+    ) -> tuple[list[RankedItem], list[RankedItem]]:
+        """The debiased and the factual ranking, every item with its rank in both."""
+        asked = np.array([user])
+        debiased, factual = (self.scorer.score_all(asked, value)[0] for value in (strength, 0.0))
+        rankings = []
+        for scores in (debiased, factual):
+            ranking = top_k(scores, k, candidates)
+            ranks = [rank_of(other, ranking.rows, candidates).tolist() for other in (factual, debiased)]
+            items = zip(self._ranked(ranking), *ranks, strict=True)
+            rankings.append(
+                [
+                    item.model_copy(update={"factual_rank": before, "debiased_rank": after, "rank_change": before - after})
+                    for item, before, after in items
+                ]
+            )
+        return rankings[0], rankings[1]
+
+    def _ranked(self, ranking: Ranking) -> list[RankedItem]:
+        ids, titles = self.scorer.item_vocabulary.ids, self.scorer.titles
+        return [
+            RankedItem(rank=place, item_id=ids[row], title=titles[row], score=score)
+            for place, (row, score) in enumerate(zip(ranking.rows.tolist(), ranking.scores.tolist(), strict=True), start=1)
+        ]
+
+    def score(self, request: ScoreRequest) -> ScoreResponse:
+        """Scores of `request.item_ids`; null for an unknown item, and for all items of an unknown user."""
+        user = self.scorer.user_vocabulary.row(request.user_id)
+        rows = self.scorer.item_vocabulary.rows(request.item_ids)
+        strength = self._strength(request.debias)
+        effects = None if user == UNKNOWN else self.scorer.effects(user, np.where(rows == UNKNOWN, 0, rows), strength)
+        scores = []
+        for place, (item_id, row) in enumerate(zip(request.item_ids, rows.tolist(), strict=True)):
+            known = row != UNKNOWN
+            scored = effects if known else None
+            scores.append(
+                ItemScore(
+                    item_id=item_id,
+                    title=self.scorer.titles[row] if known else None,
+                    score=float(scored.debiased[place]) if scored else None,
+                    factual=float(scored.total[place]) if scored else None,
+                    direct=float(scored.direct[place]) if scored else None,
+                    popularity=int(self.scorer.popularity[row]) if known else None,
+                )
+            )
+        return ScoreResponse(
+            model_version=self.model_version,
+            user_id=request.user_id,
+            cold=user == UNKNOWN,
+            reason=UNKNOWN_USER if user == UNKNOWN else None,
+            debias=strength,
+            scores=scores,
+            unknown_items=[item_id for item_id, row in zip(request.item_ids, rows.tolist(), strict=True) if row == UNKNOWN],
+        )
+
+    def explain(self, request: ExplainRequest, history: Sequence[str]) -> ExplainResponse:
+        """The parts of one score, and the user's items that are nearest to the explained one."""
+        user = self.scorer.user_vocabulary.row(request.user_id)
+        item = self.scorer.item_vocabulary.row(request.item_id)
+        strength = self._strength(request.debias)
+        seen = self._seen(user, history)
+        neighbours: list[Neighbour] = []
+        if item != UNKNOWN and seen.size:
+            nearest = self.scorer.similar_items(item, request.num_neighbours, among=seen)
+            neighbours = [
+                Neighbour(item_id=self.scorer.item_vocabulary.ids[row], title=self.scorer.titles[row], similarity=cosine)
+                for row, cosine in zip(nearest.rows.tolist(), nearest.scores.tolist(), strict=True)
+            ]
+        reason = UNKNOWN_USER if user == UNKNOWN else UNKNOWN_ITEM if item == UNKNOWN else None
+        return ExplainResponse(
+            model_version=self.model_version,
+            user_id=request.user_id,
+            item_id=request.item_id,
+            cold=user == UNKNOWN,
+            reason=reason,
+            debias=strength,
+            title=None if item == UNKNOWN else self.scorer.titles[item],
+            profile=None if item == UNKNOWN else self.scorer.profiles[item],
+            already_seen=bool((seen == item).any()) and item != UNKNOWN,
+            explanation=None if reason else self._explanation(user, item, strength),
+            nearest_liked_items=neighbours,
+        )
+
+    def _explanation(self, user: int, item: int, strength: float) -> Explanation:
+        effects = self.scorer.effects(user, item, strength)
+        everything = self.scorer.candidates()
+        row = np.array([item])
+        factual_rank, debiased_rank = (
+            int(rank_of(self.scorer.score_all(np.array([user]), value)[0], row, everything)[0]) for value in (0.0, strength)
+        )
+        total, direct = float(effects.total[0]), float(effects.direct[0])
+        return Explanation(
+            total_effect=total,
+            natural_direct_effect=direct,
+            total_natural_indirect_effect=float(effects.indirect[0]),
+            removed=strength * direct,
+            debiased_score=float(effects.debiased[0]),
+            user_gate=float(self.scorer.user_gate[user]),
+            item_gate=float(self.scorer.item_gate[item]),
+            factual_rank=factual_rank,
+            debiased_rank=debiased_rank,
+        )
+
+    def describe(self, golden_requests: int) -> ModelInfo:
+        """What is being served."""
+        bundle = self.scorer.bundle
+        return ModelInfo(
+            name=self.scorer.name,
+            fingerprint=self.scorer.fingerprint,
+            num_users=self.scorer.num_users,
+            num_items=self.scorer.num_items,
+            embedding_dim=int(bundle["embedding_dim"]),
+            debias_strength=self.scorer.debias_strength,
+            backbone=bundle.get("backbone"),
+            side_encoder=bundle.get("side_encoder"),
+            golden_requests=golden_requests,
+        )
+
+    def _seen(self, user: int, history: Sequence[str]) -> npt.NDArray[np.int64]:
+        """Item rows the user interacted with, without repeats and without items the bundle does not know."""
+        recent = self.scorer.item_vocabulary.rows(history)
+        trained = self.scorer.seen(user) if user != UNKNOWN else np.empty(0, dtype=np.int64)
+        rows = np.union1d(trained, recent)
+        return rows[rows != UNKNOWN]
+
+    def _strength(self, debias: float | None) -> float:
+        return self.scorer.debias_strength if debias is None else debias

@@ -1,0 +1,271 @@
+"""Runs the endpoint on this machine, from the very configuration file that a cluster gets."""
+
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import yaml
+
+from components.errors import ArtifactError, ConfigError, ServingError, did_you_mean
+from serving.scorer import Scorer, find_bundle
+
+if TYPE_CHECKING:
+    from serving.app import AppArgs
+
+OBJECT_STORE_BYTES = 100 * 2**20  # Serve passes requests and answers of some kilobytes; Ray's minimum is 75 MiB
+READY_SECONDS = 120.0
+
+
+@contextmanager
+def running_endpoint(config: str | os.PathLike[str], host: str = "127.0.0.1", port: int = 8000) -> Iterator[str]:
+    """The endpoint, ready, while the block runs; yields its base URL, for example ``http://127.0.0.1:8000``.
+
+    Starts a Ray of its own on this machine, unless `prepare_endpoint` did, and ends it with the block. One endpoint per process
+    at a time.
+
+    Args:
+        config: the serve stage's serve.yaml.
+        host: address to listen on.
+        port: TCP port; 0 picks a free one.
+
+    Raises:
+        ServingError: the port is taken, or the endpoint does not become ready.
+        ArtifactError: the configuration, the bundle or the feature set is missing or damaged.
+        ConfigError: the configuration has an argument that is not allowed.
+    """
+    args = read_app_args(config)
+    # Here too, though every replica does it: a bad bundle is refused at once, not after a minute of restarted replicas.
+    Scorer.load(args.get("bundle_dir") or find_bundle(args["storage_root"], args["train"])).replay_golden()
+    server = _server(host, port)
+    if server.in_use:
+        raise ServingError(f"this process already runs the endpoint at {host}:{server.port}.", "Stop it first.")
+    server.in_use = True
+    try:
+        url = f"http://{_reachable(host)}:{_started(server)}"
+        _deploy(args)
+        wait_until_ready(url)
+        yield url
+    finally:
+        stop_endpoint()
+
+
+def _started(server: "_Server") -> int:
+    try:
+        return server.started.result()
+    except (RuntimeError, TimeoutError, ConnectionError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0].strip()
+        raise ServingError(
+            f"Ray cannot start on this machine: {reason}", "See the logs in /tmp/ray/session_latest/logs; run: cllmr doctor"
+        ) from error
+
+
+def prepare_endpoint(host: str = "127.0.0.1", port: int = 8000) -> "Future[int]":
+    """Begins to start what an endpoint needs before it has a model, Ray and Serve's HTTP proxy; the result is the port.
+
+    That is most of the seconds of a start, and about 1 GiB. It may begin while a pipeline run finds out that nothing has
+    changed; `running_endpoint` with the same address then goes on from there. Call `stop_endpoint` if it does not come to that.
+    A port that is taken is a ServingError here, at once.
+    """
+    return _server(host, port).started
+
+
+def stop_endpoint() -> None:
+    """Ends the endpoint and its Ray, if there are any; no process of theirs is left."""
+    with _LOCK:
+        if _SERVERS:
+            _RAY_THREAD.submit(_stop).result()
+            _SERVERS.clear()
+
+
+def read_app_args(config: str | os.PathLike[str]) -> dict[str, Any]:
+    """The arguments of our application in a Serve configuration file; raises ArtifactError when there are none."""
+    try:
+        tree = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+        args = dict(tree["applications"][0]["args"])
+        for name in ("storage_root", "train", "model_version"):
+            args[name]
+    except (OSError, ValueError, yaml.YAMLError, KeyError, IndexError, TypeError) as error:
+        raise ArtifactError(
+            f"serving configuration '{config}' cannot be read: {type(error).__name__} {error}.",
+            "Write it again: cllmr run --from serve",
+        ) from None
+    return args
+
+
+def free_port(host: str, port: int) -> int:
+    """`port` if it can be listened on, or a free one for 0; raises ServingError naming it when it is taken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does: a port in TIME_WAIT is free
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ServingError(
+                f"cannot listen on {host}:{port}: {error.strerror or error}.",
+                f"End the process that uses port {port}, or choose another: --port {port + 1} (--port 0 picks a free one).",
+            ) from None
+        return int(probe.getsockname()[1])
+
+
+def wait_until_ready(url: str, seconds: float = READY_SECONDS) -> None:
+    """Asks /readyz until it answers 200; raises ServingError after so many seconds."""
+    deadline, seen = time.monotonic() + seconds, "no answer"
+    while time.monotonic() < deadline:
+        try:
+            response = httpx.get(f"{url}/readyz", timeout=5.0)
+        except httpx.HTTPError as error:
+            seen = type(error).__name__
+        else:
+            if response.status_code == 200:
+                return
+            seen = f"status {response.status_code}"
+        time.sleep(0.05)
+    raise ServingError(f"the endpoint at {url} is not ready after {seconds:g} s ({seen}).", "See Ray's logs in /tmp/ray.")
+
+
+_APPLICATION = "cllmr"
+_LOGICAL_CPUS = 4  # what deployments reserve is a share, not threads: both deployments fit on a small machine
+_LOCK = threading.Lock()
+# Ray's processes ask the kernel to end them with the thread that started them: this one lives as long as the process.
+_RAY_THREAD = ThreadPoolExecutor(1, thread_name_prefix="local-ray")
+
+
+@dataclass
+class _Server:
+    """Ray and Serve's proxy in this process."""
+
+    host: str
+    port: int
+    started: "Future[int]"
+    in_use: bool = False
+
+
+_SERVERS: list[_Server] = []  # at most one
+
+
+def _server(host: str, port: int) -> _Server:
+    """This process's server, begun when there is none; raises ServingError when its address is another or the port is taken."""
+    with _LOCK:
+        if not _SERVERS:
+            port = free_port(host, port)
+            _SERVERS.append(_Server(host, port, _RAY_THREAD.submit(_start, host, port)))
+        server = _SERVERS[-1]
+        if server.host != host or port not in (0, server.port):
+            free_port(host, port)  # the likelier mistake, said first
+            raise ServingError(f"this process already has an endpoint at {server.host}:{server.port}.", "Stop it first.")
+        return server
+
+
+def _start(host: str, port: int) -> int:
+    """Starts Ray and Serve's proxy, and imports the application meanwhile: both take seconds and neither needs the other."""
+    _prepare_environment()
+    import ray
+
+    imports = threading.Thread(target=_import_app, name="import-app")
+    imports.start()
+    if not ray.is_initialized():
+        ray.init(
+            address="local",
+            num_cpus=_LOGICAL_CPUS,
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    imports.join()
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # after its import, which sets it to INFO
+    from ray import serve
+
+    serve.start(http_options={"host": host, "port": port}, proxy_location="HeadOnly")
+    return port
+
+
+def _stop() -> None:
+    import ray
+    from ray import serve
+    from ray.serve.exceptions import RayServeException
+
+    if ray.is_initialized():
+        # Requests in flight are answered, then Ray is ended as a whole: serve.shutdown() before it would take two seconds
+        # more and print that its controller was killed.
+        try:
+            with suppress(RayServeException):
+                serve.delete(_APPLICATION)
+        finally:
+            ray.shutdown()
+
+
+def _prepare_environment() -> None:
+    """Before Ray is imported: its processes inherit these."""
+    defaults = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_SERVE_LOG_TO_STDERR": "0",
+        "RAY_COLOR_PREFIX": "0",
+        "MALLOC_ARENA_MAX": "2",
+        "OMP_NUM_THREADS": "1",  # scoring one user is a small product; threads would only fight
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    # Ray listens on the machine's address, so its token authentication stays on (ray.init enables it unless RAY_AUTH_MODE says
+    # otherwise; setting that variable here would be too late where Ray is imported already). A token that lives as long as
+    # this process keeps Ray from writing one into the home directory.
+    if "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
+def _import_app() -> None:
+    import serving.app  # noqa: F401
+
+
+def parse_app_args(args: dict[str, Any]) -> "AppArgs":
+    """The application's arguments, checked; raises ConfigError naming a wrong one and the ones there are."""
+    from pydantic import ValidationError
+
+    from serving.app import AppArgs
+
+    try:
+        return AppArgs.model_validate(args)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name = ".".join(str(part) for part in problem["loc"])
+        raise ConfigError(
+            f"'{name}' of the serving configuration: {problem['msg']}.", did_you_mean(name, AppArgs.model_fields)
+        ) from None
+
+
+def _deploy(args: dict[str, Any]) -> None:
+    from ray import serve
+    from ray.serve.exceptions import RayServeException
+
+    from serving.app import build_app
+
+    # When this endpoint stops nothing routes to it any more, so its replicas need not linger.
+    app = build_app(parse_app_args({**args, "drain_interval_s": 0.2}))
+    try:
+        serve.run(app, name=_APPLICATION, route_prefix="/", blocking=False)
+    except (RuntimeError, RayServeException) as error:
+        raise _start_error(error) from error
+
+
+def _start_error(error: Exception) -> ServingError:
+    """The cause of a failed deployment as one line: Serve's message carries the replica's traceback."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    cause = next((line for line in reversed(lines) if "Error:" in line), lines[-1] if lines else type(error).__name__)
+    return ServingError(f"the endpoint cannot start: {cause}", "Mend that, or build the model again: cllmr run --from train")
+
+
+def _reachable(host: str) -> str:
+    """An address a client on this machine can use for a listening address."""
+    if host in ("0.0.0.0", ""):
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host

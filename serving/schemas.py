@@ -1,0 +1,224 @@
+"""Requests and answers of the HTTP API: strict, unknown fields refused, examples that run against the sample data."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+MAX_USERS = 100
+MAX_K = 200
+MAX_CANDIDATES = 1_000
+MAX_FILTER_ITEMS = 10_000
+MAX_NEIGHBOURS = 20
+MAX_ID_LENGTH = 256
+
+RawId = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_LENGTH)]
+Debias = Annotated[
+    float | None,
+    Field(
+        default=None,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Debias strength λ: 0 is the factual ranking, 1 removes the whole direct effect of the side information. "
+        "Left out: the strength chosen when the model was trained.",
+    ),
+]
+Method = Literal["personalised", "popularity"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class RecommendRequest(_Strict):
+    """Rank items for one or many users."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"users": ["1"], "k": 10},
+                {"users": ["1", "2"], "k": 5, "debias": 1.0, "compare": True, "deny": ["50"]},
+            ]
+        }
+    )
+
+    users: list[RawId] = Field(
+        min_length=1, max_length=MAX_USERS, description="User ids; an unknown one gets the popular items."
+    )
+    k: int = Field(default=10, ge=1, le=MAX_K, description="Items per user; fewer come back when fewer are candidates.")
+    exclude_seen: bool = Field(default=True, description="Leave out what the user already interacted with.")
+    debias: Debias
+    compare: bool = Field(default=False, description="Also answer the factual ranking, with every item's rank in both.")
+    allow: list[RawId] | None = Field(default=None, max_length=MAX_FILTER_ITEMS, description="Only these items are candidates.")
+    deny: list[RawId] = Field(default=[], max_length=MAX_FILTER_ITEMS, description="These items are no candidates.")
+
+
+class ScoreRequest(_Strict):
+    """Score given items for one user."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"user_id": "1", "item_ids": ["50", "181", "258"]}]})
+
+    user_id: RawId
+    item_ids: list[RawId] = Field(min_length=1, max_length=MAX_CANDIDATES)
+    debias: Debias
+
+
+class ExplainRequest(_Strict):
+    """Take one score apart."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"user_id": "1", "item_id": "50"}]})
+
+    user_id: RawId
+    item_id: RawId
+    debias: Debias
+    num_neighbours: int = Field(default=5, ge=0, le=MAX_NEIGHBOURS, description="Nearest liked items to name.")
+
+
+class RankedItem(_Strict):
+    """One place of a ranking."""
+
+    rank: int
+    item_id: str
+    title: str
+    score: float = Field(description="The ranking's own score; for the popularity fallback the number of interactions.")
+    factual_rank: int | None = Field(default=None, description="With compare: rank without debiasing, among all candidates.")
+    debiased_rank: int | None = Field(default=None, description="With compare: rank with debiasing, among all candidates.")
+    rank_change: int | None = Field(default=None, description="factual_rank - debiased_rank: places gained by debiasing.")
+
+
+class UserRecommendations(_Strict):
+    """One user's ranking."""
+
+    user_id: str
+    cold: bool = Field(description="Whether the user was not in the training data.")
+    method: Method = Field(description="How the ranking was made.")
+    reason: str | None = Field(description="Why the ranking is not personalised, null when it is.")
+    items: list[RankedItem]
+    factual: list[RankedItem] | None = Field(default=None, description="With compare: the ranking without debiasing.")
+
+
+class _Answer(_Strict):
+    model_version: str
+
+
+class RecommendResponse(_Answer):
+    """Rankings, in the order the users were given."""
+
+    debias: float = Field(description="The debias strength used.")
+    results: list[UserRecommendations]
+
+
+class ItemScore(_Strict):
+    """Scores of one item; all null for an unknown item or user."""
+
+    item_id: str
+    title: str | None
+    score: float | None = Field(description="The debiased score: factual - debias * direct.")
+    factual: float | None = Field(description="Total effect: the score without debiasing.")
+    direct: float | None = Field(description="Natural direct effect: what the side information does by itself.")
+    popularity: int | None = Field(description="Training interactions of the item.")
+
+
+class ScoreResponse(_Answer):
+    """Scores, in the order the items were given."""
+
+    user_id: str
+    cold: bool
+    reason: str | None
+    debias: float
+    scores: list[ItemScore]
+    unknown_items: list[str]
+
+
+class Neighbour(_Strict):
+    """An item the user liked that is near the explained one."""
+
+    item_id: str
+    title: str
+    similarity: float = Field(description="Cosine of the item factors, -1 to 1.")
+
+
+class Explanation(_Strict):
+    """The parts of one score; total_effect = natural_direct_effect + total_natural_indirect_effect."""
+
+    total_effect: float
+    natural_direct_effect: float
+    total_natural_indirect_effect: float
+    removed: float = Field(description="debias * natural_direct_effect: what debiasing takes away.")
+    debiased_score: float
+    user_gate: float = Field(description="Propensity of the user's side information, 0 to 1.")
+    item_gate: float = Field(description="Propensity of the item's side information, 0 to 1.")
+    factual_rank: int = Field(description="Rank among all items without debiasing.")
+    debiased_rank: int = Field(description="Rank among all items with debiasing.")
+
+
+class ExplainResponse(_Answer):
+    """Why an item has its score for a user."""
+
+    user_id: str
+    item_id: str
+    cold: bool
+    reason: str | None = Field(description="Why there is no explanation: unknown_user or unknown_item.")
+    debias: float
+    title: str | None
+    profile: str | None = Field(description="The profile text the side information was made of.")
+    already_seen: bool
+    explanation: Explanation | None
+    nearest_liked_items: list[Neighbour]
+
+
+class FeaturesState(_Strict):
+    """The feature store as one gateway replica sees it."""
+
+    state: Literal["ready", "loading", "unavailable", "not_configured"]
+    reason: str | None = None
+
+
+class ModelInfo(_Strict):
+    """The bundle behind the endpoint."""
+
+    name: str
+    fingerprint: str
+    num_users: int
+    num_items: int
+    embedding_dim: int
+    debias_strength: float
+    backbone: str | None
+    side_encoder: str | None
+    golden_requests: int = Field(description="Recorded requests that were replayed when the bundle was loaded.")
+
+
+class ModelResponse(_Answer):
+    """What is being served."""
+
+    model: ModelInfo
+    features: FeaturesState
+
+
+class Health(_Strict):
+    """Liveness or readiness."""
+
+    status: Literal["ok", "unavailable"]
+    reason: str | None = None
+
+
+class ErrorBody(_Strict):
+    """Every error of the API."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "code": "invalid_request",
+                    "message": "users: List should have at least 1 item after validation, not 0.",
+                    "hint": "See /docs for the fields and their limits.",
+                    "request_id": "7c9e2a4f0b1d4c58",
+                }
+            ]
+        }
+    )
+
+    code: str
+    message: str
+    hint: str
+    request_id: str

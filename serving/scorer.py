@@ -1,0 +1,463 @@
+"""Debiased scores from a model bundle: numpy only, the one implementation that training, evaluation and serving share.
+
+With ``a_u`` and ``b_i`` the rows of the bundle's user and item factors, ``m_ui = a_u . b_i`` the mediator, ``m*_u = a_u . ref``
+its reference state and ``g`` the gates (CLLMR, E11-E16):
+
+    factual   TE_ui   = m_ui  * g_u * g_i
+    direct    NDE_ui  = m*_u  * g_u * g_i
+    indirect  TNIE_ui = TE_ui - NDE_ui
+    debiased  y_ui    = TE_ui - λ NDE_ui = (g_u a_u) . [g_i (b_i - λ ref)]
+    base      m_ui, the backbone's own score, no gates
+
+So every score is an inner product of a user row and a row of an item matrix that depends on λ alone.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from components.artifacts import Store, write_json
+from components.errors import ArtifactError, ConfigError, did_you_mean
+from components.ids import UNKNOWN, Vocabulary
+
+SCHEMA_VERSION = 1
+GOLDEN_TOLERANCE = 1e-5  # float32 sums over d + 1 terms differ by the order of summation: about 1e-6 of the largest term
+
+BUNDLE_DIRECTORY = "bundle"
+MODEL_FILE = "model.safetensors"
+BUNDLE_FILE = "bundle.json"
+USERS_FILE = "users.json"
+ITEMS_FILE = "items.json"
+GOLDEN_FILE = "golden.json"
+
+_REBUILD = "Build it again: cllmr run --from train"
+
+_Json = TypeVar("_Json", dict[str, Any], list[Any])
+
+Effect = Literal["debiased", "factual", "direct", "base"]
+Floats = npt.NDArray[np.float32]
+Rows = npt.NDArray[np.int64]
+
+
+class Effects(NamedTuple):
+    """Effects of one user and several items, float64, each of shape (num_pairs,); total = direct + indirect."""
+
+    total: npt.NDArray[np.float64]
+    """TE: the factual score."""
+    direct: npt.NDArray[np.float64]
+    """NDE: what the side information does by itself, with the match at its reference state."""
+    indirect: npt.NDArray[np.float64]
+    """TNIE = TE - NDE: the match."""
+    debiased: npt.NDArray[np.float64]
+    """TE - λ NDE."""
+
+
+class Ranking(NamedTuple):
+    """Items from best to worst."""
+
+    rows: Rows
+    scores: Floats
+
+
+class Scorer:
+    """Scores, rankings and effects of one bundle.
+
+    Args:
+        model: tensors of the bundle, checked by `load`.
+        bundle: contents of bundle.json.
+        user_ids: user_id by row.
+        items: item_id, title and profile by row.
+        golden: recorded requests with their answers.
+    """
+
+    def __init__(
+        self,
+        model: dict[str, npt.NDArray[Any]],
+        bundle: dict[str, Any],
+        user_ids: Sequence[str],
+        items: Sequence[dict[str, Any]],
+        golden: Sequence[dict[str, Any]] = (),
+    ) -> None:
+        self.bundle = bundle
+        self.name = str(bundle["name"])
+        self.fingerprint = str(bundle["fingerprint"])
+        self.debias_strength = float(bundle["debias_strength"])
+        self.user_vocabulary = Vocabulary(user_ids)
+        self.item_vocabulary = Vocabulary([item["item_id"] for item in items])
+        self.titles = [str(item["title"]) for item in items]
+        self.profiles = [str(item.get("profile") or "") for item in items]
+        self.user_gate: Floats = model["user_gate"]  # (num_users,)
+        self.item_gate: Floats = model["item_gate"]  # (num_items,)
+        self.popularity: Rows = model["popularity"]  # (num_items,)
+        self.num_users, self.num_items = len(self.user_gate), len(self.item_gate)
+        self._users: Floats = model["user_factors"]  # (num_users, d + 1)
+        self._items: Floats = model["item_factors"]  # (num_items, d + 1)
+        self._reference: Floats = model["reference"]  # (d + 1,)
+        self._seen_indptr: Rows = model["seen_indptr"]
+        self._seen_items: npt.NDArray[np.int32] = model["seen_items"]
+        self._golden = list(golden)
+        # Item matrices whose inner product with g_u a_u is the score; two are what nearly everybody asks for.
+        self._factual: Floats = self.item_gate[:, None] * self._items
+        self._debiased: Floats = self.item_gate[:, None] * (self._items - np.float32(self.debias_strength) * self._reference)
+        self._by_popularity: Rows = np.lexsort((np.arange(self.num_items), -self.popularity))
+
+    @classmethod
+    def load(cls, bundle_dir: str | Path) -> "Scorer":
+        """Reads and checks a bundle; golden requests are replayed by `replay_golden`, not here.
+
+        Raises:
+            ArtifactError: a file is missing or unreadable, the schema is of another version, or shapes, ranges or
+                vocabularies do not fit together.
+        """
+        directory = Path(bundle_dir)
+        bundle = _read_json(directory / BUNDLE_FILE, dict)
+        _check_header(bundle, directory / BUNDLE_FILE)
+        user_ids = _read_json(directory / USERS_FILE, list)
+        items = _read_json(directory / ITEMS_FILE, list)
+        golden = _read_json(directory / GOLDEN_FILE, list) if (directory / GOLDEN_FILE).exists() else []
+        path = directory / MODEL_FILE
+        try:
+            model = load_file(path)
+        except (OSError, SafetensorError, ValueError) as error:
+            raise _damaged(path, f"cannot be read: {str(error).splitlines()[0]}") from None
+        _check_model(model, int(bundle["embedding_dim"]), path)
+        _check_ids(user_ids, len(model["user_gate"]), directory / USERS_FILE)
+        _check_items(items, len(model["item_gate"]), directory / ITEMS_FILE)
+        return cls(model, bundle, user_ids, items, golden)
+
+    # -- scores ---------------------------------------------------------------------------------------------------------
+
+    def score_all(self, users: Rows, debias: float | None = None, effect: Effect = "debiased") -> Floats:
+        """Scores of some users with all items.
+
+        Args:
+            users: user rows, (num_asked,).
+            debias: λ in [0, 1]; the bundle's own when None. Only the debiased effect depends on it.
+            effect: which score, see this module's docstring. All but "base" carry the user's gate g_u.
+
+        Returns:
+            float32, (num_asked, num_items).
+
+        Raises:
+            ConfigError: λ outside [0, 1], or an unknown effect.
+        """
+        strength = self._strength(debias)
+        if effect == "base":
+            return _products(self._users[users], self._items)
+        gated = self._users[users] * self.user_gate[users, None]  # (num_asked, d + 1)
+        if effect == "factual" or (effect == "debiased" and strength == 0.0):
+            return _products(gated, self._factual)
+        if effect == "debiased" and strength == self.debias_strength:
+            return _products(gated, self._debiased)
+        direct = _products(_products(gated, self._reference[None]), self.item_gate[:, None])  # (num_asked, num_items)
+        if effect == "direct":
+            return direct
+        if effect == "debiased":  # a rank-one correction costs less than another item matrix
+            return _products(gated, self._factual) - np.float32(strength) * direct
+        raise ConfigError(f"unknown effect '{effect}'.", did_you_mean(effect, get_args(Effect)))
+
+    def effects(self, user: int, items: npt.ArrayLike, debias: float | None = None) -> Effects:
+        """Effects of one user's pairs, with g_u, in double precision (E13-E16).
+
+        Args:
+            user: user row.
+            items: item rows, (num_pairs,) or a single one.
+            debias: λ in [0, 1]; the bundle's own when None.
+        """
+        rows = np.atleast_1d(np.asarray(items, dtype=np.int64))
+        user_row = self._users[user].astype(np.float64)  # (d + 1,)
+        gate = float(self.user_gate[user]) * self.item_gate[rows].astype(np.float64)
+        total = self._items[rows].astype(np.float64) @ user_row * gate
+        direct = float(self._reference.astype(np.float64) @ user_row) * gate
+        return Effects(total, direct, total - direct, total - self._strength(debias) * direct)
+
+    # -- rankings -------------------------------------------------------------------------------------------------------
+
+    def recommend(
+        self,
+        user: int,
+        k: int,
+        debias: float | None = None,
+        exclude: npt.ArrayLike = (),
+        allow: npt.ArrayLike | None = None,
+        deny: npt.ArrayLike = (),
+    ) -> Ranking:
+        """The k best items of one user, exact; equal scores rank by item row.
+
+        Args:
+            user: user row.
+            k: items wanted; fewer come back when fewer are candidates.
+            debias: λ in [0, 1]; the bundle's own when None, 0 for the factual ranking.
+            exclude: item rows that are no candidates (already seen); `UNKNOWN` is ignored, here and below.
+            allow: item rows that alone are candidates; None means all.
+            deny: item rows that are no candidates.
+        """
+        scores = self.score_all(np.array([user]), debias)[0]
+        return top_k(scores, k, self.candidates(exclude, allow, deny))
+
+    def popular(
+        self, k: int, exclude: npt.ArrayLike = (), allow: npt.ArrayLike | None = None, deny: npt.ArrayLike = ()
+    ) -> Ranking:
+        """The k items with the most training interactions, for users without a personal ranking; scores are the counts."""
+        candidates = self.candidates(exclude, allow, deny)
+        rows = self._by_popularity[candidates[self._by_popularity]][:k]
+        return Ranking(rows, self.popularity[rows].astype(np.float32))
+
+    def candidates(
+        self, exclude: npt.ArrayLike = (), allow: npt.ArrayLike | None = None, deny: npt.ArrayLike = ()
+    ) -> npt.NDArray[np.bool_]:
+        """Which items may be ranked, (num_items,) bool."""
+        if allow is None:
+            mask = np.ones(self.num_items, dtype=bool)
+        else:
+            mask = np.zeros(self.num_items, dtype=bool)
+            mask[_known(allow)] = True
+        mask[_known(exclude)] = False
+        mask[_known(deny)] = False
+        return mask
+
+    def seen(self, user: int) -> Rows:
+        """Item rows of a user's training interactions."""
+        return self._seen_items[self._seen_indptr[user] : self._seen_indptr[user + 1]].astype(np.int64)
+
+    def similar_items(self, item: int, k: int, among: npt.ArrayLike | None = None) -> Ranking:
+        """The items nearest to one by cosine of their factors (the constant offset left out).
+
+        Args:
+            item: item row; never among its own neighbours.
+            k: neighbours wanted.
+            among: item rows to choose from, for example what a user liked; None means all.
+        """
+        directions = self._items[:, :-1]
+        lengths = np.linalg.norm(directions, axis=1)
+        products = directions @ directions[item]
+        cosines = products / np.maximum(lengths * lengths[item], np.finfo(np.float32).tiny)
+        return top_k(cosines, k, self.candidates(exclude=[item], allow=among))
+
+    # -- golden requests ------------------------------------------------------------------------------------------------
+
+    def replay_golden(self, tolerance: float = GOLDEN_TOLERANCE) -> int:
+        """Asks the bundle's recorded requests again; returns how many there were.
+
+        A recorded item may change places with another of the same score (to `tolerance`): sums differ in the last bit
+        between machines.
+
+        Raises:
+            ArtifactError: there are no golden requests, or an answer differs.
+        """
+        if not self._golden:
+            raise ArtifactError(f"bundle {self.fingerprint} has no golden requests ({GOLDEN_FILE}).", _REBUILD)
+        for number, entry in enumerate(self._golden):
+            if problem := self._golden_problem(entry, tolerance):
+                raise ArtifactError(f"golden request {number} of bundle {self.fingerprint}: {problem}.", _REBUILD)
+        return len(self._golden)
+
+    def _golden_problem(self, entry: dict[str, Any], tolerance: float) -> str:
+        """What is wrong with the answer to one recorded request, "" when nothing."""
+        try:
+            request, items = entry["request"], list(entry["items"])
+            expected = np.asarray(entry["scores"], dtype=np.float64)
+            user_id, k, debias = str(request["user_id"]), int(request["k"]), float(request["debias"])
+        except (KeyError, TypeError, ValueError) as error:
+            return f"cannot be read: {error!r}"
+        user, rows = self.user_vocabulary.row(user_id), self.item_vocabulary.rows(items)
+        if user == UNKNOWN or (rows == UNKNOWN).any():
+            return "asks for a user or an item that is not in the bundle"
+        answer = self.recommend(user, k, debias, exclude=self.seen(user))
+        if len(answer.rows) != len(items) or len(expected) != len(items):
+            return f"{len(answer.rows)} items ranked, {len(items)} recorded with {len(expected)} scores"
+        own = self.score_all(np.array([user]), debias)[0][rows]
+        for what, scores in (("scores", own), ("ranking", answer.scores)):
+            if not np.allclose(scores, expected, rtol=tolerance, atol=tolerance):
+                worst = int(np.argmax(np.abs(scores - expected)))
+                return f"{what} differ at place {worst + 1}: {scores[worst]:.7g}, recorded {expected[worst]:.7g}"
+        return ""
+
+    def _strength(self, debias: float | None) -> float:
+        strength = self.debias_strength if debias is None else float(debias)
+        if not 0.0 <= strength <= 1.0:  # also refuses NaN
+            raise ConfigError(f"debias = {debias!r} is not allowed.", "Give a number from 0 (factual) to 1 (fully debiased).")
+        return strength
+
+
+def find_bundle(storage_root: str, fingerprint: str) -> Path:
+    """The bundle of a train artifact as a local directory, fetched and checked against its manifest.
+
+    Raises ArtifactError when it is not there or damaged.
+    """
+    manifest = Store(storage_root).find("train", fingerprint)
+    if manifest is None:
+        raise ArtifactError(f"train artifact {fingerprint} is not below '{storage_root}'.", _REBUILD)
+    return manifest.path() / BUNDLE_DIRECTORY
+
+
+def top_k(scores: Floats, k: int, candidates: npt.NDArray[np.bool_]) -> Ranking:
+    """The k best of the candidate items, best first; equal scores rank by item row, so the answer is one and the same.
+
+    Args:
+        scores: (num_items,).
+        k: items wanted.
+        candidates: (num_items,) bool.
+    """
+    rows: Rows = np.flatnonzero(candidates)
+    values = scores[rows]
+    if 0 < k < len(rows):
+        threshold = np.partition(values, len(values) - k)[len(values) - k]
+        kept = values >= threshold  # all that tie with the k-th too
+        rows, values = rows[kept], values[kept]
+    best = np.lexsort((rows, -values))[: max(k, 0)]
+    return Ranking(rows[best], values[best])
+
+
+def rank_of(scores: Floats, rows: Rows, candidates: npt.NDArray[np.bool_]) -> Rows:
+    """Rank (1 = best) of given items in the whole ranking of the candidates, ties by item row: (len(rows),)."""
+    order = np.lexsort((np.arange(len(scores)), -scores))
+    order = order[candidates[order]]
+    ranks = np.zeros(len(scores), dtype=np.int64)
+    ranks[order] = np.arange(1, len(order) + 1)
+    return ranks[rows]
+
+
+def make_golden(scorer: Scorer, num_users: int = 8, k: int = 10, seed: int = 0) -> list[dict[str, Any]]:
+    """Requests with their answers for golden.json: a few users, at the bundle's own λ, at 0 and at 1 in turn.
+
+    Args:
+        scorer: of the bundle that the requests will lie in.
+        num_users: users asked for, all where there are fewer.
+        k: items each.
+        seed: chooses the users.
+    """
+    count = min(num_users, scorer.num_users)
+    users = np.sort(np.random.default_rng(seed).choice(scorer.num_users, size=count, replace=False))
+    strengths = (scorer.debias_strength, 0.0, 1.0)
+    entries = []
+    for number, user in enumerate(users.tolist()):
+        debias = strengths[number % len(strengths)]
+        ranking = scorer.recommend(user, k, debias, exclude=scorer.seen(user))
+        entries.append(
+            {
+                "request": {"user_id": scorer.user_vocabulary.ids[user], "k": k, "debias": debias},
+                "items": [scorer.item_vocabulary.ids[row] for row in ranking.rows.tolist()],
+                "scores": [float(score) for score in ranking.scores],
+            }
+        )
+    return entries
+
+
+def write_golden(bundle_dir: str | Path, num_users: int = 8, k: int = 10, seed: int = 0) -> list[dict[str, Any]]:
+    """Completes a bundle: loads it, answers the golden requests, writes golden.json, and replays it.
+
+    Raises:
+        ArtifactError: the bundle is not valid.
+    """
+    golden = make_golden(Scorer.load(bundle_dir), num_users, k, seed)
+    write_json(Path(bundle_dir) / GOLDEN_FILE, golden)
+    Scorer.load(bundle_dir).replay_golden()
+    return golden
+
+
+def _products(left: Floats, right: Floats) -> Floats:
+    """All inner products of rows: (n, d), (m, d) -> (n, m)."""
+    result: Floats = np.matmul(left, right.T)
+    return result
+
+
+# -- checks -----------------------------------------------------------------------------------------------------------
+
+
+def _damaged(path: Path, what: str) -> ArtifactError:
+    return ArtifactError(f"{path} {what}.", _REBUILD)
+
+
+def _known(rows: npt.ArrayLike) -> Rows:
+    array = np.asarray(rows, dtype=np.int64)
+    return array[array != UNKNOWN]
+
+
+def _read_json(path: Path, kind: type[_Json]) -> _Json:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _damaged(path, f"cannot be read: {str(error).splitlines()[0]}") from None
+    if not isinstance(value, kind):
+        raise _damaged(path, f"holds a {type(value).__name__}, expected a {kind.__name__}")
+    return value
+
+
+def _check_header(bundle: dict[str, Any], path: Path) -> None:
+    if (version := bundle.get("schema_version")) != SCHEMA_VERSION:
+        raise ArtifactError(
+            f"{path}: schema_version is {version!r}, this version of the platform reads {SCHEMA_VERSION}.",
+            "Serve the bundle with the cllmr-platform that built it, or build it again: cllmr run --from train",
+        )
+    wanted: dict[str, type | tuple[type, ...]] = {
+        "name": str,
+        "fingerprint": str,
+        "embedding_dim": (int,),
+        "debias_strength": (int, float),
+        "effect": str,
+    }
+    for key, kind in wanted.items():
+        if not isinstance(bundle.get(key), kind):
+            raise _damaged(path, f"has {key} = {bundle.get(key)!r}")
+    if not 0.0 <= bundle["debias_strength"] <= 1.0:
+        raise _damaged(path, f"has debias_strength = {bundle['debias_strength']!r}, allowed are 0 to 1")
+    if bundle["effect"] != "tnie":
+        raise _damaged(path, f"has effect = {bundle['effect']!r}, allowed is 'tnie'")
+
+
+def _check_model(model: dict[str, npt.NDArray[Any]], embedding_dim: int, path: Path) -> None:
+    """Refuses tensors of wrong type or shape, with NaN, gates that are no probabilities, or a broken interaction list."""
+    width = embedding_dim + 1
+    users, items = (len(model[name]) if name in model and model[name].ndim else 0 for name in ("user_gate", "item_gate"))
+    expected: dict[str, tuple[tuple[int, ...], str]] = {
+        "user_factors": ((users, width), "float32"),
+        "item_factors": ((items, width), "float32"),
+        "item_gate": ((items,), "float32"),
+        "user_gate": ((users,), "float32"),
+        "reference": ((width,), "float32"),
+        "popularity": ((items,), "int64"),
+        "seen_indptr": ((users + 1,), "int64"),
+    }
+    if missing := [name for name in [*expected, "seen_items"] if name not in model]:
+        raise _damaged(path, f"lacks {', '.join(missing)}")
+    if users == 0 or items == 0:
+        raise _damaged(path, f"holds {users} users and {items} items")
+    indptr = model["seen_indptr"]
+    expected["seen_items"] = ((int(indptr[-1]) if indptr.size else 0,), "int32")
+    for name, (shape, dtype) in expected.items():
+        tensor = model[name]
+        if tensor.shape != shape or tensor.dtype != dtype:
+            raise _damaged(path, f"has {name} of shape {tensor.shape} and type {tensor.dtype}, expected {shape} and {dtype}")
+        if dtype == "float32" and not np.isfinite(tensor).all():
+            raise _damaged(path, f"has {int((~np.isfinite(tensor)).sum())} values in {name} that are not finite")
+    for name in ("item_gate", "user_gate"):
+        if model[name].min() < 0.0 or model[name].max() > 1.0:
+            raise _damaged(path, f"has {name} from {model[name].min():.4g} to {model[name].max():.4g}, allowed are 0 to 1")
+    seen = model["seen_items"]
+    if indptr[0] != 0 or (np.diff(indptr) < 0).any() or (seen.size and (seen.min() < 0 or seen.max() >= items)):
+        raise _damaged(path, "has a list of seen items that is not in order or names items that do not exist")
+    if model["popularity"].min() < 0:
+        raise _damaged(path, f"has a negative popularity ({model['popularity'].min()})")
+
+
+def _check_ids(ids: list[Any], count: int, path: Path) -> None:
+    if len(ids) != count:
+        raise _damaged(path, f"holds {len(ids)} ids, the model has {count} rows")
+    if not all(isinstance(raw, str) for raw in ids):
+        raise _damaged(path, "holds an id that is no string")
+    if len(set(ids)) != len(ids):
+        raise _damaged(path, f"holds {len(ids) - len(set(ids))} ids twice")
+
+
+def _check_items(items: list[Any], count: int, path: Path) -> None:
+    for row, item in enumerate(items):
+        if not (isinstance(item, dict) and isinstance(item.get("title"), str) and "item_id" in item):
+            raise _damaged(path, f"row {row} is no object with item_id and title")
+    _check_ids([item["item_id"] for item in items], count, path)

@@ -1,0 +1,363 @@
+"""The API's contract without a server: every request is answered as the schema says or refused with a 4xx that helps."""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from starlette.testclient import TestClient
+
+from serving.api import MAX_BODY_BYTES, Unavailable, create_app
+from serving.features import FeatureSource, Histories, NoFeatures
+from serving.recommender import Recommender
+from serving.schemas import (
+    ErrorBody,
+    ExplainRequest,
+    ExplainResponse,
+    FeaturesState,
+    ModelInfo,
+    RecommendRequest,
+    RecommendResponse,
+    ScoreRequest,
+    ScoreResponse,
+)
+from serving.scorer import Scorer
+from tests.bundles import write_bundle
+
+ROUTES = ("/v1/recommend", "/v1/score", "/v1/explain")
+
+
+class LocalBackend:
+    """The recommender in this process, and a switch to make it fail."""
+
+    def __init__(self, recommender: Recommender) -> None:
+        self.recommender = recommender
+        self.model_version = recommender.model_version
+        self.features: FeatureSource = NoFeatures()
+        self.failure: Exception | None = None
+        self.degraded: list[str] = []
+
+    def _check(self) -> None:
+        if self.failure is not None:
+            raise self.failure
+
+    async def recommend(self, request: RecommendRequest, histories: list[list[str]]) -> RecommendResponse:
+        self._check()
+        return self.recommender.recommend(request, histories)
+
+    async def score(self, request: ScoreRequest) -> ScoreResponse:
+        self._check()
+        return self.recommender.score(request)
+
+    async def explain(self, request: ExplainRequest, history: list[str]) -> ExplainResponse:
+        self._check()
+        return self.recommender.explain(request, history)
+
+    async def model(self) -> ModelInfo:
+        self._check()
+        return self.recommender.describe(golden_requests=3)
+
+    def count_degraded(self, reason: str) -> None:
+        self.degraded.append(reason)
+
+
+class Silent:
+    """A feature store that is down."""
+
+    async def histories(self, user_ids: Any) -> Histories:
+        return Histories([[] for _ in user_ids], "features_timeout")
+
+    def state(self) -> FeaturesState:
+        return FeaturesState(state="unavailable", reason="ConnectionError: refused")
+
+
+@pytest.fixture(scope="module")
+def recommender(tmp_path_factory: pytest.TempPathFactory) -> Recommender:
+    return Recommender(Scorer.load(write_bundle(tmp_path_factory.mktemp("tiny") / "bundle")), model_version="7")
+
+
+@pytest.fixture
+def backend(recommender: Recommender) -> LocalBackend:
+    return LocalBackend(recommender)
+
+
+@pytest.fixture
+def app(backend: LocalBackend) -> FastAPI:
+    return create_app(backend)
+
+
+@pytest.fixture
+def http(app: FastAPI) -> Iterator[TestClient]:
+    with TestClient(app, raise_server_exceptions=False) as client:
+        yield client
+
+
+def refused(response: httpx.Response, status: int, code: str) -> ErrorBody:
+    """The error of a refusal that is complete: code, message, hint and the request id of the header."""
+    assert response.status_code == status, response.text
+    error = ErrorBody.model_validate_json(response.content)
+    assert error.code == code
+    assert error.message
+    assert error.hint
+    assert error.request_id == response.headers["x-request-id"]
+    return error
+
+
+# -- answers ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_answer_names_the_model_and_the_request(http: TestClient) -> None:
+    for response in (
+        http.post("/v1/recommend", json={"users": ["ann"]}),
+        http.post("/v1/score", json={"user_id": "ann", "item_ids": ["i0"]}),
+        http.post("/v1/explain", json={"user_id": "ann", "item_id": "i0"}),
+        http.get("/v1/model"),
+        http.get("/nowhere"),
+    ):
+        assert response.headers["x-model-version"] == "7"
+        assert len(response.headers["x-request-id"]) == 32
+        assert "x-degraded" not in response.headers
+
+
+def test_a_callers_request_id_is_used_when_it_is_a_plain_token(http: TestClient) -> None:
+    given_id = http.post("/v1/recommend", json={}, headers={"X-Request-Id": "order-66"})
+    assert given_id.json()["request_id"] == "order-66"
+    odd = http.post("/v1/recommend", json={}, headers={"X-Request-Id": "no spaces, please"})
+    assert len(odd.json()["request_id"]) == 32
+
+
+def test_many_users_are_answered_in_the_order_asked(http: TestClient) -> None:
+    response = http.post("/v1/recommend", json={"users": ["bob", "zoe", "ann", "bob"], "k": 1})
+    assert response.status_code == 200
+    assert [result["user_id"] for result in response.json()["results"]] == ["bob", "zoe", "ann", "bob"]
+    assert [result["cold"] for result in response.json()["results"]] == [False, True, False, False]
+
+
+def test_debias_zero_is_the_factual_ranking(http: TestClient) -> None:
+    compared = http.post("/v1/recommend", json={"users": ["ann"], "compare": True, "debias": 1}).json()["results"][0]
+    factual = http.post("/v1/recommend", json={"users": ["ann"], "debias": 0}).json()["results"][0]
+    order = [(item["item_id"], item["score"]) for item in factual["items"]]
+    assert [(item["item_id"], item["score"]) for item in compared["factual"]] == order
+    assert [item["item_id"] for item in compared["items"]] != [item for item, _ in order]
+
+
+def test_the_model_route_describes_the_bundle(http: TestClient) -> None:
+    answer = http.get("/v1/model").json()
+    assert answer["model_version"] == "7"
+    assert answer["model"]["name"] == "tiny"
+    assert (answer["model"]["num_users"], answer["model"]["num_items"], answer["model"]["golden_requests"]) == (3, 4, 3)
+    assert answer["features"] == {"state": "not_configured", "reason": None}
+
+
+def test_a_missing_feature_store_degrades_answers_says_so_and_is_counted(http: TestClient, backend: LocalBackend) -> None:
+    backend.features = Silent()
+    response = http.post("/v1/recommend", json={"users": ["bob"]})
+    assert response.status_code == 200
+    assert response.headers["x-degraded"] == "features_timeout"
+    assert [item["item_id"] for item in response.json()["results"][0]["items"]] == ["i0", "i3"]
+    assert http.post("/v1/explain", json={"user_id": "ann", "item_id": "i0"}).headers["x-degraded"] == "features_timeout"
+    assert backend.degraded == ["features_timeout", "features_timeout"]
+    assert http.get("/readyz").json() == {"status": "ok", "reason": "ConnectionError: refused"}
+
+
+def test_health_is_about_the_process_and_readiness_about_the_model(http: TestClient, backend: LocalBackend) -> None:
+    backend.failure = Unavailable("scorer_unavailable", "no scorer replica answers.")
+    assert http.get("/healthz").json() == {"status": "ok", "reason": None}
+    refused(http.get("/readyz"), 503, "scorer_unavailable")
+
+
+# -- refusals ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_overload_is_a_503_with_retry_after(http: TestClient, backend: LocalBackend) -> None:
+    backend.failure = Unavailable("overloaded", "too many requests are waiting.")
+    for route, body in zip(
+        ROUTES, ({"users": ["a"]}, {"user_id": "a", "item_ids": ["b"]}, {"user_id": "a", "item_id": "b"}), strict=True
+    ):
+        response = http.post(route, json=body)
+        refused(response, 503, "overloaded")
+        assert response.headers["retry-after"] == "1"
+
+
+def test_a_failure_of_ours_is_a_500_without_details(http: TestClient, backend: LocalBackend) -> None:
+    backend.failure = RuntimeError("secret path /etc/shadow")
+    response = http.post("/v1/recommend", json={"users": ["ann"]})
+    error = refused(response, 500, "internal_error")
+    assert "secret" not in error.model_dump_json()
+
+
+@pytest.mark.parametrize(
+    ("route", "body", "told"),
+    [
+        ("/v1/recommend", {}, "users: Field required"),
+        ("/v1/recommend", {"users": []}, "users: List should have at least 1 item"),
+        ("/v1/recommend", {"users": ["u"] * 101}, "users: List should have at most 100 items"),
+        ("/v1/recommend", {"users": "ann"}, "users: Input should be a valid list"),
+        ("/v1/recommend", {"users": [1]}, "users.0: Input should be a valid string"),
+        ("/v1/recommend", {"users": [""]}, "users.0: String should have at least 1 character"),
+        ("/v1/recommend", {"users": ["u" * 257]}, "users.0: String should have at most 256 characters"),
+        ("/v1/recommend", {"users": ["ann"], "k": 0}, "k: Input should be greater than or equal to 1"),
+        ("/v1/recommend", {"users": ["ann"], "k": 201}, "k: Input should be less than or equal to 200"),
+        ("/v1/recommend", {"users": ["ann"], "k": 2.5}, "k: Input should be a valid integer"),
+        ("/v1/recommend", {"users": ["ann"], "k": "5"}, "k: Input should be a valid integer"),
+        ("/v1/recommend", {"users": ["ann"], "debias": 1.01}, "debias: Input should be less than or equal to 1"),
+        ("/v1/recommend", {"users": ["ann"], "debias": -0.01}, "debias: Input should be greater than or equal to 0"),
+        ("/v1/recommend", {"users": ["ann"], "exclude_seen": "yes"}, "exclude_seen: Input should be a valid boolean"),
+        ("/v1/recommend", {"users": ["ann"], "topk": 5}, "topk: Extra inputs are not permitted"),
+        ("/v1/recommend", {"users": ["ann"], "deny": ["i"] * 10_001}, "deny: List should have at most 10000 items"),
+        ("/v1/score", {"user_id": "ann", "item_ids": []}, "item_ids: List should have at least 1 item"),
+        ("/v1/score", {"user_id": "ann", "item_ids": ["i"] * 1_001}, "item_ids: List should have at most 1000 items"),
+        ("/v1/explain", {"user_id": "ann", "item_id": None}, "item_id: Input should be a valid string"),
+        ("/v1/explain", {"user_id": "ann", "item_id": "i0", "num_neighbours": 21}, "num_neighbours: Input should be less than"),
+    ],
+)
+def test_an_invalid_request_is_refused_naming_the_field_and_what_is_allowed(
+    http: TestClient, route: str, body: dict[str, Any], told: str
+) -> None:
+    assert refused(http.post(route, json=body), 422, "invalid_request").message.startswith(told)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"not json",
+        b"[]",
+        b"null",
+        b'"users"',
+        b"\xff\xfe\x00",
+        b'{"users": ["\\ud800"]}',
+        b'{"\\ud800": 1, "users": ["a"]}',
+        b'{"users": ["a"], "debias": NaN}',
+        b'{"users": ["a"], "debias": Infinity}',
+        b'{"users": ["a"], "debias": 1e999}',
+        b'{"users": ["a"], "k": ' + b"9" * 5_000 + b"}",
+        b"[" * 100_000,
+        b'{"a":' * 50_000 + b"1" + b"}" * 50_000,
+    ],
+    ids=lambda body: repr(body[:20]),
+)
+@pytest.mark.parametrize("route", ROUTES)
+def test_a_malformed_body_is_refused(http: TestClient, route: str, body: bytes) -> None:
+    response = http.post(route, content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code in (400, 422)
+    refused(response, response.status_code, "invalid_request" if response.status_code == 422 else "bad_request")
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "%%%"])
+def test_a_body_that_is_not_declared_as_json_is_refused(http: TestClient, content_type: str) -> None:
+    response = http.post("/v1/recommend", content=b'{"users": ["ann"]}', headers={"Content-Type": content_type})
+    refused(response, 422, "invalid_request")
+
+
+def test_a_huge_body_is_refused_by_its_announced_size(http: TestClient) -> None:
+    refused(http.post("/v1/recommend", content=b" " * (MAX_BODY_BYTES + 1)), 413, "body_too_large")
+
+
+def test_a_huge_body_is_refused_while_it_streams_in(app: FastAPI) -> None:
+    async def send() -> tuple[httpx.Response, int]:
+        sent = 0
+
+        async def chunks() -> Any:
+            nonlocal sent
+            for _ in range(1_000):
+                sent += 1 << 16
+                yield b" " * (1 << 16)
+
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://endpoint") as client:
+            return await client.post("/v1/recommend", content=chunks()), sent
+
+    response, sent = asyncio.run(send())
+    refused(response, 413, "body_too_large")
+    assert sent <= MAX_BODY_BYTES + (1 << 17)
+
+
+def test_an_unknown_path_and_a_wrong_method_are_refused_in_the_same_shape(http: TestClient) -> None:
+    refused(http.get("/v1/nothing"), 404, "not_found")
+    response = http.get("/v1/recommend")
+    refused(response, 405, "method_not_allowed")
+    assert response.headers["allow"] == "POST"
+
+
+IDS = st.sampled_from(["ann", "bob", "zoe", "i0", "i3", "nope", "", "\x00", "💥"]) | st.text(max_size=8)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | IDS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4),
+    max_leaves=12,
+)
+FIELDS = st.sampled_from(
+    ["users", "k", "exclude_seen", "debias", "compare", "allow", "deny", "user_id", "item_ids", "item_id", "num_neighbours"]
+)
+NEARLY_VALID = st.fixed_dictionaries(
+    {},
+    optional={
+        "users": st.lists(IDS, max_size=3) | JSON,
+        "user_id": IDS | JSON,
+        "item_id": IDS | JSON,
+        "item_ids": st.lists(IDS, max_size=3) | JSON,
+        "k": st.integers(-2, 300) | JSON,
+        "debias": st.floats(-0.5, 1.5) | JSON,
+        "compare": st.booleans() | JSON,
+        "allow": st.lists(IDS, max_size=3) | JSON,
+        "deny": st.lists(IDS, max_size=3),
+    },
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(route=st.sampled_from(ROUTES), body=NEARLY_VALID | st.dictionaries(FIELDS, JSON, max_size=5) | JSON)
+def test_whatever_json_is_sent_is_answered_or_refused_and_never_a_server_error(http: TestClient, route: str, body: Any) -> None:
+    response = http.post(route, content=json.dumps(body).encode(), headers={"Content-Type": "application/json"})
+    assert response.status_code in (200, 400, 422), response.text
+    if response.status_code != 200:
+        refused(response, response.status_code, "invalid_request" if response.status_code == 422 else "bad_request")
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(route=st.sampled_from(ROUTES), body=st.binary(max_size=200))
+def test_whatever_bytes_are_sent_are_refused(http: TestClient, route: str, body: bytes) -> None:
+    response = http.post(route, content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code in (400, 422), response.text
+
+
+# -- documentation ----------------------------------------------------------------------------------------------------
+
+
+def test_every_example_of_the_openapi_document_is_answered(http: TestClient) -> None:
+    document = http.get("/openapi.json").json()
+    asked = 0
+    for path, methods in document["paths"].items():
+        if "post" in methods:
+            reference = methods["post"]["requestBody"]["content"]["application/json"]["schema"]["$ref"]
+            for example in document["components"]["schemas"][reference.rpartition("/")[2]]["examples"]:
+                response = http.post(path, json=example)
+                assert response.status_code == 200, (path, example, response.text)
+                asked += 1
+    assert asked == 4
+
+
+def test_the_documentation_page_needs_nothing_from_another_host(http: TestClient) -> None:
+    page = http.get("/docs").text
+    assert "docs/assets/swagger-ui-bundle.js" in page
+    assert "https://" not in page
+    assert http.get("/docs/assets/swagger-ui-bundle.js").status_code == 200
+    assert http.get("/docs/assets/swagger-ui.css").status_code == 200
+
+
+def test_logs_name_routes_and_request_ids_but_no_users(http: TestClient, capsys: pytest.CaptureFixture[str]) -> None:
+    from components.progress import configure_logging
+
+    configure_logging()
+    response = http.post("/v1/recommend", json={"users": ["bob", "someone-private"]})
+    http.post("/v1/recommend", json={"users": ["someone-private"], "debias": "someone-private"})
+    captured = capsys.readouterr()
+    logged = captured.err + captured.out
+    assert response.headers["x-request-id"] in logged
+    assert "/v1/recommend" in logged
+    assert "someone-private" not in logged

@@ -1,0 +1,237 @@
+"""The endpoint as it is deployed: Ray Serve on loopback, asked over HTTP."""
+
+import json
+import socket
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from components.errors import ArtifactError, ConfigError, ServingError
+from serving.client import Client
+from serving.run import free_port, parse_app_args, read_app_args, running_endpoint, wait_until_ready
+from serving.scorer import Scorer
+from tests.bundles import write_random_bundle
+
+pytestmark = pytest.mark.ray
+
+
+def write_config(directory: Path, bundle: Path, **args: Any) -> Path:
+    values = {"storage_root": str(directory), "train": "0" * 16, "model_version": "7", "bundle_dir": str(bundle), **args}
+    path = directory / "serve.yaml"
+    path.write_text(yaml.safe_dump({"applications": [{"import_path": "serving.app:build_app", "args": values}]}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_random_bundle(tmp_path_factory.mktemp("random") / "bundle", num_users=30, num_items=120)
+
+
+@pytest.fixture(scope="module")
+def scorer(bundle: Path) -> Scorer:
+    return Scorer.load(bundle)
+
+
+@pytest.fixture(scope="module")
+def url(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    directory = tmp_path_factory.mktemp("serve")
+    config = write_config(directory, bundle, scorer={"max_ongoing_requests": 2, "max_queued_requests": 4})
+    with running_endpoint(config, port=0) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def client(url: str) -> Iterator[Client]:
+    with Client(url) as client:
+        yield client
+
+
+@pytest.mark.parametrize("debias", [None, 0.0, 0.25, 1.0])
+def test_offline_scores_equal_http_scores(client: Client, scorer: Scorer, debias: float | None) -> None:
+    users = np.arange(scorer.num_users)
+    offline = scorer.score_all(users, debias)
+    for user in users[::7].tolist():
+        answer = client.score(f"u{user}", scorer.item_vocabulary.ids, debias=debias)
+        np.testing.assert_allclose([item.score for item in answer.scores], offline[user], atol=1e-5)
+    ranked = client.recommend([f"u{user}" for user in users], 15, debias=debias)
+    for user, result in enumerate(ranked.results):
+        expected = scorer.recommend(user, 15, debias, exclude=scorer.seen(user))
+        assert [item.item_id for item in result.items] == [f"i{row}" for row in expected.rows]
+        np.testing.assert_allclose([item.score for item in result.items], expected.scores, atol=1e-5)
+
+
+def test_unknown_users_and_items_are_answered(client: Client, scorer: Scorer) -> None:
+    (result,) = client.recommend(["who"], 5).results
+    assert (result.cold, result.method, result.reason) == (True, "popularity", "unknown_user")
+    assert [item.item_id for item in result.items] == [f"i{row}" for row in scorer.popular(5).rows]
+    assert client.score("u1", ["what", "i1"]).unknown_items == ["what"]
+    assert client.explain("who", "what").reason == "unknown_user"
+    assert client.explain("u1", "what").reason == "unknown_item"
+
+
+def test_answers_carry_one_request_id_and_the_model_version(url: str) -> None:
+    response = httpx.post(f"{url}/v1/recommend", json={"users": ["u1"]}, headers={"X-Request-Id": "order-66"})
+    assert response.headers.get_list("x-request-id") == ["order-66"]
+    assert response.headers["x-model-version"] == "7"
+    error = httpx.post(f"{url}/v1/recommend", json={})
+    assert error.headers.get_list("x-request-id") == [error.json()["request_id"]]
+
+
+def test_the_endpoint_is_healthy_ready_and_documented(url: str, client: Client) -> None:
+    assert httpx.get(f"{url}/healthz").json()["status"] == "ok"
+    assert httpx.get(f"{url}/readyz").json()["status"] == "ok"
+    assert "/v1/explain" in httpx.get(f"{url}/openapi.json").json()["paths"]
+    assert httpx.get(f"{url}/docs").status_code == 200
+    model = client.model()
+    assert (model.model_version, model.model.golden_requests, model.features.state) == ("7", 8, "not_configured")
+
+
+@pytest.mark.parametrize(
+    ("content", "status"),
+    [
+        (b"{", 422),
+        (b"[" * 100_000, 400),
+        (b'{"users": ["a"], "debias": NaN}', 422),
+        (b'{"users": ["a"], "colour": "red"}', 422),
+        (json.dumps({"users": ["a"] * 101}).encode(), 422),
+        (json.dumps({"users": ["a"], "deny": ["i"] * 10_001}).encode(), 422),
+        (b" " * 5_000_000, 413),
+    ],
+    ids=["half", "deep", "nan", "unknown field", "too many users", "too long list", "huge"],
+)
+def test_a_malformed_request_is_refused_with_help(url: str, content: bytes, status: int) -> None:
+    response = httpx.post(f"{url}/v1/recommend", content=content, headers={"Content-Type": "application/json"}, timeout=30)
+    assert response.status_code == status
+    assert set(response.json()) == {"code", "message", "hint", "request_id"}
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    path=st.sampled_from(["/v1/recommend", "/v1/score", "/v1/explain"]),
+    body=st.binary(max_size=60)
+    | st.dictionaries(
+        st.sampled_from(["users", "user_id", "item_ids", "item_id", "k", "debias"]),
+        st.none() | st.integers() | st.text(max_size=5) | st.lists(st.text(max_size=5), max_size=3),
+    ).map(lambda value: json.dumps(value).encode()),
+)
+def test_whatever_is_sent_there_is_never_a_server_error(url: str, path: str, body: bytes) -> None:
+    response = httpx.post(f"{url}{path}", content=body, headers={"Content-Type": "application/json"}, timeout=30)
+    assert response.status_code < 500, (body, response.text)
+
+
+def test_more_requests_than_the_queue_holds_are_refused_at_once_and_told_when_to_come_back(url: str) -> None:
+    body = {"users": [f"u{row}" for row in range(30)] * 3, "k": 100, "compare": True}
+    statuses: Counter[int] = Counter()
+    refusals: list[httpx.Response] = []
+
+    def ask() -> None:
+        with httpx.Client(timeout=60) as http:
+            for _ in range(4):
+                response = http.post(f"{url}/v1/recommend", json=body)
+                statuses[response.status_code] += 1
+                if response.status_code != 200:
+                    refusals.append(response)
+
+    threads = [threading.Thread(target=ask) for _ in range(24)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(statuses) == {200, 503}, statuses  # 2 at work and 4 waiting: 24 at a time are too many
+    assert all(response.headers["retry-after"] == "1" for response in refusals)
+    assert {response.json()["code"] for response in refusals} == {"overloaded"}
+
+
+def test_a_port_that_is_taken_is_named_before_anything_starts(bundle: Path, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        told = rf"cannot listen on 127\.0\.0\.1:{port}: Address already in use\. .*port {port}.*--port {port + 1}"
+        with (
+            pytest.raises(ServingError, match=told),
+            running_endpoint(write_config(tmp_path, bundle), port=port),
+        ):
+            pytest.fail("it must not start")
+
+
+def test_a_second_endpoint_in_one_process_is_refused_and_the_first_goes_on(url: str, bundle: Path, tmp_path: Path) -> None:
+    port = int(url.rpartition(":")[2])
+    for asked, told in (
+        (port, f"already runs the endpoint at 127.0.0.1:{port}"),
+        (free_port("127.0.0.1", 0), "already has an"),
+    ):
+        with (
+            pytest.raises(ServingError, match=told),
+            running_endpoint(write_config(tmp_path, bundle), port=asked),
+        ):
+            pytest.fail("it must not start")
+    assert httpx.get(f"{url}/readyz").status_code == 200
+
+
+def test_an_address_that_is_not_of_this_machine_is_refused() -> None:
+    with pytest.raises(ServingError, match=r"cannot listen on 203\.0\.113\.7:0"):
+        free_port("203.0.113.7", 0)
+
+
+def test_a_damaged_bundle_is_refused_before_anything_starts(bundle: Path, tmp_path: Path) -> None:
+    copy = write_random_bundle(tmp_path / "bundle")
+    (copy / "golden.json").write_bytes((bundle / "golden.json").read_bytes())  # of another model
+    with (
+        pytest.raises(ArtifactError, match="golden request 0"),
+        running_endpoint(write_config(tmp_path, copy), port=0),
+    ):
+        pytest.fail("it must not start")
+
+
+def test_a_configuration_that_is_none_of_ours_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"serving configuration '.*missing.yaml' cannot be read.*cllmr run --from serve"):
+        read_app_args(tmp_path / "missing.yaml")
+    (tmp_path / "serve.yaml").write_text("applications: []")
+    with pytest.raises(ArtifactError, match="cannot be read: IndexError"):
+        read_app_args(tmp_path / "serve.yaml")
+
+
+def test_an_unknown_argument_is_refused_with_the_nearest_one(bundle: Path, tmp_path: Path) -> None:
+    args = read_app_args(write_config(tmp_path, bundle, feature_deadline=5))
+    with pytest.raises(
+        ConfigError, match=r"'feature_deadline' of the serving configuration.*Did you mean 'feature_deadline_ms'"
+    ):
+        parse_app_args(args)
+
+
+def test_an_endpoint_that_never_gets_ready_is_given_up() -> None:
+    port = free_port("127.0.0.1", 0)
+    with pytest.raises(ServingError, match=rf"http://127\.0\.0\.1:{port} is not ready after 0.3 s \(ConnectError\)"):
+        wait_until_ready(f"http://127.0.0.1:{port}", seconds=0.3)
+
+
+def test_no_process_and_no_file_is_left_after_the_endpoint_has_stopped(bundle: Path, tmp_path: Path) -> None:
+    """In a process of its own: its standard output must hold nothing but what it prints, and no child may outlive the block."""
+    code = (
+        "import sys, time, httpx, psutil, socket\n"
+        "from serving.run import prepare_endpoint, running_endpoint\n"
+        "port = prepare_endpoint(port=0).result()\n"
+        f"with running_endpoint({str(write_config(tmp_path, bundle))!r}, port=port) as url:\n"
+        "    assert httpx.post(url + '/v1/recommend', json={'users': ['u1']}).status_code == 200\n"
+        "    started = psutil.Process().children(recursive=True)\n"
+        "    assert len(started) >= 4\n"
+        "gone, alive = psutil.wait_procs(started, timeout=5)\n"
+        "assert not alive, alive\n"
+        "with socket.socket() as probe:\n"
+        "    assert probe.connect_ex(('127.0.0.1', int(url.rpartition(':')[2]))) != 0\n"
+        "print('stopped')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (0, "stopped\n"), done.stderr

@@ -1,0 +1,104 @@
+"""The compiled retraining pipeline, whole: compared with a golden file, so that no change of it goes unseen.
+
+After a change that is meant: python -m tests.contract.test_pipeline_golden (writes the golden file), and read its diff.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipelines.config import PlatformConfig, load, preset_names
+from pipelines.placement import PlacementConfig
+from pipelines.plan import CompiledPipeline, compile_pipeline
+from pipelines.retraining import retraining
+from tests.contract.test_pipeline_components import PARENTS
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "retraining.yaml"
+
+
+def compiled(preset: str) -> CompiledPipeline:
+    return compile_pipeline(retraining(load(preset)))
+
+
+def executors(pipeline: CompiledPipeline) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = pipeline.spec["deploymentSpec"]["executors"]
+    return {name.removeprefix("exec-"): executor["container"] for name, executor in found.items()}
+
+
+def test_the_compiled_pipeline_is_the_golden_one() -> None:
+    assert compiled("local").to_yaml() == GOLDEN.read_text(encoding="utf-8"), (
+        "the compiled pipeline has changed; if it was meant to: python -m tests.contract.test_pipeline_golden"
+    )
+
+
+def test_parents_are_those_of_the_contract_and_stages_run_in_the_documented_order() -> None:
+    pipeline = compiled("local")
+    assert {stage: sorted(parents) for stage, parents in pipeline.parents().items()} == {
+        stage: sorted(parents) for stage, parents in PARENTS.items()
+    }
+    assert all(name == producer for parents in pipeline.parents().values() for name, producer in parents.items())
+    assert pipeline.stages() == list(PARENTS)
+
+
+def test_the_pipelines_description_numbers_its_stages_in_order() -> None:
+    description = compiled("local").spec["pipelineInfo"]["description"]
+    numbered = [line.strip() for line in description.splitlines() if line.strip()[:1].isdigit()]
+    assert [line.split(":")[0] for line in numbered] == [f"{place}. {stage}" for place, stage in enumerate(PARENTS, start=1)]
+
+
+def test_every_stage_has_settings_a_placement_and_a_display_name() -> None:
+    assert list(PlatformConfig().stages()) == list(PARENTS)
+    assert set(PARENTS) < set(PlacementConfig.model_fields)
+    tasks = compiled("local").spec["root"]["dag"]["tasks"]
+    assert all(task["taskInfo"]["name"] != stage for stage, task in tasks.items())
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_the_defaults_of_the_parameters_are_the_presets_settings(preset: str) -> None:
+    parameters = compiled(preset).spec["root"]["inputDefinitions"]["parameters"]
+    settings = load(preset)
+    assert parameters["storage_root"]["defaultValue"] == settings.storage_root
+    for stage, config in settings.stages().items():
+        assert type(config).parse(parameters[f"{stage}_config"]["defaultValue"], stage) == config
+
+
+def test_presets_differ_in_placement_and_settings_and_not_in_the_steps() -> None:
+    local, cluster = compiled("local"), compiled("cluster")
+    assert local.parents() == cluster.parents()
+    assert executors(cluster)["train"]["resources"]["memoryLimit"] != executors(local)["train"]["resources"]["memoryLimit"]
+    assert cluster.spec["root"]["dag"]["tasks"]["train"]["retryPolicy"]["maxRetryCount"] == 2
+    assert "retryPolicy" not in local.spec["root"]["dag"]["tasks"]["train"]
+
+
+def test_a_gpu_is_asked_for_with_the_toleration_that_its_node_needs() -> None:
+    pipeline = compiled("gpu")
+    accelerator = executors(pipeline)["train"]["resources"]["accelerator"]
+    assert (accelerator["resourceType"], accelerator["resourceCount"]) == ("nvidia.com/gpu", "1")
+    assert "accelerator" not in executors(pipeline)["ingest"]["resources"]
+    assert pipeline.platforms is not None
+    settings = pipeline.platforms["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert settings["exec-train"]["tolerations"] == [{"effect": "NoSchedule", "key": "nvidia.com/gpu", "operator": "Exists"}]
+    assert "exec-ingest" not in settings
+
+
+def test_kfps_own_cache_is_off_because_it_would_not_see_another_champion() -> None:
+    for task in compiled("local").spec["root"]["dag"]["tasks"].values():
+        assert not task["cachingOptions"].get("enableCache", False)
+
+
+def test_an_image_of_its_own_is_used_for_the_stage_that_names_one() -> None:
+    settings = load(overrides=["placement.image=ours-python:2", "placement.serve.image=serving-python:3"])
+    images = {stage: container["image"] for stage, container in executors(compile_pipeline(retraining(settings))).items()}
+    assert images == dict.fromkeys(PARENTS, "ours-python:2") | {"serve": "serving-python:3"}
+
+
+def test_the_tasks_install_nothing_when_they_start() -> None:
+    for container in executors(compiled("cluster")).values():
+        assert "pip install" not in yaml.safe_dump(container)
+
+
+if __name__ == "__main__":
+    GOLDEN.parent.mkdir(parents=True, exist_ok=True)
+    GOLDEN.write_text(compiled("local").to_yaml(), encoding="utf-8")

@@ -1,0 +1,219 @@
+"""From promote's verdict to an endpoint that uses the feature store: the serve stage, and what it wrote, run."""
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from components.artifacts import Manifest, Stage, StageConfig, run_stage, write_json
+from components.errors import ArtifactError, ConfigError
+from components.features import stage as features_stage
+from components.serve import stage
+from components.serve.config import ServeConfig
+from feature_repo.store import sqlite_path
+from serving.client import Client
+from serving.run import running_endpoint
+from tests.bundles import write_bundle
+from tests.features_parents import ITEMS, USERS, Small
+
+KEPT = {
+    "verdict": "kept",
+    "reasons": [
+        {"check": "coverage", "passed": False, "text": "coverage 0.004 is below 0.01"},
+        {"check": "popularity", "passed": True, "text": "better than popularity"},
+    ],
+    "challenger": "0" * 16,
+    "champion": None,
+}
+
+
+class Label(StageConfig):
+    """Names a stand-in for a stage, so that others have other fingerprints."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class World:
+    """A storage root with everything that the serve stage reads."""
+
+    root: str
+    features: Manifest
+    train: Manifest
+    promote: Manifest
+
+    def serve(self, **config: Any) -> Manifest:
+        """Runs the stage."""
+        return stage.run(config, self.root, features=self.features, promote=self.promote)
+
+
+def promoted(root: str, train: Manifest) -> dict[str, Any]:
+    champion = {
+        "version": "3",
+        "fingerprint": train.fingerprint,
+        "storage_root": root,
+        "bundle": f"train/{train.fingerprint}/bundle",
+    }
+    return {"verdict": "promoted", "reasons": [], "challenger": train.fingerprint, "champion": champion}
+
+
+def decide(root: str, verdict: dict[str, Any], name: str) -> Manifest:
+    def build(directory: Path) -> dict[str, Any]:
+        write_json(directory / "verdict.json", verdict)
+        return {}
+
+    return run_stage(Stage("promote", 1), Label(name=name), root, {}, build)
+
+
+def train(root: str, features: Manifest, name: str, feature_fingerprint: str | None = None) -> Manifest:
+    """The tiny bundle for the users "7", "9", "10"; bob's row, which saw items 1 and 2 in training, is "9"."""
+
+    def build(directory: Path) -> dict[str, Any]:
+        items = [{"item_id": item, "title": f"Film {item}", "profile": ""} for item in ITEMS]
+        header = {"feature_fingerprint": feature_fingerprint or features.fingerprint, "feature_project": "small"}
+        write_bundle(directory / "bundle", header=header, users=USERS, items=items)
+        return {}
+
+    return run_stage(Stage("train", 1), Label(name=name), root, {"features": features}, build)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    root = str(tmp_path_factory.mktemp("store"))
+    features = features_stage.run({}, root, **Small(root).write().as_arguments())
+    trained = train(root, features, "champion")
+    return World(root, features, trained, decide(root, promoted(root, trained), "promoted"))
+
+
+def test_the_configuration_names_the_champion_and_its_feature_set(world: World) -> None:
+    manifest = world.serve(scorer={"num_replicas": 3}, feature_deadline_ms=50)
+    assert manifest.facts == {
+        "model_version": "3",
+        "bundle": f"{world.root}/train/{world.train.fingerprint}/bundle",
+        "train": world.train.fingerprint,
+        "features": world.features.fingerprint,
+        "endpoint": "/v1/recommend",
+    }
+    document = yaml.safe_load((manifest.path() / "serve.yaml").read_text())
+    (application,) = document["applications"]
+    assert (application["import_path"], application["route_prefix"]) == ("serving.app:build_app", "/")
+    args = application["args"]
+    assert (args["storage_root"], args["train"], args["features"], args["model_version"]) == (
+        world.root,
+        world.train.fingerprint,
+        world.features.fingerprint,
+        "3",
+    )
+    assert (args["scorer"]["num_replicas"], args["gateway"]["num_replicas"], args["feature_deadline_ms"]) == (3, 1, 50)
+
+
+def test_the_check_is_recorded(world: World) -> None:
+    check = json.loads((world.serve().path() / "check.json").read_text())
+    assert (check["golden_requests"], check["configuration_valid"], check["model_version"]) == (3, True, "3")
+
+
+def test_host_and_port_decide_nothing_that_the_stage_writes(world: World) -> None:
+    assert world.serve(host="0.0.0.0", port=9000).fingerprint == world.serve().fingerprint
+    assert world.serve(feature_deadline_ms=51).fingerprint != world.serve().fingerprint
+
+
+def test_a_challenger_that_was_kept_back_and_no_champion_before_it_is_an_error_with_the_reason(world: World) -> None:
+    promote = decide(world.root, KEPT, "kept")
+    told = r"there is no model to serve: .*\(coverage 0.004 is below 0.01\).*--set promote"
+    with pytest.raises(ArtifactError, match=told):
+        stage.run({}, world.root, features=world.features, promote=promote)
+
+
+def test_a_champion_whose_feature_set_is_gone_is_refused(world: World) -> None:
+    trained = train(world.root, world.features, "orphan", feature_fingerprint="f" * 16)
+    promote = decide(world.root, promoted(world.root, trained), "orphan")
+    with pytest.raises(ArtifactError, match=f"feature set {'f' * 16} of bundle .*cllmr run --from features"):
+        stage.run({}, world.root, features=world.features, promote=promote)
+
+
+def test_a_damaged_champion_is_refused(world: World) -> None:
+    trained = train(world.root, world.features, "damaged")
+    file = trained.path() / "bundle" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-4] + b"\x00\x00\xc0\x7f")  # the last number is now NaN
+    promote = decide(world.root, promoted(world.root, trained), "damaged")
+    with pytest.raises(ArtifactError, match=r"model.safetensors is not what its manifest says"):
+        stage.run({}, world.root, features=world.features, promote=promote)
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({"target": "rayservice"}, "setting 'serve.target' = 'rayservice': Input should be 'config'"),
+        ({"prt": 1}, r"unknown setting 'serve.prt'\. Did you mean 'port'\?"),
+        ({"scorer": {"replicas": 2}}, r"unknown setting 'serve.scorer.replicas'\. Did you mean 'num_replicas'\?"),
+        ({"port": 70000}, "setting 'serve.port' = 70000"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_what_is_allowed(world: World, config: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        world.serve(**config)
+
+
+def test_a_field_that_ray_serve_does_not_know_is_not_written() -> None:
+    document = stage.serve_document(
+        ServeConfig(), {"version": "1", "fingerprint": "0" * 16, "storage_root": "/store", "bundle": "b"}, None
+    )
+    stage.check_document(document)
+    document["applications"][0]["route_prefx"] = "/"
+    with pytest.raises(ValueError, match="ServeApplicationSchema has no field route_prefx"):
+        stage.check_document(document)
+
+
+# -- the written configuration, run; the last test takes the feature store away ---------------------------------------
+
+
+@pytest.fixture(scope="module")
+def url(world: World) -> Iterator[str]:
+    # a generous deadline: these tests are about what is answered, on a machine that may be busy
+    config = world.serve(feature_deadline_ms=5_000).path() / "serve.yaml"
+    with running_endpoint(config, port=0) as url:
+        yield url
+
+
+@pytest.mark.ray
+def test_the_first_answer_already_leaves_out_the_online_history(url: str) -> None:
+    response = httpx.post(f"{url}/v1/recommend", json={"users": ["9", "7", "nobody"], "k": 4}, timeout=30)
+    assert "x-degraded" not in response.headers
+    nine, seven, nobody = response.json()["results"]
+    # "9" saw rows 1, 2 in training by the bundle, and rows 2, 0 by its online history: only row 3 is left
+    assert [item["item_id"] for item in nine["items"]] == [ITEMS[3]]
+    # "7" saw row 0 by the bundle and rows 3, 0, 1 (the last one a test interaction) by its online history
+    assert [item["item_id"] for item in seven["items"]] == [ITEMS[2]]
+    assert (nobody["method"], len(nobody["items"])) == ("popularity", 4)
+
+
+@pytest.mark.ray
+def test_the_model_route_says_that_features_are_ready(url: str) -> None:
+    with Client(url) as client:
+        answer = client.model()
+    assert (answer.model_version, answer.model.name, answer.features.state) == ("3", "tiny", "ready")
+
+
+@pytest.mark.ray
+def test_liked_items_of_the_online_history_explain_a_score(url: str) -> None:
+    with Client(url) as client:
+        answer = client.explain("7", ITEMS[2], num_neighbours=5)
+    assert {neighbour.item_id for neighbour in answer.nearest_liked_items} == {ITEMS[0], ITEMS[1], ITEMS[3]}
+
+
+@pytest.mark.ray
+def test_without_the_feature_store_answers_are_degraded_and_say_so(url: str, world: World) -> None:
+    with sqlite3.connect(sqlite_path(world.root, world.features.facts["project"])) as connection:
+        for (table,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+            connection.execute(f'DROP TABLE "{table}"')
+    response = httpx.post(f"{url}/v1/recommend", json={"users": ["9"], "k": 4}, timeout=30)
+    assert response.status_code == 200
+    assert response.headers["x-degraded"] == "features_unavailable"
+    assert [item["item_id"] for item in response.json()["results"][0]["items"]] == [ITEMS[0], ITEMS[3]]  # training only
+    assert httpx.get(f"{url}/readyz").status_code == 200

@@ -1,0 +1,120 @@
+"""The spectrum against a dense decomposition by numpy, and against worlds whose spectrum is known."""
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+from components.spectrum.decompose import component_signs, decompose, fold_in_items, fold_in_users, normalise, spectrum
+from tests.planted import block_world
+
+
+def _random_matrix(users: int = 40, items: int = 30, density: float = 0.2, seed: int = 3) -> sparse.csr_array:
+    dense = np.random.default_rng(seed).random((users, items)) < density
+    dense[0], dense[:, 0] = True, True  # nobody without interactions
+    return sparse.csr_array(dense.astype(np.float32))
+
+
+def test_symmetric_normalisation_of_a_small_matrix_is_the_one_computed_by_hand() -> None:
+    # user degrees 2, 1; item degrees 1, 2
+    found = normalise(sparse.csr_array(np.array([[1, 1], [0, 1]], dtype=np.float32)), "sym").toarray()
+    np.testing.assert_allclose(found, [[1 / np.sqrt(2), 1 / 2], [0, 1 / np.sqrt(2)]])
+
+
+@pytest.mark.parametrize("shape", [(40, 30), (30, 40)])
+@pytest.mark.parametrize("normalisation", ["sym", "raw"])
+def test_truncated_decomposition_equals_numpys_dense_one(shape: tuple[int, int], normalisation: str) -> None:
+    matrix = normalise(_random_matrix(*shape), normalisation)  # type: ignore[arg-type]  # a str by parametrize
+    left, values, right = np.linalg.svd(matrix.toarray(), full_matrices=False)
+    for rank in (1, 7, 20):
+        u, sigma, v = decompose(matrix, rank)
+        np.testing.assert_allclose(sigma, values[:rank], atol=1e-10)
+        truth = left[:, :rank] * values[:rank] @ right[:rank]
+        np.testing.assert_allclose(u * sigma @ v.T, truth, atol=1e-9)
+        signs = np.sign(right[np.arange(rank), np.abs(right[:rank]).argmax(axis=1)])
+        np.testing.assert_allclose(v, (right[:rank] * signs[:, None]).T, atol=1e-7)
+
+
+@pytest.mark.parametrize("rank", [28, 29, 30])
+def test_full_and_nearly_full_rank_rebuild_the_matrix(rank: int) -> None:
+    matrix = normalise(_random_matrix(), "sym")
+    u, sigma, v = decompose(matrix, rank)
+    assert sigma.shape == (rank,)
+    left = np.linalg.norm(matrix.toarray() - u * sigma @ v.T)
+    dropped = np.linalg.svd(matrix.toarray(), compute_uv=False)[rank:]
+    assert left == pytest.approx(np.linalg.norm(dropped), abs=1e-9)
+
+
+def test_the_largest_entry_of_every_component_is_positive() -> None:
+    _, _, v = decompose(normalise(_random_matrix(), "sym"), 12)
+    assert (v[np.abs(v).argmax(axis=0), np.arange(12)] > 0).all()
+
+
+def test_among_equally_large_entries_the_first_decides_the_sign() -> None:
+    # rounding makes the second entry the larger one by a hair; it must not matter
+    vectors = np.array([[-0.7, 0.1], [0.7 * (1 + 1e-12), -0.9], [0.1, 0.2]])
+    np.testing.assert_array_equal(component_signs(vectors), [-1, -1])
+
+
+@pytest.mark.parametrize("normalisation", ["sym", "raw"])
+def test_mean_row_norm_over_users_and_items_together_is_one(normalisation: str) -> None:
+    found = spectrum(_random_matrix(), 8, normalisation)  # type: ignore[arg-type]  # a str by parametrize
+    norms = np.linalg.norm(np.concatenate([found.users, found.items]), axis=1)
+    assert norms.mean() == pytest.approx(1.0, abs=1e-12)
+    assert np.linalg.norm(found.users, axis=1).mean() != pytest.approx(1.0, abs=1e-3)  # jointly, not each for itself
+
+
+def test_users_and_items_of_the_spectrum_keep_the_singular_values_as_column_norms() -> None:
+    found = spectrum(_random_matrix(), 8)
+    for side in (found.users, found.items):  # U and V have unit columns
+        np.testing.assert_allclose(np.linalg.norm(side, axis=0) * found.scale, found.singular_values, rtol=1e-9)
+
+
+def test_separate_complete_blocks_have_one_unit_singular_value_each_and_no_other() -> None:
+    # sym turns a complete a x b block into 1/sqrt(a b) everywhere: rank one, sigma 1
+    dense = np.zeros((9, 12), dtype=np.float32)
+    for block in range(3):
+        dense[block * 3 : block * 3 + 3, block * 4 : block * 4 + 4] = 1
+    found = spectrum(sparse.csr_array(dense), 6)
+    np.testing.assert_allclose(found.singular_values, [1, 1, 1, 0, 0, 0], atol=1e-7)
+    assert found.energy_share(1) == pytest.approx(1 / 3)
+    assert found.energy_share(3) == pytest.approx(1.0)
+    assert found.total_energy == pytest.approx(3.0)
+
+
+def test_in_a_block_world_users_lie_nearest_to_the_items_of_their_block() -> None:
+    world = block_world()
+    found = spectrum(sparse.csr_array(world.matrix(world.train)), 6)
+    nearest = np.argmax(found.users @ found.items.T, axis=1)
+    assert (world.item_block[nearest] == world.user_block).all()
+
+
+@pytest.mark.parametrize("normalisation", ["sym", "raw"])
+def test_folding_in_the_training_rows_gives_back_the_spectrum(normalisation: str) -> None:
+    matrix = _random_matrix()
+    found = spectrum(matrix, 10, normalisation)  # type: ignore[arg-type]  # a str by parametrize
+    by_user, by_item = (np.diff(matrix.tocsr().indptr), np.diff(matrix.tocsc().indptr))
+    degrees = (by_item, by_user) if normalisation == "sym" else (None, None)
+    users = fold_in_users(matrix, found.items, found.singular_values, degrees[0])
+    items = fold_in_items(matrix, found.users, found.singular_values, degrees[1])
+    np.testing.assert_allclose(users, found.users, atol=1e-9)
+    np.testing.assert_allclose(items, found.items, atol=1e-9)
+
+
+def test_a_new_user_of_a_block_folds_in_among_its_users_and_one_without_interactions_at_zero() -> None:
+    world = block_world()
+    matrix = sparse.csr_array(world.matrix(world.train))
+    found = spectrum(matrix, 6)
+    new = np.zeros((2, world.num_items), dtype=np.float32)
+    new[0, np.flatnonzero(world.item_block == 4)[:5]] = 1
+    rows = fold_in_users(sparse.csr_array(new), found.items, found.singular_values, np.diff(matrix.tocsc().indptr))
+    assert world.user_block[np.argmax(found.users @ rows[0])] == 4
+    np.testing.assert_array_equal(rows[1], 0)
+
+
+def test_components_without_energy_fold_nobody_in() -> None:
+    dense = np.zeros((6, 8), dtype=np.float32)
+    dense[:3, :4] = dense[3:, 4:] = 1  # rank 2
+    matrix = sparse.csr_array(dense)
+    found = spectrum(matrix, 5)
+    rows = fold_in_users(matrix, found.items, found.singular_values, np.diff(matrix.tocsc().indptr))
+    np.testing.assert_allclose(rows, found.users, atol=1e-7)

@@ -1,0 +1,167 @@
+"""The settings tree: precedence, errors, fingerprints."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.artifacts import StageConfig
+from components.errors import ConfigError
+from pipelines.config import PlatformConfig, load, merge, parse_override, preset_names
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_the_local_preset_is_the_defaults() -> None:
+    assert load("local") == PlatformConfig()
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_every_preset_is_valid_and_a_small_difference(preset: str) -> None:
+    differences = _leaves(_difference(PlatformConfig().model_dump(), load(preset).model_dump()))
+    assert len(differences) <= 30
+
+
+def test_the_presets_are_those_that_the_help_names() -> None:
+    assert preset_names() == ["cluster", "gpu", "local", "paper"]
+
+
+def test_own_file_wins_over_the_preset_and_set_over_both_and_later_over_earlier(tmp_path: Path) -> None:
+    preset = load("cluster").placement.train.retries
+    assert preset > 0
+    first = write(tmp_path / "first.yaml", "placement: {train: {retries: 7}}\ntrain: {max_epochs: 3, seed: 1}")
+    second = write(tmp_path / "second.yaml", "train: {seed: 2}")
+    config = load("cluster", [first, second], ["train.max_epochs=4", "train.max_epochs=5"])
+    assert config.placement.train.retries == 7
+    assert (config.train.max_epochs, config.train.seed) == (5, 2)
+    assert config.placement.train.cpu == load("cluster").placement.train.cpu
+
+
+def test_values_of_set_are_read_as_yaml() -> None:
+    config = load(overrides=["evaluate.baselines=[popularity, ease]", "ingest.min_rating=null", "storage_root='7'"])
+    assert config.evaluate.baselines == ("popularity", "ease")
+    assert config.ingest.min_rating is None
+    assert config.storage_root == "7"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["train.max_epoch=5"], r"unknown setting 'train\.max_epoch'\. Did you mean 'max_epochs'\? Allowed: .*batch_size"),
+        (["trian.max_epochs=5"], r"unknown setting 'trian'\. Did you mean 'train'\? Allowed: evaluate, features"),
+        (["train.model.embeding_dim=8"], r"unknown setting 'train\.model\.embeding_dim'\. Did you mean 'embedding_dim'\?"),
+        (["placement.train.cpus=8"], r"unknown setting 'placement\.train\.cpus'\. Did you mean 'cpu'\? Allowed: cpu, gpu"),
+        (["train.max_epochs=many"], r"setting 'train\.max_epochs' = 'many': Input should be a valid integer"),
+        (["train.max_epochs=0"], r"setting 'train\.max_epochs' = 0: Input should be greater than 0\."),
+        (["features.online_store=mysql"], r"setting 'features\.online_store' = 'mysql': Input should be 'sqlite' or 'redis'"),
+        (["train=5"], r"setting 'train' = 5: Input should be a valid dictionary"),
+        (["serve.port=70000"], r"setting 'serve\.port' = 70000: Input should be less than or equal to 65535"),
+        (["train.max_epochs"], r"'train\.max_epochs' is not a setting\. Write --set name=value"),
+        (["=5"], r"'=5' is not a setting\."),
+        (["train..x=5"], r"'train\.\.x=5' is not a setting\."),
+        (["train.seed=[1"], r"the value of 'train\.seed=\[1' is not YAML\. Quote it"),
+    ],
+)
+def test_a_wrong_override_is_named_with_what_is_allowed(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(overrides=overrides)
+
+
+def test_an_unknown_preset_is_named_with_the_closest_one() -> None:
+    with pytest.raises(ConfigError, match=r"unknown preset 'clutser'\. Did you mean 'cluster'\? Allowed: cluster, gpu, local, paper"):
+        load("clutser")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train:\n  max_epochs: [", r"is not valid YAML in line 2"),
+        ("- train", r"holds a list, not settings\. Begin with a line like 'train:'"),
+        ("train: {epoch: 1}", r"unknown setting 'train\.epoch'"),
+    ],
+)
+def test_a_wrong_file_is_named(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(files=[write(tmp_path / "mine.yaml", text)])
+
+
+def test_an_empty_file_changes_nothing(tmp_path: Path) -> None:
+    assert load(files=[write(tmp_path / "mine.yaml", "# nothing yet\n")]) == PlatformConfig()
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"config file 'nowhere\.yaml' cannot be read: No such file or directory\."):
+        load(files=["nowhere.yaml"])
+
+
+def test_a_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    (tmp_path / "latin.yaml").write_bytes("storage_root: caf\xe9".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"latin\.yaml' is not UTF-8 text"):
+        load(files=[tmp_path / "latin.yaml"])
+
+
+def test_the_tree_is_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        PlatformConfig().storage_root = "elsewhere"  # type: ignore[misc]  # what the test is about
+
+
+def test_the_fingerprint_is_a_function_of_every_setting() -> None:
+    changes = ["train.seed=7", "placement.train.cpu=3", "storage_root=x", "serve.port=1"]
+    prints = {PlatformConfig().fingerprint(), *(load(overrides=[change]).fingerprint() for change in changes)}
+    assert len(prints) == 5
+    assert load("local").fingerprint() == PlatformConfig().fingerprint()
+
+
+def test_mappings_are_merged_and_other_values_replaced() -> None:
+    assert merge({"a": {"b": 1, "c": [1, 2]}}, {"a": {"c": [3]}, "d": 4}) == {"a": {"b": 1, "c": [3]}, "d": 4}
+    assert merge({"a": {"b": 1}}, {"a": None}) == {"a": None}
+    assert parse_override("a.b=c=d") == {"a": {"b": "c=d"}}
+
+
+@pytest.mark.parametrize("stage", sorted(PlatformConfig().stages()))
+def test_a_stage_config_survives_kfp_where_every_int_becomes_a_float(stage: str) -> None:
+    config = load("local").stages()[stage]
+    arrived = type(config).parse(_as_kfp_hands_it_on(config.as_parameter()), stage)
+    assert arrived == config
+    assert repr(arrived) == repr(config)  # 3 == 3.0, but their fingerprints differ
+
+
+@pytest.mark.parametrize("stage", sorted(PlatformConfig().stages()))
+def test_every_setting_says_what_it_is(stage: str) -> None:
+    import ast
+    import inspect
+
+    config: type[StageConfig] = type(PlatformConfig().stages()[stage])
+    (body,) = (node for node in ast.parse(inspect.getsource(config)).body if isinstance(node, ast.ClassDef))
+    for field, after in zip(body.body, body.body[1:] + [ast.Pass()], strict=True):
+        if isinstance(field, ast.AnnAssign):
+            said = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and isinstance(after.value.value, str)
+            assert said, f"{config.__name__}.{ast.unparse(field.target)} has no docstring"
+
+
+def test_a_setting_that_is_none_survives_kfp_which_has_no_null() -> None:
+    config = load(overrides=["ingest.min_rating=null", "ingest.columns.rating=null"]).ingest
+    parameter = config.as_parameter()
+    assert parameter["min_rating"] == "null"
+    assert type(config).parse(parameter, "ingest") == config
+
+
+def _as_kfp_hands_it_on(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _as_kfp_hands_it_on(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_as_kfp_hands_it_on(inner) for inner in value]
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _difference(one: Any, other: Any) -> Any:
+    if isinstance(one, dict) and isinstance(other, dict):
+        return {key: _difference(one.get(key), value) for key, value in other.items() if one.get(key) != value}
+    return other
+
+
+def _leaves(tree: Any) -> list[Any]:
+    return [leaf for value in tree.values() for leaf in _leaves(value)] if isinstance(tree, dict) else [tree]

@@ -1,0 +1,47 @@
+"""How events are shown, on a terminal and elsewhere."""
+
+import io
+
+from rich.console import Console
+
+from pipelines.display import Bars, Lines, make_display, memory
+
+EVENTS = [
+    {"event": "stage reused", "time": 1.0, "stage": "ingest", "fingerprint": "f", "seconds": 2.5},
+    {"event": "stage started", "time": 2.0, "stage": "train", "fingerprint": "g"},
+    {"event": "progress", "time": 3.0, "stage": "train", "done": 0, "total": 20, "unit": "epochs"},
+    {"event": "progress", "time": 3.0, "stage": "train", "done": 20, "total": 20, "unit": "epochs", "loss": 0.412345},
+    {"event": "stage done", "time": 4.0, "stage": "train", "fingerprint": "g", "seconds": 61.04, "peak_memory_mb": 1536.0},
+    {"event": "artifact refused", "time": 4.0, "stage": "train", "reason": "sha256 differs"},
+    {"event": "something of the stage's own", "time": 4.0},
+]
+
+
+def shown(terminal: bool) -> str:
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=120, color_system=None)
+    with make_display(console, ["ingest", "train"]) as display:
+        assert isinstance(display, Bars if terminal else Lines)
+        for event in EVENTS:
+            display.show(event)
+            display.tick()
+    return console.file.getvalue()  # type: ignore[attr-defined]  # a StringIO, see above
+
+
+def test_without_a_terminal_every_step_is_one_plain_line() -> None:
+    assert shown(terminal=False).splitlines() == [
+        "ingest     reused, nothing changed (took 2.5 s when it was built)",
+        "train      started",
+        "train      20/20 epochs  loss 0.4123",
+        "train      done in 61.0 s, peak memory 1.5 GiB",
+        "train      warning: sha256 differs; it is built again",
+    ]
+
+
+def test_on_a_terminal_there_is_a_line_per_stage_with_seconds_and_memory() -> None:
+    final = {stage: [line for line in shown(terminal=True).splitlines() if stage in line][-1] for stage in ("ingest", "train")}
+    assert "reused" in final["ingest"]
+    assert "61.0 s peak 1.5 GiB" in final["train"]
+
+
+def test_memory_is_written_in_the_unit_that_reads_best() -> None:
+    assert [memory(812.4), memory(1024.0)] == ["812 MiB", "1.0 GiB"]

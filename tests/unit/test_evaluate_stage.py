@@ -1,0 +1,399 @@
+"""The evaluate stage on a small world: its files, its figures against the definitions, its page, and bad input."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from components.artifacts import Manifest, Stage, StageConfig, Store, run_stage, write_json
+from components.errors import ArtifactError, ConfigError, DataError
+from components.evaluate import baselines, metrics, report, stage, summary
+from components.evaluate.config import LABELS, EvaluateConfig
+from components.ids import TEST, TRAIN, VALIDATION
+from components.ingest.dataset import Dataset
+from serving.scorer import Scorer
+from tests.bundles import write_bundle
+
+NUM_USERS, NUM_ITEMS = 60, 40
+# the cheap ones: the others have their own tests
+CONFIG = {"baselines": ["popularity", "random", "text_cosine", "ease"], "ease_l2": [1.0, 10.0], "bootstrap_samples": 200}
+
+
+class Settings(StageConfig):
+    """Of the stand-ins for the stages before."""
+
+    name: str = ""
+    backend: str = "metadata"
+
+
+def world(seed: int = 0) -> pd.DataFrame:
+    """Even users like even items and odd users odd ones; a user's 20 liked items are split 12, 4, 4."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for user in range(NUM_USERS):
+        items = rng.permutation(np.arange(user % 2, NUM_ITEMS, 2))
+        rows += [(user, item, split) for item, split in zip(items, [TRAIN] * 12 + [VALIDATION] * 4 + [TEST] * 4, strict=True)]
+    table = pd.DataFrame(rows, columns=["user", "item", "split"]).astype({"user": "int32", "item": "int32"})
+    table["user_id"], table["item_id"] = "u" + table["user"].astype(str), "i" + table["item"].astype(str)
+    table["rating"], table["timestamp"] = np.float32(5), np.int64(880_000_000)
+    return table
+
+
+def ingest(root: str, interactions: pd.DataFrame, name: str = "blocks") -> Manifest:
+    def build(built: Path) -> dict:
+        interactions.to_parquet(built / "interactions.parquet")
+        for kind, count in (("user", NUM_USERS), ("item", NUM_ITEMS)):
+            table = pd.DataFrame(
+                {kind: np.arange(count, dtype="int32"), f"{kind}_id": [f"{kind[0]}{row}" for row in range(count)]}
+            )
+            if kind == "item":
+                table["title"] = table["item_id"]
+            table.to_parquet(built / f"{kind}s.parquet")
+        times = {"first": "1997-11-20T00:00:00+00:00", "last": "1998-04-22T00:00:00+00:00"}
+        write_json(built / "data_card.json", {"name": name, "time_range": times, "removed_by_reason": {"rating below 4": 7}})
+        return {}
+
+    return run_stage(Stage("ingest", 1), Settings(name=name), root, {}, build)
+
+
+def sideinfo(root: str, data: Manifest, llm: bool = False) -> Manifest:
+    rng = np.random.default_rng(1)
+
+    def build(built: Path) -> dict:
+        rows = {
+            name: rng.normal(size=(count, 8)).astype(np.float32) for name, count in (("users", NUM_USERS), ("items", NUM_ITEMS))
+        }
+        unit = {name: values / np.linalg.norm(values, axis=1, keepdims=True) for name, values in rows.items()}
+        save_file(unit, built / "embeddings.safetensors")
+        return {"backend": "vllm" if llm else "metadata", "llm": llm, "encoder": "MiniLM", "model": "a-model" if llm else ""}
+
+    return run_stage(Stage("sideinfo", 1), Settings(backend=str(llm)), root, {"ingest": data}, build)
+
+
+def train(root: str, data: Manifest, num_items: int = NUM_ITEMS) -> Manifest:
+    """A bundle that knows the blocks, with a gate that favours the first half of the items."""
+
+    def build(built: Path) -> dict:
+        rng = np.random.default_rng(2)
+        seen = Dataset.load(data.path()).matrix(TRAIN)[:, :num_items]
+        side = np.stack([np.arange(NUM_USERS) % 2 == 0, np.arange(NUM_USERS) % 2 == 1], axis=1)
+        items = np.stack([np.arange(num_items) % 2 == 0, np.arange(num_items) % 2 == 1], axis=1)
+        noise = 0.3 * rng.normal(size=(num_items, 2))
+        item_factors = np.hstack([items + noise, np.full((num_items, 1), 1.5)]).astype(np.float32)
+        model = {
+            "user_factors": np.hstack([side, np.ones((NUM_USERS, 1))]).astype(np.float32),
+            "item_factors": item_factors,
+            "item_gate": np.where(np.arange(num_items) < num_items / 2, 0.9, 0.5).astype(np.float32),
+            "user_gate": np.full(NUM_USERS, 0.5, dtype=np.float32),
+            "reference": item_factors.mean(axis=0),
+            "popularity": np.asarray(seen.sum(axis=0)).astype(np.int64),
+            "seen_indptr": seen.indptr.astype(np.int64),
+            "seen_items": seen.indices.astype(np.int32),
+        }
+        write_bundle(
+            built / "bundle",
+            model=model,
+            header={"name": "blocks", "debias_strength": 0.5},
+            users=[f"u{row}" for row in range(NUM_USERS)],
+            items=[{"item_id": f"i{row}", "title": f"Film {row}", "profile": ""} for row in range(num_items)],
+        )
+        write_json(
+            built / "curve.json", [{"epoch": epoch, "ranking": 2 / epoch, "ndcg@10": 0.1 * epoch} for epoch in (3, 6, 9)]
+        )
+        write_json(built / "training.json", {"epochs": 9, "best_epoch": 9})
+        save_file(
+            {"users": rng.normal(size=(NUM_USERS, 4)), "items": rng.normal(size=(num_items, 4))},
+            built / "side_representations.safetensors",
+        )
+        return {}
+
+    return run_stage(Stage("train", 1), Settings(name=str(num_items)), root, {"ingest": data}, build)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> str:
+    return str(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="module")
+def parents(root) -> dict[str, Manifest]:
+    data = ingest(root, world())
+    return {"ingest": data, "sideinfo": sideinfo(root, data), "train": train(root, data)}
+
+
+@pytest.fixture(scope="module")
+def done(root, parents) -> Manifest:
+    return stage.run(CONFIG, root, **parents)
+
+
+@pytest.fixture(scope="module")
+def figures(done) -> dict:
+    return json.loads((done.path() / "metrics.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def page(done) -> str:
+    return (done.path() / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_stage_writes_figures_page_and_the_metrics_of_each_user(done, figures):
+    assert set(done.files) == {"metrics.json", "report.html", "per_user.safetensors"}
+    assert set(figures) >= {
+        "dataset",
+        "protocol",
+        "results",
+        "validation",
+        "baselines_grid",
+        "effective_rank",
+        "singular_values",
+        "bias",
+        "lambda_curve",
+        "users_evaluated",
+        "debias_strength",
+    }
+    assert set(figures["results"]) == {"popularity", "random", "text_cosine", "ease", "mediator", "factual", "debiased"}
+    assert figures["users_evaluated"] == NUM_USERS
+    per_user = load_file(done.path() / "per_user.safetensors")
+    for model, results in figures["results"].items():
+        for metric in metrics.METRICS:
+            assert results[metric]["mean"] == pytest.approx(per_user[f"{model}.{metric}"].mean(), abs=1e-6)
+            low, high = results[metric]["ci95"]
+            assert low <= results[metric]["mean"] <= high
+
+
+def test_scores_of_the_bundle_are_ranked_by_their_definitions(done, figures, parents):
+    dataset = Dataset.load(parents["ingest"].path())
+    model = load_file(parents["train"].path() / "bundle" / "model.safetensors")
+    m = model["user_factors"] @ model["item_factors"].T
+    reference = (model["user_factors"] @ model["reference"])[:, None]
+    scores = {"mediator": m, "factual": m * model["item_gate"], "debiased": (m - 0.5 * reference) * model["item_gate"]}
+    for name, table in scores.items():
+        ranking = metrics.rank(lambda users, table=table: table[users], dataset.matrix(TRAIN), dataset.matrix(TEST))
+        expected = {metric: round(value, 6) for metric, value in ranking.mean().items()}
+        assert {metric: entry["mean"] for metric, entry in figures["results"][name].items()} == pytest.approx(
+            expected, abs=2e-6
+        )
+    assert figures["results"]["mediator"]["ndcg@10"]["mean"] > 2 * figures["results"]["random"]["ndcg@10"]["mean"]
+
+
+def test_the_debias_curve_starts_at_the_factual_score_and_shows_the_strength_in_use(figures):
+    curve = {row["debias"]: row for row in figures["lambda_curve"]}
+    assert list(curve) == pytest.approx([step / 10 for step in range(11)])
+    assert curve[0.0]["ndcg@10"] == figures["validation"]["factual"]["ndcg@10"]
+    assert curve[0.5]["ndcg@10"] == figures["validation"]["debiased"]["ndcg@10"]
+
+
+def test_debiasing_takes_exposure_from_items_with_a_large_gate(figures):
+    by_decile = figures["bias"]["gate"]["exposure_by_gate_decile"]
+    assert sum(by_decile["debiased"][5:]) < sum(by_decile["factual"][5:])
+    assert figures["bias"]["rank_shift"]["top10"] > 0
+
+
+def test_slices_hold_every_evaluated_user_once_and_average_to_the_whole(figures):
+    slices = figures["slices"].values()
+    assert sum(entry["users"] for entry in slices) == NUM_USERS
+    mean = sum(entry["users"] * entry["debiased"] for entry in slices) / NUM_USERS
+    assert mean == pytest.approx(figures["results"]["debiased"]["ndcg@10"]["mean"], abs=1e-5)
+
+
+def test_facts_carry_the_main_figures_flat(done, figures):
+    assert done.facts["debiased.ndcg@10"] == figures["results"]["debiased"]["ndcg@10"]["mean"]
+    assert done.facts["effective_rank.side_items"] == figures["effective_rank"]["side_items"]["effective_rank"]
+    assert done.facts["strongest_baseline"] == "ease"
+
+
+def test_two_runs_write_the_same_bytes(done, root, parents):
+    before = {name: (done.path() / name).read_bytes() for name in done.files}
+    Store(root).discard("evaluate", done.fingerprint)
+    again = stage.run(CONFIG, root, **parents)
+    assert {name: (again.path() / name).read_bytes() for name in again.files} == before
+
+
+def test_block_size_does_not_change_a_figure(done, root, parents, figures):
+    again = stage.run({**CONFIG, "block_size": 7}, root, **parents)
+    assert json.loads((again.path() / "metrics.json").read_text())["results"] == figures["results"]
+
+
+def test_without_baselines_the_bundle_is_still_evaluated(root, parents):
+    alone = stage.run({**CONFIG, "baselines": []}, root, **parents)
+    figures = json.loads((alone.path() / "metrics.json").read_text())
+    assert set(figures["results"]) == {"mediator", "factual", "debiased"}
+    assert figures["summary"][0] == "No baseline was evaluated: the figures below stand alone."
+    assert alone.facts["strongest_baseline"] is None
+
+
+def test_a_catalogue_too_large_for_ease_leaves_it_out_and_the_page_says_so(root, parents):
+    small = stage.run({**CONFIG, "ease_max_items": 10}, root, **parents)
+    figures = json.loads((small.path() / "metrics.json").read_text())
+    assert "ease" not in figures["results"]
+    assert "EASE was left out: 40 items are more than ease_max_items = 10." in (small.path() / "report.html").read_text()
+
+
+def test_a_bundle_of_other_items_is_refused(root, parents):
+    other = train(root, parents["ingest"], num_items=NUM_ITEMS - 1)
+    with pytest.raises(ArtifactError, match=r"\(60, 39\) are not those of data set 'blocks' \(60, 40\)"):
+        stage.run(CONFIG, root, parents["ingest"], parents["sideinfo"], other)
+
+
+def test_data_without_test_interactions_are_refused(root):
+    table = world()
+    data = ingest(root, table[table["split"] != TEST], name="no test")
+    with pytest.raises(DataError, match="data set 'no test' has no test interactions: 720 are in the training split"):
+        stage.run(CONFIG, root, data, sideinfo(root, data), train(root, data))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"baseline": []}, "unknown setting 'evaluate.baseline'. Did you mean 'baselines'"),
+        ({"baselines": ["slim"]}, r"'evaluate.baselines.0' = 'slim'"),
+        ({"ease_l2": []}, r"'evaluate.ease_l2' = \[\]"),
+    ],
+)
+def test_settings_are_checked(root, parents, config, message):
+    with pytest.raises(ConfigError, match=message):
+        stage.run(config, root, **parents)
+
+
+def test_every_baseline_of_the_default_settings_has_a_label_and_a_grid():
+    config = EvaluateConfig()
+    for name in config.baselines:
+        assert LABELS[name]
+        assert baselines.grid(name, config)
+
+
+# -- the page -----------------------------------------------------------------------------------------------------------
+
+
+class Page(HTMLParser):
+    """Ids, links to them, and tags that are opened and not closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        values = dict(attrs)
+        if "id" in values:
+            self.ids.append(values["id"])
+        self.links += [value[1:] for name, value in attrs if name in ("href", "xlink:href") and value.startswith("#")]
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, tag
+
+
+def test_the_page_needs_nothing_but_itself(page):
+    assert not re.search(r"https?:|//[a-z]|<script|<link|@import|src=", page)
+
+
+def test_the_page_is_well_formed_and_its_links_and_ids_fit(page):
+    parsed = Page(page)
+    assert not parsed.open
+    assert len(parsed.ids) == len(set(parsed.ids))
+    assert set(parsed.links) <= set(parsed.ids)
+    assert {"verdict", "results", "data", "training", "debiasing", "bias", "collapse", "baselines", "settings"} <= set(
+        parsed.ids
+    )
+
+
+def test_the_page_shows_figures_dates_of_the_data_and_says_that_no_llm_was_used(page, figures):
+    assert page.count("<svg") == 6
+    assert "Interactions from 1997-11-20 to 1998-04-22." in page
+    assert "No LLM was used." in page
+    assert f"{figures['results']['debiased']['ndcg@10']['mean']:.4f}" in page
+    assert 'class="best"' in page
+
+
+def test_the_page_names_the_llm_when_there_is_one(root, parents):
+    banner = report.backend_banner(sideinfo(root, parents["ingest"], llm=True))
+    assert banner == {
+        "uses_llm": True,
+        "text": "The profiles were written by an LLM (backend “vllm”, model a-model). The texts are embedded with MiniLM.",
+    }
+
+
+def test_names_from_the_data_are_text_and_not_markup(root):
+    data = ingest(root, world(), name="<script>alert(1)</script>")
+    done = stage.run({**CONFIG, "baselines": ["popularity"]}, root, data, sideinfo(root, data), train(root, data))
+    page = (done.path() / "report.html").read_text()
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+
+
+def test_the_page_does_not_depend_on_the_order_of_keys_in_the_figures(done, figures, parents, page):
+    bundle = parents["train"].path() / "bundle"
+    read = {name: json.loads((parents["train"].path() / f"{name}.json").read_text()) for name in ("curve", "training")}
+    facts = report.Facts(
+        metrics=figures,  # as read from the file, keys sorted
+        data_card=json.loads((parents["ingest"].path() / "data_card.json").read_text()),
+        popularity=Scorer.load(bundle).popularity,
+        bundle=json.loads((bundle / "bundle.json").read_text()),
+        manifests=parents,
+        settings=EvaluateConfig.parse(CONFIG, "evaluate").model_dump(mode="json"),
+        **read,
+    )
+    assert report.render(facts) == page
+
+
+def compared(ours: float, theirs: float, ci95: list[float], strength: float = 0.5) -> dict:
+    """Figures of an evaluation against EASE alone."""
+    exposure = {"coverage": 0.25, "average_popularity": 12.0}
+    level = {"ndcg@10": {"mean": 0.0, "ci95": [-0.01, 0.01]}}
+    return {
+        "results": {
+            "ease": {"ndcg@10": {"mean": theirs}},
+            "debiased": {"ndcg@10": {"mean": ours}},
+            "factual": {"ndcg@10": {"mean": ours}},
+        },
+        "comparison": {
+            "strongest_baseline": "ease",
+            "debiased_minus": {"ease": {"ndcg@10": {"mean": ours - theirs, "ci95": ci95}}, "factual": level},
+        },
+        "bias": {"exposure": {"factual": exposure, "debiased": exposure}, "rank_shift": {"top10": 0.5}},
+        "debias_strength": strength,
+    }
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "ci95", "sentence"),
+    [
+        (
+            0.2,
+            0.25,
+            [-0.06, -0.04],
+            "EASE, the strongest baseline, is ahead of CLLMR debiased by 25.0 % "
+            "(NDCG@10 0.2500 against 0.2000, difference +0.0400 to +0.0600 with 95 % confidence).",
+        ),
+        (
+            0.25,
+            0.2,
+            [0.04, 0.06],
+            "CLLMR debiased is ahead of EASE, the strongest baseline, by 25.0 % "
+            "(NDCG@10 0.2500 against 0.2000, difference +0.0400 to +0.0600 with 95 % confidence).",
+        ),
+        (
+            0.21,
+            0.2,
+            [-0.01, 0.03],
+            "CLLMR debiased and EASE, the strongest baseline, are level within the noise "
+            "(NDCG@10 0.2100 against 0.2000, difference −0.0100 to +0.0300 with 95 % confidence).",
+        ),
+    ],
+)
+def test_the_verdict_says_who_is_ahead_also_when_it_is_the_baseline(ours, theirs, ci95, sentence):
+    assert summary.sentences(compared(ours, theirs, ci95))[0] == sentence
+
+
+def test_the_verdict_says_when_validation_chose_not_to_debias():
+    told = summary.sentences(compared(0.2, 0.25, [-0.06, -0.04], strength=0.0))
+    assert told[1] == "Validation chose a debias strength of 0: the ranking that is served is the factual one."

@@ -1,0 +1,196 @@
+"""The local runner with small real stages: every test runs kfp.local and its processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from rich.console import Console
+
+from components.errors import ConfigError, DataError, StorageError, UserError
+from pipelines import local
+from pipelines.display import Lines
+from pipelines.local import PlatformRun, StageCrashed
+from pipelines.plan import plan
+from tests.fake_pipeline import fake_pipeline
+from tests.fakes import STAGES, FakeConfig, FakePlatform
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _tests_can_be_imported_by_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+
+
+def run_fakes(root: Path, settings: FakePlatform | None = None, **options: str | None) -> PlatformRun:
+    settings = settings or FakePlatform()
+    console = Console(file=open(os.devnull, "w"))  # noqa: SIM115  # lives as long as the run
+    return local.run(
+        fake_pipeline(settings),
+        settings.stages(),
+        str(root),
+        lambda stages: Lines(console),
+        stage_of=STAGES.__getitem__,
+        **options,  # type: ignore[arg-type]  # the two options of the command line
+    )
+
+
+def reused(result: PlatformRun) -> dict[str, bool]:
+    return {name: stage.reused for name, stage in result.stages.items()}
+
+
+def test_a_second_run_reuses_every_stage_and_from_rebuilds_one_and_all_after_it(tmp_path: Path) -> None:
+    first = run_fakes(tmp_path)
+    assert reused(first) == dict.fromkeys(STAGES, False)
+    assert json.loads((first.manifest("train").path() / "out.json").read_text())["parents"] == ["sideinfo", "spectrum"]
+    assert first.manifest("promote").parents == {"train": first.manifest("train").fingerprint}
+    assert first.stages["ingest"].peak_memory_mb > 1
+
+    second = run_fakes(tmp_path)
+    assert second.all_reused
+    assert {name: stage.manifest for name, stage in second.stages.items()} == {
+        name: stage.manifest for name, stage in first.stages.items()
+    }
+
+    third = run_fakes(tmp_path, from_stage="train")
+    assert reused(third) == {"ingest": True, "sideinfo": True, "spectrum": True, "train": False, "promote": False}
+
+
+def test_a_changed_setting_rebuilds_its_stage_and_what_depends_on_it_only(tmp_path: Path) -> None:
+    run_fakes(tmp_path, until="train")
+    changed = run_fakes(tmp_path, FakePlatform(spectrum=FakeConfig(text="other")), until="train")
+    assert reused(changed) == {"ingest": True, "sideinfo": True, "spectrum": False, "train": False}
+
+
+def test_the_fingerprints_of_the_plan_are_those_of_the_run_although_kfp_turns_ints_into_floats(tmp_path: Path) -> None:
+    settings = FakePlatform()
+    pipeline = fake_pipeline(settings)
+    before = {stage.name: stage for stage in plan(pipeline, settings.stages(), str(tmp_path), stage_of=STAGES.__getitem__)}
+    result = run_fakes(tmp_path)
+    for name in ("ingest", "sideinfo", "spectrum", "train"):
+        assert before[name].fingerprint == result.manifest(name).fingerprint
+        assert before[name].state == "to run"
+    assert before["promote"].state == "decided at run time"
+    after = plan(pipeline, settings.stages(), str(tmp_path), stage_of=STAGES.__getitem__)
+    assert [stage.state for stage in after] == ["done"] * 4 + ["decided at run time"]
+
+
+def test_until_ends_after_the_stage(tmp_path: Path) -> None:
+    assert list(run_fakes(tmp_path, until="sideinfo").stages) == ["ingest", "sideinfo"]
+
+
+def test_until_before_from_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"--until ingest comes before --from train: nothing would run\. The order is ingest -> "
+    ):
+        run_fakes(tmp_path / "root", from_stage="train", until="ingest")
+    assert not (tmp_path / "root").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"from_stage": "trian"}, r"--from trian: no such stage\. Did you mean 'train'\? Stages, in order: ingest, sideinfo, "),
+        ({"until": "deploy"}, r"--until deploy: no such stage\. Stages, in order: ingest"),
+    ],
+)
+def test_a_stage_that_does_not_exist_is_named_with_the_closest_one(
+    tmp_path: Path, option: dict[str, str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run_fakes(tmp_path, **option)
+
+
+def test_a_refused_input_becomes_the_stages_own_error_and_leaves_nothing_half_written(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"^ingest: column 'rating' is missing; seen: user, item\. Name it with --column"
+    ) as error:
+        run_fakes(tmp_path, FakePlatform(ingest=FakeConfig(behaviour="refuse")))
+    assert error.value.hint == "Name it with --column rating=stars"
+    assert list((tmp_path / "ingest").iterdir()) == []
+
+
+def test_a_full_disk_is_told_as_an_error_of_the_storage(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"ingest: \[Errno 28\] No space left on device"):
+        run_fakes(tmp_path, FakePlatform(ingest=FakeConfig(behaviour="full disk")), until="ingest")
+
+
+def test_a_crash_names_the_stage_shows_the_end_of_the_log_and_keeps_finished_stages(tmp_path: Path) -> None:
+    with pytest.raises(StageCrashed) as error:
+        run_fakes(tmp_path, FakePlatform(spectrum=FakeConfig(behaviour="crash")))
+    assert error.value.stage == "spectrum"
+    assert error.value.tail[-1].endswith("RuntimeError: the matrix fell over")
+    assert "the matrix fell over" in error.value.log.read_text()
+    assert len(list((tmp_path / "ingest").glob("*/manifest.json"))) == 1
+
+
+def test_a_stage_killed_by_the_system_is_named_and_the_next_run_does_only_what_is_left(tmp_path: Path) -> None:
+    settings = FakePlatform(train=FakeConfig(behaviour="die once", flag=str(tmp_path / "died")))
+    with pytest.raises(StageCrashed, match="stage train crashed"):
+        run_fakes(tmp_path / "root", settings)
+    result = run_fakes(tmp_path / "root", settings)
+    assert reused(result) == {"ingest": True, "sideinfo": True, "spectrum": True, "train": False, "promote": False}
+
+
+def test_a_storage_root_below_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StorageError, match=r"storage root '.*file/root' cannot be written: Not a directory .*--storage"):
+        run_fakes(tmp_path / "file" / "root")
+
+
+SCRIPT = """
+import sys
+from tests.unit.test_local_run import FakeConfig, FakePlatform, run_fakes
+from pathlib import Path
+run_fakes(Path(sys.argv[1]), FakePlatform(spectrum=FakeConfig(behaviour="wait", flag=sys.argv[2])))
+"""
+
+
+def start_and_wait_for_the_third_stage(root: Path, flag: Path) -> tuple["subprocess.Popen[bytes]", psutil.Process]:
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(root), str(flag)], cwd=REPOSITORY)
+    deadline = time.monotonic() + 60
+    while not (flag.exists() and flag.read_text()):
+        assert process.poll() is None, "the run ended before its third stage"
+        assert time.monotonic() < deadline, "the third stage did not start"
+        time.sleep(0.05)
+    return process, psutil.Process(int(flag.read_text()))
+
+
+def ended(process: psutil.Process) -> bool:
+    deadline = time.monotonic() + 10
+    while local.is_alive(process) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not local.is_alive(process)
+
+
+def test_a_run_killed_in_the_middle_leaves_no_process_and_the_next_one_goes_on_from_there(tmp_path: Path) -> None:
+    root, flag = tmp_path / "root", tmp_path / "flag"
+    process, task = start_and_wait_for_the_third_stage(root, flag)
+    process.kill()
+    process.wait()
+    assert ended(task)
+    result = run_fakes(root)
+    assert reused(result) == {"ingest": True, "sideinfo": True, "spectrum": False, "train": False, "promote": False}
+
+
+def test_an_interrupt_ends_the_tasks(tmp_path: Path) -> None:
+    process, task = start_and_wait_for_the_third_stage(tmp_path / "root", tmp_path / "flag")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=20) == -signal.SIGINT
+    assert ended(task)
+
+
+def test_a_user_error_of_an_unknown_kind_is_still_a_user_error(tmp_path: Path) -> None:
+    events = [
+        {"event": "stage started", "stage": "train"},
+        {"event": "stage failed", "stage": "train", "code": "not_ours", "message": "m.", "hint": "h."},
+    ]
+    failure = local._failure(events, ["ingest", "train"], tmp_path / "log.txt")
+    assert isinstance(failure, UserError)
+    assert str(failure) == "train: m. h."

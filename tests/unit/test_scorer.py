@@ -1,0 +1,322 @@
+"""The scorer against numbers computed by hand on the tiny bundle (3 users, 4 items, 2 dimensions and the offset)."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from components.artifacts import Stage, StageConfig, run_stage
+from components.errors import ArtifactError, ConfigError
+from components.ids import UNKNOWN
+from serving.scorer import Effect, Scorer, find_bundle, make_golden, rank_of, top_k
+from tests.bundles import TINY_ITEMS, TINY_USERS, write_bundle, write_random_bundle
+
+EVERYBODY = np.arange(3)
+
+# m_ui = a_u . b_i, with a = [1 0 1], [0 1 1], [1 1 1] and b = [2 0 2], [1 1 2], [0 2 2], [-1 -1 2]
+MEDIATOR = np.array([[4, 3, 2, 1], [2, 3, 4, 1], [4, 4, 4, 0]])
+# m*_u = a_u . [0.5 0.5 2]
+REFERENCE = np.array([2.5, 2.5, 3.0])
+# times g_i = 0.5, 0.25, 0.75, 1 and g_u = 0.5, 1, 0.25
+FACTUAL = np.array([[1.0, 0.375, 0.75, 0.5], [1.0, 0.75, 3.0, 1.0], [0.5, 0.25, 0.75, 0.0]])
+DIRECT = np.array([[0.625, 0.3125, 0.9375, 1.25], [1.25, 0.625, 1.875, 2.5], [0.375, 0.1875, 0.5625, 0.75]])
+DEBIASED_HALF = np.array(
+    [[0.6875, 0.21875, 0.28125, -0.125], [0.375, 0.4375, 2.0625, -0.25], [0.3125, 0.15625, 0.46875, -0.375]]
+)
+INDIRECT = np.array([[0.375, 0.0625, -0.1875, -0.75], [-0.25, 0.125, 1.125, -1.5], [0.125, 0.0625, 0.1875, -0.75]])
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Scorer:
+    return Scorer.load(write_bundle(tmp_path_factory.mktemp("tiny") / "bundle"))
+
+
+@pytest.fixture(scope="module")
+def random_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_random_bundle(tmp_path_factory.mktemp("random") / "bundle", num_users=40, num_items=300, embedding_dim=16)
+
+
+@pytest.mark.parametrize(
+    ("effect", "debias", "expected"),
+    [
+        ("base", None, MEDIATOR),
+        ("factual", None, FACTUAL),
+        ("direct", None, DIRECT),
+        ("debiased", None, DEBIASED_HALF),  # the bundle's own strength is 0.5
+        ("debiased", 0.5, DEBIASED_HALF),
+        ("debiased", 0.0, FACTUAL),
+        ("debiased", 1.0, INDIRECT),
+        ("debiased", 0.2, FACTUAL - 0.2 * DIRECT),
+    ],
+)
+def test_scores_equal_the_hand_computed_tables(
+    tiny: Scorer, effect: Effect, debias: float | None, expected: np.ndarray
+) -> None:
+    scores = tiny.score_all(EVERYBODY, debias, effect)
+    assert scores.dtype == np.float32
+    np.testing.assert_allclose(scores, expected, atol=1e-6)
+
+
+def test_effects_equal_the_hand_computed_tables(tiny: Scorer) -> None:
+    for user in range(3):
+        effects = tiny.effects(user, np.arange(4))
+        np.testing.assert_allclose(effects.total, FACTUAL[user], atol=1e-12)
+        np.testing.assert_allclose(effects.direct, DIRECT[user], atol=1e-12)
+        np.testing.assert_allclose(effects.indirect, INDIRECT[user], atol=1e-12)
+        np.testing.assert_allclose(effects.debiased, DEBIASED_HALF[user], atol=1e-12)
+
+
+def test_the_total_effect_is_the_direct_plus_the_indirect_effect(random_dir: Path) -> None:
+    scorer = Scorer.load(random_dir)
+    for user in range(scorer.num_users):
+        effects = scorer.effects(user, np.arange(scorer.num_items))
+        np.testing.assert_allclose(effects.total, effects.direct + effects.indirect, atol=1e-6)
+
+
+@pytest.mark.parametrize("debias", [None, 0.0, 0.3, 1.0])
+def test_the_served_inner_product_equals_the_definition(random_dir: Path, debias: float | None) -> None:
+    scorer = Scorer.load(random_dir)
+    model = {name: tensor.astype(np.float64) for name, tensor in load_file(random_dir / "model.safetensors").items()}
+    strength = scorer.debias_strength if debias is None else debias
+    mediator = model["user_factors"] @ model["item_factors"].T
+    reference = (model["user_factors"] @ model["reference"])[:, None]
+    defined = (mediator - strength * reference) * model["user_gate"][:, None] * model["item_gate"][None]
+    np.testing.assert_allclose(scorer.score_all(np.arange(scorer.num_users), debias), defined, atol=1e-5)
+    by_pair = scorer.effects(7, np.arange(scorer.num_items), debias).debiased
+    np.testing.assert_allclose(scorer.score_all(np.array([7]), debias)[0], by_pair, atol=1e-5)
+
+
+def test_a_ranking_is_the_brute_force_ranking(random_dir: Path) -> None:
+    scorer = Scorer.load(random_dir)
+    for user in range(scorer.num_users):
+        scores = scorer.score_all(np.array([user]))[0]
+        brute = sorted(range(scorer.num_items), key=lambda row: (-scores[row], row))[:20]
+        assert scorer.recommend(user, 20).rows.tolist() == brute
+
+
+def test_rankings_leave_out_what_is_excluded_denied_or_not_allowed(tiny: Scorer) -> None:
+    assert tiny.recommend(1, 4).rows.tolist() == [2, 1, 0, 3]
+    assert tiny.recommend(1, 4, exclude=[2]).rows.tolist() == [1, 0, 3]
+    assert tiny.recommend(1, 4, exclude=[2], deny=[0]).rows.tolist() == [1, 3]
+    assert tiny.recommend(1, 4, allow=[0, 3, UNKNOWN]).rows.tolist() == [0, 3]
+    assert tiny.recommend(1, 4, allow=[0, 3], deny=[0, 3]).rows.tolist() == []
+    assert tiny.recommend(1, 4, exclude=[UNKNOWN]).rows.tolist() == [2, 1, 0, 3]
+    assert tiny.recommend(1, 2, debias=0.0).rows.tolist() == [2, 0]  # items 0 and 3 tie at 1.0: the lower row comes first
+
+
+def test_equal_scores_rank_by_item_row_also_at_the_last_place() -> None:
+    scores = np.array([1, 3, 2, 3, 2, 2], dtype=np.float32)
+    everything = np.ones(6, dtype=bool)
+    assert top_k(scores, 3, everything).rows.tolist() == [1, 3, 2]
+    assert top_k(scores, 4, everything).rows.tolist() == [1, 3, 2, 4]
+    assert top_k(scores, 99, everything).rows.tolist() == [1, 3, 2, 4, 5, 0]
+    assert top_k(scores, 0, everything).rows.tolist() == []
+    assert top_k(scores, 2, np.zeros(6, dtype=bool)).rows.tolist() == []
+    assert rank_of(scores, np.array([4, 1, 0]), everything).tolist() == [4, 1, 6]
+    assert rank_of(scores, np.array([4]), scores < 3).tolist() == [2]
+
+
+def test_popular_items_come_first_where_there_is_no_personal_ranking(tiny: Scorer) -> None:
+    ranking = tiny.popular(3)
+    assert ranking.rows.tolist() == [0, 2, 1]  # 3, 3, 1 interactions
+    assert ranking.scores.tolist() == [3, 3, 1]
+    assert tiny.popular(3, exclude=[0], deny=[1]).rows.tolist() == [2, 3]
+    assert tiny.popular(9, allow=[3, 1]).rows.tolist() == [1, 3]
+
+
+def test_seen_items_are_the_training_interactions(tiny: Scorer) -> None:
+    assert [tiny.seen(user).tolist() for user in range(3)] == [[0], [1, 2], []]
+
+
+def test_similar_items_are_the_nearest_by_cosine_without_the_offset(tiny: Scorer) -> None:
+    # directions [2 0], [1 1], [0 2], [-1 -1]: cosines to item 0 are 1, 0.7071, 0, -0.7071
+    nearest = tiny.similar_items(0, 3)
+    assert nearest.rows.tolist() == [1, 2, 3]
+    np.testing.assert_allclose(nearest.scores, [np.sqrt(0.5), 0, -np.sqrt(0.5)], atol=1e-6)
+    assert tiny.similar_items(0, 3, among=[0, 3]).rows.tolist() == [3]
+
+
+@pytest.mark.parametrize("debias", [-0.1, 1.1, float("nan")])
+def test_a_debias_strength_outside_zero_to_one_is_refused(tiny: Scorer, debias: float) -> None:
+    with pytest.raises(ConfigError, match=r"debias = .* is not allowed.*0 \(factual\) to 1"):
+        tiny.score_all(EVERYBODY, debias)
+
+
+def test_an_unknown_effect_is_refused_with_the_nearest_one(tiny: Scorer) -> None:
+    with pytest.raises(ConfigError, match=r"unknown effect 'directt'\. Did you mean 'direct'"):
+        tiny.score_all(EVERYBODY, effect="directt")  # type: ignore[arg-type]  # what a caller without types may write
+
+
+def test_the_attributes_describe_the_bundle(tiny: Scorer) -> None:
+    assert (tiny.num_users, tiny.num_items, tiny.name, tiny.fingerprint) == (3, 4, "tiny", "0123456789abcdef")
+    assert tiny.user_vocabulary.ids == TINY_USERS
+    assert tiny.item_vocabulary.row("i2") == 2
+    assert tiny.titles[3] == "Dumbo (1941)"
+    assert tiny.profiles[1] == "A dark comedy."
+
+
+# -- golden requests --------------------------------------------------------------------------------------------------
+
+
+def test_golden_requests_are_what_the_bundle_answers(tiny: Scorer) -> None:
+    golden = make_golden(tiny, num_users=3, k=2, seed=0)
+    assert golden == [
+        {"request": {"user_id": "ann", "k": 2, "debias": 0.5}, "items": ["i2", "i1"], "scores": [0.28125, 0.21875]},
+        {"request": {"user_id": "bob", "k": 2, "debias": 0.0}, "items": ["i0", "i3"], "scores": [1.0, 1.0]},
+        {"request": {"user_id": "cat", "k": 2, "debias": 1.0}, "items": ["i2", "i0"], "scores": [0.1875, 0.125]},
+    ]
+
+
+def test_golden_requests_are_replayed_and_counted(random_dir: Path) -> None:
+    assert Scorer.load(random_dir).replay_golden() == 8
+
+
+def test_a_golden_request_may_swap_items_of_equal_score(tmp_path: Path) -> None:
+    directory = write_bundle(tmp_path / "bundle")
+    golden = json.loads((directory / "golden.json").read_text())
+    golden[1]["items"].reverse()  # i0 and i3 both score 1.0
+    (directory / "golden.json").write_text(json.dumps(golden))
+    assert Scorer.load(directory).replay_golden() == 3
+
+
+def _shift_score(golden: list[dict[str, Any]]) -> None:
+    golden[0]["scores"][1] += 1e-3
+
+
+def _swap_items(golden: list[dict[str, Any]]) -> None:
+    golden[0]["items"].reverse()
+
+
+def _drop_item(golden: list[dict[str, Any]]) -> None:
+    golden[0]["items"].pop()
+
+
+def _unknown_item(golden: list[dict[str, Any]]) -> None:
+    golden[0]["items"][0] = "nope"
+
+
+def _no_request(golden: list[dict[str, Any]]) -> None:
+    del golden[0]["request"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (_shift_score, "scores differ at place 2"),
+        (_swap_items, "scores differ at place"),
+        (_drop_item, "3 items ranked, 2 recorded"),
+        (_unknown_item, "not in the bundle"),
+        (_no_request, "cannot be read: KeyError"),
+    ],
+)
+def test_a_golden_request_with_another_answer_is_refused(tmp_path: Path, damage: Any, told: str) -> None:
+    directory = write_bundle(tmp_path / "bundle")
+    golden = json.loads((directory / "golden.json").read_text())
+    damage(golden)
+    (directory / "golden.json").write_text(json.dumps(golden))
+    with pytest.raises(ArtifactError, match=f"golden request 0 of bundle 0123456789abcdef: .*{told}.*cllmr run --from train"):
+        Scorer.load(directory).replay_golden()
+
+
+def test_a_bundle_without_golden_requests_is_not_served(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"has no golden requests \(golden.json\)"):
+        Scorer.load(write_bundle(tmp_path / "bundle", golden=False)).replay_golden()
+
+
+# -- damaged bundles --------------------------------------------------------------------------------------------------
+
+
+def _with(name: str, row: Any, value: float) -> dict[str, np.ndarray]:
+    from tests.bundles import TINY_MODEL
+
+    tensor = TINY_MODEL[name].copy()
+    tensor[row] = value
+    return {name: tensor}
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"model": _with("item_factors", (1, 2), np.nan)}, "1 values in item_factors that are not finite"),
+        ({"model": _with("reference", 0, np.inf)}, "1 values in reference that are not finite"),
+        ({"model": _with("item_gate", 0, 1.5)}, r"item_gate from 0.25 to 1.5, allowed are 0 to 1"),
+        ({"model": _with("popularity", 0, -1)}, r"negative popularity \(-1\)"),
+        ({"model": _with("seen_items", 0, 4)}, "names items that do not exist"),
+        ({"model": _with("seen_indptr", 1, 4)}, "not in order"),
+        ({"model": {"item_factors": np.ones((4, 2), np.float32)}}, r"item_factors of shape \(4, 2\) .* expected \(4, 3\)"),
+        ({"model": {"item_gate": np.ones(4, np.float64)}}, "type float64, expected .* float32"),
+        ({"users": ["ann", "bob"]}, r"users.json holds 2 ids, the model has 3 rows"),
+        ({"users": ["ann", "bob", "bob"]}, "holds 1 ids twice"),
+        ({"users": ["ann", "bob", 7]}, "holds an id that is no string"),
+        ({"items": TINY_ITEMS[:3]}, r"items.json holds 3 ids, the model has 4 rows"),
+        ({"items": [*TINY_ITEMS[:3], {"item_id": "i3"}]}, "row 3 is no object with item_id and title"),
+        ({"header": {"schema_version": 2}}, "schema_version is 2, this version of the platform reads 1"),
+        ({"header": {"embedding_dim": 3}}, r"user_factors of shape \(3, 3\) .* expected \(3, 4\)"),
+        ({"header": {"embedding_dim": "2"}}, "embedding_dim = '2'"),
+        ({"header": {"debias_strength": 1.5}}, "debias_strength = 1.5, allowed are 0 to 1"),
+        ({"header": {"effect": "pnde"}}, "effect = 'pnde', allowed is 'tnie'"),
+    ],
+)
+def test_a_bundle_that_does_not_fit_together_is_refused(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(ArtifactError, match=told):
+        Scorer.load(write_bundle(tmp_path / "bundle", golden=False, **changes))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "bundle.json", "users.json", "items.json"])
+def test_a_bundle_that_lacks_a_file_or_has_half_of_it_is_refused(tmp_path: Path, name: str) -> None:
+    directory = write_bundle(tmp_path / "bundle")
+    file = directory / name
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(ArtifactError, match=rf"{name} cannot be read"):
+        Scorer.load(directory)
+    file.unlink()
+    with pytest.raises(ArtifactError, match=rf"{name} cannot be read"):
+        Scorer.load(directory)
+
+
+def test_a_bundle_that_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
+    directory = write_bundle(tmp_path / "bundle")
+    model = load_file(directory / "model.safetensors")
+    del model["user_gate"], model["seen_items"]
+    save_file(model, str(directory / "model.safetensors"))
+    with pytest.raises(ArtifactError, match="lacks user_gate, seen_items"):
+        Scorer.load(directory)
+
+
+class NoSettings(StageConfig):
+    """A train stage without settings."""
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> tuple[str, str]:
+    def build(directory: Path) -> dict[str, Any]:
+        write_random_bundle(directory / "bundle")
+        return {}
+
+    manifest = run_stage(Stage("train", 1), NoSettings(), str(tmp_path / "store"), {}, build)
+    return str(tmp_path / "store"), manifest.fingerprint
+
+
+def test_a_bundle_is_found_in_the_store_by_its_fingerprint(stored: tuple[str, str]) -> None:
+    assert Scorer.load(find_bundle(*stored)).replay_golden() == 8
+
+
+def test_a_single_flipped_bit_in_a_stored_bundle_is_refused(stored: tuple[str, str]) -> None:
+    root, fingerprint = stored
+    file = Path(root) / "train" / fingerprint / "bundle" / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"model.safetensors is not what its manifest says"):
+        find_bundle(root, fingerprint)
+
+
+def test_a_bundle_that_is_not_in_the_store_is_named(stored: tuple[str, str]) -> None:
+    root, fingerprint = stored
+    shutil.rmtree(Path(root) / "train" / fingerprint)
+    with pytest.raises(ArtifactError, match=f"train artifact {fingerprint} is not below '{root}'.*cllmr run --from train"):
+        find_bundle(root, fingerprint)

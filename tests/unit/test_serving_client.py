@@ -1,0 +1,116 @@
+"""The client: what it asks, when it asks again, and what it says when it cannot be answered."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+from pydantic import ValidationError
+
+from components.errors import ServingError
+from serving.client import Client
+
+SCORES: dict[str, Any] = {
+    "model_version": "7",
+    "user_id": "ann",
+    "cold": False,
+    "reason": None,
+    "debias": 0.5,
+    "scores": [{"item_id": "i0", "title": "Alien", "score": 1.5, "factual": 2.0, "direct": 1.0, "popularity": 3}],
+    "unknown_items": [],
+}
+ERROR = {"code": "overloaded", "message": "too many requests are waiting.", "hint": "Try again in 1 s.", "request_id": "abc"}
+
+
+def client(handler: Callable[[httpx.Request], httpx.Response], retries: int = 2) -> Client:
+    return Client("http://endpoint:8000/", retries=retries, backoff=0.001, transport=httpx.MockTransport(handler))
+
+
+def test_a_question_is_sent_as_the_schema_says_and_the_answer_is_typed() -> None:
+    seen: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        return httpx.Response(200, json=SCORES)
+
+    with client(answer) as asked:
+        scores = asked.score("ann", ["i0"], debias=0.5)
+    assert (scores.scores[0].score, scores.model_version) == (1.5, "7")
+    assert (str(seen[0].url), seen[0].method) == ("http://endpoint:8000/v1/score", "POST")
+    assert json.loads(seen[0].content) == {"user_id": "ann", "item_ids": ["i0"], "debias": 0.5}
+
+
+def test_a_dropped_connection_and_an_overload_are_asked_again() -> None:
+    answers = [httpx.RemoteProtocolError("dropped"), httpx.Response(503, json=ERROR), httpx.Response(200, json=SCORES)]
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        following = answers.pop(0)
+        if isinstance(following, Exception):
+            raise following
+        return following
+
+    assert client(answer).score("ann", ["i0"]).user_id == "ann"
+    assert answers == []
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (httpx.ConnectError("refused"), r"nothing listens at http://endpoint:8000\. Start the endpoint: make serve"),
+        (httpx.ReadTimeout("slow"), "http://endpoint:8000 does not answer in time"),
+        (httpx.RemoteProtocolError("half an answer"), "cannot be asked: RemoteProtocolError"),
+    ],
+)
+def test_an_endpoint_that_cannot_be_reached_is_named_after_the_last_try(error: Exception, told: str) -> None:
+    tries: list[int] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        tries.append(1)
+        raise error
+
+    with pytest.raises(ServingError, match=told):
+        client(answer, retries=1).model()
+    assert len(tries) == 2
+
+
+def test_a_refusal_is_passed_on_with_the_request_id() -> None:
+    with pytest.raises(ServingError, match=r"the endpoint refuses: too many requests .* \(request abc\)"):
+        client(lambda request: httpx.Response(503, json=ERROR)).model()
+
+
+def test_a_refused_request_is_not_asked_again() -> None:
+    tries: list[int] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        tries.append(1)
+        return httpx.Response(422, json={**ERROR, "code": "invalid_request"})
+
+    with pytest.raises(ServingError):
+        client(answer).model()
+    assert len(tries) == 1
+
+
+@pytest.mark.parametrize(
+    ("response", "told"),
+    [
+        (httpx.Response(404, text="<html>"), "answers status 404 and is no endpoint of ours"),
+        (httpx.Response(200, json={"hello": "world"}), "answers something else than this client understands"),
+    ],
+)
+def test_something_else_that_listens_there_is_recognised(response: httpx.Response, told: str) -> None:
+    with pytest.raises(ServingError, match=told):
+        client(lambda request: response).model()
+
+
+def test_a_wrong_argument_is_refused_before_anything_is_sent() -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        raise AssertionError("nothing must be sent")
+
+    with pytest.raises(ValidationError, match="debias"):
+        client(answer).recommend(["ann"], debias=2.0)
+
+
+def test_a_port_where_nothing_listens_is_said_so() -> None:
+    with pytest.raises(ServingError, match=r"nothing listens at http://127.0.0.1:9\."):
+        Client("http://127.0.0.1:9", retries=0).model()

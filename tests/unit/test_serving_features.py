@@ -1,0 +1,149 @@
+"""The feature store seen from a request: never an exception, never a wait beyond the deadline, recovers by itself."""
+
+import asyncio
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from serving import features as features_module
+from serving.features import Histories, HistoryReader, NoFeatures, OnlineFeatures
+
+DEADLINE = 0.15
+
+
+def known(user_ids: Sequence[str]) -> list[list[str]]:
+    return [[f"seen by {user_id}"] for user_id in user_ids]
+
+
+@pytest.fixture
+def opened() -> Iterator[list[OnlineFeatures]]:
+    sources: list[OnlineFeatures] = []
+    yield sources
+    for source in sources:
+        source.close()
+
+
+def ask(source: OnlineFeatures | NoFeatures, *users: str) -> Histories:
+    return asyncio.run(source.histories(users))
+
+
+def test_histories_come_from_the_store_in_the_order_asked(opened: list[OnlineFeatures]) -> None:
+    source = OnlineFeatures(lambda: known, DEADLINE)
+    opened.append(source)
+    source.wait(5)
+    assert source.state().state == "ready"
+    assert ask(source, "b", "a") == Histories([["seen by b"], ["seen by a"]])
+
+
+def test_while_the_store_is_being_opened_answers_are_degraded(opened: list[OnlineFeatures]) -> None:
+    release = threading.Event()
+
+    def slow_open() -> HistoryReader:
+        release.wait(5)
+        return known
+
+    source = OnlineFeatures(slow_open, DEADLINE)
+    opened.append(source)
+    started = time.monotonic()
+    source.wait(0.05)
+    assert time.monotonic() - started < 1
+    assert ask(source, "a") == Histories([[]], "features_loading")
+    assert source.state().state == "loading"
+    release.set()
+    source.wait(5)
+    assert ask(source, "a") == Histories([["seen by a"]])
+
+
+def test_a_store_that_cannot_be_opened_is_tried_again(opened: list[OnlineFeatures], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features_module, "_RETRY_SECONDS", (0.3,))
+    attempts: list[int] = []
+
+    def third_time_lucky() -> HistoryReader:
+        attempts.append(1)
+        if len(attempts) < 3:
+            raise ConnectionError("no route to host\nand a second line")
+        return known
+
+    source = OnlineFeatures(third_time_lucky, DEADLINE)
+    opened.append(source)
+    source.wait(5)
+    assert ask(source, "a") == Histories([[]], "features_unavailable")
+    assert source.state().reason == "ConnectionError: no route to host"
+    deadline = time.monotonic() + 5
+    while source.state().state != "ready" and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert ask(source, "a") == Histories([["seen by a"]])
+    assert len(attempts) == 3
+
+
+def test_a_slow_store_costs_the_deadline_and_not_more(opened: list[OnlineFeatures]) -> None:
+    release = threading.Event()
+
+    def stuck(user_ids: Sequence[str]) -> list[list[str]]:
+        release.wait(5)
+        return known(user_ids)
+
+    source = OnlineFeatures(lambda: stuck, DEADLINE)
+    opened.append(source)
+    source.wait(5)
+
+    async def many() -> list[Histories]:
+        return await asyncio.gather(*(source.histories(["a"]) for _ in range(100)))
+
+    started = time.monotonic()
+    answers = asyncio.run(many())
+    assert time.monotonic() - started < 4 * DEADLINE + 1  # all at once, though only a few threads look up
+    assert set(map(str, answers)) == {str(Histories([[]], "features_timeout"))}
+    release.set()
+
+
+def test_after_a_stall_the_store_is_used_again(opened: list[OnlineFeatures]) -> None:
+    release = threading.Event()
+
+    def stuck(user_ids: Sequence[str]) -> list[list[str]]:
+        release.wait(5)
+        return known(user_ids)
+
+    source = OnlineFeatures(lambda: stuck, DEADLINE)
+    opened.append(source)
+    source.wait(5)
+
+    async def stall_and_recover() -> tuple[Histories, Histories]:
+        during = await asyncio.gather(*(source.histories(["a"]) for _ in range(100)))
+        release.set()
+        await asyncio.sleep(0.1)
+        return during[-1], await source.histories(["a"])
+
+    during, after = asyncio.run(stall_and_recover())
+    assert during.degraded == "features_timeout"
+    assert after == Histories([["seen by a"]])
+
+
+def test_a_store_that_fails_at_a_look_up_degrades_the_answer(opened: list[OnlineFeatures]) -> None:
+    def broken(user_ids: Sequence[str]) -> list[list[str]]:
+        raise RuntimeError("no such table")
+
+    source = OnlineFeatures(lambda: broken, DEADLINE)
+    opened.append(source)
+    source.wait(5)
+    assert ask(source, "a", "b") == Histories([[], []], "features_unavailable")
+
+
+def test_an_endpoint_without_a_feature_store_is_not_degraded() -> None:
+    assert ask(NoFeatures(), "a", "b") == Histories([[], []])
+    assert NoFeatures().state().state == "not_configured"
+
+
+def test_feast_is_imported_without_torch_and_leaves_both_as_they_were() -> None:
+    code = (
+        "import sys, typeguard; before = typeguard.typechecked\n"
+        "from serving.features import _lean_import\n"
+        "with _lean_import():\n    import feast\n"
+        "assert 'torch' not in sys.modules and typeguard.typechecked is before\n"
+        "import torch; assert torch.ones(1).item() == 1"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

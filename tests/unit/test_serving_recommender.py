@@ -1,0 +1,136 @@
+"""Answers of the recommender and of the degrade ladder, on the tiny bundle whose numbers are known (see test_scorer)."""
+
+import pytest
+
+from serving.degrade import Answer, Ladder, Query
+from serving.recommender import Recommender
+from serving.schemas import ExplainRequest, RankedItem, RecommendRequest, ScoreRequest
+from serving.scorer import Ranking, Scorer
+from tests.bundles import write_bundle
+
+
+@pytest.fixture(scope="module")
+def recommender(tmp_path_factory: pytest.TempPathFactory) -> Recommender:
+    return Recommender(Scorer.load(write_bundle(tmp_path_factory.mktemp("tiny") / "bundle")), model_version="7")
+
+
+def ids(items: list[RankedItem] | None) -> list[str]:
+    return [item.item_id for item in items or []]
+
+
+def test_a_known_user_gets_the_debiased_ranking_without_what_was_seen_in_training(recommender: Recommender) -> None:
+    answer = recommender.recommend(RecommendRequest(users=["bob"], k=4), [[]])
+    assert (answer.model_version, answer.debias) == ("7", 0.5)
+    (result,) = answer.results
+    assert (result.cold, result.method, result.reason, result.factual) == (False, "personalised", None, None)
+    assert ids(result.items) == ["i0", "i3"]  # bob saw i1 and i2
+    assert [item.rank for item in result.items] == [1, 2]
+    assert [item.score for item in result.items] == [0.375, -0.25]
+    assert result.items[0].title == "Alien (1979)"
+
+
+def test_the_online_history_counts_as_seen_too(recommender: Recommender) -> None:
+    (result,) = recommender.recommend(RecommendRequest(users=["bob"], k=4), [["i3", "never heard of"]]).results
+    assert ids(result.items) == ["i0"]
+
+
+def test_seen_items_stay_in_when_asked_for(recommender: Recommender) -> None:
+    (result,) = recommender.recommend(RecommendRequest(users=["bob"], k=4, exclude_seen=False), [["i3"]]).results
+    assert ids(result.items) == ["i2", "i1", "i0", "i3"]
+
+
+def test_compare_shows_both_rankings_and_the_places_won_and_lost(recommender: Recommender) -> None:
+    request = RecommendRequest(users=["cat"], k=4, debias=1.0, compare=True)
+    (result,) = recommender.recommend(request, [[]]).results
+    # TNIE of cat: 0.125, 0.0625, 0.1875, -0.75; TE of cat: 0.5, 0.25, 0.75, 0
+    assert ids(result.items) == ids(result.factual) == ["i2", "i0", "i1", "i3"]
+    request = RecommendRequest(users=["ann"], k=2, debias=0.5, compare=True)
+    (result,) = recommender.recommend(request, [[]]).results
+    # ann saw i0; debiased 0.21875, 0.28125, -0.125 and factual 0.375, 0.75, 0.5 for i1, i2, i3
+    assert [(i.item_id, i.debiased_rank, i.factual_rank, i.rank_change) for i in result.items] == [
+        ("i2", 1, 1, 0),
+        ("i1", 2, 3, 1),
+    ]
+    assert [(i.item_id, i.debiased_rank, i.factual_rank, i.rank_change) for i in result.factual or []] == [
+        ("i2", 1, 1, 0),
+        ("i3", 3, 2, -1),
+    ]
+
+
+def test_an_unknown_user_gets_the_popular_items_and_the_reason(recommender: Recommender) -> None:
+    (result,) = recommender.recommend(RecommendRequest(users=["zoe"], k=3), [[]]).results
+    assert (result.cold, result.method, result.reason) == (True, "popularity", "unknown_user")
+    assert ids(result.items) == ["i0", "i2", "i1"]
+    assert [item.score for item in result.items] == [3, 3, 1]
+
+
+def test_an_unknown_user_with_a_history_is_not_shown_it_again(recommender: Recommender) -> None:
+    (result,) = recommender.recommend(RecommendRequest(users=["zoe"], k=3), [["i0"]]).results
+    assert ids(result.items) == ["i2", "i1", "i3"]
+
+
+def test_allow_and_deny_lists_narrow_the_candidates_and_ignore_unknown_items(recommender: Recommender) -> None:
+    request = RecommendRequest(users=["cat", "zoe"], k=4, allow=["i1", "i3", "nope"], deny=["i3", "nope"])
+    known, unknown = recommender.recommend(request, [[], []]).results
+    assert ids(known.items) == ids(unknown.items) == ["i1"]
+
+
+def test_scores_name_unknown_items_and_leave_them_empty(recommender: Recommender) -> None:
+    answer = recommender.score(ScoreRequest(user_id="ann", item_ids=["i3", "nope", "i0"]))
+    assert (answer.cold, answer.reason, answer.unknown_items) == (False, None, ["nope"])
+    assert [(s.item_id, s.score, s.factual, s.direct, s.popularity) for s in answer.scores] == [
+        ("i3", -0.125, 0.5, 1.25, 0),
+        ("nope", None, None, None, None),
+        ("i0", 0.6875, 1.0, 0.625, 3),
+    ]
+
+
+def test_an_unknown_user_has_no_scores_and_the_answer_says_why(recommender: Recommender) -> None:
+    answer = recommender.score(ScoreRequest(user_id="zoe", item_ids=["i0", "nope"]))
+    assert (answer.cold, answer.reason, answer.unknown_items) == (True, "unknown_user", ["nope"])
+    assert [(s.score, s.title, s.popularity) for s in answer.scores] == [(None, "Alien (1979)", 3), (None, None, None)]
+
+
+def test_an_explanation_adds_up_to_the_score(recommender: Recommender) -> None:
+    answer = recommender.explain(ExplainRequest(user_id="bob", item_id="i0", debias=0.4, num_neighbours=1), ["i3"])
+    parts = answer.explanation
+    assert parts is not None
+    assert (parts.total_effect, parts.natural_direct_effect, parts.total_natural_indirect_effect) == (1.0, 1.25, -0.25)
+    assert parts.removed == pytest.approx(0.5)
+    assert parts.debiased_score == pytest.approx(0.5)
+    assert (parts.user_gate, parts.item_gate) == (1.0, 0.5)
+    # factual 1, 0.75, 3, 1 (i0 before i3 by row); debiased at 0.4: 0.5, 0.5, 2.25, 0
+    assert (parts.factual_rank, parts.debiased_rank) == (2, 2)
+    assert answer.profile == "A horror film in space."
+    assert not answer.already_seen
+    assert [(n.item_id, round(n.similarity, 4)) for n in answer.nearest_liked_items] == [("i1", 0.7071)]  # of i1, i2, i3
+
+
+def test_an_explanation_of_something_unknown_says_what_is_unknown(recommender: Recommender) -> None:
+    item = recommender.explain(ExplainRequest(user_id="bob", item_id="nope"), [])
+    assert (item.reason, item.explanation, item.title, item.profile, item.nearest_liked_items) == (
+        "unknown_item",
+        None,
+        None,
+        None,
+        [],
+    )
+    user = recommender.explain(ExplainRequest(user_id="zoe", item_id="i0"), ["i1"])
+    assert (user.reason, user.cold, user.explanation, user.title) == ("unknown_user", True, None, "Alien (1979)")
+    assert [n.item_id for n in user.nearest_liked_items] == ["i1"]
+
+
+def test_the_ladder_keeps_the_first_reason_on_its_way_down(recommender: Recommender) -> None:
+    class Says:
+        method = "personalised"
+
+        def __init__(self, result: Ranking | str) -> None:
+            self.result = result
+
+        def rank(self, query: Query) -> Ranking | str:
+            return self.result
+
+    last = recommender.scorer.popular(1)
+    ladder = Ladder([Says("first"), Says("second"), Says(last)])  # type: ignore[list-item]  # a method is a literal there
+    query = Query(0, 1, None, recommender.scorer.candidates())
+    assert ladder.rank(query) == Answer(last, "personalised", "first")

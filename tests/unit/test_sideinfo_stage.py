@@ -1,0 +1,137 @@
+"""The sideinfo stage with a stand-in for the text encoder: files, facts, warnings, repeatability."""
+
+import json
+from pathlib import Path
+from zlib import crc32
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from safetensors.numpy import load_file
+
+from components.artifacts import Manifest
+from components.errors import ConfigError
+from components.evaluate.report import backend_banner
+from components.progress import EVENTS_VARIABLE
+from components.sideinfo import encoder
+from components.sideinfo.config import SideinfoConfig
+from components.sideinfo.stage import run
+from tests.sideinfo_parents import SMALL, Small, write_ingest
+
+
+class HashEncoder:
+    """A vector per text, the same in every batch, of no particular length."""
+
+    def get_embedding_dimension(self) -> int:
+        return 6
+
+    def encode(self, texts: list[str], **_: object) -> np.ndarray:
+        return np.stack([5 * np.random.default_rng(crc32(text.encode())).standard_normal(6) for text in texts])
+
+
+@pytest.fixture(autouse=True)
+def _no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder, "load", lambda name: HashEncoder())
+
+
+def _run(root: Path, world: Small = SMALL, **config: object) -> Manifest:
+    return run(dict(config), str(root), ingest=write_ingest(root, world))
+
+
+def test_the_stage_writes_a_profile_and_a_unit_embedding_for_every_row(tmp_path: Path) -> None:
+    found = _run(tmp_path, batch_size=2.0)  # KFP gives integers as floats
+    arrays = load_file(found.path() / "embeddings.safetensors")
+    assert {name: (array.shape, str(array.dtype)) for name, array in arrays.items()} == {
+        "items": ((5, 6), "float32"),
+        "users": ((4, 6), "float32"),
+    }
+    np.testing.assert_allclose(np.linalg.norm(arrays["items"], axis=1), [1, 1, 1, 1, 0], atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(arrays["users"], axis=1), [1, 1, 1, 0], atol=1e-6)
+    items, users = (pq.read_table(found.path() / f"{name}.parquet").to_pydict() for name in ("items", "users"))
+    assert list(items) == ["item", "item_id", "profile"]
+    assert list(users) == ["user", "user_id", "profile"]
+    assert items["item_id"] == ["10", "20", "30", "40", "50"]
+    assert (items["profile"][4], users["profile"][3]) == (None, None)
+    for row, text in enumerate(items["profile"][:4]):  # whatever batch it was in
+        own = HashEncoder().encode([text])[0]
+        np.testing.assert_allclose(arrays["items"][row], own / np.linalg.norm(own), atol=1e-6)
+    assert found.facts == {
+        "backend": "metadata",
+        "llm": False,
+        "encoder": "all-MiniLM-L6-v2",
+        "dim": 6,
+        "items_without_profile": 1,
+        "users_without_profile": 1,
+    }
+
+
+def test_the_stage_says_loudly_that_no_llm_was_used_and_so_does_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(EVENTS_VARIABLE, str(tmp_path / "events"))
+    found = _run(tmp_path)
+    events = [json.loads(line) for line in (tmp_path / "events").read_text(encoding="utf-8").splitlines()]
+    warnings = [event["message"] for event in events if event["event"] == "warning"]
+    assert "no LLM is used" in warnings[0]
+    assert warnings[1].startswith("1 of 5 items have no text")
+    assert warnings[2].startswith("1 of 4 users have no text")
+    bars = [event for event in events if event["event"] == "progress"]
+    assert (bars[-1]["done"], bars[-1]["total"], bars[-1]["unit"]) == (7, 7, "texts")
+    banner = backend_banner(found)
+    assert banner["uses_llm"] is False
+    assert "all-MiniLM-L6-v2" in banner["text"]
+
+
+def test_two_runs_write_the_same_bytes_and_a_third_is_skipped(tmp_path: Path) -> None:
+    first, second = _run(tmp_path / "one"), _run(tmp_path / "two")
+    assert first.files == second.files
+    assert set(first.files) == {"embeddings.safetensors", "items.parquet", "users.parquet"}
+    again = _run(tmp_path / "one")
+    assert (again.created_at, again.seconds) == (first.created_at, first.seconds)
+
+
+def test_held_out_interactions_do_not_change_a_byte(tmp_path: Path) -> None:
+    other = SMALL.with_other_held_out()
+    assert _run(tmp_path / "one").files == _run(tmp_path / "two", other).files
+    more = (*SMALL.events, (0, 3, "train"))
+    changed = Small("more", more, SMALL.items)
+    assert _run(tmp_path / "three", changed).files["users.parquet"] != _run(tmp_path / "one").files["users.parquet"]
+
+
+def test_equal_texts_are_encoded_once_and_both_get_the_vector() -> None:
+    seen: list[str] = []
+
+    class Counting(HashEncoder):
+        def encode(self, texts: list[str], **settings: object) -> np.ndarray:
+            seen.extend(texts)
+            return super().encode(texts, **settings)
+
+    told: list[int] = []
+    found = encoder.encode(Counting(), ["same", None, "other", "same"], 8, told.append)  # type: ignore[arg-type]  # a stand-in
+    assert sorted(seen) == ["other", "same"]
+    np.testing.assert_array_equal(found[0], found[3])
+    np.testing.assert_array_equal(found[1], 0)
+    assert sum(told) == 3
+
+
+def test_an_encoders_directory_is_known_by_its_files_and_not_by_its_place(tmp_path: Path) -> None:
+    identities = []
+    for name, text in (("a", "weights"), ("b", "weights"), ("c", "others")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_text(text, encoding="utf-8")
+        identities.append(SideinfoConfig(encoder=str(tmp_path / name)).identity())
+    assert identities[0] == identities[1] != identities[2]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"backend": "openai"}, r"setting 'sideinfo.backend' = 'openai': .*'metadata'"),
+        ({"batch_size": 0}, r"setting 'sideinfo.batch_size' = 0: .*greater than 0"),
+        ({"max_words": 3}, r"setting 'sideinfo.max_words' = 3: .*greater than or equal to 8"),
+        ({"encodr": "x"}, r"unknown setting 'sideinfo.encodr'.*'encoder'"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_what_is_allowed(tmp_path: Path, config: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        _run(tmp_path, **config)
