@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from components.tracking import ModelVersion, Registry
     from pipelines.config import PlatformConfig
     from pipelines.local import PlatformRun
+    from serving.features import HistoryReader
     from serving.recommender import Recommender
 
 P = ParamSpec("P")
@@ -262,7 +263,6 @@ def run(
         plan.check_order(pipeline.stages(), from_, until)
         out.print(summary.plan_table(plan.plan(pipeline.until(until), configs, root, from_), root))
         return
-    progress.print(f"{len(pipeline.until(until).stages())} stages, artifacts below {root}", soft_wrap=True)
     try:
         done = local.run(pipeline, configs, root, lambda stages: make_display(progress, stages), from_, until)
     except local.StageCrashed as crash:
@@ -320,8 +320,8 @@ def serve(
     sets += [f"serve.port={port}"] if port is not None else []
     settings = load_config(preset, config, sets, storage)
     out = make_console()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `docker stop` and `kill` end it as Ctrl-C does
     with champion_endpoint(settings) as url:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # after Ray's own: `docker stop` ends it as Ctrl-C does
         out.print(f"serving at {url} (questions and answers: {url}/docs); Ctrl-C ends it", soft_wrap=True)
         with suppress(KeyboardInterrupt):  # the way to end it, so not an error
             threading.Event().wait()
@@ -355,8 +355,8 @@ def recommend(
     if url:
         answer = ask.post(url, "recommend", request.model_dump(mode="json", exclude_none=True))
     else:
-        recommender = champion_recommender(load_config(preset, config, set_, storage))
-        answer = recommender.recommend(request, [[] for _ in user_ids]).model_dump(mode="json")
+        recommender, histories = champion_recommender(load_config(preset, config, set_, storage))
+        answer = recommender.recommend(request, histories(user_ids)).model_dump(mode="json")
     out = make_console()
     for result in answer["results"]:
         out.print(f"[bold]user {escape(result['user_id'])}[/bold], model {escape(answer['model_version'])}")
@@ -389,8 +389,8 @@ def explain(
     if url:
         answer = ask.post(url, "explain", request.model_dump(mode="json", exclude_none=True))
     else:
-        recommender = champion_recommender(load_config(preset, config, set_, storage))
-        answer = recommender.explain(request, []).model_dump(mode="json")
+        recommender, histories = champion_recommender(load_config(preset, config, set_, storage))
+        answer = recommender.explain(request, histories([user_id])[0]).model_dump(mode="json")
     make_console().print(explanation_table(answer))
     write_result(json_file, answer)
 
@@ -521,13 +521,17 @@ def the_champion(settings: "PlatformConfig") -> "ModelVersion":
     return champion
 
 
-def champion_recommender(settings: "PlatformConfig") -> "Recommender":
-    """Answers as the endpoint would, from the champion's bundle; raises ArtifactError when it is missing or damaged."""
+def champion_recommender(settings: "PlatformConfig") -> "tuple[Recommender, HistoryReader]":
+    """What answers as the endpoint would, and the histories it would see; raises ArtifactError for a damaged bundle."""
+    from serving.features import open_history_reader
     from serving.recommender import Recommender
     from serving.scorer import Scorer, find_bundle
 
     champion = the_champion(settings)
-    return Recommender(Scorer.load(find_bundle(champion.storage_root, champion.fingerprint)), champion.version)
+    scorer = Scorer.load(find_bundle(champion.storage_root, champion.fingerprint))
+    fingerprint = scorer.bundle.get("feature_fingerprint")
+    histories = open_history_reader(champion.storage_root, fingerprint) if fingerprint else lambda users: [[] for _ in users]
+    return Recommender(scorer, champion.version), histories
 
 
 def validated(model: type[M], values: dict[str, Any]) -> M:

@@ -73,7 +73,7 @@ class PlatformRun:
     """Log, events and KFP's outputs of this run."""
     storage_root: str
     stages: dict[str, StageRun] = field(default_factory=dict)
-    """By stage name, in the order they ended."""
+    """By stage name, in the pipeline's order."""
     seconds: float = 0.0
     """Wall-clock seconds of the whole run."""
 
@@ -148,11 +148,11 @@ def run(
     if code != 0:
         raise _failure(events, pipeline.stages(), directory / LOG)
     result = PlatformRun(directory.name, directory, storage_root)
-    for event in events:
-        if event["event"] in ("stage done", "stage reused"):
-            manifest = Store(storage_root).find(event["stage"], event["fingerprint"])
-            assert manifest is not None, f"{event['stage']} told of an output it did not commit"
-            result.stages[event["stage"]] = StageRun(manifest, reused=event["event"] == "stage reused")
+    ended = {event["stage"]: event for event in events if event["event"] in ("stage done", "stage reused")}
+    for stage in pipeline.stages():  # KFP is free in the order of stages that do not depend on each other
+        manifest = Store(storage_root).find(stage, ended[stage]["fingerprint"])
+        assert manifest is not None, f"{stage} told of an output it did not commit"
+        result.stages[stage] = StageRun(manifest, reused=ended[stage]["event"] == "stage reused")
     result.seconds = round(time.monotonic() - started, 3)
     return result
 
@@ -239,7 +239,7 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 def is_alive(process: psutil.Process) -> bool:
     """Whether a process still runs; one that only waits to be collected by its parent does not."""
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 

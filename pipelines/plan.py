@@ -126,7 +126,9 @@ def plan(
     """
     names = pipeline.stages()
     rebuilt = set(names[_position(from_stage, names, "--from") :]) if from_stage else set()
-    store, known, planned = Store(storage_root), {}, []
+    store = Store(storage_root)
+    known: dict[str, str] = {}
+    planned = []
     for name, parents in pipeline.parents().items():
         inputs = {key: known.get(parent) for key, parent in parents.items()}
         name_of_output = None

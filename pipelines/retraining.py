@@ -1,5 +1,7 @@
 """The pipeline: which stages, in which order, with which settings. The same definition runs here and on a cluster."""
 
+from typing import Any
+
 from kfp import dsl
 from kfp.dsl.graph_component import GraphComponent
 from kfp.dsl.pipeline_task import PipelineTask
@@ -25,17 +27,17 @@ def retraining(settings: PlatformConfig) -> GraphComponent:
     def placed(task: PipelineTask, display_name: str) -> PipelineTask:
         return place(task, settings.placement).set_display_name(display_name)
 
-    @dsl.pipeline(name=NAME, display_name="CLLMR retraining")
+    @dsl.pipeline(name=NAME, display_name="CLLMR retraining")  # type: ignore[untyped-decorator]  # kfp has no types
     def pipeline(
         storage_root: str = settings.storage_root,
-        ingest_config: dict = defaults["ingest"],
-        sideinfo_config: dict = defaults["sideinfo"],
-        spectrum_config: dict = defaults["spectrum"],
-        features_config: dict = defaults["features"],
-        train_config: dict = defaults["train"],
-        evaluate_config: dict = defaults["evaluate"],
-        promote_config: dict = defaults["promote"],
-        serve_config: dict = defaults["serve"],
+        ingest_config: dict[str, Any] = defaults["ingest"],
+        sideinfo_config: dict[str, Any] = defaults["sideinfo"],
+        spectrum_config: dict[str, Any] = defaults["spectrum"],
+        features_config: dict[str, Any] = defaults["features"],
+        train_config: dict[str, Any] = defaults["train"],
+        evaluate_config: dict[str, Any] = defaults["evaluate"],
+        promote_config: dict[str, Any] = defaults["promote"],
+        serve_config: dict[str, Any] = defaults["serve"],
     ) -> None:
         """From raw interactions to a served, debiased recommender.
 

@@ -211,7 +211,7 @@ def last_liked(folder: Path, user_id: str | None, count: int = 5) -> tuple[str, 
 
     Args:
         folder: of the ingest artifact.
-        user_id: the user; None: the one with the most training interactions less than 100 (a readable, typical profile).
+        user_id: the user; None: the most active one with less than 100 interactions (a readable profile).
         count: how many titles.
     """
     from components.ingest.dataset import Dataset
@@ -221,8 +221,7 @@ def last_liked(folder: Path, user_id: str | None, count: int = 5) -> tuple[str, 
     if user_id is None:
         activity = dataset.interactions[USER].value_counts()
         readable = activity[activity < 100]
-        chosen = int(readable.sort_index().idxmax()) if len(readable) else int(activity.index[0])
-        user_id = str(users[chosen])
+        user_id = str(users.to_dict()[(readable if len(readable) else activity).sort_index().idxmax()])
     rows = users[users == user_id].index
     theirs = dataset.interactions[dataset.interactions[USER].isin(rows)].sort_values([TIMESTAMP, ITEM], ascending=False)
     titles = dataset.items.set_index(ITEM)[TITLE]

@@ -10,7 +10,6 @@ from ray.serve import Application
 from serving.deployments import GatewayReplica, ScorerReplica
 
 IMPORT_PATH = "serving.app:build_app"
-APPLICATION = "cllmr"
 
 
 class ReplicaArgs(BaseModel):

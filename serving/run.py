@@ -17,6 +17,7 @@ import httpx
 import yaml
 
 from components.errors import ArtifactError, ConfigError, ServingError, did_you_mean
+from serving import APPLICATION
 from serving.scorer import Scorer, find_bundle
 
 if TYPE_CHECKING:
@@ -133,7 +134,6 @@ def wait_until_ready(url: str, seconds: float = READY_SECONDS) -> None:
     raise ServingError(f"the endpoint at {url} is not ready after {seconds:g} s ({seen}).", "See Ray's logs in /tmp/ray.")
 
 
-_APPLICATION = "cllmr"
 _LOGICAL_CPUS = 4  # what deployments reserve is a share, not threads: both deployments fit on a small machine
 _LOCK = threading.Lock()
 # Ray's processes ask the kernel to end them with the thread that started them: this one lives as long as the process.
@@ -200,7 +200,7 @@ def _stop() -> None:
         # more and print that its controller was killed.
         try:
             with suppress(RayServeException):
-                serve.delete(_APPLICATION)
+                serve.delete(APPLICATION)
         finally:
             ray.shutdown()
 
@@ -252,7 +252,7 @@ def _deploy(args: dict[str, Any]) -> None:
     # When this endpoint stops nothing routes to it any more, so its replicas need not linger.
     app = build_app(parse_app_args({**args, "drain_interval_s": 0.2}))
     try:
-        serve.run(app, name=_APPLICATION, route_prefix="/", blocking=False)
+        serve.run(app, name=APPLICATION, route_prefix="/", blocking=False)
     except (RuntimeError, RayServeException) as error:
         raise _start_error(error) from error
 

@@ -146,8 +146,8 @@ class Explanation(_Strict):
     total_natural_indirect_effect: float
     removed: float = Field(description="debias * natural_direct_effect: what debiasing takes away.")
     debiased_score: float
-    user_gate: float = Field(description="Propensity of the user's side information, 0 to 1.")
-    item_gate: float = Field(description="Propensity of the item's side information, 0 to 1.")
+    user_gate: float = Field(description="Propensity of the user's side information, not negative.")
+    item_gate: float = Field(description="Propensity of the item's side information, not negative.")
     factual_rank: int = Field(description="Rank among all items without debiasing.")
     debiased_rank: int = Field(description="Rank among all items with debiasing.")
 

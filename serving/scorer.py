@@ -413,7 +413,7 @@ def _check_header(bundle: dict[str, Any], path: Path) -> None:
 
 
 def _check_model(model: dict[str, npt.NDArray[Any]], embedding_dim: int, path: Path) -> None:
-    """Refuses tensors of wrong type or shape, with NaN, gates that are no probabilities, or a broken interaction list."""
+    """Refuses tensors of wrong type or shape, with NaN, negative gates, or a broken interaction list."""
     width = embedding_dim + 1
     users, items = (len(model[name]) if name in model and model[name].ndim else 0 for name in ("user_gate", "item_gate"))
     expected: dict[str, tuple[tuple[int, ...], str]] = {
@@ -438,8 +438,8 @@ def _check_model(model: dict[str, npt.NDArray[Any]], embedding_dim: int, path: P
         if dtype == "float32" and not np.isfinite(tensor).all():
             raise _damaged(path, f"has {int((~np.isfinite(tensor)).sum())} values in {name} that are not finite")
     for name in ("item_gate", "user_gate"):
-        if model[name].min() < 0.0 or model[name].max() > 1.0:
-            raise _damaged(path, f"has {name} from {model[name].min():.4g} to {model[name].max():.4g}, allowed are 0 to 1")
+        if model[name].min() < 0.0:
+            raise _damaged(path, f"has {name} from {model[name].min():.4g} to {model[name].max():.4g}, allowed are 0 and more")
     seen = model["seen_items"]
     if indptr[0] != 0 or (np.diff(indptr) < 0).any() or (seen.size and (seen.min() < 0 or seen.max() >= items)):
         raise _damaged(path, "has a list of seen items that is not in order or names items that do not exist")

@@ -55,13 +55,14 @@ class PropensityHeads(nn.Module):
     nothing (measured); relative ones can only say which node has more propensity than another.
     """
 
-    def __init__(self, embedding_dim: int, initial_bias: float) -> None:
+    def __init__(self, embedding_dim: int, initial_bias: float, user_gate: bool) -> None:
         super().__init__()
-        self.user = nn.Linear(embedding_dim, 1)
         self.item = nn.Linear(embedding_dim, 1)
-        for head in (self.user, self.item):
-            nn.init.zeros_(head.weight)
-            nn.init.constant_(head.bias, initial_bias)
+        self.user = nn.Linear(embedding_dim, 1) if user_gate else None
+        for head in (self.item, self.user):
+            if head is not None:
+                nn.init.zeros_(head.weight)
+                nn.init.constant_(head.bias, initial_bias)
 
     @staticmethod
     def gate(head: nn.Linear, z: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ class CLLMR(nn.Module):
                 config.spectrum_noise,
             )
             if config.counterfactual:
-                self.heads = PropensityHeads(config.embedding_dim, config.gate_bias)
+                self.heads = PropensityHeads(config.embedding_dim, config.gate_bias, config.user_gate)
 
     @property
     def has_side_information(self) -> bool:
@@ -92,8 +92,9 @@ class CLLMR(nn.Module):
 
     def _gates(self, user_z: Tensor, item_z: Tensor) -> tuple[Tensor, Tensor]:
         """g_u (num_users,), ones if users have no gate, and g_i (num_items,), of given side representations."""
-        users = self.heads.gate(self.heads.user, user_z) if self.config.user_gate else torch.ones_like(user_z[:, 0])
-        return users, self.heads.gate(self.heads.item, item_z)
+        heads = self.heads
+        users = torch.ones_like(user_z[:, 0]) if heads.user is None else heads.gate(heads.user, user_z)
+        return users, heads.gate(heads.item, item_z)
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of one step, and its parts (detached) by name.

@@ -1,13 +1,15 @@
 """The KFP task of the evaluate stage: maps manifests to a call of ``components.evaluate.stage.run``."""
 
+from typing import Any
+
 from kfp import dsl
 
 from components.image import IMAGE
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
+@dsl.component(base_image=IMAGE, install_kfp_package=False)  # type: ignore[untyped-decorator]  # kfp has no types
 def evaluate(
-    config: dict,
+    config: dict[str, Any],
     storage_root: str,
     ingest: dsl.Input[dsl.Artifact],
     sideinfo: dsl.Input[dsl.Artifact],

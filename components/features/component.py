@@ -1,13 +1,15 @@
 """The KFP task of the features stage: maps manifests to a call of ``components.features.stage.run``."""
 
+from typing import Any
+
 from kfp import dsl
 
 from components.image import IMAGE
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
+@dsl.component(base_image=IMAGE, install_kfp_package=False)  # type: ignore[untyped-decorator]  # kfp has no types
 def features(
-    config: dict,
+    config: dict[str, Any],
     storage_root: str,
     ingest: dsl.Input[dsl.Artifact],
     sideinfo: dsl.Input[dsl.Artifact],

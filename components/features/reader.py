@@ -81,7 +81,8 @@ def _entity_features(store: "FeatureStore", directory: Path, name: str, key: str
         retrieved = store.get_historical_features(
             entities, features=feature_refs(store, SERVICE, key), full_feature_names=True
         ).to_df()
-    return in_vocabulary_order(retrieved.drop(columns=EVENT_TIMESTAMP).set_index(key), ids, name)
+    text = {column: "" for column in retrieved if column.endswith("__profile")}  # no profile is no missing feature
+    return in_vocabulary_order(retrieved.drop(columns=EVENT_TIMESTAMP).fillna(text).set_index(key), ids, name)
 
 
 def in_vocabulary_order(retrieved: pd.DataFrame, ids: list[str], name: str) -> pd.DataFrame:

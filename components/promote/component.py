@@ -1,13 +1,15 @@
 """The KFP task of the promote stage: maps manifests to a call of ``components.promote.stage.run``."""
 
+from typing import Any
+
 from kfp import dsl
 
 from components.image import IMAGE
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
+@dsl.component(base_image=IMAGE, install_kfp_package=False)  # type: ignore[untyped-decorator]  # kfp has no types
 def promote(
-    config: dict,
+    config: dict[str, Any],
     storage_root: str,
     train: dsl.Input[dsl.Artifact],
     evaluate: dsl.Input[dsl.Artifact],

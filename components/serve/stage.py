@@ -9,6 +9,7 @@ import yaml
 from components.artifacts import Manifest, Stage, Store, run_stage, write_json
 from components.errors import ArtifactError
 from components.serve.config import ReplicaConfig, ServeConfig
+from serving import APPLICATION
 
 STAGE = Stage("serve", version=1)
 
@@ -107,7 +108,7 @@ def check_bundle(storage_root: str, fingerprint: str) -> tuple[int, str | None]:
 
 def serve_document(settings: ServeConfig, champion: dict[str, str], feature_fingerprint: str | None) -> dict[str, Any]:
     """The Ray Serve configuration: one application, whose arguments say which bundle and how many replicas."""
-    from serving.app import APPLICATION, IMPORT_PATH, AppArgs
+    from serving.app import IMPORT_PATH, AppArgs
 
     args = AppArgs(
         storage_root=champion["storage_root"],

@@ -81,6 +81,7 @@ def test_a_storage_root_below_a_file_is_one_line_and_exit_code_2(tmp_path: Path)
     (tmp_path / "file").write_text("in the way")
     result = call("run", "--storage", str(tmp_path / "file" / "root"))
     fails_in_one_line(result, "cannot be written: Not a directory", "Choose a directory you can write with --storage.")
+    assert "Traceback" not in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
@@ -135,7 +136,9 @@ def test_doctor_shows_every_check_and_fails_when_the_port_is_taken(tmp_path: Pat
 
 def test_promote_lists_nothing_before_the_first_run_and_rollback_says_so(tmp_path: Path) -> None:
     assert "no model is registered yet: cllmr run" in call("promote", "--storage", str(tmp_path)).stdout
-    fails_in_one_line(call("rollback", "--storage", str(tmp_path)), "model 'cllmr' has no champion: there is nothing to roll back to.")
+    fails_in_one_line(
+        call("rollback", "--storage", str(tmp_path)), "model 'cllmr' has no champion: there is nothing to roll back to."
+    )
     fails_in_one_line(call("recommend", "1", "--storage", str(tmp_path)), "no model is champion below", "Make one: cllmr run")
 
 

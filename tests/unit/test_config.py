@@ -71,7 +71,9 @@ def test_a_wrong_override_is_named_with_what_is_allowed(overrides: list[str], me
 
 
 def test_an_unknown_preset_is_named_with_the_closest_one() -> None:
-    with pytest.raises(ConfigError, match=r"unknown preset 'clutser'\. Did you mean 'cluster'\? Allowed: cluster, gpu, local, paper"):
+    with pytest.raises(
+        ConfigError, match=r"unknown preset 'clutser'\. Did you mean 'cluster'\? Allowed: cluster, gpu, local, paper"
+    ):
         load("clutser")
 
 
@@ -136,7 +138,7 @@ def test_every_setting_says_what_it_is(stage: str) -> None:
 
     config: type[StageConfig] = type(PlatformConfig().stages()[stage])
     (body,) = (node for node in ast.parse(inspect.getsource(config)).body if isinstance(node, ast.ClassDef))
-    for field, after in zip(body.body, body.body[1:] + [ast.Pass()], strict=True):
+    for field, after in zip(body.body, [*body.body[1:], ast.Pass()], strict=True):
         if isinstance(field, ast.AnnAssign):
             said = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and isinstance(after.value.value, str)
             assert said, f"{config.__name__}.{ast.unparse(field.target)} has no docstring"

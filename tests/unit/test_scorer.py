@@ -243,7 +243,7 @@ def _with(name: str, row: Any, value: float) -> dict[str, np.ndarray]:
     [
         ({"model": _with("item_factors", (1, 2), np.nan)}, "1 values in item_factors that are not finite"),
         ({"model": _with("reference", 0, np.inf)}, "1 values in reference that are not finite"),
-        ({"model": _with("item_gate", 0, 1.5)}, r"item_gate from 0.25 to 1.5, allowed are 0 to 1"),
+        ({"model": _with("item_gate", 0, -0.5)}, r"item_gate from -0.5 to .*, allowed are 0 and more"),
         ({"model": _with("popularity", 0, -1)}, r"negative popularity \(-1\)"),
         ({"model": _with("seen_items", 0, 4)}, "names items that do not exist"),
         ({"model": _with("seen_indptr", 1, 4)}, "not in order"),
