@@ -15,16 +15,18 @@ OBJECT_STORE_BYTES = 100 * 2**20  # what passes through it is small; Ray's minim
 def prepare_ray_environment() -> None:
     """Sets what Ray's processes inherit; before Ray is imported. What the user has set is left alone."""
     defaults = {
-        # Ray listens on the machine's address: a secret that lives as long as this process keeps others out
-        "RAY_AUTH_MODE": "token",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_SERVE_LOG_TO_STDERR": "0",
         "RAY_COLOR_PREFIX": "0",
         "MALLOC_ARENA_MAX": "2",
         "OMP_NUM_THREADS": "1",  # several processes share the cores: threads of each would only fight
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
-    if os.environ["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+    # Ray listens on the machine's address, so its token authentication stays on (ray.init enables it unless RAY_AUTH_MODE says
+    # otherwise; setting that variable here would be too late where Ray is imported already). A token that lives as long as
+    # this process keeps Ray from writing one into the home directory.
+    if "RAY_AUTH_TOKEN_PATH" not in os.environ:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 

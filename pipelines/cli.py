@@ -9,7 +9,9 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
@@ -86,7 +88,7 @@ Sets = Annotated[
 ]
 Storage = Annotated[str | None, typer.Option("--storage", help="Where artifacts live: a directory or an s3://, gs:// URI.")]
 Interactions = Annotated[str | None, typer.Option("--interactions", help="Your interactions: CSV, TSV or Parquet.")]
-Items = Annotated[str | None, typer.Option("--items", help="Your items: id, title and any text columns.")]
+Items = Annotated[str | None, typer.Option("--items", help="Your items: id, title and any text columns (optional: without it an id is a title).")]
 Users = Annotated[str | None, typer.Option("--users", help="Your users: id and any text columns (optional).")]
 Columns = Annotated[
     list[str] | None, typer.Option("--column", help="A column's name in your files: user_id=uid; may be repeated.")
@@ -122,8 +124,6 @@ def own_data(interactions: str | None, items: str | None, users: str | None, col
         raise ConfigError("--items, --users and --column describe your own data.", "Give --interactions FILE as well.")
     if interactions is None:
         return
-    if items is None:
-        raise ConfigError("--interactions was given without the items.", "Give --items FILE: id, title and any text columns.")
     yield "ingest.source=files"
     for name, path in (("interactions", interactions), ("items", items), ("users", users)):
         if path is not None:
@@ -206,8 +206,8 @@ def validate(
 
     import pandas as pd
 
+    from components.ingest.build import build
     from components.ingest.dataset import REMOVED_FILE
-    from components.ingest.stage import build
     from components.progress import configure_logging
     from pipelines.summary import data_table, removed_table
 
@@ -263,6 +263,11 @@ def run(
         plan.check_order(pipeline.stages(), from_, until)
         out.print(summary.plan_table(plan.plan(pipeline.until(until), configs, root, from_), root))
         return
+    asks = ask_ and until is None
+    if asks and from_ is None and plan.nothing_to_train(plan.plan(pipeline, configs, root)):
+        from serving.run import prepare_endpoint
+
+        prepare_endpoint(settings.serve.host, port=0)  # Ray starts while the stages find out that they are done
     try:
         done = local.run(pipeline, configs, root, lambda stages: make_display(progress, stages), from_, until)
     except local.StageCrashed as crash:
@@ -273,7 +278,7 @@ def run(
     if done.all_reused:
         progress.print(f"nothing changed: all {len(done.stages)} stages were reused ({done.seconds:.1f} s)", soft_wrap=True)
     out.print(summary.stage_table(done))
-    answer = report(settings, done, out, progress, ask_ and until is None, user)
+    answer = report(settings, done, out, progress, asks, user)
     result = summary.summarise(done, settings, preset, time.monotonic() - started)
     write_result(json_file, {**result, "example": answer} if answer else result)
 
@@ -346,14 +351,15 @@ def recommend(
     [dim]cllmr recommend 42
     cllmr recommend 42 7 --k 5 --compare --url http://127.0.0.1:8000[/dim]
     """
-    from pipelines import ask
     from pipelines.summary import ranking_table, side_by_side
+    from serving.client import Client
     from serving.schemas import RecommendRequest
 
     asked = {"users": user_ids, "k": k, "debias": debias, "compare": compare}
     request = validated(RecommendRequest, asked)
     if url:
-        answer = ask.post(url, "recommend", request.model_dump(mode="json", exclude_none=True))
+        with Client(url) as client:
+            answer = client.ask(request).model_dump(mode="json")
     else:
         recommender, histories = champion_recommender(load_config(preset, config, set_, storage))
         answer = recommender.recommend(request, histories(user_ids)).model_dump(mode="json")
@@ -381,13 +387,14 @@ def explain(
     [dim]cllmr explain 42 50
     cllmr explain 42 50 --url http://127.0.0.1:8000[/dim]
     """
-    from pipelines import ask
     from pipelines.summary import explanation_table
+    from serving.client import Client
     from serving.schemas import ExplainRequest
 
     request = validated(ExplainRequest, {"user_id": user_id, "item_id": item_id, "debias": debias})
     if url:
-        answer = ask.post(url, "explain", request.model_dump(mode="json", exclude_none=True))
+        with Client(url) as client:
+            answer = client.explain(user_id, item_id, debias=debias).model_dump(mode="json")
     else:
         recommender, histories = champion_recommender(load_config(preset, config, set_, storage))
         answer = recommender.explain(request, histories([user_id])[0]).model_dump(mode="json")
@@ -466,8 +473,8 @@ def report(
         out.print(summary.verdict_line(summary.read_json(run.manifest("promote").path() / "verdict.json")), soft_wrap=True)
     if not ask_user or "serve" not in run.stages:
         return None
-    user_id, titles = summary.last_liked(run.manifest("ingest").path(), user)
-    answer = asked_of_the_endpoint(settings, run, user_id, progress)
+    example = partial(summary.last_liked, run.manifest("ingest").path(), user)
+    user_id, titles, answer = asked_of_the_endpoint(settings, run, example, progress)
     out.print(f"\n[bold]user {escape(user_id)}[/bold] liked last: {escape('; '.join(titles) or 'nothing that is in the data')}")
     out.print(f"asked over HTTP for ten items (model {escape(answer['model_version'])}):")
     out.print(summary.side_by_side(answer["results"][0], answer["debias"]))
@@ -476,17 +483,23 @@ def report(
     return {"user_id": user_id, "last_liked": titles, "answer": answer}
 
 
-def asked_of_the_endpoint(settings: "PlatformConfig", run: "PlatformRun", user_id: str, progress: Console) -> dict[str, Any]:
-    """Starts the endpoint for the run's champion, asks it for one user, shuts it down; the answer."""
+def asked_of_the_endpoint(
+    settings: "PlatformConfig", run: "PlatformRun", example: Callable[[], tuple[str, list[str]]], progress: Console
+) -> tuple[str, list[str], dict[str, Any]]:
+    """Starts the endpoint for the run's champion, asks it for one user, shuts it down: the user, their titles, the answer."""
     from components.progress import configure_logging
-    from pipelines import ask
+    from serving.client import Client
     from serving.run import running_endpoint
 
     configure_logging()
     progress.print("starting the endpoint to ask it one question", soft_wrap=True)
     config = run.manifest("serve").path() / "serve.yaml"
-    with running_endpoint(config, settings.serve.host, port=0) as url:  # beside an endpoint that may be up on its own port
-        return ask.post(url, "recommend", {"users": [user_id], "k": 10, "compare": True})
+    with ThreadPoolExecutor(1) as meanwhile:
+        chosen = meanwhile.submit(example)  # takes a second or two, which the endpoint needs to start anyway
+        # port 0: beside an endpoint that may be up on its own port
+        with running_endpoint(config, settings.serve.host, port=0) as url, Client(url) as client:
+            user_id, titles = chosen.result()
+            return user_id, titles, client.recommend([user_id], k=10, compare=True).model_dump(mode="json")
 
 
 @contextmanager

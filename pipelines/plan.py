@@ -140,6 +140,11 @@ def plan(
     return planned
 
 
+def nothing_to_train(planned: list[PlannedStage]) -> bool:
+    """Whether all that is known ahead of a run is done: only what depends on the champion may be left."""
+    return all(stage.done or stage.fingerprint is None for stage in planned)
+
+
 def check_order(names: list[str], from_stage: str | None, until: str | None) -> None:
     """Raises ConfigError when a stage does not exist or the run would end before it begins."""
     first = _position(from_stage, names, "--from") if from_stage else 0

@@ -1,11 +1,11 @@
 """A typed client of the endpoint: time limits, retries where nothing was answered, errors a person can act on."""
 
-import time
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import httpx
 from pydantic import BaseModel, ValidationError
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, retry_if_result, stop_after_attempt
 
 from components.errors import ServingError
 from serving.schemas import (
@@ -20,6 +20,10 @@ from serving.schemas import (
 )
 
 _Response = TypeVar("_Response", bound=BaseModel)
+
+
+def _is_overloaded(response: httpx.Response) -> bool:
+    return response.status_code == 503
 
 
 class Client:
@@ -57,6 +61,10 @@ class Client:
         """Closes the connections."""
         self._http.close()
 
+    def ask(self, request: RecommendRequest) -> RecommendResponse:
+        """Rankings for a request that is built already; raises ServingError as `recommend`."""
+        return self._ask("/v1/recommend", request, RecommendResponse)
+
     def recommend(
         self,
         users: list[str],
@@ -77,7 +85,7 @@ class Client:
         request = RecommendRequest(
             users=users, k=k, exclude_seen=exclude_seen, debias=debias, compare=compare, allow=allow, deny=deny or []
         )
-        return self._ask("/v1/recommend", request, RecommendResponse)
+        return self.ask(request)
 
     def score(self, user_id: str, item_ids: list[str], *, debias: float | None = None) -> ScoreResponse:
         """Scores of given items, see ScoreRequest; raises as `recommend`."""
@@ -106,20 +114,28 @@ class Client:
             ) from None
 
     def _send(self, path: str, body: dict[str, Any] | None) -> httpx.Response:
-        for attempt in range(self._retries + 1):
-            pause = self._backoff * 2**attempt
-            try:
-                response = self._http.get(path) if body is None else self._http.post(path, json=body)
-            except httpx.TransportError as error:
-                if attempt == self._retries:
-                    raise self._unreachable(error) from None
-            else:
-                if response.status_code != 503 or attempt == self._retries:
-                    return response
-                told = response.headers.get("Retry-After", "")
-                pause = max(pause, float(told)) if told.isdigit() else pause
-            time.sleep(pause)
-        raise AssertionError("the last try returns or raises")
+        def attempt() -> httpx.Response:
+            return self._http.get(path) if body is None else self._http.post(path, json=body)
+
+        tries = Retrying(
+            stop=stop_after_attempt(self._retries + 1),
+            wait=self._pause,
+            retry=retry_if_exception_type(httpx.TransportError) | retry_if_result(_is_overloaded),
+            retry_error_callback=lambda state: state.outcome.result() if state.outcome else None,
+        )
+        try:
+            response: httpx.Response = tries(attempt)
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from None
+        return response
+
+    def _pause(self, state: RetryCallState) -> float:
+        """Seconds before the next try: the back-off, or the server's Retry-After if that is longer."""
+        pause = self._backoff * 2 ** (state.attempt_number - 1)
+        if state.outcome is None or state.outcome.failed:
+            return pause
+        told = state.outcome.result().headers.get("Retry-After", "")
+        return max(pause, float(told)) if told.isdigit() else pause
 
     def _unreachable(self, error: httpx.TransportError) -> ServingError:
         if isinstance(error, httpx.ConnectError):

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import secrets
 import socket
 import threading
 import time
@@ -17,13 +16,13 @@ import httpx
 import yaml
 
 from components.errors import ArtifactError, ConfigError, ServingError, did_you_mean
+from components.launch import prepare_ray_environment, start_local_ray
 from serving import APPLICATION
 from serving.scorer import Scorer, find_bundle
 
 if TYPE_CHECKING:
     from serving.app import AppArgs
 
-OBJECT_STORE_BYTES = 100 * 2**20  # Serve passes requests and answers of some kilobytes; Ray's minimum is 75 MiB
 READY_SECONDS = 120.0
 
 
@@ -168,20 +167,10 @@ def _server(host: str, port: int) -> _Server:
 
 def _start(host: str, port: int) -> int:
     """Starts Ray and Serve's proxy, and imports the application meanwhile: both take seconds and neither needs the other."""
-    _prepare_environment()
-    import ray
-
+    prepare_ray_environment()
     imports = threading.Thread(target=_import_app, name="import-app")
     imports.start()
-    if not ray.is_initialized():
-        ray.init(
-            address="local",
-            num_cpus=_LOGICAL_CPUS,
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+    start_local_ray(num_cpus=_LOGICAL_CPUS)
     imports.join()
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # after its import, which sets it to INFO
     from ray import serve
@@ -203,24 +192,6 @@ def _stop() -> None:
                 serve.delete(APPLICATION)
         finally:
             ray.shutdown()
-
-
-def _prepare_environment() -> None:
-    """Before Ray is imported: its processes inherit these."""
-    defaults = {
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_SERVE_LOG_TO_STDERR": "0",
-        "RAY_COLOR_PREFIX": "0",
-        "MALLOC_ARENA_MAX": "2",
-        "OMP_NUM_THREADS": "1",  # scoring one user is a small product; threads would only fight
-    }
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)
-    # Ray listens on the machine's address, so its token authentication stays on (ray.init enables it unless RAY_AUTH_MODE says
-    # otherwise; setting that variable here would be too late where Ray is imported already). A token that lives as long as
-    # this process keeps Ray from writing one into the home directory.
-    if "RAY_AUTH_TOKEN_PATH" not in os.environ:
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 def _import_app() -> None:

@@ -81,7 +81,7 @@ def _entity_features(store: "FeatureStore", directory: Path, name: str, key: str
         retrieved = store.get_historical_features(
             entities, features=feature_refs(store, SERVICE, key), full_feature_names=True
         ).to_df()
-    text = {column: "" for column in retrieved if column.endswith("__profile")}  # no profile is no missing feature
+    text = {column: "" for column in retrieved if str(column).endswith("__profile")}  # no profile is no missing feature
     return in_vocabulary_order(retrieved.drop(columns=EVENT_TIMESTAMP).fillna(text).set_index(key), ids, name)
 
 

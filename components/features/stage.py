@@ -14,7 +14,6 @@ from components.artifacts import Manifest, Stage, fingerprint, run_stage, write_
 from components.errors import UserError
 from components.features import online
 from components.features.config import FeaturesConfig
-from components.features.tables import build_tables, load_inputs, window_of
 from components.ids import TIMESTAMP
 from components.progress import emit
 from feature_repo.store import REDIS, SQLITE, sqlite_path
@@ -45,6 +44,7 @@ def run(config: dict[str, Any], storage_root: str, ingest: Manifest, sideinfo: M
 
     def build(directory: Path) -> dict[str, Any]:
         from components.features.repository import build_feature_set, probe_keys
+        from components.features.tables import build_tables, load_inputs, window_of
 
         online.check_reachable(settings.online_store, storage_root, project)
         data = load_inputs(ingest.path(), sideinfo.path(), spectrum.path())

@@ -59,11 +59,11 @@ class SplitConfig(BaseModel):
 class IngestConfig(StageConfig):
     """Reading, filtering and splitting the interactions."""
 
-    name: str = Field("ml-100k", min_length=1)
+    name: str = Field(default="ml-100k", min_length=1)
     """Name of the data set in reports and in the bundle; "own-data" when source is "files" and no name is given."""
     source: Literal["sample", "files"] = "sample"
     """sample: MovieLens-100k as the `recbole` package carries it. files: the files named below."""
-    interactions: str | None = Field(None, validate_default=True)
+    interactions: str | None = Field(default=None, validate_default=True)
     """CSV, TSV or Parquet file, one row per interaction; a local path or a URI that pyarrow reads (s3://, gs://)."""
     items: str | None = None
     """CSV, TSV or Parquet file, one row per item: id, title, any text columns; null: an item's id is its title."""

@@ -6,7 +6,6 @@ from typing import Any
 
 from components.artifacts import Manifest, Stage, Store, fingerprint, run_stage, write_json
 from components.progress import emit
-from components.promote import gate
 from components.promote.config import PromoteConfig
 from components.tracking import ModelVersion, Registry, default_tracking_uri, flat, open_run
 
@@ -76,6 +75,8 @@ def decide(
         train: manifest of the challenger.
         evaluate: manifest of its evaluation.
     """
+    from components.promote import gate  # numpy and its kin: not for a verdict that is reused
+
     checks = gate.run_checks(settings, train, evaluate, champion, known.withdrawn_at if known else "")
     is_champion = champion is not None and champion.fingerprint == train.fingerprint
     outcome = gate.verdict(checks, is_champion)

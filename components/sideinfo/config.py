@@ -17,7 +17,7 @@ class SideinfoConfig(StageConfig):
 
     backend: Literal["metadata"] = "metadata"
     """Who writes the profiles. metadata: no LLM; an item's own text, and a summary of each user's training items."""
-    encoder: str = Field(DEFAULT_ENCODER, min_length=1)
+    encoder: str = Field(default=DEFAULT_ENCODER, min_length=1)
     """Text encoder: the default, or any other that sentence-transformers loads, by name or by path of its directory."""
     batch_size: PositiveInt = 64
     """Texts encoded at once; memory grows with it, results change in the last bits only."""

@@ -3,14 +3,14 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from components.artifacts import Manifest, Stage, Store, fingerprint, run_stage, write_json
 from components.ids import ITEM_ID, TITLE, TRAIN, USER_ID, VALIDATION
 from components.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 STAGE = Stage("train", version=1)
 
@@ -23,15 +23,18 @@ def run(config: dict[str, Any], storage_root: str, ingest: Manifest, features: M
     settings = TrainConfig.parse(config, STAGE.name)
     parents = {"ingest": ingest, "features": features}
     name = fingerprint(STAGE, settings.identity(), {parent: manifest.fingerprint for parent, manifest in parents.items()})
-    work = Store(storage_root).directory(STAGE.name, name)
-    manifest = run_stage(
-        STAGE, settings, storage_root, parents, lambda out: _build(out, settings, ingest, features, name, work)
-    )
-    shutil.rmtree(work, ignore_errors=True)
-    return manifest
+
+    def build(out: Path) -> dict[str, Any]:
+        work = Store(storage_root).directory(STAGE.name, name)
+        facts = _build(out, settings, ingest, features, name, work)
+        shutil.rmtree(work)  # the checkpoints have served
+        return facts
+
+    return run_stage(STAGE, settings, storage_root, parents, build)
 
 
 def _build(out: Path, config: TrainConfig, ingest: Manifest, features: Manifest, name: str, work: Path) -> dict[str, Any]:
+    import numpy as np
     from safetensors.numpy import load_file, save_file
 
     from components.features.reader import training_features
@@ -85,7 +88,7 @@ def _build(out: Path, config: TrainConfig, ingest: Manifest, features: Manifest,
     return {**facts, "embedding_dim": config.model.embedding_dim}
 
 
-def _described_items(items: pd.DataFrame, profiles: list[str]) -> list[dict[str, str]]:
+def _described_items(items: "pd.DataFrame", profiles: list[str]) -> list[dict[str, str]]:
     """item_id, title and profile text of every item, in row order."""
     rows = zip(items[ITEM_ID], items[TITLE], profiles, strict=True)
     return [{"item_id": item_id, "title": title, "profile": profile} for item_id, title, profile in rows]

@@ -10,7 +10,14 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[2]
 OURS = ("pipelines", "components", "serving", "feature_repo")
-FOUNDATION = {"components", "components.artifacts", "components.errors", "components.ids", "components.progress"}
+FOUNDATION = {
+    "components",
+    "components.artifacts",
+    "components.errors",
+    "components.ids",
+    "components.launch",
+    "components.progress",
+}
 HEAVY = ("torch", "ray", "kfp", "feast", "mlflow", "sentence_transformers", "transformers", "matplotlib", "pandera", "implicit")
 
 

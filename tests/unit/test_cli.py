@@ -54,7 +54,6 @@ def test_the_help_of_every_command_shows_an_example(name: str) -> None:
         (["compile", "--set", "train"], ["'train' is not a setting. Write --set name=value"]),
         (["run", "--config", "nowhere.yaml"], ["config file 'nowhere.yaml' cannot be read: No such file or directory."]),
         (["run", "--items", "books.csv"], ["--items, --users and --column describe your own data. Give --interactions FILE"]),
-        (["run", "--interactions", "clicks.csv"], ["--interactions was given without the items. Give --items FILE"]),
         (
             ["validate", "--interactions", "a.csv", "--items", "b.csv", "--column", "user_id"],
             ["--column user_id: not a column. Write --column ours=yours, for example --column user_id=uid"],

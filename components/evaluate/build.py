@@ -1,0 +1,241 @@
+"""What the evaluate stage does: the bundle's scores and their rivals on held-out interactions, as figures and one page."""
+
+import json
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import load_file, save_file
+
+from components.artifacts import Manifest, write_json
+from components.errors import ArtifactError, DataError
+from components.evaluate import baselines, bias, collapse, metrics, summary
+from components.evaluate.config import ACTIVITY, LABELS, SCORES, EvaluateConfig
+from components.evaluate.metrics import METRICS, PRIMARY, Bootstrap, Ranking
+from components.ids import TEST, TRAIN, VALIDATION
+from components.ingest.dataset import Dataset
+from components.progress import Progress, emit, progress
+from serving.scorer import Effect, Scorer
+
+EFFECTS: dict[str, Effect] = {"mediator": "base", "factual": "factual", "debiased": "debiased"}
+LAMBDAS = tuple(step / 10 for step in range(11))
+MAX_SHIFT_USERS = 1000  # the rank shift sorts the whole catalogue for each of them, twice
+PROTOCOL = (
+    "All items are ranked for every user with held-out items; only training items are masked. Recall@k = hits / held-out "
+    "items, NDCG@k is binary with the ideal over min(k, held-out items); means over users. Baselines are fitted on the "
+    "training interactions, tuned on validation NDCG@10 and tested once. Intervals: 95 % percentile bootstrap over users, "
+    "the same resamples for every model."
+)
+
+
+def build(built: Path, config: EvaluateConfig, ingest: Manifest, sideinfo: Manifest, train: Manifest) -> dict[str, Any]:
+    from components.evaluate import report  # matplotlib and jinja2: only when there is something to draw
+
+    dataset = Dataset.load(ingest.path())
+    text = load_file(sideinfo.path() / "embeddings.safetensors")
+    scorer = Scorer.load(train.path() / "bundle")
+    _check_same_vocabulary(scorer, dataset)
+    figures, per_user = evaluate(config, dataset, text, scorer, train.config)
+    representations = load_file(train.path() / "side_representations.safetensors")
+    figures |= _collapse_report(representations, text)
+    figures["summary"] = summary.sentences(figures)
+    write_json(built / "metrics.json", figures)
+    save_file(per_user, built / "per_user.safetensors")
+    page = report.render(
+        report.Facts(
+            metrics=figures,
+            data_card=_read_json(ingest.path() / "data_card.json"),
+            popularity=scorer.popularity,
+            curve=_read_json(train.path() / "curve.json"),
+            bundle=scorer.bundle,
+            training=_read_json(train.path() / "training.json"),
+            manifests={"ingest": ingest, "sideinfo": sideinfo, "train": train},
+            settings=config.model_dump(mode="json"),
+        )
+    )
+    (built / "report.html").write_text(page, encoding="utf-8")
+    return _facts(figures)
+
+
+def evaluate(
+    config: EvaluateConfig,
+    dataset: Dataset,
+    text: Mapping[str, npt.NDArray[np.float32]],
+    scorer: Scorer,
+    train_config: Mapping[str, Any],
+) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
+    """All figures of metrics.json but those of the representations, and the metrics of each user.
+
+    Args:
+        config: of this stage.
+        dataset: the interactions.
+        text: text embeddings, `users` (num_users, dim) and `items` (num_items, dim), unit rows.
+        scorer: of the bundle.
+        train_config: of the train stage, for the bare backbone.
+
+    Returns:
+        The figures; and per-user arrays by "<model>.<metric>", (num_evaluated,), beside `users`, their rows.
+    """
+    seen, validation, test = (dataset.matrix(split) for split in (TRAIN, VALIDATION, TEST))
+    for split, matrix in ((VALIDATION, validation), (TEST, test)):
+        if not matrix.nnz:
+            raise DataError(
+                f"data set '{dataset.name}' has no {split} interactions: {seen.nnz} are in the training split.",
+                "Give more interactions, or lower the thresholds and the k-core of ingest.",
+            )
+    rank = partial(metrics.rank, seen=seen, block_size=config.block_size)
+    inputs = baselines.Inputs(seen, validation, text["users"], text["items"], train_config)
+    tested: dict[str, Ranking] = {}
+    on_validation: dict[str, Ranking] = {}
+    grids: dict[str, Any] = {}
+    skipped: dict[str, str] = {}
+    with progress("evaluate", len(config.baselines) + len(SCORES) + len(LAMBDAS), "rankings") as bar:
+        for rival in config.baselines:
+            if reason := baselines.skip_reason(rival, inputs, config):
+                emit("warning", stage="evaluate", message=f"{LABELS[rival]} is left out: {reason}")
+                skipped[rival] = reason
+            else:
+                tuned = baselines.tune(rival, inputs, config, partial(_tell_epoch, bar, LABELS[rival]))
+                tested[rival], on_validation[rival] = rank(tuned.baseline.score, held_out=test), tuned.validation
+                grids[rival] = {"tried": tuned.grid, "best": tuned.settings, "at_edge": sorted(baselines.is_at_edge(tuned))}
+            bar.advance(model=LABELS[rival])
+        for name, effect in EFFECTS.items():
+            score = partial(scorer.score_all, effect=effect)
+            tested[name], on_validation[name] = rank(score, held_out=test), rank(score, held_out=validation)
+            bar.advance(model=LABELS[name])
+        curve = []
+        for debias in LAMBDAS:
+            ranking = rank(partial(scorer.score_all, debias=debias), held_out=validation)
+            summary = bias.exposure_summary(ranking.top_items[:, :10], scorer.popularity)
+            curve.append({"debias": debias, PRIMARY: round(ranking.mean()[PRIMARY], 6), **summary})
+            bar.advance(debias=debias)
+    tested = {name: tested[name] for name in LABELS if name in tested}  # the order of the result table
+    users = tested["debiased"].users
+    bootstrap = Bootstrap.draw(len(users), config.bootstrap_samples, config.seed)
+    activity = _activity(seen.indptr, users)
+    factual, debiased = (partial(scorer.score_all, effect=EFFECTS[name]) for name in ("factual", "debiased"))
+    per_user = {f"{name}.{metric}": values for name, found in tested.items() for metric, values in found.per_user.items()}
+    figures = {
+        "dataset": {
+            "name": dataset.name,
+            "num_users": dataset.num_users,
+            "num_items": dataset.num_items,
+            "num_interactions": {TRAIN: int(seen.nnz), VALIDATION: int(validation.nnz), TEST: int(test.nnz)},
+        },
+        "protocol": PROTOCOL,
+        "users_evaluated": len(users),
+        "debias_strength": scorer.debias_strength,
+        "embedding_dim": int(scorer.bundle["embedding_dim"]),
+        "results": {name: metrics.summarise(found, bootstrap) for name, found in tested.items()},
+        "validation": {name: {key: round(value, 6) for key, value in on_validation[name].mean().items()} for name in tested},
+        "comparison": _comparison(tested, bootstrap),
+        "slices": {
+            group: {"users": int(chosen.sum())}
+            | {name: round(float(found.per_user[PRIMARY][chosen].mean()), 6) for name, found in tested.items()}
+            for group, chosen in activity.items()
+            if chosen.any()
+        },
+        "baselines_grid": grids,
+        "baselines_skipped": skipped,
+        "bias": {
+            "exposure": {
+                name: bias.exposure_summary(found.top_items[:, :10], scorer.popularity) for name, found in tested.items()
+            },
+            "exposure_by_popularity_decile": {
+                name: bias.exposure_by_decile(tested[name].top_items[:, :10], bias.deciles(scorer.popularity))
+                for name in SCORES
+            },
+            "gate": bias.gate_report(
+                scorer.item_gate,
+                scorer.popularity,
+                text["items"],
+                tested["factual"].top_items[:, :10],
+                tested["debiased"].top_items[:, :10],
+            ),
+            "rank_shift": bias.rank_shift(factual, debiased, seen, _some(users), config.block_size),
+        },
+        "lambda_curve": curve,
+    }
+    return figures, {"users": users, **per_user}
+
+
+def _tell_epoch(bar: Progress, model: str, **figures: Any) -> None:
+    """Shows how far the training of a baseline is; the bar counts models, so it does not move."""
+    bar.advance(0, model=model, **figures)
+
+
+def _check_same_vocabulary(scorer: Scorer, dataset: Dataset) -> None:
+    seen = (scorer.num_users, scorer.num_items)
+    expected = (dataset.num_users, dataset.num_items)
+    same_items = scorer.item_vocabulary.ids == dataset.items["item_id"].tolist()
+    if seen != expected or not same_items or scorer.user_vocabulary.ids != dataset.users["user_id"].tolist():
+        raise ArtifactError(
+            f"the bundle's users and items {seen} are not those of data set '{dataset.name}' {expected}.",
+            "Train on these data first: cllmr run --from train",
+        )
+
+
+def _comparison(tested: Mapping[str, Ranking], bootstrap: Bootstrap) -> dict[str, Any]:
+    """The debiased score against its strongest rival on test (hard on us on purpose) and against its own variants."""
+    rivals = [name for name in tested if name not in SCORES]
+    strongest = max(rivals, key=lambda name: tested[name].mean()[PRIMARY], default=None)
+    against = [name for name in tested if name in ("factual", "mediator", "lightgcn", strongest)]
+    debiased = tested["debiased"].per_user
+    return {
+        "strongest_baseline": strongest,
+        "debiased_minus": {name: metrics.paired_difference(debiased, tested[name].per_user, bootstrap) for name in against},
+    }
+
+
+def _activity(indptr: npt.NDArray[np.integer], users: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[np.bool_]]:
+    """Evaluated users in three groups of nearly equal size by their number of training interactions, ties by row."""
+    order = np.argsort(np.diff(indptr)[users], kind="stable")
+    third = np.empty(len(users), dtype=np.int64)
+    third[order] = np.arange(len(users)) * 3 // len(users)
+    return {name: third == number for number, name in enumerate(ACTIVITY)}
+
+
+def _some(users: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """At most MAX_SHIFT_USERS of `users`, evenly spaced."""
+    step = -(-len(users) // MAX_SHIFT_USERS)
+    return users[::step]
+
+
+def _collapse_report(
+    representations: Mapping[str, npt.NDArray[np.float32]], text: Mapping[str, npt.NDArray[np.float32]]
+) -> dict[str, Any]:
+    found = collapse.collapse(
+        {
+            "side_users": representations["users"],
+            "side_items": representations["items"],
+            "text_users": text["users"],
+            "text_items": text["items"],
+        }
+    )
+    return {
+        "effective_rank": {name: {key: value[key] for key in ("effective_rank", "dim")} for name, value in found.items()},
+        "singular_values": {name: value["singular_values"] for name, value in found.items()},
+    }
+
+
+def _facts(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """The main figures, flat, as the manifest carries them."""
+    facts: dict[str, Any] = {
+        f"{name}.{metric}": figures["results"][name][metric]["mean"] for name in figures["results"] for metric in METRICS
+    }
+    for name, value in figures["effective_rank"].items():
+        facts[f"effective_rank.{name}"] = value["effective_rank"]
+    for name in SCORES:
+        for figure, value in figures["bias"]["exposure"][name].items():
+            facts[f"{name}.{figure}"] = value
+    facts["users_evaluated"] = figures["users_evaluated"]
+    facts["debias_strength"] = figures["debias_strength"]
+    facts["strongest_baseline"] = figures["comparison"]["strongest_baseline"]
+    return facts
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))

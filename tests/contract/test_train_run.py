@@ -1,0 +1,221 @@
+"""The train stage on Ray: one seed is one bundle, however often the run was interrupted.
+
+A small data set goes through the real stages before it; only the text encoder is a stand-in. Every training run is a process
+of its own, as under a pipeline, so that it can be killed as one is.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+
+from components.artifacts import Manifest
+from components.features import stage as features_stage
+from components.ingest import stage as ingest_stage
+from components.sideinfo import encoder
+from components.sideinfo import stage as sideinfo_stage
+from components.spectrum import stage as spectrum_stage
+from tests.planted import block_world
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+
+REPOSITORY = Path(__file__).parents[2]
+EPOCHS = 8
+CONFIG: dict[str, Any] = {
+    # small batches make an epoch last long enough to be interrupted
+    "model": {"embedding_dim": 8, "num_negatives": 16, "max_aligned_nodes": 32},
+    "batch_size": 16,
+    "max_epochs": EPOCHS,
+    "evaluate_every": 1,
+    "patience": EPOCHS,
+    "num_workers": 2,
+    "seed": 5,
+}
+PROGRAM = """
+import json, sys
+from components.artifacts import Manifest
+from components.train.stage import run
+config, root, ingest, features, out = sys.argv[1:]
+run(json.loads(config), root, ingest=Manifest.read(ingest), features=Manifest.read(features)).write(out)
+"""
+
+
+class HashEncoder:
+    """A vector per text, the same in every run."""
+
+    def get_embedding_dimension(self) -> int:
+        return 6
+
+    def encode(self, texts: list[str], **_: object) -> np.ndarray:
+        return np.stack([np.random.default_rng(crc32(text.encode())).standard_normal(6) for text in texts])
+
+
+@dataclass
+class Run:
+    """One process that trains below a storage root of its own; call `start` again to go on after a kill."""
+
+    root: Path
+    process: subprocess.Popen[bytes] | None = None
+
+    def prepare(self) -> "Run":
+        """Runs the stages before."""
+        self.root.mkdir()
+        world = block_world(num_blocks=3, users_per_block=12, items_per_block=15, keep=0.9)
+        users, items = world.train
+        table = pd.DataFrame(
+            {"user_id": users, "item_id": items, "rating": 5, "timestamp": 1_000_000_000 + np.arange(len(users))}
+        )
+        table.to_csv(self.root / "interactions.csv", index=False)
+        films = pd.DataFrame({"item_id": np.arange(world.num_items)})
+        films["title"] = "Film " + films["item_id"].astype(str)
+        films["genres"] = [f"genre {block}" for block in world.item_block]
+        films.to_csv(self.root / "items.csv", index=False)
+        root = str(self.root / "store")
+        config = {
+            "source": "files",
+            "interactions": str(self.root / "interactions.csv"),
+            "items": str(self.root / "items.csv"),
+            "k_core": 1,
+        }
+        ingest = ingest_stage.run(config, root)
+        sideinfo = sideinfo_stage.run({}, root, ingest=ingest)
+        spectrum = spectrum_stage.run({"rank": 4}, root, ingest=ingest)
+        features = features_stage.run({}, root, ingest=ingest, sideinfo=sideinfo, spectrum=spectrum)
+        ingest.write(self.root / "ingest.json")
+        features.write(self.root / "features.json")
+        return self
+
+    def start(self) -> "Run":
+        arguments = [json.dumps(CONFIG), str(self.root / "store")]
+        arguments += [str(self.root / f"{name}.json") for name in ("ingest", "features", "train")]
+        environment = {**os.environ, "CLLMR_EVENTS": str(self.root / "events.jsonl"), "OMP_NUM_THREADS": "1"}
+        with open(self.root / "log.txt", "ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", PROGRAM, *arguments], cwd=REPOSITORY, env=environment, stdout=log, stderr=log
+            )
+        return self
+
+    def finish(self) -> Manifest:
+        """Waits for a good end."""
+        assert self.process is not None
+        assert self.process.wait(120) == 0, (self.root / "log.txt").read_text()[-4000:]
+        return Manifest.read(self.root / "train.json")
+
+    def events(self, name: str = "progress") -> list[dict[str, Any]]:
+        path = self.root / "events.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        return [event for event in map(json.loads, lines) if event["event"] == name]
+
+    def epochs(self) -> list[int]:
+        """Epochs told done, in the order of their ends."""
+        return [event["done"] for event in self.events()]
+
+    def wait_for_checkpoint(self) -> None:
+        """Until one is committed: the second epoch's end is told after the first one's checkpoint was reported."""
+        self._wait(lambda: len(self.epochs()) >= 2, "two epochs")
+
+    def descendants(self) -> list[psutil.Process]:
+        assert self.process is not None
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def training_workers(self) -> list[psutil.Process]:
+        return [process for process in self.descendants() if "RayTrainWorker" in " ".join(process.cmdline())]
+
+    def kill(self) -> None:
+        """SIGKILL to the stage's process; Ray's processes must end by themselves, and are ended if they do not."""
+        assert self.process is not None
+        family = self.descendants()
+        self.process.kill()
+        self.process.wait(30)
+        _, alive = psutil.wait_procs(family, timeout=20)
+        for process in alive:
+            process.kill()
+        assert not alive, f"these outlived the stage: {alive}"
+
+    def _wait(self, condition: Callable[[], bool], what: str) -> None:
+        assert self.process is not None
+        end = time.monotonic() + 90
+        while not condition():
+            assert self.process.poll() is None, f"ended before {what}: " + (self.root / "log.txt").read_text()[-4000:]
+            assert time.monotonic() < end, f"waited for {what}"
+            time.sleep(0.02)
+
+
+@pytest.fixture
+def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    monkeypatch.setattr(encoder, "load", lambda name: HashEncoder())
+    run = Run(tmp_path / "run").prepare()
+    yield run
+    if run.process is not None and run.process.poll() is None:
+        for process in [*run.descendants(), run.process]:
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Manifest, list[int]]:
+    """A run that nothing happened to, and the epochs it told."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoder, "load", lambda name: HashEncoder())
+        run = Run(tmp_path_factory.mktemp("unbroken") / "run").prepare()
+    return run.start().finish(), run.epochs()
+
+
+def digests(manifest: Manifest) -> dict[str, str]:
+    return {name: entry.sha256 for name, entry in manifest.files.items()}
+
+
+def test_two_runs_from_scratch_in_two_places_write_the_same_bytes(unbroken: tuple[Manifest, list[int]], prepared: Run) -> None:
+    manifest, epochs = unbroken
+    assert epochs == list(range(1, EPOCHS + 1))
+    again = prepared.start().finish()
+    assert again.storage_root != manifest.storage_root
+    assert again.fingerprint == manifest.fingerprint
+    assert digests(again) == digests(manifest)
+    assert {"bundle/model.safetensors", "bundle/bundle.json", "bundle/golden.json", "curve.json"} <= set(again.files)
+
+
+def test_nothing_but_the_artifact_is_left_of_a_finished_run(unbroken: tuple[Manifest, list[int]]) -> None:
+    manifest, _ = unbroken
+    below = Path(manifest.storage_root) / "train"
+    assert [path.name for path in below.iterdir()] == [manifest.fingerprint]
+
+
+def test_a_run_whose_worker_is_killed_ends_with_the_same_bundle(unbroken: tuple[Manifest, list[int]], prepared: Run) -> None:
+    prepared.start().wait_for_checkpoint()
+    workers = prepared.training_workers()
+    assert len(workers) == CONFIG["num_workers"]
+    before = len(prepared.epochs())
+    workers[-1].send_signal(signal.SIGKILL)
+    manifest = prepared.finish()
+    assert before < EPOCHS, "killed too late to say anything"
+    after = prepared.epochs()[before:]
+    assert after[-1] == EPOCHS
+    assert min(after) > 1, "it started over instead of going on from a checkpoint"
+    assert digests(manifest) == digests(unbroken[0])
+
+
+def test_a_killed_stage_that_is_run_again_goes_on_and_ends_with_the_same_bundle(
+    unbroken: tuple[Manifest, list[int]], prepared: Run
+) -> None:
+    prepared.start().wait_for_checkpoint()
+    prepared.kill()
+    before = prepared.epochs()
+    assert before[-1] < EPOCHS, "killed too late to say anything"
+    assert not (prepared.root / "train.json").exists()
+    manifest = prepared.start().finish()
+    after = prepared.epochs()[len(before) :]
+    assert 1 < after[0] <= before[-1] + 1, f"done before the kill: {before}, after it: {after}"
+    assert after == list(range(after[0], EPOCHS + 1))
+    assert digests(manifest) == digests(unbroken[0])
