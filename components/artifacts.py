@@ -183,16 +183,21 @@ class Store:
 
     def directory(self, stage: str, name: str) -> Path:
         """A local directory for `stage` that survives a killed run (checkpoints); created on first use."""
-        path = (self._cache() if self.is_remote else Path(self._base)) / stage / f".work-{name}"
-        _make_directory(path)
-        return path
+        return _make_directory(self._work(stage, name))
+
+    def remove_directory(self, stage: str, name: str) -> None:
+        """Removes what `directory` made, if it is there."""
+        shutil.rmtree(self._work(stage, name), ignore_errors=True)
+
+    def _work(self, stage: str, name: str) -> Path:
+        return (self._cache() if self.is_remote else Path(self._base)) / stage / f".work-{name}"
 
     def find(self, stage: str, name: str) -> Manifest | None:
         """The committed manifest of one output, or None; a damaged manifest counts as none and is reported."""
         try:
             with self._fs.open_input_stream(self._remote(stage, name, MANIFEST)) as stream:
                 return Manifest.model_validate_json(stream.read()).model_copy(update={"storage_root": self.root})
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:
             emit("manifest refused", stage=stage, fingerprint=name, reason=_first_line(error))
@@ -218,13 +223,22 @@ class Store:
             _verify(Path(source), manifest)
             return Path(source)
         target = self._cache() / manifest.stage / manifest.fingerprint
-        if not (target / MANIFEST).exists():
-            staging = Path(mkdtemp(dir=_make_directory(target.parent), prefix=".fetch-"))
+        try:
+            _verify(target, manifest)
+        except ArtifactError:  # not fetched yet, damaged, or of an output that was built again since
+            self._fetch(source, target, manifest)
+        return target
+
+    def _fetch(self, source: str, target: Path, manifest: Manifest) -> None:
+        """Replaces the local copy `target` by what lies in the store; raises ArtifactError when that is damaged itself."""
+        staging = Path(mkdtemp(dir=_make_directory(target.parent), prefix=".fetch-"))
+        try:
             pafs.copy_files(source, str(staging), source_filesystem=self._fs, destination_filesystem=pafs.LocalFileSystem())
             _verify(staging, manifest)
+            shutil.rmtree(target, ignore_errors=True)
             _rename_directory(staging, target)
-        _verify(target, manifest)
-        return target
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
 
     def _cache(self) -> Path:
         cache = os.environ.get("CLLMR_CACHE") or os.path.join(
@@ -410,7 +424,7 @@ def _make_directory(path: Path) -> Path:
 def _rename_directory(source: Path, target: Path) -> None:
     """Puts `source` where `target` is; what lay there (an output without a manifest) is removed first."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    if (target / MANIFEST).exists():  # another run committed the same output first: same bytes, keep it
+    if _has_manifest(target):  # another run committed the same output first: same bytes, keep it
         return
     shutil.rmtree(target, ignore_errors=True)
     source.chmod(0o755)
@@ -424,6 +438,15 @@ def _replaced(value: Any, old: Any, new: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_replaced(inner, old, new) for inner in value]
     return new if value == old else value
+
+
+def _has_manifest(directory: Path) -> bool:
+    """Whether a directory is a committed output; one whose manifest cannot be read is not."""
+    try:
+        Manifest.read(directory / MANIFEST)
+    except ArtifactError:
+        return False
+    return True
 
 
 def _first_line(error: BaseException) -> str:

@@ -88,7 +88,7 @@ Sets = Annotated[
 ]
 Storage = Annotated[str | None, typer.Option("--storage", help="Where artifacts live: a directory or an s3://, gs:// URI.")]
 Interactions = Annotated[str | None, typer.Option("--interactions", help="Your interactions: CSV, TSV or Parquet.")]
-Items = Annotated[str | None, typer.Option("--items", help="Your items: id, title and any text columns (optional: without it an id is a title).")]
+Items = Annotated[str | None, typer.Option("--items", help="Your items: id, title and any text columns (optional).")]
 Users = Annotated[str | None, typer.Option("--users", help="Your users: id and any text columns (optional).")]
 Columns = Annotated[
     list[str] | None, typer.Option("--column", help="A column's name in your files: user_id=uid; may be repeated.")
@@ -263,7 +263,7 @@ def run(
         plan.check_order(pipeline.stages(), from_, until)
         out.print(summary.plan_table(plan.plan(pipeline.until(until), configs, root, from_), root))
         return
-    asks = ask_ and until is None
+    asks = ask_ and until is None and "serve" in pipeline.stages()
     if asks and from_ is None and plan.nothing_to_train(plan.plan(pipeline, configs, root)):
         from serving.run import prepare_endpoint
 

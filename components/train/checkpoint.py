@@ -69,7 +69,7 @@ def check_checkpoint(directory: Path) -> dict[str, Any]:
     try:
         description: dict[str, Any] = json.loads((directory / STATE).read_text(encoding="utf-8"))
         damaged = [name for name, digest in description["sha256"].items() if sha256_file(directory / name) != digest]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # a state file can be any JSON
         raise ArtifactError(
             f"checkpoint {directory} cannot be read: {error}.", "An older one is used if there is one."
         ) from None

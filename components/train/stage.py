@@ -1,7 +1,6 @@
 """The train stage: features through Feast in, model bundle out."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,14 +22,14 @@ def run(config: dict[str, Any], storage_root: str, ingest: Manifest, features: M
     settings = TrainConfig.parse(config, STAGE.name)
     parents = {"ingest": ingest, "features": features}
     name = fingerprint(STAGE, settings.identity(), {parent: manifest.fingerprint for parent, manifest in parents.items()})
+    store = Store(storage_root)
 
     def build(out: Path) -> dict[str, Any]:
-        work = Store(storage_root).directory(STAGE.name, name)
-        facts = _build(out, settings, ingest, features, name, work)
-        shutil.rmtree(work)  # the checkpoints have served
-        return facts
+        return _build(out, settings, ingest, features, name, store.directory(STAGE.name, name))
 
-    return run_stage(STAGE, settings, storage_root, parents, build)
+    manifest = run_stage(STAGE, settings, storage_root, parents, build)
+    store.remove_directory(STAGE.name, name)  # only now: until the output is committed, the checkpoints are all there is
+    return manifest
 
 
 def _build(out: Path, config: TrainConfig, ingest: Manifest, features: Manifest, name: str, work: Path) -> dict[str, Any]:

@@ -25,12 +25,12 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from components.cllmr.model import Representations, SideInformation
+from components.cllmr.model import Representations
 from components.evaluate.bias import exposure_share
 from components.evaluate.metrics import Ranking, rank
-from components.spectrum.decompose import spectrum
 from components.train.config import TrainConfig
-from components.train.loop import SingleProcess, TrainData, fit
+from components.train.loop import SingleProcess, fit
+from tests.behaviour.training import training_data
 from tests.planted import World, block_world, propensity_world
 
 EPOCHS = 40
@@ -51,12 +51,6 @@ def sparse(world: World, pairs: tuple[npt.NDArray[np.int64], npt.NDArray[np.int6
 
 def trained(world: World, seed: int, epochs: int = EPOCHS, batch_size: int = 1024) -> Representations:
     """CLLMR after `epochs` epochs; the held-out interactions are looked at once, at the end, and decide nothing."""
-    train = sparse(world, world.train)
-    found = spectrum(train, 32)
-    side = SideInformation(
-        torch.from_numpy(np.concatenate([world.user_text, world.item_text])),
-        torch.from_numpy(np.concatenate([found.users, found.items]).astype(np.float32)),
-    )
     config = TrainConfig.parse(
         {
             "model": {"num_negatives": 256},
@@ -67,7 +61,7 @@ def trained(world: World, seed: int, epochs: int = EPOCHS, batch_size: int = 102
         },
         "train",
     )
-    model, state = fit(TrainData(train, sparse(world, world.test), side), config, SingleProcess())
+    model, state = fit(training_data(world, rank=32), config, SingleProcess())
     assert state.epoch == epochs
     return model.representations()
 

@@ -17,9 +17,9 @@ from components.cllmr.objective import bpr, info_nce, sampled_softmax
 from components.cllmr.sampling import Batch
 from components.cllmr.side_encoder import SpectrumSideEncoder, gaussian_kl, perturb_spectrum
 from components.train.bundle import header, model_tensors
-from components.train.loop import SingleProcess, TrainData, fit
+from components.train.loop import SingleProcess, fit
 from serving.scorer import Scorer
-from tests.train_worlds import config, data
+from tests.behaviour.training import small_config, small_data
 
 # user 0 chose items 0 and 1, user 1 chose item 1; nobody chose item 2
 USERS, ITEMS = np.array([0, 0, 1]), np.array([0, 1, 1])
@@ -31,9 +31,7 @@ def random_graph(seed: int, num_users: int = 9, num_items: int = 7) -> tuple[np.
     interactions = (rng.random((num_users, num_items)) < 0.3).astype(float)
     users, items = interactions.nonzero()
     order = rng.permutation(len(users))
-    full = np.block(
-        [[np.zeros((num_users, num_users)), interactions], [interactions.T, np.zeros((num_items, num_items))]]
-    )
+    full = np.block([[np.zeros((num_users, num_users)), interactions], [interactions.T, np.zeros((num_items, num_items))]])
     degree = full.sum(axis=1)
     root = np.where(degree > 0, 1 / np.sqrt(np.maximum(degree, 1)), 0)
     return users[order], items[order], torch.from_numpy(root[:, None] * full * root[None, :])
@@ -213,8 +211,8 @@ def test_gates_are_sigmoids_relative_to_their_mean() -> None:
 
 
 def test_the_trained_models_served_inner_product_equals_the_definition() -> None:
-    world = data()
-    model, _ = fit(world, config(max_epochs=3, model={"user_gate": True}), SingleProcess())
+    world = small_data()
+    model, _ = fit(world, small_config(max_epochs=3, model={"user_gate": True}), SingleProcess())
     found = model.representations()
     tensors = {
         "user_factors": found.mediator.users.numpy(),

@@ -66,8 +66,8 @@ def test_the_help_of_every_command_shows_an_example(name: str) -> None:
         (["run", "--dry-run", "--from", "train", "--until", "ingest"], ["--until ingest comes before --from train"]),
         (["recommend", "1", "--k", "0"], ["setting 'k' = 0: Input should be greater than or equal to 1."]),
         (["recommend", "1", "--debias", "2"], ["setting 'debias' = 2.0: Input should be less than or equal to 1."]),
-        (["recommend", "1", "--url", "http://127.0.0.1:9"], ["no endpoint answers at http://127.0.0.1:9", "cllmr serve"]),
-        (["explain", "1", "2", "--url", "no url"], ["no endpoint answers at no url"]),
+        (["recommend", "1", "--url", "http://127.0.0.1:9"], ["nothing listens at http://127.0.0.1:9.", "cllmr serve"]),
+        (["explain", "1", "2", "--url", "no url"], ["no url cannot be asked", "Check the address"]),
     ],
 )
 def test_a_mistake_is_one_line_with_the_remedy_and_exit_code_2(arguments: list[str], parts: list[str], tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from components.artifacts import sha256_file
 from components.errors import ArtifactError, ConfigError
 from components.ids import SPLITS, TEST, TRAIN, VALIDATION
-from components.ingest import stage
+from components.ingest import build as builder
 from components.ingest.config import IngestConfig
 from components.ingest.dataset import Dataset
 from components.ingest.stage import STAGE, run
@@ -129,7 +129,7 @@ def test_two_runs_write_the_same_bytes(sample_run, tmp_path):
 
 def test_a_second_run_reuses_the_first_and_opens_no_table(tmp_path, monkeypatch):
     first = run(settings(tmp_path), str(tmp_path / "store"))
-    monkeypatch.setattr(stage, "build", lambda *ignored: pytest.fail("built again"))
+    monkeypatch.setattr(builder, "build", lambda *ignored: pytest.fail("built again"))
     assert run(settings(tmp_path), str(tmp_path / "store")) == first
 
 
@@ -240,7 +240,7 @@ def test_the_users_own_column_names_are_used(tmp_path):
 
 def test_a_threshold_without_ratings_is_ignored_and_says_so(tmp_path, monkeypatch):
     told = []
-    monkeypatch.setattr(stage, "emit", lambda event, **fields: told.append((event, fields["message"])))
+    monkeypatch.setattr(builder, "emit", lambda event, **fields: told.append((event, fields["message"])))
     lines = [line.rsplit(",", 2)[0] for line in block()]
     config = settings(tmp_path) | {"interactions": write(tmp_path, "plain.csv", ["user_id,item_id", *lines])}
     manifest = run(config, str(tmp_path / "store"))

@@ -1,0 +1,45 @@
+"""A planted world as training data, and small settings: for every test that trains in its own process."""
+
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+
+from components.cllmr.model import SideInformation
+from components.spectrum.decompose import spectrum
+from components.train.config import TrainConfig
+from components.train.loop import TrainData
+from tests.planted import World, block_world
+
+SMALL: dict[str, Any] = {
+    "model": {"embedding_dim": 8, "num_negatives": 16, "max_aligned_nodes": 64},
+    "batch_size": 128,
+    "max_epochs": 4,
+    "evaluate_every": 1,
+    "patience": 100,
+    "num_workers": 1,
+    "seed": 3,
+}
+
+
+def training_data(world: World, rank: int) -> TrainData:
+    """What the train stage would make of `world`; its test interactions are the held-out ones."""
+    train, held_out = (sp.csr_array(world.matrix(pairs)) for pairs in (world.train, world.test))
+    found = spectrum(train, rank)
+    side = SideInformation(
+        torch.from_numpy(np.concatenate([world.user_text, world.item_text])),
+        torch.from_numpy(np.concatenate([found.users, found.items]).astype(np.float32)),
+    )
+    return TrainData(train, held_out, side)
+
+
+def small_data() -> TrainData:
+    """45 users and 36 items in three blocks."""
+    return training_data(block_world(num_blocks=3, users_per_block=15, items_per_block=12), rank=6)
+
+
+def small_config(**changes: Any) -> TrainConfig:
+    """`SMALL` with changes; those of `model` are merged."""
+    model = {**SMALL["model"], **changes.pop("model", {})}
+    return TrainConfig.parse({**SMALL, **changes, "model": model}, "train")

@@ -1,0 +1,294 @@
+"""The training loop in one process: resuming, stopping, choosing, and what it must refuse."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from components.cllmr.model import CLLMR, SideInformation
+from components.errors import ArtifactError, ConfigError
+from components.evaluate.metrics import rank
+from components.train.bundle import header, model_tensors
+from components.train.checkpoint import TrainState, check_checkpoint, load_checkpoint, save_checkpoint
+from components.train.config import TrainConfig
+from components.train.loop import SingleProcess, TrainData, build_model, fit, fit_base
+from components.train.strength import choose_strength, strength_curve
+from components.train.validation import validation_sums
+from serving.scorer import Scorer
+from tests.behaviour.training import SMALL, small_config, small_data
+
+FILES = ("model.safetensors", "best.safetensors", "optimizer.safetensors")
+
+
+class Interrupted(Exception):
+    """Stands for a kill."""
+
+
+class Saving(SingleProcess):
+    """Writes a checkpoint after every validation, goes on from the newest one, and dies after epoch `die_after`."""
+
+    def __init__(self, directory: Path, die_after: int | None = None) -> None:
+        super().__init__()
+        self.directory, self.die_after = directory, die_after
+        self.restored_epoch: int | None = None
+        self.optimizer: torch.optim.Optimizer | None = None
+
+    def restore(self, model: CLLMR, optimizer: torch.optim.Optimizer) -> Any:
+        self.optimizer = optimizer
+        newest = max(self.directory.glob("*"), key=lambda path: int(path.name), default=None)
+        if newest is None:
+            return None
+        state, best = load_checkpoint(newest, model, optimizer)
+        self.restored_epoch = state.epoch
+        return state, best
+
+    def save(
+        self,
+        state: TrainState,
+        model: CLLMR,
+        best: dict[str, Tensor],
+        optimizer: torch.optim.Optimizer,
+        figures: dict[str, float],
+    ) -> None:
+        directory = self.directory / str(state.epoch)
+        directory.mkdir(parents=True)
+        save_checkpoint(directory, state, model, best, optimizer)
+        if state.epoch == self.die_after:
+            raise Interrupted
+
+
+@pytest.fixture(scope="module")
+def data() -> TrainData:
+    return small_data()
+
+
+@pytest.fixture
+def checkpoint(data: TrainData, tmp_path: Path) -> Path:
+    """Of a run that died after two epochs."""
+    with pytest.raises(Interrupted):
+        fit(data, small_config(), Saving(tmp_path, die_after=2))
+    return tmp_path / "2"
+
+
+def assert_same(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
+    assert left.keys() == right.keys()
+    assert [name for name in left if not torch.equal(left[name], right[name])] == []
+
+
+@pytest.mark.parametrize("loss", ["softmax", "bpr"])
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(data: TrainData, loss: str) -> None:
+    config = small_config(max_epochs=2, model={"loss": loss})
+    (first, state), (again, state_again) = (fit(data, config, SingleProcess()) for _ in range(2))
+    assert_same(first.state_dict(), again.state_dict())
+    assert state == state_again
+    other, _ = fit(data, config.model_copy(update={"seed": 4}), SingleProcess())
+    assert not torch.equal(other.backbone.embedding, first.backbone.embedding)
+
+
+def test_the_result_does_not_depend_on_torchs_generator_before_the_run(data: TrainData) -> None:
+    first, _ = fit(data, small_config(max_epochs=1), SingleProcess())
+    torch.rand(17)
+    again, _ = fit(data, small_config(max_epochs=1), SingleProcess())
+    assert_same(first.state_dict(), again.state_dict())
+
+
+@pytest.mark.parametrize("died_after", [1, 2, 3])
+def test_an_interrupted_run_ends_with_the_weights_of_the_unbroken_one(data: TrainData, tmp_path: Path, died_after: int) -> None:
+    unbroken_hooks, hooks = Saving(tmp_path / "unbroken"), Saving(tmp_path / "broken", died_after)
+    unbroken, expected = fit(data, small_config(), unbroken_hooks)
+    with pytest.raises(Interrupted):
+        fit(data, small_config(), hooks)
+    hooks.die_after = None
+    resumed, state = fit(data, small_config(), hooks)
+    assert hooks.restored_epoch == died_after
+    assert state == expected
+    assert_same(resumed.state_dict(), unbroken.state_dict())
+    for name in FILES:  # the last epoch's weights and the optimiser's moments too, bit for bit
+        assert (tmp_path / "broken/4" / name).read_bytes() == (tmp_path / "unbroken/4" / name).read_bytes()
+
+
+def test_a_checkpoint_restores_weights_moments_and_step_counts(data: TrainData, checkpoint: Path) -> None:
+    torch.manual_seed(99)
+    model = build_model(data, small_config())
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.5, fused=True)
+    state, best = load_checkpoint(checkpoint, model, optimizer)
+    assert state.epoch == 2
+    assert [point["epoch"] for point in state.curve] == [1, 2]
+    assert best.keys() == model.state_dict().keys()
+    moments = optimizer.state_dict()["state"]
+    assert len(moments) == len(list(model.parameters()))
+    # 45 x 12 x 0.5 interactions in steps of 128, twice
+    assert {int(values["step"]) for values in moments.values()} == {2 * -(-int(data.train.nnz) // 128)}
+    assert all(values["exp_avg"].abs().max() > 0 for values in moments.values())
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_flipped_byte_is_noticed_and_nothing_is_restored(data: TrainData, checkpoint: Path, name: str) -> None:
+    content = bytearray((checkpoint / name).read_bytes())
+    content[-3] ^= 1
+    (checkpoint / name).write_bytes(content)
+    model = build_model(data, small_config())
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(ArtifactError, match=rf"checkpoint .*2: {name} is damaged\. An older one is used"):
+        load_checkpoint(checkpoint, model, torch.optim.Adam(model.parameters()))
+    assert_same(model.state_dict(), before)
+
+
+def test_a_truncated_file_is_noticed(checkpoint: Path) -> None:
+    content = (checkpoint / "model.safetensors").read_bytes()
+    (checkpoint / "model.safetensors").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ArtifactError, match=r"model\.safetensors is damaged"):
+        check_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize("name", ["state.json", *FILES])
+def test_a_missing_file_is_named(checkpoint: Path, name: str) -> None:
+    (checkpoint / name).unlink()
+    with pytest.raises(ArtifactError, match=rf"checkpoint .* cannot be read: .*No such file.*{name}"):
+        check_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize("content", ["", '{"state": {"epo', '{"state": {}}', "[]", "null"])
+def test_a_state_file_that_is_no_state_is_refused(checkpoint: Path, content: str) -> None:
+    (checkpoint / "state.json").write_text(content)
+    with pytest.raises(ArtifactError, match=r"checkpoint .* cannot be read"):
+        check_checkpoint(checkpoint)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change(data: TrainData) -> None:
+    assert data.side is not None
+    poisoned = SideInformation(data.side.text.clone(), data.side.spectrum)
+    poisoned.text[0, 0] = torch.nan
+    seen: list[CLLMR] = []
+
+    class Watching(SingleProcess):
+        def wrap(self, model: CLLMR) -> CLLMR:
+            seen.append(model)
+            return model
+
+    config = small_config(batch_size=1024)  # one step: it contains the poisoned user
+    with pytest.raises(FloatingPointError, match=r"not finite in epoch 0, step 0 \(learning rate 0\.01, batch size 1024\)"):
+        fit(replace(data, side=poisoned), config, Watching())
+    torch.manual_seed(config.seed)
+    assert_same(seen[0].state_dict(), build_model(data, config).state_dict())
+
+
+def test_training_stops_when_the_validation_recall_no_longer_rises_and_keeps_the_best(data: TrainData) -> None:
+    model, state = fit(data, small_config(max_epochs=60, patience=2), SingleProcess())
+    recalls = [point["recall@20"] for point in state.curve]
+    assert state.epoch < 60
+    assert state.epoch == state.best_epoch + 2
+    assert state.best_recall == max(recalls) == recalls[state.best_epoch - 1]
+    sums = validation_sums(model, data.train, data.held_out, 0, 1).tolist()
+    assert sums[0] / sums[2] == state.best_recall, "the returned weights are not the best ones"
+
+
+def test_the_last_epoch_is_validated_even_between_two_validations(data: TrainData) -> None:
+    _, state = fit(data, small_config(max_epochs=5, evaluate_every=3), SingleProcess())
+    assert [point["epoch"] for point in state.curve] == [3, 5]
+
+
+def test_without_validation_interactions_training_still_ends(data: TrainData) -> None:
+    nothing = sp.csr_array(data.train.shape, dtype=np.float32)
+    _, state = fit(replace(data, held_out=nothing), small_config(max_epochs=2), SingleProcess())
+    assert state.best_recall == 0.0
+    assert state.best_epoch == 1
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_validation_sums_of_all_ranks_add_up_to_the_metrics(data: TrainData, world_size: int) -> None:
+    model, _ = fit(data, small_config(max_epochs=1), SingleProcess())
+    held_out = sp.csr_array(data.held_out)
+    parts = [validation_sums(model, data.train, held_out, index, world_size) for index in range(world_size)]
+    recall, ndcg, count = torch.stack(parts).sum(dim=0).tolist()
+    found = model.representations()
+    users, items = (factor.numpy() for factor in found.mediator)
+    ranking = rank(lambda rows: users[rows] @ (items * found.item_gate.numpy()[:, None]).T, data.train, held_out)
+    assert count == len(ranking.users)
+    assert recall / count == pytest.approx(ranking.mean()["recall@20"], abs=1e-9)
+    assert ndcg / count == pytest.approx(ranking.mean()["ndcg@10"], abs=1e-9)
+    assert 0.1 < ranking.mean()["ndcg@10"] < 1.0
+
+
+@pytest.mark.parametrize(
+    ("metrics", "tolerance", "expected"),
+    [
+        ((0.50, 0.49, 0.48, 0.30), 0.02, 0.25),  # 0.49 is 2 % below the best and within it
+        ((0.50, 0.49, 0.48, 0.30), 0.0, 0.0),
+        ((0.50, 0.49, 0.48, 0.30), 0.05, 0.5),
+        ((0.30, 0.40, 0.50, 0.45), 0.02, 0.5),  # debiasing may help on validation
+        ((0.50, 0.10, 0.495, 0.30), 0.02, 0.5),  # the largest within it, whatever lies between
+        ((0.0, 0.0, 0.0, 0.0), 0.02, 1.0),
+    ],
+)
+def test_the_largest_strength_within_the_tolerance_is_chosen(
+    metrics: tuple[float, ...], tolerance: float, expected: float
+) -> None:
+    curve = [{"debias": debias, "ndcg@10": value} for debias, value in zip((0.0, 0.25, 0.5, 1.0), metrics, strict=True)]
+    assert choose_strength(curve, tolerance) == expected
+    assert choose_strength(curve[::-1], tolerance) == expected
+
+
+def test_the_strength_curve_is_the_served_scores_ndcg(data: TrainData) -> None:
+    model, _ = fit(data, small_config(max_epochs=2), SingleProcess())
+    found = model.representations()
+    tensors = {
+        "user_factors": found.mediator.users.numpy(),
+        "item_factors": found.mediator.items.numpy(),
+        "user_gate": found.user_gate.numpy(),
+        "item_gate": found.item_gate.numpy(),
+    }
+    described = header(embedding_dim=8, name="planted", fingerprint="0" * 16, debias_strength=0.0)
+    num_users, num_items = data.train.shape
+    items = [{"item_id": str(row), "title": ""} for row in range(num_items)]
+    scorer = Scorer(model_tensors(tensors, data.train), described, [f"u{row}" for row in range(num_users)], items)
+    curve = strength_curve(scorer, data.train, data.held_out, (0.0, 1.0))
+    assert [point["debias"] for point in curve] == [0.0, 1.0]
+    users, factors = (factor.numpy() for factor in found.mediator)
+    gate = found.item_gate.numpy()[:, None]
+    for point in curve:
+        served = gate * (factors - point["debias"] * factors.mean(axis=0))
+        expected = rank(lambda rows, served=served: users[rows] @ served.T, data.train, data.held_out).mean()["ndcg@10"]
+        assert point["ndcg@10"] == pytest.approx(expected, abs=2e-3)  # sums of another order may exchange near ties
+
+
+def test_the_base_model_is_trained_without_side_information(data: TrainData) -> None:
+    told: list[dict[str, float]] = []
+    settings = TrainConfig.parse({**SMALL, "max_epochs": 8}, "train").model_dump(mode="json")
+    users, items = fit_base(data.train, data.held_out, settings, lambda **figures: told.append(figures))
+    assert users.shape == (45, 9)
+    assert items.shape == (36, 9)
+    assert users.dtype == items.dtype == np.float32
+    assert [point["epoch"] for point in told] == list(range(1, 9))
+    assert "elbo.loss" not in told[0]
+    recall = rank(lambda rows: users[rows] @ items.T, data.train, data.held_out).mean()["recall@20"]
+    assert recall == pytest.approx(max(point["recall@20"] for point in told), abs=1e-6)
+    assert recall > 0.9
+    again = fit_base(data.train, data.held_out, settings, lambda **figures: None)
+    np.testing.assert_array_equal(users, again[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batchsize": 1}, r"unknown setting 'train\.batchsize'\. Did you mean 'batch_size'\?"),
+        ({"model": {"num_layer": 1}}, r"unknown setting 'train\.model\.num_layer'\. Did you mean 'num_layers'\?"),
+        ({"model": {"loss": "hinge"}}, r"setting 'train\.model\.loss' = 'hinge': .*'softmax' or 'bpr'"),
+        ({"learning_rate": 0}, r"setting 'train\.learning_rate' = 0: .*greater than 0"),
+    ],
+)
+def test_a_wrong_setting_is_one_line_with_what_is_allowed(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TrainConfig.parse(change, "train")
+
+
+def test_where_a_run_takes_place_is_no_part_of_its_identity() -> None:
+    here, there = TrainConfig(), TrainConfig(use_gpu=True, cpus_per_worker=8, max_failures=0)
+    assert here.identity() == there.identity()
+    assert here.identity() != TrainConfig(num_workers=3).identity()
+    assert here.identity() != TrainConfig(seed=1).identity()
