@@ -294,7 +294,7 @@ def run_stage(
         UserError: whatever the stage finds wrong with its input; nothing half-written is left.
     """
     inputs = {name: parent.fingerprint for name, parent in parents.items()}
-    with _failure_told(stage):  # a stage's identity may be the contents of a file that is not there
+    with failure_told(stage):  # a stage's identity may be the contents of a file that is not there
         name = fingerprint(stage, config.identity(), inputs)
         store = Store(storage_root)
     if (done := store.find(stage.name, name)) is not None and _is_whole(done) and is_live(done):
@@ -302,7 +302,7 @@ def run_stage(
         return done
     configure_logging()
     emit("stage started", stage=stage.name, fingerprint=name)
-    with _failure_told(stage), store.staging(stage.name) as built, peak_memory() as memory:
+    with failure_told(stage), store.staging(stage.name) as built, peak_memory() as memory:
         started = time.monotonic()
         facts = build(built)
         manifest = Manifest(
@@ -332,7 +332,7 @@ def run_stage(
 
 
 @contextmanager
-def _failure_told(stage: Stage) -> Iterator[None]:
+def failure_told(stage: Stage) -> Iterator[None]:
     """What the user can mend as an event, for whoever watches the stage from another process."""
     try:
         yield

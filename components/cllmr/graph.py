@@ -33,6 +33,7 @@ def normalised_adjacency(users: IntArray, items: IntArray, num_users: int, num_i
         torch.from_numpy(target.astype(np.int32)),
         torch.from_numpy((scale[source] * scale[target]).astype(np.float32)),
         size=(num_nodes, num_nodes),
+        check_invariants=True,
     )
 
 

@@ -10,13 +10,13 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from components.artifacts import Manifest, Stage, fingerprint, run_stage, write_json
+from components.artifacts import Manifest, Stage, failure_told, fingerprint, run_stage, write_json
 from components.errors import UserError
 from components.features import online
 from components.features.config import FeaturesConfig
 from components.ids import TIMESTAMP
 from components.progress import emit
-from feature_repo.store import REDIS, sqlite_path
+from feature_repo.store import REDIS, SQLITE, sqlite_path
 
 STAGE = Stage("features", version=1)
 
@@ -38,6 +38,9 @@ def run(config: dict[str, Any], storage_root: str, ingest: Manifest, sideinfo: M
     parents = {"ingest": ingest, "sideinfo": sideinfo, "spectrum": spectrum}
     inputs = {name: parent.fingerprint for name, parent in parents.items()}
     project = project_name(fingerprint(STAGE, settings.identity(), inputs))
+    if settings.online_store == SQLITE:
+        with failure_told(STAGE), online.user_errors(SQLITE):
+            sqlite_path(storage_root, project)  # refuses a remote root before anything is asked of it
 
     def build(directory: Path) -> dict[str, Any]:
         from components.features.repository import build_feature_set, probe_keys
