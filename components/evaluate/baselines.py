@@ -150,28 +150,16 @@ def ials(inputs: Inputs, factors: int, alpha: float, regularization: float, iter
 
 
 def ease(inputs: Inputs, l2: float, text_weight: float = 0.0) -> Baseline:
-    """EASE (Steck 2019): B = I - P diag(P)^-1 with P = (XᵀX + λI)^-1, so that the diagonal of B is 0.
+    """EASE (Steck 2019).
 
     Args:
         l2: λ.
         text_weight: a of "collective EASE": adds a·SSᵀ to the Gram matrix, S the centred unit rows of the items' text.
     """
-    from scipy.linalg.lapack import spotrf, spotri
+    from components.cllmr.linear.ease import Ease, EaseSettings
 
-    gram = (inputs.train.T @ inputs.train).toarray().astype(np.float32)
-    if text_weight:
-        text = _unit(inputs.item_text - inputs.item_text.mean(axis=0))
-        gram += text_weight * (text @ text.T)
-    gram[np.diag_indices_from(gram)] += l2
-    # the inverse from the Cholesky factor, in place; the matrix is symmetric, so Fortran's order of the transpose is the same
-    factor, failed = spotrf(gram.T, lower=True, overwrite_a=True)
-    assert not failed, "XᵀX + λI is positive definite for λ > 0"
-    inverse, failed = spotri(factor, lower=True, overwrite_c=True)
-    assert not failed, "a Cholesky factor with a positive diagonal can be inverted"
-    weights = np.ascontiguousarray(np.tril(inverse) + np.tril(inverse, -1).T)
-    weights /= -np.diag(weights)
-    np.fill_diagonal(weights, 0.0)
-    return ItemToItem(inputs.train, weights)
+    fits = Ease(inputs.train, inputs.item_text if text_weight else None)
+    return ItemToItem(inputs.train, fits.weights(EaseSettings(l2, text_weight)))
 
 
 def lightgcn_base(inputs: Inputs, on_progress: Callable[..., None]) -> Baseline:

@@ -1,0 +1,106 @@
+"""EASE with side information and degree normalisation: one Cholesky factorisation, no training loop.
+
+Plain EASE (Steck 2019) is ridge regression of every item on all the others, B = I - P diag(P)^-1 with P = (XᵀX + λI)^-1, so
+that diag(B) = 0 and the scores of a user are x_u B. Three things are added, each of which is off at its neutral value:
+
+* **Side information** as more rows of X ("collective" EASE): G = XᵀX + a ZZᵀ with Z the items' side representations, centred,
+  unit rows. An item nobody has chosen yet then still has neighbours. Z must not hold the interactions themselves (they are in
+  XᵀX already, and would be counted twice): it comes from an encoder that reads text alone, with the spectrum in its prior.
+* **Normalisation** of X to D_u^-u X D_i^-i: long histories and popular items weigh less in the regression.
+* **Popularity** of the target by n_j^p: p = i undoes the normalisation of the target, p < i recommends less popular items.
+
+λ and a are in units of the unnormalised problem: both are multiplied by trace(G_normalised) / trace(XᵀX), so that one setting
+means the same amount of regularisation whatever the powers.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class EaseSettings:
+    """What is tuned on validation."""
+
+    l2: float
+    """λ > 0."""
+    side_weight: float = 0.0
+    """a >= 0; 0 leaves the side information out."""
+    user_power: float = 0.0
+    """u, 0 to 1."""
+    item_power: float = 0.0
+    """i, 0 to 1."""
+    popularity_power: float = 0.0
+    """p, 0 to 1."""
+
+
+class Ease:
+    """All fits on one training matrix: Gram matrices are computed once and shared by the settings that are tried.
+
+    Args:
+        train: training interactions, (num_users, num_items), binary.
+        side: side representations of the items, (num_items, dim), any length; None without side information. Rows of zeros
+            are items without side information.
+    """
+
+    def __init__(self, train: sp.csr_array, side: npt.NDArray[np.floating] | None = None) -> None:
+        self._train = train
+        self._user_degree = np.maximum(np.diff(train.indptr), 1).astype(np.float64)
+        self._item_degree = np.maximum(np.bincount(train.indices, minlength=train.shape[1]), 1).astype(np.float64)
+        self._side = None if side is None else centred_unit_rows(side)
+        self._gram: tuple[float, Floats] | None = None
+
+    def weights(self, settings: EaseSettings) -> Floats:
+        """Item-to-item weights B with a zero diagonal, (num_items, num_items): scores are x_u @ B."""
+        gram = self._user_weighted_gram(settings.user_power).copy()
+        scale_of_item = (self._item_degree**-settings.item_power).astype(np.float32)
+        gram *= scale_of_item[:, None]
+        gram *= scale_of_item[None, :]
+        unit = np.float32(np.trace(gram, dtype=np.float64) / max(self._train.nnz, 1))
+        if settings.side_weight:
+            assert self._side is not None, "a side weight needs side representations"
+            weighted = np.sqrt(np.float32(settings.side_weight) * unit) * self._side
+            gram += weighted @ weighted.T
+        gram[np.diag_indices_from(gram)] += np.float32(settings.l2) * unit
+        weights = _regression_weights(gram)
+        weights *= scale_of_item[:, None]
+        weights *= (self._item_degree**settings.popularity_power).astype(np.float32)[None, :]
+        return weights
+
+    def _user_weighted_gram(self, user_power: float) -> Floats:
+        if self._gram is None or self._gram[0] != user_power:
+            self._gram = None  # two of these at once may not fit
+            weighted = sp.csr_array(sp.diags_array(self._user_degree**-user_power) @ self._train)
+            self._gram = (user_power, (weighted.T @ weighted).toarray().astype(np.float32))
+        return self._gram[1]
+
+
+def centred_unit_rows(side: npt.NDArray[np.floating]) -> Floats:
+    """Rows minus their mean (what all of them share says nothing), scaled to length 1; rows of zeros stay zero: (n, dim)."""
+    told = np.linalg.norm(side, axis=1) > 0
+    centred = np.zeros(side.shape, dtype=np.float32)
+    if told.any():
+        centred[told] = side[told] - side[told].mean(axis=0)
+    lengths = np.linalg.norm(centred, axis=1, keepdims=True)
+    result: Floats = np.divide(centred, lengths, out=np.zeros_like(centred), where=lengths > 1e-12)
+    return result
+
+
+def _regression_weights(gram: Any) -> Floats:
+    """B = I - P diag(P)^-1 of a positive definite (n, n) matrix, which is overwritten."""
+    from scipy.linalg.lapack import spotrf, spotri
+
+    # the inverse from the Cholesky factor, in place; the matrix is symmetric, so Fortran's order of the transpose is the same
+    factor, failed = spotrf(gram.T, lower=True, overwrite_a=True)
+    assert not failed, "XᵀX + λI is positive definite for λ > 0"
+    inverse, failed = spotri(factor, lower=True, overwrite_c=True)
+    assert not failed, "a Cholesky factor with a positive diagonal can be inverted"
+    weights = np.ascontiguousarray(np.tril(inverse) + np.tril(inverse, -1).T)
+    weights /= -np.diag(weights).copy()
+    np.fill_diagonal(weights, 0.0)
+    return weights

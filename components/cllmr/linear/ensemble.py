@@ -1,0 +1,142 @@
+"""Several models as one: the weighted sum of their scores, each standardised per user, weights chosen on validation.
+
+Standardised because scores of different models have different scales, and scales that differ between users: for user u,
+z_ui = (s_ui - mean_j s_uj) / std_j s_uj. Only the scale matters to a ranking, and for members whose score is an inner product
+a_u . b_i it is a property of the user: std_u² = a_uᵀ Cov(b) a_u. So an ensemble of inner products is one inner product, of the
+user row [w_m a_mu / std_mu] and the item row [b_mi], concatenated over the members.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+
+Floats = npt.NDArray[np.float32]
+Rows = npt.NDArray[np.int64]
+
+STEPS = (-0.4, -0.2, -0.1, -0.05, 0.05, 0.1, 0.2, 0.4, 0.8)
+"""Changes of one weight that are tried, in units of a standard deviation of the first member's scores."""
+MIN_GAIN = 5e-4
+"""A change of a weight must raise the validation metric by this share, so that noise adds no members."""
+_CUTOFF = 10
+_DISCOUNT = 1.0 / np.log2(np.arange(2, _CUTOFF + 2))
+
+
+class Scores(Protocol):
+    """Anything fitted that scores all items for a block of users."""
+
+    def score(self, users: Rows) -> Floats:
+        """Rows of the users (n,) -> (n, num_items)."""
+        ...
+
+
+def standardised(scores: npt.NDArray[np.floating]) -> Floats:
+    """Every row with mean 0 and standard deviation 1 over the items; rows without variation become 0: (n, num_items)."""
+    scores = np.asarray(scores, dtype=np.float32)
+    deviation = scores.std(axis=1, keepdims=True)
+    centred = scores - scores.mean(axis=1, keepdims=True)
+    result: Floats = np.divide(centred, deviation, out=np.zeros_like(centred), where=deviation > 1e-9)
+    return result
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """The weighted sum of standardised members; members of weight 0 are not asked."""
+
+    members: Sequence[Scores]
+    weights: Sequence[float]
+
+    def score(self, users: Rows) -> Floats:
+        """Rows of the users (n,) -> (n, num_items)."""
+        parts = ((w, member) for w, member in zip(self.weights, self.members, strict=True) if w)
+        total: Floats | None = None
+        for weight, member in parts:
+            part = np.float32(weight) * standardised(member.score(users))
+            total = part if total is None else total + part
+        assert total is not None, "an ensemble has a member with a weight"
+        return total
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What the choice of weights looks at: of each validation user, the items that any member ranks high.
+
+    The ten best of a weighted sum are nearly always among the members' own best, so a metric over these columns stands for the
+    one over all items at a fraction of its cost; the metric that is reported is the one over all items.
+    """
+
+    scores: Floats
+    """Standardised scores, (num_members, num_users, num_candidates)."""
+    excluded: npt.NDArray[np.bool_]
+    """Places that hold a masked item, or one that an earlier place holds, (num_users, num_candidates)."""
+    relevant: npt.NDArray[np.bool_]
+    """(num_users, num_candidates)."""
+    ideal: npt.NDArray[np.float64]
+    """DCG@10 of an ideal ranking, (num_users,)."""
+
+    @classmethod
+    def collect(
+        cls, members: Sequence[Scores], seen: sp.csr_array, held_out: sp.csr_array, per_member: int = 60, block_size: int = 256
+    ) -> "Candidates":
+        """Asks every member once for every user with held-out interactions.
+
+        Args:
+            members: fitted models.
+            seen: interactions that are not ranked, (num_users, num_items).
+            held_out: interactions to find, same shape.
+            per_member: items kept of each member's ranking.
+            block_size: users scored at once.
+        """
+        size = np.diff(held_out.indptr)
+        users = np.flatnonzero(size).astype(np.int64)
+        kept = min(per_member, held_out.shape[1])
+        scores, excluded, relevant = [], [], []
+        for start in range(0, len(users), block_size):
+            block = users[start : start + block_size]
+            parts = [standardised(member.score(block)) for member in members]
+            masked = seen[block].toarray() > 0
+            chosen = [np.argpartition(np.where(masked, np.inf, -part), kept - 1, axis=1)[:, :kept] for part in parts]
+            columns = np.sort(np.concatenate(chosen, axis=1), axis=1)
+            out = np.take_along_axis(masked, columns, axis=1)
+            out[:, 1:] |= columns[:, 1:] == columns[:, :-1]
+            scores.append(np.stack([np.take_along_axis(part, columns, axis=1) for part in parts]))
+            excluded.append(out)
+            relevant.append(np.take_along_axis(held_out[block].toarray() > 0, columns, axis=1))
+        ideal = np.cumsum(_DISCOUNT)[np.minimum(size[users], _CUTOFF) - 1]
+        return cls(np.concatenate(scores, axis=1), np.concatenate(excluded), np.concatenate(relevant), ideal)
+
+    def ndcg(self, weights: npt.NDArray[np.floating]) -> float:
+        """Mean NDCG@10 of the weighted sum over these candidates."""
+        total = np.tensordot(weights.astype(np.float32), self.scores, axes=1)
+        total[self.excluded] = -np.inf
+        kept = min(_CUTOFF, total.shape[1])
+        top = np.argpartition(-total, kept - 1, axis=1)[:, :kept]
+        order = np.argsort(-np.take_along_axis(total, top, axis=1), axis=1, kind="stable")
+        hits = np.take_along_axis(self.relevant, np.take_along_axis(top, order, axis=1), axis=1)
+        return float(((hits * _DISCOUNT[:kept]).sum(axis=1) / self.ideal).mean())
+
+
+def choose_weights(candidates: Candidates, rounds: int = 3) -> tuple[list[float], float]:
+    """Coordinate ascent on validation NDCG@10 from the best single member: weights (num_members,), and the NDCG@10 reached.
+
+    Deterministic: members and steps are tried in their order, and only a gain of `MIN_GAIN` moves a weight.
+    """
+    number = len(candidates.scores)
+    single = [candidates.ndcg(row) for row in np.eye(number)]
+    weights: npt.NDArray[Any] = np.eye(number)[int(np.argmax(single))]
+    best = max(single)
+    for _ in range(rounds):
+        before = best
+        for member in range(number):
+            tried = [weights + step * np.eye(number)[member] for step in STEPS]
+            tried = [one for one in tried if one.any()]
+            values = [candidates.ndcg(one) for one in tried]
+            if max(values) > best * (1 + MIN_GAIN):
+                best = max(values)
+                weights = tried[int(np.argmax(values))]
+        if best == before:
+            break
+    return [round(float(weight), 6) for weight in weights], best

@@ -1,0 +1,164 @@
+"""EASE against a regression solved column by column, and what its additions do."""
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from components.cllmr.linear.ease import Ease, EaseSettings, centred_unit_rows
+from components.cllmr.linear.ensemble import Candidates, Ensemble, choose_weights
+from components.cllmr.linear.factors import aligned_item_factors, side_map
+from components.evaluate.metrics import rank
+
+NUM_USERS, NUM_ITEMS = 30, 12
+
+
+def interactions(seed: int = 0) -> sp.csr_array:
+    dense = (np.random.default_rng(seed).random((NUM_USERS, NUM_ITEMS)) < 0.3).astype(np.float32)
+    dense[:, 11] = 0.0  # nobody has chosen the last item
+    return sp.csr_array(dense)
+
+
+def side(seed: int = 1) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(NUM_ITEMS, 5)).astype(np.float32)
+
+
+def ridge_without_self(rows: np.ndarray, l2: float) -> np.ndarray:
+    """Every column regressed on all the others: the definition of EASE, without its closed form."""
+    weights = np.zeros((rows.shape[1], rows.shape[1]))
+    for item in range(rows.shape[1]):
+        others = np.delete(np.arange(rows.shape[1]), item)
+        inputs = rows[:, others]
+        weights[others, item] = np.linalg.solve(inputs.T @ inputs + l2 * np.eye(len(others)), inputs.T @ rows[:, item])
+    return weights
+
+
+def test_plain_ease_is_the_ridge_regression_of_every_item_on_the_others() -> None:
+    train = interactions()
+    found = Ease(train).weights(EaseSettings(l2=3.0))
+    np.testing.assert_allclose(found, ridge_without_self(train.toarray().astype(np.float64), 3.0), atol=1e-5)
+
+
+def test_side_information_enters_as_further_rows_of_the_regression() -> None:
+    train, z = interactions(), side()
+    found = Ease(train, z).weights(EaseSettings(l2=3.0, side_weight=2.0))
+    rows = np.concatenate([train.toarray(), np.sqrt(2.0) * centred_unit_rows(z).T]).astype(np.float64)
+    np.testing.assert_allclose(found, ridge_without_self(rows, 3.0), atol=1e-5)
+
+
+def test_normalisation_is_the_regression_on_the_normalised_matrix() -> None:
+    train, settings = interactions(), EaseSettings(2.0, user_power=0.5, item_power=0.25, popularity_power=0.1)
+    dense = train.toarray().astype(np.float64)
+    items = np.maximum(dense.sum(axis=0), 1)
+    normalised = dense / np.maximum(dense.sum(axis=1), 1)[:, None] ** 0.5 / items**0.25
+    unit = (normalised**2).sum() / dense.sum()
+    expected = items[:, None] ** -0.25 * ridge_without_self(normalised, 2.0 * unit) * items**0.1
+    np.testing.assert_allclose(Ease(train).weights(settings), expected, atol=1e-5)
+
+
+def test_an_item_without_interactions_has_neighbours_through_its_side_information_only() -> None:
+    train = interactions()
+    assert not Ease(train).weights(EaseSettings(1.0))[:, 11].any()
+    z = side()
+    z[11] = z[3] + 0.01
+    found = Ease(train, z).weights(EaseSettings(1.0, side_weight=5.0))
+    assert found[:, 11].argmax() == 3
+
+
+def test_fits_do_not_depend_on_which_were_made_before() -> None:
+    fits, z = EaseSettings(1.0, 2.0, 0.5, 0.2, 0.2), side()
+    used = Ease(interactions(), z)
+    for power in (0.0, 0.3):
+        used.weights(EaseSettings(5.0, user_power=power))
+    np.testing.assert_array_equal(used.weights(fits), Ease(interactions(), z).weights(fits))
+
+
+def test_centring_leaves_rows_without_side_information_at_zero() -> None:
+    z = np.array([[1.0, 0.0], [0.0, 0.0], [0.0, 3.0]])
+    found = centred_unit_rows(z)
+    assert not found[1].any()
+    assert np.linalg.norm(found[[0, 2]], axis=1) == pytest.approx([1.0, 1.0])
+    np.testing.assert_allclose(found[0], -found[2], atol=1e-6)
+
+
+class Table:
+    """A member whose scores are given."""
+
+    def __init__(self, scores: np.ndarray) -> None:
+        self._scores = scores.astype(np.float32)
+
+    def score(self, users: np.ndarray) -> np.ndarray:
+        return self._scores[users]
+
+
+def halves_of_the_truth(seed: int = 0) -> tuple[sp.csr_array, sp.csr_array, list[Table]]:
+    """Two members that each see one half of what decides, and one of pure noise."""
+    rng = np.random.default_rng(seed)
+    first, second, noise = rng.normal(size=(3, 200, 60))
+    order = np.argsort(-(first + second), axis=1)
+    held_out = np.zeros((200, 60), dtype=np.float32)
+    np.put_along_axis(held_out, order[:, :5], 1.0, axis=1)
+    empty = sp.csr_array((200, 60), dtype=np.float32)
+    return empty, sp.csr_array(held_out), [Table(100 * first), Table(second + 7), Table(noise)]
+
+
+def test_weights_find_the_members_that_decide_and_leave_noise_out() -> None:
+    seen, held_out, members = halves_of_the_truth()
+    candidates = Candidates.collect(members, seen, held_out)
+    weights, reached = choose_weights(candidates)
+    assert weights[2] == pytest.approx(0.0, abs=0.06)
+    assert weights[1] / weights[0] == pytest.approx(1.0, abs=0.25)
+    assert reached > 0.97
+    assert reached > 1.5 * max(candidates.ndcg(row) for row in np.eye(3))
+
+
+def test_the_metric_over_candidates_is_the_one_over_all_items() -> None:
+    seen, held_out, members = halves_of_the_truth()
+    weights = [1.0, 0.6, -0.1]
+    found = Candidates.collect(members, seen, held_out, per_member=40).ndcg(np.array(weights))
+    assert found == pytest.approx(rank(Ensemble(members, weights).score, seen, held_out).mean()["ndcg@10"], abs=1e-6)
+
+
+def test_an_ensemble_of_inner_products_is_an_inner_product() -> None:
+    rng = np.random.default_rng(0)
+    factors = [(rng.normal(size=(9, d)), rng.normal(size=(20, d))) for d in (3, 5)]
+    weights, users = (1.0, 0.4), np.arange(9)
+    rows = []
+    for weight, (a, b) in zip(weights, factors, strict=True):
+        deviation = np.sqrt(np.einsum("ud,de,ue->u", a, np.cov(b.T, bias=True), a))
+        rows.append(weight * a / deviation[:, None])
+    product = np.concatenate(rows, axis=1) @ np.concatenate([b for _, b in factors], axis=1).T
+    found = Ensemble([Table(a @ b.T) for a, b in factors], weights).score(users)
+    np.testing.assert_allclose(found, product - product.mean(axis=1, keepdims=True), atol=1e-4)
+
+
+def test_item_factors_with_a_prior_minimise_their_objective() -> None:
+    rng = np.random.default_rng(0)
+    train, users, prior = interactions(), rng.normal(size=(NUM_USERS, 4)), rng.normal(size=(NUM_ITEMS, 4))
+    found = aligned_item_factors(train, users, prior, alpha=5.0, regularization=2.0)
+    dense = train.toarray()
+    for item in range(NUM_ITEMS):
+        confidence = np.where(dense[:, item] > 0, 5.0, 1.0)
+        residual = dense[:, item] - users @ found[item]
+        gradient = -users.T @ (confidence * residual) + 2.0 * (found[item] - prior[item])
+        np.testing.assert_allclose(gradient, 0.0, atol=1e-3)  # float32 factors
+
+
+def test_without_interactions_an_item_is_near_its_prior_and_the_map_recovers_a_linear_truth() -> None:
+    rng = np.random.default_rng(0)
+    z, truth = rng.normal(size=(NUM_ITEMS, 3)), rng.normal(size=(3, 4))
+    degree = np.arange(NUM_ITEMS)
+    np.testing.assert_allclose(side_map(z @ truth, z, degree, l2=1e-9), truth, atol=1e-4)
+    users = rng.normal(size=(NUM_USERS, 4))
+    found = aligned_item_factors(interactions(), users, z @ truth, alpha=5.0, regularization=1e6)
+    np.testing.assert_allclose(found, z @ truth, atol=1e-2)
+
+
+def test_the_prior_with_nothing_to_say_is_the_librarys_half_sweep() -> None:
+    implicit = pytest.importorskip("implicit.cpu.als")
+    train = interactions()
+    model = implicit.AlternatingLeastSquares(
+        factors=4, alpha=5.0, regularization=2.0, iterations=3, use_cg=False, use_native=False, num_threads=1, random_state=0
+    )
+    model.fit(sp.csr_matrix(train), show_progress=False)
+    found = aligned_item_factors(train, model.user_factors, np.zeros((NUM_ITEMS, 4)), 5.0, 2.0)
+    np.testing.assert_allclose(found, model.item_factors, atol=1e-3)
