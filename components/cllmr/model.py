@@ -1,4 +1,4 @@
-"""CLLMR: a backbone, the side-information encoder and the propensity heads, trained together."""
+"""CLLMR: a backbone, a side-information encoder and the propensity heads, trained together."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -6,12 +6,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from components.cllmr.backbone import LightGCN
+from components.cllmr.backbones import BACKBONES
 from components.cllmr.config import ModelConfig
-from components.cllmr.counterfactual import MediatorFactors, PropensityHeads, mediator_factors
-from components.cllmr.objective import bpr, info_nce, sampled_softmax
+from components.cllmr.effects.gates import MediatorFactors, PropensityHeads, mediator_factors
+from components.cllmr.encoders import ENCODERS
+from components.cllmr.graph import Graph
+from components.cllmr.objective import bpr, sampled_softmax
 from components.cllmr.sampling import Batch
-from components.cllmr.side_encoder import SpectrumSideEncoder
 
 
 @dataclass(frozen=True)
@@ -41,33 +42,29 @@ class Representations(NamedTuple):
 class CLLMR(nn.Module):
     """Scores y_ui = m_ui * g_u * g_i and the loss that trains them (E13, E18).
 
+    λ_reg ‖Θ‖² (E18) is the optimiser's weight decay, see `components.train.loop.make_optimizer`.
+
     Args:
-        adjacency: of the training graph, see `components.cllmr.graph.normalised_adjacency`.
+        graph: of the training interactions.
         side: side information; None if and only if `config.side_encoder` is "none".
     """
 
-    def __init__(
-        self, config: ModelConfig, adjacency: Tensor, num_users: int, num_items: int, side: SideInformation | None
-    ) -> None:
+    def __init__(self, config: ModelConfig, graph: Graph, side: SideInformation | None) -> None:
         super().__init__()
         assert (side is None) == (config.side_encoder == "none"), "side information and its encoder come together"
         self.config = config
-        self.num_users = num_users
-        self.backbone = LightGCN(adjacency, num_users, num_items, config.embedding_dim, config.num_layers)
+        self.num_users = graph.num_users
+        self.backbone = BACKBONES[config.backbone](graph, config)
         self.text: Tensor
         self.spectrum: Tensor
         if side is not None:
             self.register_buffer("text", side.text, persistent=False)  # inputs: not part of a checkpoint
             self.register_buffer("spectrum", side.spectrum, persistent=False)
-            self.side_encoder = SpectrumSideEncoder(
-                side.text.shape[1],
-                side.spectrum.shape[1],
-                config.embedding_dim,
-                config.spectrum_input,
-                config.spectrum_noise,
-            )
+            widths = side.text.shape[1], side.spectrum.shape[1], self.backbone.output_dim
+            self.side_encoder = ENCODERS[config.side_encoder](*widths, config)
+            self.side_encoder.prepare(side.text)
             if config.counterfactual:
-                self.heads = PropensityHeads(config.embedding_dim, config.gate_bias, config.user_gate)
+                self.heads = PropensityHeads(self.backbone.output_dim, config.gate_bias, config.user_gate)
 
     @property
     def has_side_information(self) -> bool:
@@ -101,59 +98,105 @@ class CLLMR(nn.Module):
 
         Args:
             batch: see `components.cllmr.sampling`.
-            generator: source of the encoder's noise, on the CPU.
+            generator: source of all noise, on the CPU.
         """
         config = self.config
-        all_users, all_items = self.backbone()
+        masked = self._masked_nodes(generator)
+        all_users, all_items = self.backbone(generator, None if masked is None else self._masked_table(masked))
         users, user_of_pair = torch.unique(batch.users, return_inverse=True)
         items, position = torch.unique(torch.cat([batch.items, batch.negatives]), return_inverse=True)
         item_of_pair, item_of_negative = position[: len(batch.items)], position[len(batch.items) :]
-        factors = self.mediator(all_users[users], all_items[items])
-        a = factors.users[user_of_pair]
-        positive = (a * factors.items[item_of_pair]).sum(dim=1)
-        if config.loss == "softmax":
-            negative = a @ factors.items[item_of_negative].T
-        else:
-            negative = (a * factors.items[item_of_negative]).sum(dim=1)
+        # rows are gathered by index_select: the gradient of fancy indexing takes twice as long
+        user_rows, item_rows = all_users.index_select(0, users), all_items.index_select(0, items)
+        factors = self.mediator(user_rows, item_rows)
 
         parts: dict[str, Tensor] = {}
         if self.has_side_information:
             nodes = torch.cat([users, items + self.num_users])
-            z, parts["elbo"] = self.side_encoder(self.text[nodes], self.spectrum[nodes], generator)
-            user_z, item_z = z[: len(users)], z[len(users) :]
-            cap = config.max_aligned_nodes
-            positives = torch.unique(item_of_pair)[:cap]
-            parts["alignment"] = info_nce(all_users[users[:cap]], user_z[:cap], config.alignment_temperature) + info_nce(
-                all_items[items[positives]], item_z[positives], config.alignment_temperature
-            )
+            if masked is None:
+                # the batch is in random order, so its first pairs are a fair sample of its nodes
+                first = slice(config.max_aligned_nodes)
+                aligned = torch.unique(torch.cat([user_of_pair[first], len(users) + item_of_pair[first]]))
+                z = self._add_alignment(parts, torch.cat([user_rows, item_rows]), nodes, aligned, generator)
+            else:
+                shown = masked[: config.max_aligned_nodes]
+                self._add_reconstruction(parts, torch.cat([all_users, all_items]).index_select(0, shown), shown, generator)
+                if self.has_gates:
+                    z = self.side_encoder.encode(self.text[nodes], self.spectrum[nodes])
             if self.has_gates:
                 # the heads read the side representation, they do not shape it: otherwise it fits popularity, and over-fits
-                user_gate, item_gate = self._gates(user_z.detach(), item_z.detach())
-                user_gate, item_logit = user_gate[user_of_pair], self.heads.item_logit(item_z.detach())
-                positive = positive * user_gate * item_gate[item_of_pair]
-                gate_of_negative = item_gate[item_of_negative]
+                user_z, item_z = z[: len(users)].detach(), z[len(users) :].detach()
+                user_gate, item_gate = self._gates(user_z, item_z)
+                # (a g_u) . (b g_i): gated as factors, so that no matrix of scores is multiplied
+                factors = MediatorFactors(factors.users * user_gate[:, None], factors.items * item_gate[:, None])
+                logit, opponent = self.heads.item_logit(item_z), item_of_negative
                 if config.loss == "softmax":
-                    negative = negative * user_gate[:, None] * gate_of_negative
-                    opponent = item_of_negative[torch.arange(len(item_of_pair), device=z.device) % len(item_of_negative)]
-                else:
-                    negative = negative * user_gate * gate_of_negative
-                    opponent = item_of_negative
-                parts["gate"] = bpr(item_logit[item_of_pair], item_logit[opponent])
+                    opponent = opponent[torch.arange(len(item_of_pair), device=z.device) % len(opponent)]
+                parts["gate"] = bpr(logit[item_of_pair], logit[opponent])
 
+        a = factors.users.index_select(0, user_of_pair)
+        positive = (a * factors.items.index_select(0, item_of_pair)).sum(dim=1)
+        opposing = factors.items.index_select(0, item_of_negative)
         if config.loss == "softmax":
-            parts["ranking"] = sampled_softmax(positive, negative, batch.is_positive)
+            parts["ranking"] = sampled_softmax(positive, a, opposing, batch.false_negatives)
         else:
-            parts["ranking"] = bpr(positive, negative)
+            parts["ranking"] = bpr(positive, (a * opposing).sum(dim=1))
+        auxiliary = self.backbone.auxiliary_loss(batch, all_users, all_items, generator)
+        if auxiliary is not None:
+            parts["auxiliary"] = auxiliary
         weights = {
             "ranking": 1.0,
+            "auxiliary": 1.0,  # weighted by the backbone itself
             "elbo": config.elbo_weight,
             "alignment": config.alignment_weight,
             "gate": config.gate_weight,
         }
         loss = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
-        if config.l2_weight:
-            loss = loss + config.l2_weight * torch.stack([(p**2).sum() for p in self.parameters()]).sum()
         return loss, {name: part.detach() for name, part in parts.items()}
+
+    def _add_alignment(
+        self, parts: dict[str, Tensor], rows: Tensor, nodes: Tensor, aligned: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """Encodes nodes of the batch and adds what they cost to `parts`; returns z of those that were encoded.
+
+        Args:
+            rows: collaborative representations of `nodes`, (num_nodes, output_dim).
+            nodes: users first, (num_nodes,).
+            aligned: which of them are aligned, ascending; without gates nothing reads the others, which are not encoded.
+        """
+        if not self.has_gates:
+            rows, nodes = rows.index_select(0, aligned), nodes[aligned]
+            aligned = torch.arange(len(aligned), device=nodes.device)
+        text = self.text[nodes]
+        z, parts["elbo"] = self.side_encoder(text, self.spectrum[nodes], generator)
+        is_user = nodes[aligned] < self.num_users
+        sides = [
+            self.side_encoder.alignment(*(part.index_select(0, side) for part in (rows, z, text)))
+            for side in (aligned[is_user], aligned[~is_user])
+        ]
+        parts["alignment"] = sides[0] + sides[1]
+        return z
+
+    def _add_reconstruction(self, parts: dict[str, Tensor], rows: Tensor, nodes: Tensor, generator: torch.Generator) -> None:
+        """Adds to `parts` what it costs to tell the text of hidden `nodes` from their representations `rows` (RLMRec-Gen)."""
+        text = self.text[nodes]
+        z, parts["elbo"] = self.side_encoder(text, self.spectrum[nodes], generator)
+        parts["alignment"] = self.side_encoder.alignment(rows, z, text)
+
+    def _masked_nodes(self, generator: torch.Generator) -> Tensor | None:
+        """Nodes whose ID embedding is hidden in this step (RLMRec-Gen), in random order; None where the encoder hides none."""
+        ratio = self.side_encoder.mask_ratio if self.has_side_information else 0.0
+        if not ratio:
+            return None
+        table = self.backbone.embedding
+        return torch.randperm(len(table), generator=generator)[: max(1, int(ratio * len(table)))].to(table.device)
+
+    def _masked_table(self, masked: Tensor) -> Tensor:
+        """The ID table with the encoder's mask token in the rows of `masked`, (num_nodes, embedding_dim)."""
+        table = self.backbone.embedding
+        hidden = torch.zeros(len(table), 1, dtype=torch.bool, device=table.device)
+        hidden[masked] = True
+        return torch.where(hidden, self.side_encoder.mask_token, table)
 
     @torch.no_grad()
     def representations(self) -> Representations:

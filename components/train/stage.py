@@ -11,7 +11,7 @@ from components.train.config import TrainConfig
 if TYPE_CHECKING:
     import pandas as pd
 
-STAGE = Stage("train", version=1)
+STAGE = Stage("train", version=2)
 
 
 def run(config: dict[str, Any], storage_root: str, ingest: Manifest, features: Manifest) -> Manifest:
@@ -56,11 +56,12 @@ def _build(out: Path, config: TrainConfig, ingest: Manifest, features: Manifest,
         run = json.loads((checkpoint / "result.json").read_text(encoding="utf-8"))
 
     model = model_tensors(tensors, train)
+    embedding_dim = model["item_factors"].shape[1] - 1  # wider than the ID table where a backbone puts its layers side by side
     described = header(
-        embedding_dim=config.model.embedding_dim,
+        embedding_dim=embedding_dim,
         name=dataset.name,
         fingerprint=name,
-        backbone="lightgcn",
+        backbone=config.model.backbone,
         side_encoder=config.model.side_encoder,
         seed=config.seed,
         feature_project=features.facts["project"],
@@ -84,7 +85,7 @@ def _build(out: Path, config: TrainConfig, ingest: Manifest, features: Manifest,
     }
     write_json(out / "training.json", training)
     facts = {key: value for key, value in training.items() if key != "debias_curve"}
-    return {**facts, "embedding_dim": config.model.embedding_dim}
+    return {**facts, "embedding_dim": embedding_dim}
 
 
 def _described_items(items: "pd.DataFrame", profiles: list[str]) -> list[dict[str, str]]:

@@ -1,13 +1,15 @@
 """Validation while training: full ranking of a share of the users, as sums that can be added over workers."""
 
 import numpy as np
+import numpy.typing as npt
 import scipy.sparse as sp
 import torch
 from torch import Tensor
 
 from components.cllmr.model import CLLMR
 
-BLOCK = 1024  # users scored at once
+BLOCK = 256  # users scored at once: their scores stay in the cache between product, mask and top-k
+K = 20
 
 
 @torch.no_grad()
@@ -19,20 +21,47 @@ def validation_sums(model: CLLMR, train: sp.csr_array, held_out: sp.csr_array, r
     representations = model.representations()
     item_matrix = representations.mediator.items * representations.item_gate[:, None]
     users = np.flatnonzero(np.diff(held_out.indptr) > 0)[rank::world_size]
-    sums = torch.zeros(3, dtype=torch.float64)
+    top = top_unseen(representations.mediator.users[torch.from_numpy(users)], item_matrix, train[users], K)
+    relevant = held_out[users]
+    hits = among(relevant, top)
+    size = np.diff(relevant.indptr)
     discount = 1.0 / np.log2(np.arange(2, 12))
+    dcg = (hits[:, :10] * discount[: hits[:, :10].shape[1]]).sum(axis=1)
+    ideal = np.cumsum(discount)[np.minimum(size, 10) - 1]
+    return torch.tensor([(hits.sum(axis=1) / size).sum(), (dcg / ideal).sum(), len(users)], dtype=torch.float64)
+
+
+def top_unseen(users: Tensor, items: Tensor, seen: sp.csr_array, k: int) -> npt.NDArray[np.int64]:
+    """Items with the k largest inner products that each user has not seen, best first, (num_users, at most k).
+
+    Product, mask and top-k are done block by block in one piece of memory: a new one for each block would spend more time on
+    mapping its pages than on the product.
+
+    Args:
+        users: factors of the users, (num_users, dim).
+        items: factors of all items, (num_items, dim).
+        seen: interactions of these users, (num_users, num_items).
+    """
+    k = min(k, len(items))
+    memory = torch.empty(min(BLOCK, len(users)), len(items))
+    top = torch.empty(len(users), k, dtype=torch.int64)
+    row, column = (torch.from_numpy(axis.astype(np.int64)) for axis in seen.tocoo().coords)
     for start in range(0, len(users), BLOCK):
         block = users[start : start + BLOCK]
-        scores = representations.mediator.users[torch.from_numpy(block)] @ item_matrix.T  # (block, num_items)
-        seen = train[block].tocoo()
-        scores[
-            torch.from_numpy(seen.coords[0].astype(np.int64)), torch.from_numpy(seen.coords[1].astype(np.int64))
-        ] = -torch.inf
-        top = scores.topk(min(20, scores.shape[1]), dim=1).indices.numpy()
-        relevant = held_out[block].toarray()
-        hits = np.take_along_axis(relevant, top, axis=1)  # (block, 20)
-        size = relevant.sum(axis=1)
-        ideal = np.cumsum(discount)[np.minimum(size, 10).astype(int) - 1]
-        dcg = (hits[:, :10] * discount[: hits[:, :10].shape[1]]).sum(axis=1)
-        sums += torch.tensor([(hits.sum(axis=1) / size).sum(), (dcg / ideal).sum(), len(block)], dtype=torch.float64)
-    return sums
+        scores = torch.mm(block, items.T, out=memory[: len(block)])
+        interactions = slice(int(seen.indptr[start]), int(seen.indptr[start + len(block)]))
+        scores[row[interactions] - start, column[interactions]] = -torch.inf
+        top[start : start + BLOCK] = scores.topk(k, dim=1).indices
+    return top.numpy()
+
+
+def among(relevant: sp.csr_array, items: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Which of each user's `items` (num_users, k) are among the user's `relevant` ones (num_users, num_items), without a
+    dense copy of these."""
+    num_users, num_items = relevant.shape
+    row, column = relevant.tocoo().coords
+    keys = np.sort(row.astype(np.int64) * num_items + column)
+    asked = np.arange(num_users)[:, None] * num_items + items
+    if not len(keys):
+        return np.zeros(asked.shape, dtype=bool)
+    return np.asarray(keys[np.minimum(np.searchsorted(keys, asked), len(keys) - 1)] == asked)

@@ -8,85 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
-from components.cllmr.backbone import LightGCN
 from components.cllmr.config import ModelConfig
-from components.cllmr.counterfactual import PropensityHeads, effects, mediator_factors
-from components.cllmr.graph import normalised_adjacency, propagate
+from components.cllmr.effects.gates import PropensityHeads, effects, mediator_factors
+from components.cllmr.encoders.sse import SpectrumSideEncoder, gaussian_kl, perturb_spectrum
+from components.cllmr.graph import Graph
 from components.cllmr.model import CLLMR, SideInformation
-from components.cllmr.objective import bpr, info_nce, sampled_softmax
+from components.cllmr.objective import bpr, info_nce, mean_log_sum_exp, sampled_softmax
 from components.cllmr.sampling import Batch
-from components.cllmr.side_encoder import SpectrumSideEncoder, gaussian_kl, perturb_spectrum
 from components.train.bundle import header, model_tensors
-from components.train.loop import SingleProcess, fit
+from components.train.loop import SingleProcess, build_model, fit, make_sampler
 from serving.scorer import Scorer
 from tests.behaviour.training import small_config, small_data
-
-# user 0 chose items 0 and 1, user 1 chose item 1; nobody chose item 2
-USERS, ITEMS = np.array([0, 0, 1]), np.array([0, 1, 1])
-
-
-def random_graph(seed: int, num_users: int = 9, num_items: int = 7) -> tuple[np.ndarray, np.ndarray, Tensor]:
-    """Users and items of distinct interactions in no order, and D^-1/2 A D^-1/2 as a dense float64 matrix."""
-    rng = np.random.default_rng(seed)
-    interactions = (rng.random((num_users, num_items)) < 0.3).astype(float)
-    users, items = interactions.nonzero()
-    order = rng.permutation(len(users))
-    full = np.block([[np.zeros((num_users, num_users)), interactions], [interactions.T, np.zeros((num_items, num_items))]])
-    degree = full.sum(axis=1)
-    root = np.where(degree > 0, 1 / np.sqrt(np.maximum(degree, 1)), 0)
-    return users[order], items[order], torch.from_numpy(root[:, None] * full * root[None, :])
-
-
-def test_the_normalised_adjacency_equals_the_hand_example() -> None:
-    found = normalised_adjacency(USERS, ITEMS, num_users=2, num_items=3).to_dense()
-    half, root = 0.5, 1 / math.sqrt(2)
-    expected = torch.tensor(
-        [
-            [0, 0, root, half, 0],  # user 0: degree 2; item 0: degree 1, item 1: degree 2
-            [0, 0, 0, root, 0],  # user 1: degree 1
-            [root, 0, 0, 0, 0],
-            [half, root, 0, 0, 0],
-            [0, 0, 0, 0, 0],  # an item without interactions sends and receives nothing
-        ]
-    )
-    torch.testing.assert_close(found, expected)
-
-
-@pytest.mark.parametrize("seed", [0, 1])
-def test_the_normalised_adjacency_equals_the_dense_computation_for_interactions_in_any_order(seed: int) -> None:
-    users, items, dense = random_graph(seed)
-    torch.testing.assert_close(normalised_adjacency(users, items, 9, 7).to_dense(), dense.float())
-
-
-def test_propagation_and_its_gradient_equal_the_dense_ones() -> None:
-    users, items, dense = random_graph(2)
-    x = torch.randn(16, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    weight = torch.randn(16, 4, generator=torch.Generator().manual_seed(1))
-    value = propagate(normalised_adjacency(users, items, 9, 7), x)
-    (gradient,) = torch.autograd.grad((value * weight).sum(), x)
-    expected = dense.float() @ x
-    torch.testing.assert_close(value, expected)
-    torch.testing.assert_close(gradient, torch.autograd.grad((expected * weight).sum(), x)[0])
-
-
-@pytest.mark.parametrize("layers", [0, 1, 2, 3])
-def test_lightgcn_equals_the_mean_of_dense_powers_in_values_and_gradients(layers: int) -> None:
-    users, items, dense = random_graph(3)
-    torch.manual_seed(0)
-    backbone = LightGCN(normalised_adjacency(users, items, 9, 7), 9, 7, embedding_dim=5, num_layers=layers)
-    user_rows, item_rows = backbone()
-    assert user_rows.shape == (9, 5)
-    assert item_rows.shape == (7, 5)
-    weight = torch.randn(16, 5, generator=torch.Generator().manual_seed(1))
-    ((torch.cat([user_rows, item_rows]) * weight).sum()).backward()
-
-    embedding = backbone.embedding.detach().double().requires_grad_()
-    expected = torch.stack([torch.linalg.matrix_power(dense, power) @ embedding for power in range(layers + 1)]).mean(dim=0)
-    (expected * weight).sum().backward()
-    torch.testing.assert_close(torch.cat([user_rows, item_rows]).double(), expected, atol=1e-6, rtol=1e-5)
-    assert backbone.embedding.grad is not None
-    assert embedding.grad is not None
-    torch.testing.assert_close(backbone.embedding.grad.double(), embedding.grad, atol=1e-6, rtol=1e-5)
 
 
 def test_the_divergence_of_gaussians_equals_torchs() -> None:
@@ -117,17 +49,18 @@ def test_a_node_without_interactions_has_no_spectrum_to_perturb() -> None:
 
 def test_the_same_generator_gives_the_same_step_of_the_side_encoder() -> None:
     torch.manual_seed(0)
-    encoder = SpectrumSideEncoder(text_dim=6, rank=3, embedding_dim=4)
+    encoder = SpectrumSideEncoder(6, 3, 4, ModelConfig(embedding_dim=4))
     text, spectrum = torch.randn(5, 6), torch.randn(5, 3)
     first, again, other = (encoder(text, spectrum, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
     assert torch.equal(first.z, again.z)
-    assert torch.equal(first.negative_elbo, again.negative_elbo)
+    assert torch.equal(first.loss, again.loss)
     assert not torch.equal(first.z, other.z)
     assert torch.equal(encoder.encode(text, spectrum), encoder.encode(text, spectrum + 1)), "only the prior sees the spectrum"
 
 
 def test_the_prior_starts_at_the_spectrum_itself() -> None:
-    encoder = SpectrumSideEncoder(text_dim=6, rank=3, embedding_dim=5)
+    encoder = SpectrumSideEncoder(6, 3, 5, ModelConfig(embedding_dim=5))
+    assert encoder.prior_mean is not None
     torch.testing.assert_close(encoder.prior_mean(torch.tensor([[1.0, -2.0, 3.0]])), torch.tensor([[1.0, -2.0, 3.0, 0.0, 0.0]]))
 
 
@@ -141,12 +74,26 @@ def test_info_nce_equals_the_hand_computation() -> None:
     assert info_nce(torch.ones(2, 2), targets, 0.2).item() == pytest.approx(math.log(2))
 
 
+def pairs(*of: tuple[int, int]) -> Tensor:
+    """(row, column) pairs as indices, (2, n)."""
+    return torch.tensor(of, dtype=torch.int64).reshape(-1, 2).T
+
+
+def test_info_nce_among_more_targets_than_anchors_equals_the_cross_entropy() -> None:
+    generator = torch.Generator().manual_seed(0)
+    anchors, targets = torch.randn(3, 4, generator=generator), torch.randn(7, 4, generator=generator)
+    own = torch.tensor([5, 0, 5])
+    cosines = nn.functional.cosine_similarity(anchors[:, None], targets[None], dim=2)
+    torch.testing.assert_close(info_nce(anchors, targets, 0.3, own), nn.functional.cross_entropy(cosines / 0.3, own))
+
+
 def test_sampled_softmax_over_all_items_is_the_full_cross_entropy_without_the_users_other_items() -> None:
-    scores = torch.tensor([[1.0, -0.5, 2.0, 0.25], [0.0, 3.0, -1.0, 0.5]])
+    users = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    items = torch.tensor([[1.0, 0.0], [-0.5, 3.0], [2.0, -1.0], [0.25, 0.5]])
+    scores = users @ items.T  # [[1, -0.5, 2, 0.25], [0, 3, -1, 0.5]]
     chosen = torch.tensor([2, 0])
     # user 0 also chose item 0; a positive among the negatives is left out as well
-    is_positive = torch.tensor([[True, False, True, False], [True, False, False, False]])
-    found = sampled_softmax(scores[[0, 1], chosen], scores, is_positive)
+    found = sampled_softmax(scores[[0, 1], chosen], users, items, pairs((0, 0), (0, 2), (1, 0)))
     first = -math.log(math.exp(2) / (math.exp(2) + math.exp(-0.5) + math.exp(0.25)))
     second = -math.log(math.exp(0) / (math.exp(0) + math.exp(3) + math.exp(-1) + math.exp(0.5)))
     assert found.item() == pytest.approx((first + second) / 2)
@@ -155,7 +102,42 @@ def test_sampled_softmax_over_all_items_is_the_full_cross_entropy_without_the_us
 
 
 def test_a_user_who_has_chosen_every_negative_costs_nothing() -> None:
-    assert sampled_softmax(torch.tensor([1.0]), torch.tensor([[5.0, 6.0]]), torch.tensor([[True, True]])).item() == 0
+    positive, users, items = (torch.tensor(value, requires_grad=True) for value in ([1.0], [[1.0]], [[5.0], [6.0]]))
+    loss = sampled_softmax(positive, users, items, pairs((0, 0), (0, 1)))
+    loss.backward()
+    assert loss.item() == 0
+    assert [part.grad.abs().sum().item() for part in (positive, users, items)] == [0.0, 0.0, 0.0]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("num_rows", [5, 150])
+def test_the_softmax_in_blocks_equals_the_dense_one_in_values_and_gradients(
+    num_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("components.cllmr.objective._CACHED", 1)  # then a block has 64 rows: 150 rows are three, the last short
+    generator = torch.Generator().manual_seed(0)
+    first, queries, candidates = (
+        torch.randn(shape, generator=generator, dtype=torch.float64) * 2 for shape in ((num_rows,), (num_rows, 3), (11, 3))
+    )
+    out = torch.rand(num_rows, 11, generator=generator) < 0.3
+    first[0], out[1] = -torch.inf, True  # a row without a first logit, and one with nothing else
+    inputs = [part.requires_grad_() for part in (first, queries, candidates)]
+    found = mean_log_sum_exp(*inputs, torch.nonzero(out).T)
+    logits = (queries @ candidates.T).masked_fill(out, -torch.inf)
+    expected = torch.logsumexp(torch.cat([first[:, None], logits], dim=1), dim=1).mean()
+    torch.testing.assert_close(found, expected)
+    for left, right in zip(torch.autograd.grad(3 * found, inputs), torch.autograd.grad(3 * expected, inputs), strict=True):
+        torch.testing.assert_close(left, right)
+
+
+def test_the_losses_gradients_equal_finite_differences() -> None:
+    generator = torch.Generator().manual_seed(0)
+    positive, users, items = (
+        torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True) for shape in ((4,), (4, 3), (6, 3))
+    )
+    out = pairs((0, 5), (2, 1), (2, 3))
+    assert torch.autograd.gradcheck(lambda *parts: sampled_softmax(*parts, out), (positive, users, items))
+    assert torch.autograd.gradcheck(lambda *parts: info_nce(*parts, 0.5, torch.tensor([1, 5, 0, 1])), (users, items))
+    assert torch.autograd.gradcheck(bpr, (positive, positive.detach().flip(0).requires_grad_()))
 
 
 def test_bpr_equals_the_hand_computation() -> None:
@@ -249,33 +231,60 @@ def test_the_trained_models_served_inner_product_equals_the_definition() -> None
 @pytest.mark.parametrize("loss", ["softmax", "bpr"])
 def test_the_ranking_loss_of_a_step_equals_a_direct_computation(loss: str) -> None:
     """Indexing by unique rows must not change what is computed: here users and items repeat."""
-    users, items, _ = random_graph(4)
+    users, items = (np.random.default_rng(4).random((9, 7)) < 0.3).nonzero()
     generator = torch.Generator().manual_seed(0)
     text = nn.functional.normalize(torch.randn(16, 6, generator=generator), dim=1)
     side = SideInformation(text, torch.randn(16, 3, generator=generator))
     torch.manual_seed(0)
-    model = CLLMR(
-        ModelConfig(embedding_dim=4, loss=loss, counterfactual=False),  # type: ignore[arg-type]  # one of its two words
-        normalised_adjacency(users, items, 9, 7),
-        9,
-        7,
-        side,
-    )
+    config = ModelConfig.model_validate({"embedding_dim": 4, "loss": loss, "counterfactual": False})
+    model = CLLMR(config, Graph(users, items, 9, 7), side)
+    seen = torch.tensor([[True, False, False, True]] * 4)
     chosen = Batch(
         torch.tensor([3, 0, 3, 8]),
         torch.tensor([1, 1, 6, 0]),
         torch.tensor([0, 2, 1, 5]),
-        torch.tensor([[True, False, False, True]] * 4) if loss == "softmax" else torch.zeros(0, 0, dtype=torch.bool),
+        torch.nonzero(seen).T if loss == "softmax" else pairs(),
     )
     _, parts = model(chosen, torch.Generator().manual_seed(1))
     with torch.no_grad():
         e_users, e_items = model.backbone()
         if loss == "softmax":
-            match = nn.functional.cosine_similarity(e_users[:, None], e_items[None], dim=2) / model.config.temperature
-            expected = sampled_softmax(
-                match[chosen.users, chosen.items], match[chosen.users][:, chosen.negatives], chosen.is_positive
-            )
+            match = nn.functional.cosine_similarity(e_users[:, None], e_items[None], dim=2) / config.temperature
+            logits = match[chosen.users][:, chosen.negatives].masked_fill(seen, -torch.inf)
+            logits = torch.cat([match[chosen.users, chosen.items, None], logits], dim=1)
+            expected = nn.functional.cross_entropy(logits, torch.zeros(4, dtype=torch.int64))
         else:
             match = e_users @ e_items.T
             expected = bpr(match[chosen.users, chosen.items], match[chosen.users, chosen.negatives])
+    torch.testing.assert_close(parts["ranking"], expected)
+
+
+def test_the_gated_score_of_a_step_is_the_mediator_times_the_gates() -> None:
+    """Gates are multiplied into the factors: here the step's loss from the matrix of gated scores."""
+    data = small_data()
+    torch.manual_seed(0)
+    model = build_model(data, small_config(model={"user_gate": True, "max_aligned_nodes": 1000}))
+    with torch.no_grad():
+        for head in (model.heads.item, model.heads.user):
+            assert head is not None
+            nn.init.normal_(head.weight, std=2.0)
+    batch = make_sampler(data.train, small_config()).batch(0, 0)
+    encoded: list[Tensor] = []
+    model.side_encoder.register_forward_hook(lambda _module, _inputs, output: encoded.append(output[0].detach()))
+    _, parts = model(batch, torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        users, user_of_pair = torch.unique(batch.users, return_inverse=True)
+        items, position = torch.unique(torch.cat([batch.items, batch.negatives]), return_inverse=True)
+        e_users, e_items = model.backbone()
+        cosine = nn.functional.cosine_similarity(e_users[users][:, None], e_items[items][None], dim=2)
+        z = encoded[0]
+        assert model.heads.user is not None
+        user_gate = torch.sigmoid(model.heads.user(z[: len(users)]))[:, 0]
+        item_gate = torch.sigmoid(model.heads.item(z[len(users) :]))[:, 0]
+        table = (1 + cosine) / model.config.temperature * user_gate[:, None] / user_gate.mean() * item_gate / item_gate.mean()
+        chosen, negatives = position[: len(batch.items)], position[len(batch.items) :]
+        logits = table[user_of_pair][:, negatives]
+        logits[batch.false_negatives[0], batch.false_negatives[1]] = -torch.inf
+        logits = torch.cat([table[user_of_pair, chosen, None], logits], dim=1)
+        expected = nn.functional.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.int64))
     torch.testing.assert_close(parts["ranking"], expected)

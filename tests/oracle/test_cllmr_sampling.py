@@ -79,15 +79,19 @@ def test_the_last_step_is_filled_up_so_that_all_ranks_have_equal_shares_and_none
     assert visited == set(zip(*(axis.tolist() for axis in dense.nonzero()), strict=True))
 
 
-def test_the_mask_of_shared_negatives_equals_the_dense_interactions() -> None:
+def test_the_false_negatives_among_the_shared_ones_equal_the_dense_interactions() -> None:
     _, _, dense = log()
     drawn = sampler()
     for step in range(drawn.steps_per_epoch):
         batch = drawn.batch(1, step)
         negatives = batch.negatives.numpy()
         assert len(set(negatives.tolist())) == NEGATIVES
-        np.testing.assert_array_equal(batch.is_positive.numpy(), dense[batch.users.numpy()][:, negatives])
-        assert batch.is_positive.any()
+        pair, negative = batch.false_negatives.numpy()
+        assert (np.diff(pair) >= 0).all(), "the loss looks pairs up by bisection"
+        found = np.zeros((len(batch.users), NEGATIVES), dtype=int)
+        np.add.at(found, (pair, negative), 1)
+        np.testing.assert_array_equal(found, dense[batch.users.numpy()][:, negatives])
+        assert found.any()
 
 
 def test_where_there_are_fewer_items_than_negatives_all_items_are_taken() -> None:

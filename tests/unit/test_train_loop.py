@@ -16,7 +16,7 @@ from components.evaluate.metrics import rank
 from components.train.bundle import header, model_tensors
 from components.train.checkpoint import TrainState, check_checkpoint, load_checkpoint, save_checkpoint
 from components.train.config import TrainConfig
-from components.train.loop import SingleProcess, TrainData, build_model, fit, fit_base
+from components.train.loop import SingleProcess, TrainData, build_model, fit, fit_base, make_optimizer, make_sampler
 from components.train.strength import choose_strength, strength_curve
 from components.train.validation import validation_sums
 from serving.scorer import Scorer
@@ -271,6 +271,43 @@ def test_the_base_model_is_trained_without_side_information(data: TrainData) -> 
     assert recall > 0.9
     again = fit_base(data.train, data.held_out, settings, lambda **figures: None)
     np.testing.assert_array_equal(users, again[0])
+
+
+def test_the_l2_weight_is_the_penalty_on_all_parameters(data: TrainData) -> None:
+    """One step by the optimiser equals one step on the loss with λ_reg ‖Θ‖² written out (E18)."""
+    config, plain = small_config(model={"l2_weight": 0.03}), small_config()
+    stepped = []
+    for settings, penalty in ((config, 0.0), (plain, 0.03)):
+        torch.manual_seed(0)
+        model = build_model(data, settings)
+        optimizer = make_optimizer(model, settings)
+        for step in range(2):
+            loss, _ = model(make_sampler(data.train, settings).batch(0, step), torch.Generator().manual_seed(step))
+            optimizer.zero_grad()
+            (loss + penalty * sum((parameter**2).sum() for parameter in model.parameters())).backward()
+            optimizer.step()
+        stepped.append(model.state_dict())
+    for name, value in stepped[0].items():
+        torch.testing.assert_close(value, stepped[1][name], atol=1e-5, rtol=1e-4)
+
+
+def test_an_encoder_without_side_information_is_refused_and_none_leaves_it_aside(data: TrainData) -> None:
+    with pytest.raises(ConfigError, match=r"side_encoder = 'sse' needs side information, and there is none"):
+        build_model(replace(data, side=None), small_config())
+    bare = small_config(max_epochs=1, model={"side_encoder": "none"})
+    found, expected = (fit(one, bare, SingleProcess())[0] for one in (data, replace(data, side=None)))
+    assert_same(found.state_dict(), expected.state_dict())
+    assert list(found.state_dict()) == ["backbone.embedding"]
+
+
+@pytest.mark.parametrize("backbone", ["sgl", "autocf"])
+def test_backbones_that_draw_in_training_resume_to_the_bit_too(data: TrainData, tmp_path: Path, backbone: str) -> None:
+    config = small_config(max_epochs=3, model={"backbone": backbone, "side_encoder": "generative", "mask_seeds": 2})
+    unbroken, _ = fit(data, config, SingleProcess())
+    with pytest.raises(Interrupted):
+        fit(data, config, Saving(tmp_path, die_after=2))
+    resumed, _ = fit(data, config, Saving(tmp_path))
+    assert_same(resumed.state_dict(), unbroken.state_dict())
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from components.cllmr.effects.base import EffectFactors
+
 
 class Effects(NamedTuple):
     """Effects on a set of user-item pairs; all tensors have the shape of the broadcast inputs."""
@@ -101,3 +103,17 @@ def mediator_factors(users: Tensor, items: Tensor, *, cosine: bool, scale: float
         torch.cat([users, ones], dim=1),
         torch.cat([scale * items, torch.full_like(items[:, :1], scale * offset)], dim=1),
     )
+
+
+def effect_factors(mediator: MediatorFactors, user_gate: Tensor, item_gate: Tensor) -> EffectFactors:
+    """TE = (g_u a_u) . (g_i b_i) and NDE = (g_u a_u) . (g_i b̄), b̄ the mean of all b_j (E13, E15).
+
+    Args:
+        mediator: a_u (num_users, dim) and b_i (num_items, dim).
+        user_gate: g_u, (num_users,).
+        item_gate: g_i, (num_items,).
+    """
+    users = (user_gate[:, None] * mediator.users).float().numpy()
+    items = (item_gate[:, None] * mediator.items).float().numpy()
+    reference = (item_gate[:, None] * mediator.items.mean(dim=0)).float().numpy()
+    return EffectFactors(users, items, users, reference)

@@ -1,0 +1,53 @@
+"""Counterfactual inference: how much of a score is the side information speaking for itself, and scores without it.
+
+Causal graph, with X the language model's text of an item, T the users' taste, L the log of clicks, M the match, Y the score:
+
+    T ------------------> L ------> M ------> Y
+                          ^         ^         ^
+                          |         |         |
+    X --------------------+---------+---------+
+       lures clicks         places    speaks
+       (1)                  items (2) directly (3)
+
+An item's text can raise its score without any taste for the item: it lures clicks that enter the log (1), it places the item
+near others of the same praise (2), or it enters the score by a gate (3). What of it is wanted is the match with taste. With
+X* the text without its propensity (the reference), every formulation answers the same question in its own way:
+
+    TE   = Y(X,  M(X))                       the factual score
+    NDE  = what of it X brings with the match with taste switched off
+    TNIE = TE - NDE
+    y    = TE - λ NDE                        served; λ = 0 is factual, λ = 1 the counterfactual one
+
+Every TE and NDE is an inner product, so every y is (`base.EffectFactors.debiased`), and serving does not know the difference.
+
+    formulation          NDE_ui                          path  the reference
+    gates                m*_u g_u g_i                    3     each user's mean match (the paper's, E11-E16)
+    text_reference       a_u . map(reference text)       2     generic, or identified, directions of the text
+    lift                 (a_u . v) h(text_i)             1     the score that text-borne popularity brings
+    subspace             TE - a model on text without    2     generic, lifted or identified directions of the text
+    exposure             spread_u d_i                    1     the exposure that the clicks of taste support
+    click_share          share_i TE_ui                   1     clicks of taste
+    counterfactual_log   TE - a model on the taste log   1, 2  clicks of taste, text without its direction
+
+The identified ones rest on `click_propensity.estimate`, which tells lured clicks from clicks of taste by the rest of the
+clickers' history; the others are kept as what they are compared with.
+"""
+
+from components.cllmr.effects import click_share, counterfactual_log, exposure, lift, subspace, text_reference
+from components.cllmr.effects.base import Effect
+
+EFFECTS: dict[str, Effect] = {
+    "text_reference_generic": text_reference.generic,
+    "text_reference": text_reference.identified,
+    "lift_score": lift.score_lift,
+    "lift_popularity": lift.popularity_lift,
+    "lift": lift.identified_lift,
+    "subspace_generic": subspace.generic,
+    "subspace_lift": subspace.lifted,
+    "subspace": subspace.identified,
+    "exposure": exposure.exposure,
+    "click_share": click_share.click_share,
+    "counterfactual_clicks": counterfactual_log.clicks_alone,
+    "counterfactual_log": counterfactual_log.counterfactual_log,
+}
+"""Formulations that are fitted to any model whose scores are inner products; `gates` belongs to a model with heads."""

@@ -1,0 +1,93 @@
+"""What every side encoder must do; a new one inherits this suite by naming itself."""
+
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from components.cllmr.config import ModelConfig
+from components.cllmr.encoders import ENCODERS, SideEncoder
+from components.train.loop import SingleProcess, fit
+from tests.behaviour.training import small_config, small_data
+
+TEXT_DIM, RANK, DIM, NUM_NODES = 20, 6, 5, 12
+
+
+class EncoderContract:
+    """Inherit, and give `name` (and `settings`, where the encoder has variants)."""
+
+    name: str
+    settings: ClassVar[dict[str, Any]] = {}
+    learns = True
+    """Whether it has parameters."""
+
+    def make(self) -> SideEncoder:
+        torch.manual_seed(0)
+        config = ModelConfig(side_encoder=self.name, embedding_dim=DIM, **self.settings)
+        encoder = ENCODERS[self.name](TEXT_DIM, RANK, DIM, config)
+        encoder.prepare(self.inputs()[0])
+        return encoder
+
+    @staticmethod
+    def inputs() -> tuple[Tensor, Tensor]:
+        """Text with unit rows and spectrum; the last node has neither."""
+        generator = torch.Generator().manual_seed(1)
+        text = torch.nn.functional.normalize(torch.randn(NUM_NODES, TEXT_DIM, generator=generator), dim=1)
+        spectrum = torch.randn(NUM_NODES, RANK, generator=generator) / RANK**0.5
+        text[-1], spectrum[-1] = 0.0, 0.0
+        return text, spectrum
+
+    def test_shapes_and_finite_values_also_without_text_and_spectrum(self) -> None:
+        encoder, inputs = self.make(), self.inputs()
+        encoded = encoder(*inputs, torch.Generator().manual_seed(2))
+        assert encoded.z.shape == encoder.encode(*inputs).shape == (NUM_NODES, DIM)
+        assert encoded.loss.shape == ()
+        assert torch.isfinite(encoded.z).all()
+        assert torch.isfinite(encoder.encode(*inputs)).all()
+        assert torch.isfinite(encoded.loss)
+
+    def test_encoding_has_no_noise_and_training_repeats_with_its_generator(self) -> None:
+        encoder, inputs = self.make(), self.inputs()
+        assert torch.equal(encoder.encode(*inputs), encoder.encode(*inputs))
+        first, again = (encoder(*inputs, torch.Generator().manual_seed(2)) for _ in range(2))
+        assert torch.equal(first.z, again.z)
+        assert torch.equal(first.loss, again.loss)
+
+    def test_a_node_is_encoded_by_itself(self) -> None:
+        encoder, (text, spectrum) = self.make(), self.inputs()
+        together = encoder.encode(text, spectrum)
+        alone = torch.cat([encoder.encode(text[row : row + 1], spectrum[row : row + 1]) for row in range(NUM_NODES)])
+        torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
+
+    def test_different_texts_have_different_representations(self) -> None:
+        z = self.make().encode(*self.inputs())
+        assert torch.pdist(z[:-1]).min() > 1e-4
+
+    def test_the_gradient_reaches_what_can_learn(self) -> None:
+        encoder, (text, spectrum) = self.make(), self.inputs()
+        parameters = dict(encoder.named_parameters())
+        assert bool(parameters) == self.learns
+        if not self.learns:
+            return
+        encoded = encoder(text, spectrum, torch.Generator().manual_seed(2))
+        (encoded.loss + encoder.alignment(torch.randn(NUM_NODES, DIM), encoded.z, text)).backward()
+        silent = [name for name, value in parameters.items() if value.grad is None and name != "mask_token"]
+        assert not silent
+
+    def test_alignment_is_least_for_representations_that_agree(self) -> None:
+        encoder, (text, spectrum) = self.make(), self.inputs()
+        rows = slice(0, NUM_NODES - 1)
+        z = encoder.encode(text[rows], spectrum[rows])
+        if encoder.mask_ratio:
+            pytest.skip("aligns text told from representations with text: the two need not agree")
+        other = z[torch.arange(len(z)).roll(1)]
+        assert encoder.alignment(z, z, text[rows]) < encoder.alignment(other, z, text[rows])
+
+    def test_a_model_trains_with_it_and_repeats_to_the_bit(self) -> None:
+        config = small_config(max_epochs=2, model={"side_encoder": self.name, **self.settings})
+        first, again = (fit(small_data(), config, SingleProcess())[0].representations() for _ in range(2))
+        np.testing.assert_array_equal(first.mediator.users.numpy(), again.mediator.users.numpy())
+        np.testing.assert_array_equal(first.item_side.numpy(), again.item_side.numpy())
+        assert torch.isfinite(first.item_side).all()
