@@ -1,0 +1,12 @@
+"""The direct effect is the share of the score that the item's lured clicks are of its clicks: NDE_ui = share_i TE_ui."""
+
+import numpy as np
+
+from components.cllmr.effects.base import EffectFactors, Evidence
+from components.cllmr.effects.click_propensity import estimate
+
+
+def click_share(evidence: Evidence) -> EffectFactors:
+    """Scores in proportion to the clicks of taste; needs scores that are positive where they matter, and no second fit."""
+    share = estimate(evidence.train, evidence.text).share.astype(np.float32)
+    return EffectFactors(*evidence.factual, evidence.factual.users, share[:, None] * evidence.factual.items)

@@ -1,0 +1,164 @@
+"""The parts of the counterfactual against hand-computed numbers and definitions written out."""
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from components.cllmr.effects.base import EffectFactors, Evidence, Factors, centred, contrast
+from components.cllmr.effects.click_propensity import estimate, excess, match_percentiles, monotone, shared_covariance
+from components.cllmr.effects.click_share import click_share
+from components.cllmr.effects.lift import popularity_lift
+from components.cllmr.effects.subspace import generic_directions, project_out
+
+
+def factors(seed: int, users: int = 6, items: int = 5, dim: int = 3) -> Factors:
+    rng = np.random.default_rng(seed)
+    return Factors(rng.normal(size=(users, dim)).astype(np.float32), rng.normal(size=(items, dim)).astype(np.float32))
+
+
+def test_debiasing_a_pair_equals_the_hand_computation() -> None:
+    one = EffectFactors(*(np.array([row], dtype=np.float32) for row in ([1, 2], [3, 4], [5], [2])))
+    found = one.effects(np.array([0]), np.array([0]), strength=0.25)
+    assert [float(value[0]) for value in found] == [11.0, 10.0, 1.0, 8.5]  # TE 3 + 8, NDE 5 * 2
+    served = one.debiased(0.25)
+    np.testing.assert_array_equal(served.users, [[1, 2, 5]])
+    np.testing.assert_array_equal(served.items, [[3, 4, -0.5]])
+
+
+def test_factors_that_do_not_fit_together_are_refused() -> None:
+    a, b = factors(0)
+    with pytest.raises(ValueError, match=r"\(6, 3\)"):
+        EffectFactors(a, b, a[:, :2], b)
+    with pytest.raises(ValueError, match="rows"):
+        EffectFactors(a, b, a[:4], b)
+
+
+def test_a_contrast_at_strength_one_is_the_counterfactual_model() -> None:
+    factual, other = factors(0), factors(1, dim=4)
+    served = contrast(factual, other).debiased(1.0)
+    np.testing.assert_allclose(served.users @ served.items.T, other.users @ other.items.T, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("y", "expected"),
+    [([1, 2, 3], [1, 2, 3]), ([3, 2, 1], [2, 2, 2]), ([1, 4, 2, 6], [1, 3, 3, 6]), ([5, 1, 0, 2], [2, 2, 2, 2])],
+)
+def test_monotone_regression_equals_the_hand_computation(y: list[float], expected: list[float]) -> None:
+    x = np.arange(len(y), dtype=float)
+    np.testing.assert_allclose(monotone(x, np.array(y, dtype=float)), expected)
+    backwards = monotone(x[::-1].copy(), np.array(y[::-1], dtype=float))
+    np.testing.assert_allclose(backwards, expected[::-1])
+
+
+def test_symmetric_variation_is_no_excess_and_a_longer_upper_tail_is() -> None:
+    index = np.arange(101, dtype=float)
+    np.testing.assert_allclose(excess(index, 0.1 * index), 0.0, atol=1e-9)
+    raised = 0.1 * index + np.where(index > 90, 7.0, 0.0)
+    np.testing.assert_allclose(excess(index, raised), np.where(index > 90, 7.0, 0.0), atol=1e-9)
+
+
+def test_a_click_matches_by_the_other_items_of_the_history() -> None:
+    text = np.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])
+    #            user 0: items 0, 1; user 1: item 2 alone; user 2: items 0, 2
+    log = sp.csr_array(np.array([[1.0, 1, 0], [0, 0, 1], [1, 0, 1]]))
+    users, items = (axis.astype(np.int64) for axis in sp.coo_array(log).coords)
+    found = match_percentiles(log, users, items, np.ones(5), text, np.arange(3))
+    by_click = dict(zip(zip(users.tolist(), items.tolist(), strict=True), found.tolist(), strict=True))
+    # profiles of the crowd: (1.8, .6)/1.897, (0, 1), (1, 1)/1.414; match with item 0: .949, 0, .707
+    assert by_click[0, 0] == pytest.approx(2 / 3)  # the rest is item 1: cosine .8, above two of them
+    assert by_click[2, 0] == pytest.approx(0)  # the rest is item 2: cosine 0, above none
+    assert np.isnan(by_click[1, 2])  # nothing else is known of user 1
+
+
+def test_a_text_direction_is_shared_if_users_click_it_again() -> None:
+    rng = np.random.default_rng(0)
+    text = rng.choice([-1.0, 1.0], size=(40, 2))
+    taste = rng.choice([-1.0, 1.0], size=200)  # users want a sign of the first column and ignore the second
+    log = sp.csr_array(((taste[:, None] == text[None, :, 0]) & (rng.random((200, 40)) < 0.4)).astype(float))
+    shared = shared_covariance(log, centred(text))
+    assert shared[0, 0] > 30  # of 40 items, each of variance 1
+    assert shared[1, 1] < 3
+
+
+def test_projected_texts_have_no_part_in_the_directions_and_keep_their_length() -> None:
+    rng = np.random.default_rng(0)
+    text = rng.normal(size=(9, 6)) + 2.0
+    text[3] = 0.0
+    directions = rng.normal(size=(6, 2))
+    found = project_out(text, directions)
+    np.testing.assert_allclose(found @ directions, 0, atol=1e-6)
+    lengths = np.ones(9)
+    lengths[3] = 0
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), lengths, atol=1e-6)
+    generic = generic_directions(text)
+    np.testing.assert_allclose(generic.T @ generic, np.eye(2), atol=1e-9)
+    np.testing.assert_allclose(project_out(text, generic) @ text.mean(axis=0), 0, atol=1e-5)
+    np.testing.assert_allclose(project_out(text, np.zeros((6, 1))) @ text[0], unit(text) @ text[0], rtol=1e-5)
+
+
+def unit(text: np.ndarray) -> np.ndarray:
+    lengths = np.linalg.norm(text, axis=1, keepdims=True)
+    return text / np.where(lengths > 0, lengths, 1)
+
+
+def lured_log(seed: int, lured: float) -> tuple[sp.csr_array, np.ndarray, np.ndarray, np.ndarray]:
+    """200 users and 200 items of 5 topics; every tenth item praises itself and lures a share of everybody."""
+    rng = np.random.default_rng(seed)
+    topic_of_user, topic_of_item = rng.integers(5, size=200), rng.integers(5, size=200)
+    praised = np.arange(200) % 10 == 0
+    taste = (topic_of_user[:, None] == topic_of_item[None, :]) & (rng.random((200, 200)) < 0.25)
+    bait = praised[None, :] & (rng.random((200, 200)) < lured) & ~taste
+    topics, praise = unit(rng.normal(size=(5, 24))), unit(rng.normal(size=(1, 24)))
+    text = unit(topics[topic_of_item] + 0.1 * rng.normal(size=(200, 24)) + praised[:, None] * praise)
+    return sp.csr_array((taste | bait).astype(np.float32)), text.astype(np.float32), praised, taste
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_lured_clicks_are_found_and_counted(seed: int) -> None:
+    log, text, praised, taste = lured_log(seed, lured=0.1)
+    found = estimate(log, text)
+    bait = log.toarray().astype(bool) & ~taste
+    assert found.lured.sum() == pytest.approx(bait.sum(), rel=0.15)
+    assert found.share[praised].min() > 0.3
+    assert found.share[~praised].mean() < 0.02
+    weights = found.taste.toarray()
+    assert weights[taste].mean() > 0.95
+    assert weights[bait].mean() < 0.25  # measured 0.14, 0.12, 0.10
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_text_that_lures_nobody_is_left_alone(seed: int) -> None:
+    log, text, _, _ = lured_log(seed, lured=0.0)
+    found = estimate(log, text)
+    assert found.taste.sum() > 0.99 * log.sum()
+
+
+def test_where_histories_say_nothing_no_propensity_is_found() -> None:
+    rng = np.random.default_rng(0)
+    log = sp.csr_array((rng.random((80, 60)) < 0.1).astype(np.float32))
+    found = estimate(log, unit(rng.normal(size=(60, 12))).astype(np.float32))
+    assert found.share.max() == 0 or found.taste.sum() > 0.9 * log.sum()
+    nothing = estimate(log, np.zeros((60, 12), dtype=np.float32))  # no texts at all
+    assert (nothing.taste.data == 1).all()
+    assert not nothing.direction.any()
+
+
+def test_the_share_takes_its_share_of_every_score() -> None:
+    log, text, _, _ = lured_log(0, lured=0.1)
+    factual = factors(0, users=200, items=200)
+    evidence = Evidence(factual, log, text, lambda log, text: factual)
+    served = click_share(evidence).debiased(1.0)
+    kept = 1 - estimate(log, text).share
+    expected = (factual.users @ factual.items.T) * kept[None, :]
+    np.testing.assert_allclose(served.users @ served.items.T, expected, atol=1e-5)
+
+
+def test_popularity_lift_is_in_units_of_score_per_log_click() -> None:
+    """A model that scores every item by its log clicks: the direct effect is then the predicted log clicks themselves."""
+    log, text, _, _ = lured_log(0, lured=0.1)
+    log_clicks = np.log1p(log.sum(axis=0))
+    factual = Factors(np.full((200, 1), 2.0, dtype=np.float32), log_clicks.astype(np.float32)[:, None])
+    found = popularity_lift(Evidence(factual, log, text, lambda log, text: factual))
+    np.testing.assert_allclose(found.direct_users, 2.0, rtol=1e-5)
+    explained = np.corrcoef(found.direct_items[:, 0], log_clicks)[0, 1]
+    assert explained > 0.5
