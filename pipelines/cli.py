@@ -403,6 +403,77 @@ def explain(
 
 
 @command
+def experiment(
+    dataset: Annotated[
+        list[Path] | None,
+        typer.Option("--dataset", "-d", help="Folder with trn.npz, val.npz, tst.npz, or an ingest output; may be repeated."),
+    ] = None,
+    suite: Annotated[
+        str | None,
+        typer.Option("--suite", help="Studies: paper, ablation, rank, noise, coldstart, collapse, bias, quick or all."),
+    ] = None,
+    config: Files = None,
+    set_: Sets = None,
+    backbone: Annotated[
+        str | None, typer.Option("--backbone", help="mf, lightgcn, gccf, sgl, simgcl, dccf or autocf; see below.")
+    ] = None,
+    loss: Annotated[str | None, typer.Option("--loss", help="softmax or bpr.")] = None,
+    dim: Annotated[int | None, typer.Option("--dim", min=1, help="Width of the representations.")] = None,
+    encoder: Annotated[
+        str | None, typer.Option("--encoder", help="none, mlp, generative, sse, attention, pca or whitening.")
+    ] = None,
+    effect: Annotated[str | None, typer.Option("--effect", help="none, factual, tnie or pnde.")] = None,
+    seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Fits of every model that depends on chance; 5.")] = None,
+    baseline: Annotated[
+        list[str] | None, typer.Option("--baseline", help="Only these rivals instead of all; may be repeated.")
+    ] = None,
+    rival: Annotated[
+        str | None, typer.Option("--rival", help="One more rival: backbone+encoder, or rlmrec-con, rlmrec-gen.")
+    ] = None,
+    parallel: Annotated[int, typer.Option("--parallel", min=1, help="Units of work at once, on Ray's workers.")] = 1,
+    work: Annotated[Path, typer.Option("--work", help="Where finished units are kept; the same again goes on.")] = Path(
+        ".cllmr/experiments"
+    ),
+    report_: Annotated[
+        Path | None, typer.Option("--report", help="Folder for report.html, results.json, results.md; of a suite: WORK/SUITE.")
+    ] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Compare the method with its rivals on a fixed split, over seeds, with paired tests; or run a suite of studies.
+
+    Without further options: the default recipe and the baselines, everything tuned on validation alone. Any of --backbone,
+    --loss, --dim, --encoder, --effect compares that single model instead of the recipe.
+
+    [dim]cllmr experiment --dataset data/books
+    cllmr experiment --dataset data/books --backbone lightgcn --loss softmax --dim 64 --encoder sse --effect tnie
+    cllmr experiment --dataset data/books --rival rlmrec-con --seeds 3 --json result.json
+    cllmr experiment --suite noise --dataset data/books --dataset data/places --parallel 4
+    cllmr experiment --suite quick[/dim]
+    """
+    from pipelines import experiment as experiments
+    from pipelines.display import make_display
+
+    flags = {"backbone": backbone, "loss": loss, "dim": dim, "encoder": encoder, "effect": effect}
+    settings = experiments.settings(config or [], set_ or [], flags, seeds, rival, baseline or [], suite)
+    out, progress = make_console(), make_console(stderr=True)
+    with make_display(progress, ["experiment"]) as display:
+        display.show({"event": "stage started", "stage": "experiment", "time": time.time()})
+        finished = experiments.run(settings, dataset or [], suite, work, parallel, display.show)
+    from components.experiment.tables import as_rich, grids
+
+    for study in finished.studies:
+        out.print(f"[bold]{escape(study.title)}[/bold]  {escape(study.text)}")
+        for grid in grids(study):
+            out.print(as_rich(grid))
+    progress.print(f"{finished.executed} units of work were done, the others were found in {work}", soft_wrap=True)
+    folder = report_ or (work / suite if suite else None)
+    if folder is not None:
+        experiments.write_report(folder, finished)
+        out.print(f"report: {folder / 'report.html'}", soft_wrap=True)
+    write_result(json_file, finished.result)
+
+
+@command
 def promote(
     fingerprint: Annotated[
         str | None, typer.Argument(help="The bundle to promote; without it the versions are listed.")

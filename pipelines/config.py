@@ -87,7 +87,7 @@ def load(preset: str = DEFAULT_PRESET, files: Iterable[str | Path] = (), overrid
     text = package_files("pipelines").joinpath("presets", f"{preset}.yaml").read_text(encoding="utf-8")
     tree = _parse(text, f"preset '{preset}'")
     for file in files:
-        tree = merge(tree, _parse(_read(Path(file)), f"'{file}'"))
+        tree = merge(tree, read_tree(file))
     for override in overrides:
         tree = merge(tree, parse_override(override))
     try:
@@ -121,6 +121,11 @@ def parse_override(text: str) -> dict[str, Any]:
     for part in reversed(path):
         tree = {part: tree}
     return dict(tree)
+
+
+def read_tree(file: str | Path) -> dict[str, Any]:
+    """A user's YAML file as a tree; raises ConfigError when it cannot be read or is no mapping."""
+    return _parse(_read(Path(file)), f"'{file}'")
 
 
 def _read(path: Path) -> str:

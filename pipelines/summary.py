@@ -65,7 +65,7 @@ def summarise(run: PlatformRun, config: PlatformConfig, preset: str, seconds: fl
             }
             for name, stage in run.stages.items()
         },
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": {"python": platform.python_version(), **versions()},
         "hardware": hardware(),
     }
     if "ingest" in run.stages:
@@ -92,7 +92,8 @@ def hardware() -> dict[str, Any]:
     }
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Installed versions of the packages that figures depend on."""
     found = {}
     for name in PACKAGES:
         try:

@@ -131,7 +131,7 @@ def bm25_knn(inputs: Inputs, neighbours: int, b: float) -> Baseline:
     return ItemToItem(inputs.train, sp.csr_array(model.similarity, dtype=np.float32))
 
 
-def ials(inputs: Inputs, factors: int, alpha: float, regularization: float, iterations: int, seed: int) -> Baseline:
+def ials(inputs: Inputs, factors: int, alpha: float, regularization: float, iterations: int, seed: int) -> Factors:
     """Implicit ALS (Hu et al. 2008). Rows are solved independently, so the result does not depend on the number of threads."""
     from implicit.cpu.als import AlternatingLeastSquares
     from threadpoolctl import threadpool_limits
@@ -158,8 +158,7 @@ def ease(inputs: Inputs, l2: float, text_weight: float = 0.0) -> Baseline:
     """
     from components.cllmr.linear.ease import Ease, EaseSettings
 
-    fits = Ease(inputs.train, inputs.item_text if text_weight else None)
-    return ItemToItem(inputs.train, fits.weights(EaseSettings(l2, text_weight)))
+    return Ease(inputs.train, inputs.item_text if text_weight else None).fit(EaseSettings(l2, text_weight))
 
 
 def lightgcn_base(inputs: Inputs, on_progress: Callable[..., None]) -> Baseline:

@@ -7,6 +7,7 @@ import scipy.sparse as sp
 from components.cllmr.linear.ease import Ease, EaseSettings, centred_unit_rows
 from components.cllmr.linear.ensemble import Candidates, Ensemble, choose_weights
 from components.cllmr.linear.factors import aligned_item_factors, side_map
+from components.cllmr.linear.kernel import KernelScores
 from components.evaluate.metrics import rank
 
 NUM_USERS, NUM_ITEMS = 30, 12
@@ -34,13 +35,13 @@ def ridge_without_self(rows: np.ndarray, l2: float) -> np.ndarray:
 
 def test_plain_ease_is_the_ridge_regression_of_every_item_on_the_others() -> None:
     train = interactions()
-    found = Ease(train).weights(EaseSettings(l2=3.0))
+    found = Ease(train).fit(EaseSettings(l2=3.0)).weights
     np.testing.assert_allclose(found, ridge_without_self(train.toarray().astype(np.float64), 3.0), atol=1e-5)
 
 
 def test_side_information_enters_as_further_rows_of_the_regression() -> None:
     train, z = interactions(), side()
-    found = Ease(train, z).weights(EaseSettings(l2=3.0, side_weight=2.0))
+    found = Ease(train, z).fit(EaseSettings(l2=3.0, side_weight=2.0)).weights
     rows = np.concatenate([train.toarray(), np.sqrt(2.0) * centred_unit_rows(z).T]).astype(np.float64)
     np.testing.assert_allclose(found, ridge_without_self(rows, 3.0), atol=1e-5)
 
@@ -52,15 +53,15 @@ def test_normalisation_is_the_regression_on_the_normalised_matrix() -> None:
     normalised = dense / np.maximum(dense.sum(axis=1), 1)[:, None] ** 0.5 / items**0.25
     unit = (normalised**2).sum() / dense.sum()
     expected = items[:, None] ** -0.25 * ridge_without_self(normalised, 2.0 * unit) * items**0.1
-    np.testing.assert_allclose(Ease(train).weights(settings), expected, atol=1e-5)
+    np.testing.assert_allclose(Ease(train).fit(settings).weights, expected, atol=1e-5)
 
 
 def test_an_item_without_interactions_has_neighbours_through_its_side_information_only() -> None:
     train = interactions()
-    assert not Ease(train).weights(EaseSettings(1.0))[:, 11].any()
+    assert not Ease(train).fit(EaseSettings(1.0)).weights[:, 11].any()
     z = side()
     z[11] = z[3] + 0.01
-    found = Ease(train, z).weights(EaseSettings(1.0, side_weight=5.0))
+    found = Ease(train, z).fit(EaseSettings(1.0, side_weight=5.0)).weights
     assert found[:, 11].argmax() == 3
 
 
@@ -68,8 +69,8 @@ def test_fits_do_not_depend_on_which_were_made_before() -> None:
     fits, z = EaseSettings(1.0, 2.0, 0.5, 0.2, 0.2), side()
     used = Ease(interactions(), z)
     for power in (0.0, 0.3):
-        used.weights(EaseSettings(5.0, user_power=power))
-    np.testing.assert_array_equal(used.weights(fits), Ease(interactions(), z).weights(fits))
+        used.fit(EaseSettings(5.0, user_power=power))
+    np.testing.assert_array_equal(used.fit(fits).weights, Ease(interactions(), z).fit(fits).weights)
 
 
 def test_centring_leaves_rows_without_side_information_at_zero() -> None:
@@ -162,3 +163,35 @@ def test_the_prior_with_nothing_to_say_is_the_librarys_half_sweep() -> None:
     model.fit(sp.csr_matrix(train), show_progress=False)
     found = aligned_item_factors(train, model.user_factors, np.zeros((NUM_ITEMS, 4)), 5.0, 2.0)
     np.testing.assert_allclose(found, model.item_factors, atol=1e-3)
+
+
+def test_scores_are_the_users_items_times_the_weights() -> None:
+    fitted = Ease(interactions(), side()).fit(EaseSettings(1.0, 2.0, popularity_power=0.3))
+    np.testing.assert_allclose(fitted.score(np.arange(5)), interactions()[:5] @ fitted.weights, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("power", [1.0, 3.0])
+def test_the_kernel_sums_powers_of_the_cosines_to_the_users_items(power: float) -> None:
+    train, z = interactions(), centred_unit_rows(side())
+    users = np.array([4, 0, 29])
+    found = KernelScores(train, z, power).score(users)
+    dense = train.toarray()
+    for row, user in enumerate(users):
+        for item in range(NUM_ITEMS):
+            cosines = np.maximum(z[dense[user] > 0] @ z[item], 0)
+            assert found[row, item] == pytest.approx((cosines**power).sum(), abs=1e-5)
+
+
+def test_a_large_power_prefers_one_near_item_to_many_half_similar_ones() -> None:
+    angle = np.pi / 3
+    z = np.array([[1.0, 0.0], *[[np.cos(angle), np.sin(angle)]] * 4, [1.0, 0.0], [0.0, 0.0]])
+    z[6] = [np.cos(1.6 * angle), np.sin(1.6 * angle)]  # at 36 degrees of the four, far from the first
+    train = sp.csr_array(np.array([[1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0]], dtype=np.float32))
+    for power, better in ((1.0, 6), (12.0, 5)):
+        scores = KernelScores(train, z.astype(np.float32), power).score(np.array([0]))[0]
+        assert scores[[5, 6]].argmax() + 5 == better
+
+
+def test_a_user_without_items_has_no_text_scores() -> None:
+    train = sp.csr_array((2, NUM_ITEMS), dtype=np.float32)
+    assert not KernelScores(train, centred_unit_rows(side()), 3.0).score(np.array([0, 1])).any()

@@ -13,7 +13,7 @@ that diag(B) = 0 and the scores of a user are x_u B. Three things are added, eac
 means the same amount of regularisation whatever the powers.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,27 @@ class EaseSettings:
     """p, 0 to 1."""
 
 
+@dataclass(frozen=True)
+class EaseScores:
+    """A fitted model: s_uj = (x_u B)_j n_j^p."""
+
+    train: sp.csr_array
+    """(num_users, num_items), binary."""
+    regression: Floats
+    """B, zero diagonal, (num_items, num_items); shared by models that differ in p alone."""
+    item_scale: Floats
+    """n_j^p, (num_items,)."""
+
+    @property
+    def weights(self) -> Floats:
+        """What a user's item adds to the score of another, (num_items, num_items)."""
+        return self.regression * self.item_scale
+
+    def score(self, users: npt.NDArray[np.int64]) -> Floats:
+        """Rows of the users (n,) -> (n, num_items)."""
+        return np.asarray(self.train[users] @ self.regression, dtype=np.float32) * self.item_scale
+
+
 class Ease:
     """All fits on one training matrix: Gram matrices are computed once and shared by the settings that are tried.
 
@@ -54,9 +75,18 @@ class Ease:
         self._item_degree = np.maximum(np.bincount(train.indices, minlength=train.shape[1]), 1).astype(np.float64)
         self._side = None if side is None else centred_unit_rows(side)
         self._gram: tuple[float, Floats] | None = None
+        self._regression: tuple[EaseSettings, Floats] | None = None
 
-    def weights(self, settings: EaseSettings) -> Floats:
-        """Item-to-item weights B with a zero diagonal, (num_items, num_items): scores are x_u @ B."""
+    def fit(self, settings: EaseSettings) -> "EaseScores":
+        """The fitted model; settings that differ from the last ones in `popularity_power` alone cost nothing."""
+        regression = replace(settings, popularity_power=0.0)
+        if self._regression is None or self._regression[0] != regression:
+            self._regression = None  # at 20,000 items a matrix has 1.6 GB
+            self._regression = (regression, self._weights(regression))
+        scale = (self._item_degree**settings.popularity_power).astype(np.float32)
+        return EaseScores(self._train, self._regression[1], scale)
+
+    def _weights(self, settings: EaseSettings) -> Floats:
         gram = self._user_weighted_gram(settings.user_power).copy()
         scale_of_item = (self._item_degree**-settings.item_power).astype(np.float32)
         gram *= scale_of_item[:, None]
@@ -69,7 +99,6 @@ class Ease:
         gram[np.diag_indices_from(gram)] += np.float32(settings.l2) * unit
         weights = _regression_weights(gram)
         weights *= scale_of_item[:, None]
-        weights *= (self._item_degree**settings.popularity_power).astype(np.float32)[None, :]
         return weights
 
     def _user_weighted_gram(self, user_power: float) -> Floats:

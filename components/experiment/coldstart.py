@@ -1,0 +1,175 @@
+"""Cold start: items that nobody has chosen yet, ranked among themselves by what is known of their text.
+
+A share of the items is taken out of training for the test, as many others for validation. All their interactions, of whatever
+split, become held out; everything that is fitted or tuned sees the warm interactions and the validation items alone. A user's
+side of a score comes from the warm training interactions.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+
+from components.cllmr.encoders.analytic import analytic_side_representation
+from components.cllmr.linear.ease import centred_unit_rows
+from components.cllmr.linear.ensemble import Candidates, Ensemble, Scores, choose_weights
+from components.cllmr.linear.factors import side_map
+from components.cllmr.linear.kernel import KernelScores
+from components.evaluate.baselines import Factors, RandomScores, ials
+from components.evaluate.metrics import PRIMARY, Ranking, rank
+from components.experiment.dataset import ExperimentData, unit_rows
+from components.experiment.models import KINDS, Task
+from components.experiment.store import Outcome
+from components.spectrum.decompose import spectrum
+
+IntArray = npt.NDArray[np.int64]
+FloatMatrix = npt.NDArray[np.float32]
+
+L2 = (0.1, 1.0, 10.0, 100.0, 1000.0)
+RANKS = (16, 32, 64, 128)
+NUM_SHARED = (0, 32)
+POWERS = (0.0, 1.0)
+KERNEL_POWERS = (1.0, 2.0, 3.0, 4.0, 6.0)
+LABELS = {
+    "random": "Random",
+    "text_cosine": "Text cosine",
+    "text_cosine_centred": "Text cosine, centred",
+    "kernel": "Text kernel",
+    "ridge": "Ridge, text to item factor",
+    "encoder": "Encoder z (SSE)",
+    "analytic": "Analytic SSE (closed form)",
+    "combined": "Combined",
+}
+
+
+@dataclass(frozen=True)
+class ColdSplit:
+    """Warm data and two sets of cold items."""
+
+    warm: ExperimentData
+    """No interaction of a cold item in any split; validation as it was, for early stopping."""
+    validation_items: IntArray
+    """Rows, ascending; disjoint from `test_items`."""
+    test_items: IntArray
+    held_out: sp.csr_array
+    """All interactions of cold items, whatever split they came from, (num_users, num_items)."""
+
+    def rank(self, scores: Scores, items: IntArray) -> Ranking:
+        """Ranks `items` among themselves for every user who chose one of them."""
+        held_out = sp.csr_array(self.held_out[:, items])
+        return rank(lambda users: scores.score(users)[:, items], sp.csr_array(held_out.shape, dtype=np.float32), held_out)
+
+
+def split(data: ExperimentData, share: float, seed: int) -> ColdSplit:
+    """Takes `share` of the items out for the test and as many for validation, at least two of each.
+
+    Drawn by `seed` from the items that have training interactions and text.
+    """
+    known = (np.bincount(data.train.indices, minlength=data.num_items) > 0) & np.array(
+        [text is not None for text in data.item_texts]
+    )
+    eligible = np.flatnonzero(known)
+    size = max(2, round(share * data.num_items))
+    drawn = np.random.default_rng(seed).choice(eligible, min(2 * size, len(eligible) // 2 * 2), replace=False)
+    half = len(drawn) // 2
+    cold = np.zeros(data.num_items, dtype=bool)
+    cold[drawn] = True
+
+    def only(matrix: sp.csr_array, columns: npt.NDArray[np.bool_]) -> sp.csr_array:
+        kept = sp.csr_array(matrix @ sp.diags_array(columns.astype(np.float32)))
+        kept.eliminate_zeros()
+        return sp.csr_array(kept, dtype=np.float32)
+
+    held_out = only(sp.csr_array(data.train + data.validation + data.test), cold)
+    warm = replace(data, **{name: only(getattr(data, name), ~cold) for name in ("train", "validation", "test")})
+    return ColdSplit(warm, np.sort(drawn[:half]), np.sort(drawn[half:]), held_out)
+
+
+def scorers(cold: ColdSplit, graph: Mapping[str, Any], seed: int) -> dict[str, list[tuple[dict[str, Any], Scores]]]:
+    """Scorer -> its settings to choose from on the validation items; every score is defined for items without interactions."""
+    data = cold.warm
+    assert data.item_text is not None, "texts are embedded before a study"
+    text = centred_unit_rows(data.item_text)
+    degree = np.bincount(data.train.indices, minlength=data.num_items)
+    found: dict[str, list[tuple[dict[str, Any], Scores]]] = {
+        "random": [({}, RandomScores(seed, data.num_items))],
+        "text_cosine": [({}, Factors(data.user_text, data.item_text))],
+        "text_cosine_centred": [({}, Factors(centred_unit_rows(np.asarray(data.train @ text, dtype=np.float32)), text))],
+    }
+    found["kernel"] = [({"power": power}, KernelScores(data.train, text, power)) for power in KERNEL_POWERS]
+    task = Task(data, {}, seed)
+    factors = ials(task.inputs, factors=64, alpha=10.0, regularization=10.0, iterations=15, seed=seed)
+    found["ridge"] = [({"l2": l2}, Factors(factors.users, text @ side_map(factors.items, text, degree, l2))) for l2 in L2]
+    fitted = KINDS["graph"].fit(Task(data, dict(graph), seed))
+    assert fitted.side is not None, "the study's graph model has a side encoder"
+    assert fitted.factors is not None, "a graph model has factors"
+    users, items = fitted.factors.users[:, :-1], fitted.side["items"]
+    found["encoder"] = [
+        ({"user": "collaborative"}, Factors(unit_rows(users), unit_rows(items))),
+        ({"user": "side"}, Factors(unit_rows(fitted.side["users"]), unit_rows(items))),
+    ]
+    found["analytic"] = []
+    for size in [size for size in RANKS if size < min(data.train.shape)] or [min(data.train.shape) - 1]:
+        place = spectrum(data.train, size)
+        for num_shared in NUM_SHARED:
+            z = analytic_side_representation(data.item_text, place.items, degree, num_shared=num_shared).astype(np.float32)
+            for power in POWERS:  # 1: the matrix that the spectrum is of, rebuilt; 0: large components count more
+                users = (place.users * place.singular_values**-power).astype(np.float32)
+                found["analytic"].append(({"rank": size, "num_shared": num_shared, "power": power}, Factors(users, z)))
+    return found
+
+
+def measure(data: ExperimentData, settings: Mapping[str, Any], seed: int) -> Outcome:
+    """Task "coldstart": NDCG@10 and Recall@10 of every scorer on the cold test items, settings chosen on the validation items.
+
+    Args:
+        settings: "share" of the items, and "graph", settings of the encoder's graph model.
+    """
+    cold = split(data, settings["share"], seed)
+    chosen: dict[str, Scores] = {}
+    used: dict[str, dict[str, Any]] = {}
+    validation: dict[str, dict[str, float]] = {}
+    for name, options in scorers(cold, settings["graph"], seed).items():
+        values = [cold.rank(scores, cold.validation_items).mean() for _, scores in options]
+        best = max(range(len(options)), key=lambda number: values[number][PRIMARY])
+        (used[name], chosen[name]), validation[name] = options[best], values[best]
+    parts = [name for name in chosen if name != "random"]
+    held_out = sp.csr_array(cold.held_out[:, cold.validation_items])
+    nothing = sp.csr_array(held_out.shape, dtype=np.float32)
+    restricted = [Restricted(chosen[name], cold.validation_items) for name in parts]
+    weights, _ = choose_weights(Candidates.collect(restricted, nothing, held_out))
+    used["combined"] = dict(zip(parts, weights, strict=True))
+    test = {name: cold.rank(scores, cold.test_items) for name, scores in chosen.items()}
+    for split_name, items in (("validation", cold.validation_items), ("test", cold.test_items)):
+        joined = Ensemble([Restricted(chosen[name], items) for name in parts], weights)
+        held = sp.csr_array(cold.held_out[:, items])
+        ranking = rank(joined.score, sp.csr_array(held.shape, dtype=np.float32), held)
+        if split_name == "test":
+            test["combined"] = ranking
+        else:
+            validation["combined"] = ranking.mean()
+    return Outcome(
+        {
+            "cold_items": len(cold.test_items),
+            "users_evaluated": len(test["combined"].users),
+            "settings": used,
+            "val": validation,
+            "test": {name: ranking.mean() for name, ranking in test.items()},
+        },
+        {f"{name}.{metric}": values for name, ranking in test.items() for metric, values in ranking.per_user.items()},
+    )
+
+
+@dataclass(frozen=True)
+class Restricted:
+    """Scores of some items alone: the standardisation of an ensemble is then over what is ranked."""
+
+    scores: Scores
+    items: IntArray
+
+    def score(self, users: IntArray) -> FloatMatrix:
+        """Rows of the users (n,) -> (n, len(items))."""
+        return np.asarray(self.scores.score(users)[:, self.items], dtype=np.float32)

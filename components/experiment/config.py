@@ -1,0 +1,160 @@
+"""Settings of an experiment: which models are compared, over which grids they are tuned, on how many seeds."""
+
+from typing import Any, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from components.artifacts import StageConfig
+from components.errors import ConfigError, did_you_mean
+from components.sideinfo.config import DEFAULT_ENCODER
+
+Kind = Literal["popularity", "text_cosine", "bm25", "ials", "ease", "ease_text", "alpharec", "graph", "recipe"]
+Effect = Literal["none", "factual", "tnie", "pnde"]
+Suite = Literal["paper", "ablation", "rank", "noise", "coldstart", "collapse", "bias", "quick", "all"]
+
+BACKBONES = ("mf", "lightgcn", "gccf", "sgl", "simgcl", "dccf", "autocf")
+ENCODERS = ("none", "mlp", "generative", "sse", "attention", "pca", "whitening")
+OURS = "cllmr"
+GATES = "gates"
+"""The formulation that belongs to a graph model with heads; the others are fitted to EASE with text."""
+
+
+class ModelSpec(StageConfig):
+    """A model to fit: fixed settings, and ordered grids that are climbed on validation NDCG@10 with the first seed."""
+
+    name: str = Field(min_length=1)
+    kind: Kind
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """Of "graph": settings of the train stage by dotted name ("model.embedding_dim"), "effect" and "spectrum_rank"; of
+    "recipe": those of `components.experiment.recipe.RecipeConfig`; of the others: arguments of the baseline."""
+    grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
+    """Setting -> values in order. None for "recipe", which has its own."""
+
+    def identity(self) -> dict[str, Any]:
+        """Everything but the name: the same model under another name is the same model."""
+        return self.model_dump(mode="json", exclude={"name"})
+
+
+_L2 = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0, 20000.0)
+_TEMPERATURE = (0.1, 0.15, 0.2, 0.3)
+
+BASELINES: dict[str, ModelSpec] = {
+    spec.name: spec
+    for spec in (
+        ModelSpec(name="popularity", kind="popularity"),
+        ModelSpec(name="text_cosine", kind="text_cosine", grid={"centred": (False, True)}),
+        ModelSpec(name="bm25", kind="bm25", grid={"neighbours": (20, 50, 100, 200, 500), "b": (0.25, 0.5, 0.75)}),
+        ModelSpec(
+            name="ials",
+            kind="ials",
+            grid={
+                "factors": (64, 128, 256),
+                "alpha": (1.0, 2.0, 5.0, 10.0, 20.0, 40.0),
+                "regularization": (0.3, 1.0, 3.0, 10.0, 30.0, 100.0),
+            },
+        ),
+        ModelSpec(name="ease", kind="ease", grid={"l2": _L2}),
+        ModelSpec(name="ease_text", kind="ease_text", grid={"l2": _L2, "text_weight": (1.0, 3.0, 10.0, 30.0, 100.0)}),
+        ModelSpec(name="alpharec", kind="alpharec", grid={"temperature": _TEMPERATURE}),
+        ModelSpec(
+            name="lightgcn",
+            kind="graph",
+            settings={"model.backbone": "lightgcn", "model.side_encoder": "none"},
+            grid={"model.temperature": _TEMPERATURE},
+        ),
+    )
+}
+"""Rivals by name, each with the grid it is tuned over."""
+
+ALIASES = {"rlmrec-con": "lightgcn+mlp", "rlmrec-gen": "lightgcn+generative"}
+LABELS = {
+    OURS: "CLLMR",
+    "popularity": "Popularity",
+    "text_cosine": "Text cosine",
+    "bm25": "BM25 kNN",
+    "ials": "iALS",
+    "ease": "EASE",
+    "ease_text": "EASE + text",
+    "alpharec": "AlphaRec",
+    "lightgcn": "LightGCN",
+    "rlmrec-con": "RLMRec-Con",
+    "rlmrec-gen": "RLMRec-Gen",
+}
+
+
+def named(name: str) -> ModelSpec:
+    """A model by name: a baseline, ``backbone`` or ``backbone+encoder``; raises ConfigError for any other name."""
+    if name in BASELINES:
+        return BASELINES[name]
+    backbone, _, encoder = ALIASES.get(name, name).partition("+")
+    encoder = encoder or "none"
+    if backbone not in BACKBONES or encoder not in ENCODERS:
+        known = [*BASELINES, *BACKBONES, *ALIASES, *(f"{one}+{other}" for one in BACKBONES for other in ENCODERS[1:])]
+        raise ConfigError(f"unknown model '{name}'.", f"{did_you_mean(name, known)}")
+    return ModelSpec(
+        name=name,
+        kind="graph",
+        settings={"model.backbone": backbone, "model.side_encoder": encoder},
+        grid={"model.temperature": _TEMPERATURE}
+        if encoder == "none"
+        else {"model.temperature": _TEMPERATURE, "model.alignment_weight": (0.03, 0.1, 0.5)},
+    )
+
+
+class StudyConfig(StageConfig):
+    """What the named studies vary; the rest is the same for all variants of a study."""
+
+    base: dict[str, Any] = Field(default_factory=lambda: {"model.embedding_dim": 32})
+    """Settings of the train stage that all variants share, over those of the recipe's graph member."""
+    backbones: tuple[str, ...] = BACKBONES[1:]
+    encoders: tuple[str, ...] = ("none", "mlp", "generative", "sse")
+    """Of the paper study."""
+    ranks: tuple[PositiveInt, ...] = (16, 32, 64)
+    noises: tuple[float, ...] = (0.0, 0.001, 0.01, 0.1, 1.0)
+    cold_share: float = Field(default=0.05, gt=0, lt=0.5)
+    """Share of the items that is taken out of training for the test, and as much again for validation."""
+    propensity_strengths: tuple[float, ...] = (0.5, 1.0)
+    """Length of the praise that the bias study adds to an item's text."""
+    formulations: tuple[str, ...] = (
+        GATES,
+        "counterfactual_log",
+        "counterfactual_clicks",
+        "click_share",
+        "text_reference",
+        "lift",
+        "subspace",
+        "exposure",
+    )
+    """Of the bias study: `GATES`, or names of `components.cllmr.effects.EFFECTS`."""
+    bias_ease: dict[str, float] = Field(default_factory=lambda: {"l2": 100.0, "side_weight": 12.0})
+    """Of the bias study: settings of EASE."""
+
+
+class ExperimentConfig(StageConfig):
+    """What is fitted, compared and reported."""
+
+    model: ModelSpec = ModelSpec(name=OURS, kind="recipe")
+    """Ours."""
+    baselines: tuple[str | ModelSpec, ...] = tuple(BASELINES)
+    """Rivals, by name or in full."""
+    rival: str | None = None
+    """A further model to be tested against: see `named`."""
+    seeds: PositiveInt = 5
+    """Fits of every model that depends on chance; all use the settings tuned with the first seed."""
+    first_seed: NonNegativeInt = 2023
+    text_encoder: str = Field(default=DEFAULT_ENCODER, min_length=1)
+    """sentence-transformers model, by name or folder."""
+    ease_max_items: PositiveInt = 25_000
+    """EASE and the recipe's member of its kind hold several dense item-item matrices (20,000 items: 1.6 GB each)."""
+    study: StudyConfig = StudyConfig()
+
+    def all_seeds(self) -> list[int]:
+        """Consecutive seeds."""
+        return list(range(self.first_seed, self.first_seed + self.seeds))
+
+    def rivals(self) -> list[ModelSpec]:
+        """Baselines and the named rival, each once."""
+        found = [named(one) if isinstance(one, str) else one for one in self.baselines]
+        if self.rival is not None and self.rival not in [spec.name for spec in found]:
+            found.append(named(self.rival))
+        return found

@@ -1,0 +1,315 @@
+"""A data set for experiments: a fixed split, and text of items and users where there is any.
+
+Two kinds of folder are read: ``trn.npz``, ``val.npz``, ``tst.npz`` (arrays ``row``, ``col``, ``shape``) with optional
+``items.jsonl.gz`` and ``users.jsonl.gz``, and the output of the ingest stage. Texts are embedded once and kept by content.
+"""
+
+import ast
+import gzip
+import hashlib
+import html
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+
+from components.errors import DataError
+from components.experiment.store import write_atomically
+from components.ids import SPLITS
+from components.ingest.dataset import DATA_CARD_FILE, INTERACTIONS_FILE, Dataset
+from components.sideinfo.config import SideinfoConfig
+
+FILES = dict(zip(SPLITS, ("trn.npz", "val.npz", "tst.npz"), strict=True))
+TEXT_FILES = {"items": ("items.jsonl.gz", "iid"), "users": ("users.jsonl.gz", "uid")}
+MAX_WORDS = 100
+BATCH = 64  # texts embedded at once
+
+FloatMatrix = npt.NDArray[np.float32]
+Texts = list[str | None]
+
+
+@dataclass(frozen=True)
+class ExperimentData:
+    """One split of one data set."""
+
+    name: str
+    train: sp.csr_array
+    """Binary float32, (num_users, num_items), indices sorted; so are the other two, and the three are disjoint."""
+    validation: sp.csr_array
+    test: sp.csr_array
+    item_texts: Texts
+    """(num_items,), None where there is no text."""
+    user_texts: Texts
+    """(num_users,), None where the user has no text of their own."""
+    item_text: FloatMatrix | None = None
+    """Embeddings of the items' texts with unit rows, (num_items, dim), dim 0 without any text; None: not yet embedded."""
+    own_user_text: FloatMatrix | None = None
+    """Embeddings of the users' own texts, a zero row where there is none, (num_users, dim)."""
+
+    @property
+    def num_users(self) -> int:
+        """Rows of the interactions."""
+        return int(self.train.shape[0])
+
+    @property
+    def num_items(self) -> int:
+        """Columns of the interactions."""
+        return int(self.train.shape[1])
+
+    @property
+    def has_text(self) -> bool:
+        """Whether any item has text."""
+        return any(self.item_texts)
+
+    @property
+    def user_text(self) -> FloatMatrix:
+        """Unit rows, (num_users, dim): the user's own text, else the normalised mean of the training items' embeddings."""
+        assert self.item_text is not None, "texts are embedded before they are used"
+        assert self.own_user_text is not None, "users' texts are embedded with the items'"
+        means = unit_rows(np.asarray(self.train @ self.item_text, dtype=np.float32))
+        has_own = self.own_user_text.any(axis=1, keepdims=True)
+        return np.where(has_own, self.own_user_text, means).astype(np.float32)
+
+    def fingerprint(self) -> str:
+        """Hash of the split and the texts: what decides every result on these data."""
+        digest = hashlib.sha256(f"{self.num_users} {self.num_items}".encode())
+        for matrix in (self.train, self.validation, self.test):
+            digest.update(matrix.indptr.astype(np.int64).tobytes() + matrix.indices.astype(np.int64).tobytes())
+        digest.update(json.dumps([self.item_texts, self.user_texts]).encode())
+        return digest.hexdigest()[:16]
+
+    def facts(self) -> dict[str, Any]:
+        """Sizes, as a result carries them."""
+        return {
+            "fingerprint": self.fingerprint(),
+            "num_users": self.num_users,
+            "num_items": self.num_items,
+            "num_interactions": {"train": self.train.nnz, "validation": self.validation.nnz, "test": self.test.nnz},
+            "items_with_text": sum(text is not None for text in self.item_texts),
+            "users_with_own_text": sum(text is not None for text in self.user_texts),
+        }
+
+    def embedded(self, encoder: str, cache: Path, advance: Callable[[int], None] = lambda count: None) -> "ExperimentData":
+        """These data with embeddings, from the cache folder if these texts were embedded before.
+
+        Args:
+            encoder: name or folder of a sentence-transformers model.
+            cache: one file per (texts, encoder).
+            advance: told how many texts more are done.
+
+        Raises:
+            ConfigError: the encoder cannot be loaded.
+        """
+        if not self.has_text:
+            return replace(
+                self,
+                item_text=np.zeros((self.num_items, 0), np.float32),
+                own_user_text=np.zeros((self.num_users, 0), np.float32),
+            )
+        identity = SideinfoConfig(encoder=encoder).identity()["encoder"]
+        texts = [*self.item_texts, *self.user_texts]
+        name = hashlib.sha256(json.dumps([identity, texts]).encode()).hexdigest()[:16]
+        path = cache / f"{name}.npy"
+        if path.is_file():
+            found = np.load(path)
+        else:
+            from components.sideinfo import encoder as encoders
+
+            found = encoders.encode(encoders.load(encoder), texts, BATCH, advance)
+            write_atomically(path, lambda file: np.save(file, found))
+        return replace(self, item_text=found[: self.num_items], own_user_text=found[self.num_items :])
+
+
+def read(directory: str | Path) -> ExperimentData:
+    """Reads a data set folder or an ingest output.
+
+    Raises:
+        DataError: a file is missing or damaged, the shapes differ, an index is outside, or the splits overlap.
+        ArtifactError: an ingest output is damaged.
+    """
+    folder = Path(directory)
+    if not folder.is_dir():
+        raise DataError(f"'{folder}' is not a directory.", f"Give a folder with {', '.join(FILES.values())}.")
+    data = _from_ingest(folder) if (folder / INTERACTIONS_FILE).is_file() else _from_arrays(folder)
+    _check_disjoint(folder, data)
+    for split, matrix in zip(SPLITS, (data.train, data.validation, data.test), strict=True):
+        if not matrix.nnz:
+            raise DataError(f"'{folder}' has no {split} interaction.", "Every split needs some: split the data again.")
+    return data
+
+
+def _from_ingest(folder: Path) -> ExperimentData:
+    dataset = Dataset.load(folder)
+    train, validation, test = (dataset.matrix(split) for split in SPLITS)
+    titles = [
+        None if title == item_id else title
+        for title, item_id in zip(dataset.items["title"], dataset.items["item_id"], strict=True)
+    ]
+    items = [
+        {"title": title, **dict(zip(dataset.item_text_columns, values, strict=True))}
+        for title, *values in zip(titles, *(dataset.items[name] for name in dataset.item_text_columns), strict=True)
+    ]
+    users = [
+        dict(zip(dataset.user_text_columns, values, strict=True))
+        for values in zip(*(dataset.users[name] for name in dataset.user_text_columns), strict=True)
+    ] or [{} for _ in range(dataset.num_users)]
+    return ExperimentData(dataset.name, train, validation, test, texts_of(items), texts_of(users))
+
+
+def _from_arrays(folder: Path) -> ExperimentData:
+    matrices: dict[str, sp.csr_array] = {}
+    for split, name in FILES.items():
+        matrix = _read_matrix(folder / name)
+        if matrices and matrix.shape != matrices[SPLITS[0]].shape:
+            first = FILES[SPLITS[0]]
+            raise DataError(
+                f"{folder / name} has shape {matrix.shape}, {first} has {matrices[SPLITS[0]].shape}.",
+                "All three splits have shape (num_users, num_items).",
+            )
+        matrices[split] = matrix
+    num_users, num_items = matrices[SPLITS[0]].shape
+    items = _read_rows(folder, "items", num_items)
+    users = _read_rows(folder, "users", num_users)
+    return ExperimentData(
+        folder.resolve().name, matrices["train"], matrices["validation"], matrices["test"], texts_of(items), texts_of(users)
+    )
+
+
+def _read_matrix(path: Path) -> sp.csr_array:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            missing = [name for name in ("row", "col", "shape") if name not in file]
+            arrays = {} if missing else {name: np.asarray(file[name]) for name in ("row", "col", "shape")}
+            seen = ", ".join(file)
+    except FileNotFoundError:
+        expected = f"Give a folder with {', '.join(FILES.values())}, or the output of ingest ({DATA_CARD_FILE} and so on)."
+        raise DataError(f"{path} is missing.", expected) from None
+    except (OSError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise DataError(f"{path} cannot be read: {reason}.", "Write row, col and shape as integers with numpy.savez.") from None
+    if missing:
+        raise DataError(f"{path} has no array '{missing[0]}'; seen: {seen}.", "Write row, col and shape with numpy.savez.")
+    for name, array in arrays.items():
+        if array.dtype.kind not in "iu":
+            raise DataError(f"{path}: '{name}' has type {array.dtype}, not integers.", "Write row numbers from 0 on.")
+    rows, columns, shape = arrays["row"], arrays["col"], arrays["shape"]
+    if shape.shape != (2,) or (shape <= 0).any():
+        raise DataError(f"{path}: shape is {shape.tolist()}.", "Write two positive numbers: users, items.")
+    if rows.ndim != 1 or rows.shape != columns.shape:
+        raise DataError(
+            f"{path}: row has shape {rows.shape} and col {columns.shape}.", "Write one row and one col per interaction."
+        )
+    for name, array, size in (("row", rows, shape[0]), ("col", columns, shape[1])):
+        if len(array) and not 0 <= array.min() <= array.max() < size:
+            raise DataError(
+                f"{path}: {name} goes from {array.min()} to {array.max()}, allowed: 0 to {size - 1}.", "Correct it."
+            )
+    num_users, num_items = (int(size) for size in shape)
+    coordinates = (rows.astype(np.int32), columns.astype(np.int32))
+    matrix = sp.csr_array((np.ones(len(rows), dtype=np.float32), coordinates), shape=(num_users, num_items))
+    matrix.sum_duplicates()  # also sorts the indices
+    matrix.data[:] = 1.0
+    return matrix
+
+
+def _check_disjoint(folder: Path, data: ExperimentData) -> None:
+    parts = dict(zip(SPLITS, (data.train, data.validation, data.test), strict=True))
+    for left, right in (("train", "validation"), ("train", "test"), ("validation", "test")):
+        common = sp.csr_array(parts[left].multiply(parts[right]))
+        if common.nnz:
+            user, item = (int(index[0]) for index in common.nonzero())
+            raise DataError(
+                f"'{folder}': {common.nnz} interactions are in {left} and in {right}, for example user {user}, item {item}.",
+                "An interaction belongs to one split: split the data again.",
+            )
+
+
+# -- text -------------------------------------------------------------------------------------------------------------------
+
+
+def _read_rows(folder: Path, kind: str, count: int) -> list[dict[str, Any]]:
+    """Fields by row number; empty ones where the file says nothing or is not there."""
+    name, key = TEXT_FILES[kind]
+    path = folder / name
+    rows: list[dict[str, Any]] = [{} for _ in range(count)]
+    if not path.is_file():
+        return rows
+    try:
+        for number, line in enumerate(_lines(path), start=1):
+            fields = json.loads(line)
+            row = fields.get(key) if isinstance(fields, dict) else None
+            if not isinstance(row, int) or isinstance(row, bool) or not 0 <= row < count:
+                raise DataError(
+                    f"{path}, line {number}: '{key}' is {row!r}, allowed: 0 to {count - 1}.", f"Give every {kind[:-1]} its row."
+                )
+            rows[row] = {field: value for field, value in fields.items() if field != key}
+    except (OSError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(
+            f"{path} cannot be read: {reason}.", "Write one JSON object a line, in UTF-8, compressed by gzip."
+        ) from None
+    return rows
+
+
+def _lines(path: Path) -> Iterator[str]:
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        yield from (line for line in file if line.strip())
+
+
+def texts_of(rows: Sequence[Mapping[str, Any]]) -> Texts:
+    """One text per row from whatever fields say something: joined, cleaned, at most `MAX_WORDS` words; None for nothing.
+
+    A field counts unless it holds identifiers: its name ends in "id", or nearly all values are single words, all different.
+    """
+    fields = list(dict.fromkeys(name for row in rows for name in row))
+    told = [name for name in fields if _is_text(name, [cleaned(row.get(name)) for row in rows])]
+    texts: Texts = []
+    for row in rows:
+        said = [text if text.endswith((".", "!", "?")) else f"{text}." for name in told if (text := cleaned(row.get(name)))]
+        texts.append(" ".join(" ".join(said).split()[:MAX_WORDS]) or None)
+    return texts
+
+
+def _is_text(name: str, values: Iterable[str]) -> bool:
+    values = [value for value in values if value]
+    if not values or name.lower().endswith("id"):
+        return False
+    if not any(character.isalpha() for value in values for character in value):
+        return False
+    if len(values) < 3:  # too few to tell
+        return True
+    single = sum(" " not in value for value in values) / len(values)
+    return single < 0.9 or len(set(values)) < 0.9 * len(values)
+
+
+_TAG = re.compile(r"<[^<>]+>")
+
+
+def cleaned(value: Any) -> str:
+    """A field as text: lists (also written as a Python literal) joined by commas, HTML and superfluous space taken out."""
+    if value is None or isinstance(value, bool):
+        return ""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = ast.literal_eval(value.strip())
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            value = str(value)  # only looks like a list: it is text
+    if isinstance(value, list | tuple):
+        return ", ".join(filter(None, map(cleaned, value)))
+    if isinstance(value, dict):
+        return ""  # nested fields have no order in which they could be read
+    return " ".join(_TAG.sub(" ", html.unescape(str(value))).split())
+
+
+def unit_rows(matrix: npt.NDArray[np.floating]) -> FloatMatrix:
+    """Rows scaled to length 1; zero rows stay zero."""
+    lengths = np.linalg.norm(matrix, axis=1, keepdims=True)
+    return np.asarray(matrix / np.where(lengths > 0, lengths, 1.0), dtype=np.float32)

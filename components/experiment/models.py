@@ -1,0 +1,283 @@
+"""Every kind of model an experiment can fit, behind one call: settings and a seed in, scores and figures out.
+
+A new kind is a function ``(Task) -> Fitted``, a line in `KINDS` and a word in `components.experiment.config.Kind`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from components.cllmr.linear.ease import Ease, EaseSettings, centred_unit_rows
+from components.cllmr.linear.ensemble import Scores
+from components.errors import ConfigError, did_you_mean
+from components.evaluate import baselines
+from components.evaluate.baselines import Factors, Inputs, num_threads
+from components.evaluate.collapse import collapse
+from components.evaluate.metrics import PRIMARY, rank
+from components.experiment.config import Effect, Kind, ModelSpec
+from components.experiment.dataset import ExperimentData
+from components.experiment.search import Settings, coordinate_search
+from components.train.config import TrainConfig
+
+FloatMatrix = npt.NDArray[np.float32]
+Tell = Callable[..., None]
+IALS_ITERATIONS = 15
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A model that scores, and what is worth knowing of it."""
+
+    scores: Scores
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Figures as JSON knows them: "dim", "effective_rank", "singular_values", "debias", ..."""
+    chosen: Any = None
+    """Of kinds that tune themselves: what to give as `Task.chosen` for another seed."""
+    factors: Factors | None = None
+    """Collaborative representations of a graph model, before gates."""
+    side: Mapping[str, FloatMatrix] | None = None
+    """Side representations z of "users" and "items", of a graph model with a side encoder."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One fit."""
+
+    data: ExperimentData
+    """With embeddings."""
+    settings: Settings
+    seed: int
+    shared: dict[str, Any] = field(default_factory=dict)
+    """What fits with other settings on the same data can use again (Gram matrices)."""
+    chosen: Any = None
+    """Of kinds that tune themselves: what another seed was tuned to."""
+    tell: Tell = lambda **figures: None
+
+    @property
+    def item_text(self) -> FloatMatrix:
+        """(num_items, text_dim)."""
+        assert self.data.item_text is not None, "texts are embedded before a fit"
+        return self.data.item_text
+
+    @property
+    def inputs(self) -> Inputs:
+        """The same data as baselines want them."""
+        return Inputs(self.data.train, self.data.validation, self.data.user_text, self.item_text, {})
+
+
+def _popularity(task: Task) -> Fitted:
+    return Fitted(baselines.popularity(task.inputs))
+
+
+def _text_cosine(task: Task) -> Fitted:
+    return Fitted(baselines.text_cosine(task.inputs, **task.settings))
+
+
+def _bm25(task: Task) -> Fitted:
+    return Fitted(baselines.bm25_knn(task.inputs, **task.settings))
+
+
+def _ials(task: Task) -> Fitted:
+    settings = {"iterations": IALS_ITERATIONS, **task.settings}
+    return Fitted(baselines.ials(task.inputs, **settings, seed=task.seed), {"dim": settings["factors"]})
+
+
+def _ease(task: Task) -> Fitted:
+    if "ease" not in task.shared:
+        task.shared["ease"] = Ease(task.data.train)
+    return Fitted(task.shared["ease"].fit(EaseSettings(**task.settings)))
+
+
+def _ease_text(task: Task) -> Fitted:
+    if "ease_text" not in task.shared:
+        task.shared["ease_text"] = Ease(task.data.train, task.item_text)
+    settings = dict(task.settings)
+    return Fitted(task.shared["ease_text"].fit(EaseSettings(side_weight=settings.pop("text_weight"), **settings)))
+
+
+def _alpharec(task: Task) -> Fitted:
+    import torch
+
+    from components.experiment.alpharec import AlphaRecSettings, fit
+
+    torch.set_num_threads(num_threads())
+    settings = AlphaRecSettings(**task.settings)
+    factors = fit(task.data.train, task.data.validation, task.item_text, settings, task.seed)
+    return Fitted(factors, {"dim": settings.embedding_dim}, factors=factors)
+
+
+def _graph(task: Task) -> Fitted:
+    """A backbone with or without side encoder, by the platform's own training loop."""
+    import torch
+
+    from components.cllmr.model import SideInformation
+    from components.spectrum.decompose import spectrum
+    from components.train.loop import SingleProcess, TrainData, fit
+
+    torch.set_num_threads(num_threads())
+    data = task.data
+    config, effect, spectrum_rank = graph_settings(task.settings, task.seed)
+    side = None
+    if config.model.side_encoder != "none":
+        found = spectrum(data.train, min(spectrum_rank, *data.train.shape))
+        side = SideInformation(
+            torch.from_numpy(np.concatenate([centred_unit_rows(data.user_text), centred_unit_rows(task.item_text)])),
+            torch.from_numpy(np.concatenate([found.users, found.items]).astype(np.float32)),
+        )
+    model, state = fit(TrainData(data.train, data.validation, side), config, SingleProcess(task.tell))
+    told = model.representations()
+    factors = Factors(told.mediator.users.numpy(), told.mediator.items.numpy())
+    gate = told.item_gate.numpy()
+    scores, debias = _with_effect(factors, gate, effect, config, data)
+    # the factors' last column is the constant of the mediator's offset
+    kept = {"users": factors.users[:, :-1], "items": factors.items[:, :-1]}
+    if side is not None:
+        kept |= {"side_users": told.user_side.numpy(), "side_items": told.item_side.numpy()}
+    facts = {
+        "dim": config.model.embedding_dim,
+        "best_epoch": state.best_epoch,
+        "epochs": state.epoch,
+        **spectra(kept),
+        **({} if debias is None else {"debias": debias}),
+    }
+    z = None if side is None else {"users": kept["side_users"], "items": kept["side_items"]}
+    return Fitted(scores, facts, factors=factors, side=z)
+
+
+def _with_effect(
+    factors: Factors, gate: FloatMatrix, effect: Effect, config: TrainConfig, data: ExperimentData
+) -> tuple[Factors, float | None]:
+    """Scores of an effect of the side information, and λ where it was chosen on validation (E13-E16)."""
+    if effect in ("none", "factual"):
+        return Factors(factors.users, factors.items * gate[:, None]), None
+    mean = factors.items.mean(axis=0)
+    if effect == "pnde":
+        return Factors(factors.users, gate[:, None] * mean), None
+    tried = {debias: Factors(factors.users, gate[:, None] * (factors.items - debias * mean)) for debias in config.debias_grid}
+    value = {debias: rank(one.score, data.train, data.validation).mean()[PRIMARY] for debias, one in tried.items()}
+    best = max(value, key=lambda debias: (value[debias], debias))
+    return tried[best], best
+
+
+def _recipe(task: Task) -> Fitted:
+    from components.experiment.recipe import RecipeConfig, RecipeData, fit_recipe
+
+    data = RecipeData(task.data.train, task.data.validation, task.data.user_text, task.item_text)
+    config = RecipeConfig.parse(task.settings, "model.settings")
+    found = fit_recipe(data, config, task.seed, task.chosen, task.tell)
+    side = None if found.side is None else {"side_users": found.side.users, "side_items": found.side.items}
+    facts = {
+        "dim": config.train.model.embedding_dim,
+        "weights": found.weights,
+        "members_validation": {name: round(value, 6) for name, value in found.validation.items()},
+        "members_cpu_seconds": {name: round(value, 2) for name, value in found.cpu_seconds.items()},
+        "members_tried": {name: member.tried for name, member in found.members.items()},
+        **({} if side is None else spectra(side)),
+    }
+    return Fitted(found, facts, found.settings)
+
+
+@dataclass(frozen=True)
+class KindOf:
+    """What is true of every model of a kind."""
+
+    fit: Callable[[Task], Fitted]
+    uses_chance: bool = False
+    """Whether the seed changes the result."""
+    needs_text: bool = False
+    item_matrices: bool = False
+    """Whether dense item-item matrices are held."""
+
+
+KINDS: dict[Kind, KindOf] = {
+    "popularity": KindOf(_popularity),
+    "text_cosine": KindOf(_text_cosine, needs_text=True),
+    "bm25": KindOf(_bm25),
+    "ials": KindOf(_ials, uses_chance=True),
+    "ease": KindOf(_ease, item_matrices=True),
+    "ease_text": KindOf(_ease_text, needs_text=True, item_matrices=True),
+    "alpharec": KindOf(_alpharec, uses_chance=True, needs_text=True),
+    "graph": KindOf(_graph, uses_chance=True),
+    "recipe": KindOf(_recipe, uses_chance=True, item_matrices=True),
+}
+
+
+def skip_reason(spec: ModelSpec, data: ExperimentData, ease_max_items: int) -> str | None:
+    """Why a model cannot be fitted on these data, or None."""
+    kind = KINDS[spec.kind]
+    encoder = spec.settings.get("model.side_encoder", "none" if spec.kind != "graph" else "sse")
+    if not data.has_text and (kind.needs_text or encoder != "none"):
+        return "the items have no text"
+    if kind.item_matrices and data.num_items > ease_max_items:
+        return f"{data.num_items:,} items are more than ease_max_items = {ease_max_items:,}"
+    return None
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The best of a grid on validation."""
+
+    fitted: Fitted
+    settings: Settings
+    tried: list[Settings]
+    """Every setting tried with its validation NDCG@10 as "value"."""
+
+
+def tune(spec: ModelSpec, data: ExperimentData, seed: int, tell: Tell = lambda **figures: None) -> Tuned:
+    """Climbs the grid of a model on validation NDCG@10 from the middle of every axis; without a grid there is one fit."""
+    shared: dict[str, Any] = {}
+    best: tuple[float, Fitted] | None = None
+
+    def evaluate(settings: Settings) -> float:
+        nonlocal best
+        task = Task(data, {**spec.settings, **settings}, seed, shared, tell=partial(tell, **settings))
+        fitted = KINDS[spec.kind].fit(task)
+        value = rank(fitted.scores.score, data.train, data.validation).mean()[PRIMARY] if settings else 0.0
+        if best is None or value > best[0]:
+            best = (value, fitted)
+        return value
+
+    start = {name: values[(len(values) - 1) // 2] for name, values in spec.grid.items()}
+    chosen, _, tried = coordinate_search(start, spec.grid, evaluate)
+    assert best is not None, "a search evaluates its start"
+    return Tuned(best[1], {**spec.settings, **chosen}, tried if spec.grid else [])
+
+
+def graph_settings(settings: Mapping[str, Any], seed: int) -> tuple[TrainConfig, Effect, int]:
+    """Settings of a "graph" model, over those of the recipe's graph member: train config, effect, rank of the spectrum.
+
+    Raises:
+        ConfigError: a setting is unknown or not allowed.
+    """
+    from components.experiment.recipe import RecipeConfig
+
+    own = dict(settings)
+    effect = own.pop("effect", "none")
+    allowed = ("none", "factual", "tnie", "pnde")
+    if effect not in allowed:
+        raise ConfigError(f"effect '{effect}' is unknown.", did_you_mean(str(effect), allowed))
+    tree: dict[str, Any] = RecipeConfig().train.model_dump(mode="json")
+    tree |= {"seed": seed, "num_workers": 1}
+    tree["model"]["counterfactual"] = effect != "none"
+    spectrum_rank = own.pop("spectrum_rank", None)
+    for name, value in own.items():
+        section, dot, leaf = name.partition(".")
+        if dot and section == "model":
+            tree["model"][leaf] = value
+        else:
+            tree[name] = value
+    config = TrainConfig.parse(tree, "train")
+    return config, effect, int(spectrum_rank or config.model.embedding_dim)
+
+
+def spectra(representations: Mapping[str, FloatMatrix]) -> dict[str, Any]:
+    """{"effective_rank": name -> value, "singular_values": name -> relative to the largest} of representations."""
+    found = collapse(dict(representations))
+    return {
+        "effective_rank": {name: value["effective_rank"] for name, value in found.items()},
+        "singular_values": {name: value["singular_values"] for name, value in found.items()},
+    }

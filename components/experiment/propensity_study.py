@@ -1,0 +1,58 @@
+"""The propensity benchmark as a unit of work: what a formulation removes of a known propensity, and what that costs."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any
+
+from components.cllmr.effects import EFFECTS
+from components.cllmr.linear.ease import EaseSettings
+from components.evaluate.metrics import ScoreBlock
+from components.experiment import propensity
+from components.experiment.config import GATES
+from components.experiment.dataset import ExperimentData
+from components.experiment.models import KINDS, Task
+from components.experiment.store import Outcome
+
+
+def measure(data: ExperimentData, settings: Mapping[str, Any], seed: int) -> Outcome:
+    """Task "propensity": see `components.experiment.propensity.measure`.
+
+    Args:
+        settings: "kind" and "strength" of the injection; "formulation", `GATES` or one of `components.cllmr.effects.EFFECTS`;
+            "model": of `GATES` the settings of the graph model that has them, of the others those of EASE.
+    """
+    assert data.item_text is not None, "texts are embedded before a study"
+    original = propensity.Data(data.train, data.validation, data.test, data.item_text)
+    injected = propensity.inject(original, settings["kind"], settings["strength"], seed)
+    if settings["formulation"] == GATES:
+        removal, facts = _gates(data, original, injected, settings["model"], seed)
+    else:
+        model = partial(propensity.ease, settings=EaseSettings(**settings["model"]))
+        removal, facts = propensity.study(original, injected, EFFECTS[settings["formulation"]], model), {}
+    return Outcome({**asdict(removal), "num_lured": injected.num_lured, **facts}, {})
+
+
+def _gates(
+    data: ExperimentData, original: propensity.Data, injected: propensity.Injected, model: Mapping[str, Any], seed: int
+) -> tuple[propensity.Removal, dict[str, Any]]:
+    """A graph model without gates on both data, and one with gates, whose λ is chosen on validation."""
+    assert data.own_user_text is not None, "users' texts are embedded with the items'"
+    # a user is the mean of the items' texts, injected or not: own texts would not know of the praise
+    no_text = 0 * data.own_user_text
+
+    def fitted(world: propensity.Data, effect: str) -> tuple[ScoreBlock, Any]:
+        changed = replace(
+            data,
+            train=world.train,
+            validation=world.validation,
+            item_text=world.item_text,
+            own_user_text=no_text,
+        )
+        found = KINDS["graph"].fit(Task(changed, {**model, "effect": effect}, seed))
+        return found.scores.score, found.facts.get("debias")
+
+    clean, _ = fitted(original, "none")
+    inflated, _ = fitted(injected.data, "none")
+    debiased, debias = fitted(injected.data, "tnie")
+    return propensity.measure(clean, inflated, debiased, injected, original), {"debias": debias}

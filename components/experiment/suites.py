@@ -1,0 +1,347 @@
+"""The named studies: what each varies, over which models, and what it says in the end.
+
+A study is a function ``(Setup) -> Study``; its models and tasks are units of work like all others, so studies share what they
+have in common and a killed suite goes on with what is missing.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from components.cllmr.effects import EFFECTS
+from components.errors import ConfigError, DataError, did_you_mean
+from components.evaluate.metrics import PRIMARY
+from components.experiment import coldstart, propensity, statistics
+from components.experiment.config import GATES, OURS, ExperimentConfig, ModelSpec, StudyConfig
+from components.experiment.run import Measured, Runner, Source, Unit, load, measure_models
+
+SHOWN = ("recall@10", "recall@20", "ndcg@10", "ndcg@20")
+ALL = ("paper", "ablation", "rank", "noise", "coldstart", "collapse", "bias")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What every study gets."""
+
+    sources: Sequence[Source]
+    config: ExperimentConfig
+    runner: Runner
+
+    @property
+    def study(self) -> StudyConfig:
+        """What studies vary."""
+        return self.config.study
+
+    def graph(self, name: str, **settings: Any) -> ModelSpec:
+        """A variant: the base settings of all studies and its own; "__" in a name stands for a dot."""
+        own = {key.replace("__", "."): value for key, value in settings.items()}
+        return ModelSpec(name=name, kind="graph", settings={**self.study.base, **own})
+
+
+@dataclass(frozen=True)
+class Study:
+    """One study's result."""
+
+    name: str
+    title: str
+    text: str
+    """What is compared and how to read it."""
+    datasets: dict[str, dict[str, Any]]
+    """Data set -> {"models": name -> summary, ...}, or what the study's own figures need."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Over data sets."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, for a file."""
+        return {"study": self.name, "title": self.title, "text": self.text, "datasets": self.datasets, **self.extra}
+
+
+def run_suite(name: str, setup: Setup) -> list[Study]:
+    """The studies of a suite, in order.
+
+    Raises:
+        DataError: a study needs text and no data set has any.
+    """
+    if name == "quick":
+        return _quick(setup)
+    return [STUDIES[one](setup) for one in (ALL if name == "all" else (name,))]
+
+
+def _compared(
+    setup: Setup, specs: Sequence[ModelSpec], reference: Callable[[str], str | None]
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Measured]]]:
+    """Summaries of all models on all data sets, each with its paired test against the model that `reference` names."""
+    told: dict[str, dict[str, Any]] = {}
+    every: dict[str, dict[str, Measured]] = {}
+    for source in setup.sources:
+        measured, skipped = measure_models(source, specs, setup.config, setup.runner)
+        models = {}
+        for name, one in measured.items():
+            models[name] = one.summary()
+            models[name].pop("tried")
+            if (other := reference(name)) in measured and other is not None:
+                pair = (one.per_user("test"), measured[other].per_user("test"))
+                models[name]["against"] = other
+                models[name]["minus"] = {metric: statistics.paired(*(side[metric] for side in pair)) for metric in SHOWN}
+        told[source.name] = {"models": models, "skipped": skipped}
+        every[source.name] = measured
+    return told, every
+
+
+def _paper(setup: Setup) -> Study:
+    study = setup.study
+    specs = [
+        setup.graph(
+            f"{backbone}+{encoder}" if encoder != "none" else backbone, model__backbone=backbone, model__side_encoder=encoder
+        )
+        for backbone, encoder in product(study.backbones, study.encoders)
+    ]
+    datasets, _ = _compared(setup, specs, lambda name: name.partition("+")[0] if "+" in name else None)
+    return Study(
+        "paper",
+        "Backbones and encoders",
+        "Every backbone without side information and with each encoder: mlp is RLMRec-Con, generative RLMRec-Gen, sse the "
+        "spectrum-based one. Differences are to the bare backbone, over the same users.",
+        datasets,
+    )
+
+
+def _ablation(setup: Setup) -> Study:
+    specs = [
+        setup.graph("full (sse, gates, debiased)", model__side_encoder="sse", effect="tnie"),
+        setup.graph("factual score", model__side_encoder="sse", effect="factual"),
+        setup.graph("without gates", model__side_encoder="sse", effect="none"),
+        setup.graph("mlp encoder", model__side_encoder="mlp", effect="none"),
+        setup.graph("attention encoder", model__side_encoder="attention", effect="none"),
+        setup.graph("generative encoder", model__side_encoder="generative", effect="none"),
+        setup.graph("pca encoder", model__side_encoder="pca", effect="none"),
+        setup.graph("whitening encoder", model__side_encoder="whitening", effect="none"),
+        setup.graph("no spectrum noise", model__side_encoder="sse", model__spectrum_noise=0.0),
+        setup.graph("noise without sign", model__side_encoder="sse", model__noise_sign=False),
+        setup.graph("zero prior mean", model__side_encoder="sse", model__prior_mean="zero"),
+        setup.graph("no ELBO", model__side_encoder="sse", model__elbo_weight=0.0),
+        setup.graph("spectrum in the encoder", model__side_encoder="sse", model__spectrum_input="concat"),
+        setup.graph("no side information", model__side_encoder="none"),
+    ]
+    full = specs[0].name
+    datasets, _ = _compared(setup, specs, lambda name: None if name == full else full)
+    return Study(
+        "ablation",
+        "Ablation",
+        "One part is taken out or changed; variants of the encoder are without gates. Differences are to the full one.",
+        datasets,
+    )
+
+
+def _rank(setup: Setup) -> Study:
+    specs = [setup.graph(f"rank {rank}", model__side_encoder="sse", spectrum_rank=rank) for rank in setup.study.ranks]
+    width = setup.study.base.get("model.embedding_dim", 64)
+    matching = f"rank {width}" if width in setup.study.ranks else specs[0].name
+    datasets, _ = _compared(setup, specs, lambda name: None if name == matching else matching)
+    text = f"Rank of the spectrum at {width} hidden dimensions. Differences are to {matching}."
+    return Study("rank", "Rank of the spectrum", text, datasets, {"levels": {"rank": list(setup.study.ranks)}})
+
+
+def _noise(setup: Setup) -> Study:
+    study = setup.study
+    names = {(noise, rank): f"noise {noise:g}, rank {rank}" for noise, rank in product(study.noises, study.ranks)}
+    specs = [
+        setup.graph(name, model__side_encoder="sse", model__spectrum_noise=noise, spectrum_rank=rank)
+        for (noise, rank), name in names.items()
+    ]
+    datasets, every = _compared(setup, specs, lambda name: None)
+    usable = [measured for measured in every.values() if len(measured) == len(specs)]
+    extra: dict[str, Any] = {"levels": {"noise": list(study.noises), "rank": list(study.ranks)}}
+    if usable:
+        values = np.array(
+            [
+                [
+                    [[one.facts["test"][PRIMARY] for one in measured[names[noise, rank]].outcomes] for rank in study.ranks]
+                    for noise in study.noises
+                ]
+                for measured in usable
+            ]
+        )
+        relative = 100 * (values / values.mean(axis=(1, 2, 3), keepdims=True) - 1)
+        extra["anova"] = {"metric": f"{PRIMARY} on test, percent of the data set's mean", **statistics.two_way(relative)}
+        extra["cells_percent"] = relative.mean(axis=(0, 3)).round(4).tolist()
+    return Study(
+        "noise",
+        "Noise of the spectrum, by rank",
+        "Length of the perturbation of a spectrum row of length 1, at each rank. The analysis of variance has noise and "
+        "rank as factors, data sets as blocks and seeds as repeats: a significant interaction means that the best noise "
+        "depends on the rank.",
+        datasets,
+        extra,
+    )
+
+
+def _collapse(setup: Setup) -> Study:
+    encoders = ("sse", "mlp", "generative", "attention", "pca", "whitening")
+    specs = [setup.graph(name, model__side_encoder=name) for name in encoders]
+    datasets, every = _compared(setup, specs, lambda name: None if name == "mlp" else "mlp")
+    for name, measured in every.items():
+        datasets[name]["singular_values"] = {
+            encoder: one.outcomes[0].facts["singular_values"] for encoder, one in measured.items()
+        }
+    return Study(
+        "collapse",
+        "Dimensional collapse",
+        "Singular values of the side representations relative to the largest, first seed, and their effective rank: exp of "
+        "the entropy of the values' shares, at most the number of dimensions. Differences are to the MLP encoder.",
+        datasets,
+    )
+
+
+def _coldstart(setup: Setup) -> Study:
+    sources = _with_text(setup, "coldstart")
+    graph = {**setup.study.base, "model.side_encoder": "sse"}
+    settings = {"share": setup.study.cold_share, "graph": graph}
+    seeds = setup.config.all_seeds()
+    units = [Unit(source, "coldstart", settings, seed, f"cold start, seed {seed}") for source in sources for seed in seeds]
+    outcomes = iter(setup.runner.run(units))
+    datasets: dict[str, dict[str, Any]] = {}
+    for source in sources:
+        facts = [next(outcomes).facts for _ in seeds]
+        models = {
+            name: {
+                "label": label,
+                "settings": facts[0]["settings"][name],
+                **{
+                    part: {metric: statistics.spread([one[part][name][metric] for one in facts]) for metric in SHOWN}
+                    for part in ("val", "test")
+                },
+            }
+            for name, label in coldstart.LABELS.items()
+        }
+        datasets[source.name] = {"models": models, "cold_items": facts[0]["cold_items"], "skipped": {}}
+    return Study(
+        "coldstart",
+        "Items that nobody has chosen yet",
+        f"{100 * setup.study.cold_share:g} % of the items are taken out of training and ranked among themselves; as many "
+        "others serve validation, which everything tuned is tuned on. A new draw of items for every seed.",
+        datasets,
+    )
+
+
+def _bias(setup: Setup) -> Study:
+    sources = _with_text(setup, "bias")
+    study, seeds = setup.study, setup.config.all_seeds()
+    for name in study.formulations:
+        if name not in (known := (GATES, *EFFECTS)):
+            raise ConfigError(f"study.formulations: '{name}' is unknown.", did_you_mean(name, known))
+    graph = {**study.base, "model.side_encoder": "sse"}
+    kinds = [kind for kind in propensity.KINDS if kind != "none"]
+    conditions = list(product(kinds, study.propensity_strengths, study.formulations))
+    units = [
+        Unit(
+            source,
+            "propensity",
+            {
+                "kind": kind,
+                "strength": strength,
+                "formulation": formulation,
+                "model": graph if formulation == GATES else study.bias_ease,
+            },
+            seed,
+            f"{kind} {strength:g}, {formulation}, seed {seed}",
+        )
+        for source in sources
+        for kind, strength, formulation in conditions
+        for seed in seeds
+    ]
+    outcomes = iter(setup.runner.run(units))
+    datasets: dict[str, dict[str, Any]] = {}
+    for source in sources:
+        rows = []
+        for kind, strength, formulation in conditions:
+            facts = [next(outcomes).facts for _ in seeds]
+            removed = [one["removed_percent"] for one in facts if one["removed_percent"] is not None]
+            rows.append(
+                {
+                    "kind": kind,
+                    "strength": strength,
+                    "formulation": formulation,
+                    "removed_percent": statistics.spread(removed) if removed else None,
+                    **{
+                        name: statistics.spread([one[name] for one in facts])
+                        for name in ("exposure_clean", "exposure_inflated", "exposure_debiased", "ndcg_change_percent")
+                    },
+                }
+            )
+        datasets[source.name] = {"propensity": rows, "skipped": {}}
+    return Study(
+        "bias",
+        "Known propensity",
+        "A tenth of the items get praise in their text (generic), and clicks that the praise brought (inflated). Exposure: "
+        "their share of the top ten of a model fitted on clean data, on inflated data, and on inflated data with debiasing. "
+        "Removed: the share of the induced exposure that debiasing takes back; 100 % is the clean model's exposure.",
+        datasets,
+    )
+
+
+def _with_text(setup: Setup, study: str) -> list[Source]:
+    found = [source for source in setup.sources if load(source).has_text]
+    if not found:
+        raise DataError(
+            f"study '{study}' needs items with text, and no data set has any.",
+            "Add items.jsonl.gz with text fields, or give another.",
+        )
+    return found
+
+
+def _quick(setup: Setup) -> list[Study]:
+    """Small versions of everything, to see that it works; a minute or two on a small data set."""
+    small = {
+        "model.num_negatives": 64,
+        "max_epochs": 8,
+        "batch_size": 256,
+        "evaluate_every": 2,
+        **setup.study.base,
+    }
+    study = setup.study.model_copy(
+        update={
+            "base": small,
+            "backbones": ("mf", "lightgcn"),
+            "encoders": ("none", "mlp", "sse"),
+            "ranks": (8, 16),
+            "noises": (0.0, 0.1),
+            "cold_share": 0.15,
+            "propensity_strengths": (1.0,),
+            "formulations": (GATES, "counterfactual_log"),
+        }
+    )
+    config = setup.config.model_copy(update={"study": study, "seeds": min(setup.config.seeds, 2)})
+    quick = Setup(setup.sources, config, setup.runner)
+    return [STUDIES[name](quick) for name in ALL if name != "ablation"]
+
+
+STUDIES: Mapping[str, Callable[[Setup], Study]] = {
+    "paper": _paper,
+    "ablation": _ablation,
+    "rank": _rank,
+    "noise": _noise,
+    "coldstart": _coldstart,
+    "collapse": _collapse,
+    "bias": _bias,
+}
+
+
+def comparison(results: Sequence[Mapping[str, Any]]) -> Study:
+    """Our model and its rivals, of `components.experiment.run.experiment`, in the form of a study."""
+    datasets: dict[str, dict[str, Any]] = {}
+    for result in results:
+        own = {name: result[name] for name in ("val", "test", "seconds", "dim", "peak_memory_mb", "bias")}
+        own |= {"label": result["recipe"]["label"], "effective_rank": result.get("effective_rank")}
+        rivals = {name: {**one, "against": OURS, "minus": one["ours_minus"]} for name, one in result["baselines"].items()}
+        datasets[result["dataset"]] = {"models": {OURS: own, **rivals}, "skipped": result["skipped"]}
+    return Study(
+        "comparison",
+        "Against the baselines",
+        "Everything is tuned on validation and ranks the test interactions once. Differences are ours minus theirs, over the "
+        "same users.",
+        datasets,
+    )

@@ -1,0 +1,156 @@
+"""``cllmr experiment``: settings from flags and files, the run, and what it leaves behind."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from components.errors import ConfigError, did_you_mean
+from components.experiment.config import BACKBONES, ENCODERS, OURS, Effect, ExperimentConfig, Suite, named
+from pipelines.config import merge, parse_override, read_tree
+
+if TYPE_CHECKING:
+    from components.experiment.suites import Study
+
+Tell = Callable[[Mapping[str, Any]], None]
+CHOICES: dict[str, tuple[str, ...]] = {
+    "backbone": BACKBONES,
+    "loss": ("softmax", "bpr"),
+    "encoder": ENCODERS,
+    "effect": get_args(Effect),
+}
+_SETTING = {"backbone": "model.backbone", "loss": "model.loss", "dim": "model.embedding_dim", "encoder": "model.side_encoder"}
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a run found."""
+
+    studies: "list[Study]"
+    result: Any
+    """As the result file says it."""
+    facts: dict[str, Any]
+    """What the figures were measured with."""
+    executed: int
+    """Units of work that were done now; the others were found."""
+
+
+def settings(
+    files: Iterable[Path],
+    overrides: Iterable[str],
+    flags: Mapping[str, Any],
+    seeds: int | None,
+    rival: str | None,
+    baselines: list[str],
+    suite: str | None,
+) -> ExperimentConfig:
+    """The settings that the command line describes; flags win over ``--set``, and that over files.
+
+    Args:
+        flags: "backbone", "loss", "dim", "encoder", "effect"; None where not given. Any of them makes our model that one
+            instead of the default recipe; in a suite they are what all variants share.
+
+    Raises:
+        ConfigError: an unknown name, or a value that is not allowed.
+    """
+    given = {name: value for name, value in flags.items() if value is not None}
+    for name, allowed in CHOICES.items():
+        if name in given and given[name] not in allowed:
+            raise ConfigError(f"--{name} {given[name]}: unknown.", did_you_mean(given[name], allowed))
+    if suite is not None and suite not in get_args(Suite):
+        raise ConfigError(f"--suite {suite}: unknown.", did_you_mean(suite, get_args(Suite)))
+    tree: dict[str, Any] = {}
+    for file in files:
+        tree = merge(tree, read_tree(file))
+    for override in overrides:
+        tree = merge(tree, parse_override(override))
+    if suite is not None and (fixed := [name for name in ("encoder", "effect") if name in given]):
+        raise ConfigError(f"--{fixed[0]} has no effect on a suite, which varies it.", f"Leave out --{fixed[0]} or --suite.")
+    own = {_SETTING.get(name, name): value for name, value in given.items()}
+    if own and suite is not None:
+        tree = merge(tree, {"study": {"base": own}})
+    elif own:
+        encoder = given.get("encoder", "sse")
+        tree["model"] = {
+            "name": OURS,
+            "kind": "graph",
+            "settings": {"model.backbone": "lightgcn", "model.side_encoder": encoder, **own},
+            "grid": named("lightgcn" if encoder == "none" else f"lightgcn+{encoder}").grid,
+        }
+    tree |= {"seeds": seeds} if seeds is not None else {}
+    tree |= {"rival": rival} if rival is not None else {}
+    tree |= {"baselines": baselines} if baselines else {}
+    config = ExperimentConfig.parse(tree, "")
+    config.rivals()  # an unknown name is told before anything starts
+    check_models(config)
+    return config
+
+
+def check_models(config: ExperimentConfig) -> None:
+    """Raises ConfigError for a model setting that does not exist, before anything is fitted."""
+    from components.experiment.models import graph_settings
+    from components.experiment.recipe import RecipeConfig
+
+    for spec in [config.model, *config.rivals()]:
+        if spec.kind == "graph":
+            first = {name: values[0] for name, values in spec.grid.items()}
+            graph_settings({**spec.settings, **first}, config.first_seed)
+        elif spec.kind == "recipe":
+            RecipeConfig.parse(spec.settings, "model.settings")
+    graph_settings(config.study.base, config.first_seed)
+
+
+def run(config: ExperimentConfig, datasets: list[Path], suite: str | None, work: Path, parallel: int, tell: Tell) -> Finished:
+    """Runs the comparison, or a suite, on all data sets; what is done already is found below `work`.
+
+    Raises:
+        UserError: data or settings cannot be used.
+    """
+    from components.experiment.planted import write_blocks
+    from components.experiment.run import PROTOCOL, Runner, Source, experiment
+    from components.experiment.store import Results
+    from components.experiment.suites import Setup, comparison, run_suite
+    from pipelines.summary import hardware, versions
+
+    if not datasets and suite == "quick":
+        datasets = [write_blocks(work / "planted-blocks")]
+    if not datasets:
+        raise ConfigError("no data set is given.", "Give --dataset DIR, or --suite quick for a small one that is made up.")
+    sources = [Source.open(path, config.text_encoder, work, tell) for path in datasets]
+    names = [source.name for source in sources]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"two data sets have the same name: {', '.join(names)}.", "Rename a folder, or give each once.")
+    facts = {
+        "protocol": PROTOCOL,
+        "seeds": config.all_seeds(),
+        "text_encoder": config.text_encoder,
+        "versions": versions(),
+        "hardware": hardware(),
+    }
+    environment = {name: facts[name] for name in ("versions", "hardware")}
+    with Runner(Results(work), parallel, tell).workers() as runner:
+        if suite is not None:
+            studies = run_suite(suite, Setup(sources, config, runner))
+            result: Any = {"suite": suite, "datasets": names, "studies": [study.as_json() for study in studies], **facts}
+        else:
+            found = [{**experiment(source, config, runner), **environment} for source in sources]
+            studies, result = [comparison(found)], found[0] if len(found) == 1 else found
+        return Finished(studies, result, facts, len(runner.executed))
+
+
+def write_report(folder: Path, finished: Finished) -> None:
+    """report.html, results.json and results.md; raises ConfigError when the folder cannot be written."""
+    from components.experiment.report import render
+    from components.experiment.tables import markdown
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "report.html").write_text(render(finished.studies, finished.facts), encoding="utf-8")
+        (folder / "results.md").write_text(markdown(finished.studies), encoding="utf-8")
+        text = json.dumps(finished.result, indent=2, ensure_ascii=False)
+        (folder / "results.json").write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"--report {folder} cannot be written: {error.strerror or error}.", "Choose another folder."
+        ) from None

@@ -1,0 +1,144 @@
+"""``cllmr experiment``: help, exit codes, one-line errors, the files it leaves, and the quick suite as CI runs it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from components.experiment.planted import write_blocks
+from pipelines.cli import app
+
+SMALL = ["--set", 'model={"name": "cllmr", "kind": "graph", "settings": {"max_epochs": 1, "model.embedding_dim": 8}}']
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["experiment", *arguments], env={"COLUMNS": "200"})
+
+
+def fails_in_one_line(result: Result, *parts: str) -> None:
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    line = result.stderr.strip().splitlines()[-1]
+    assert line.startswith("error: ")
+    assert "Traceback" not in result.output
+    for part in parts:
+        assert part in line
+
+
+@pytest.fixture
+def blocks(tmp_path: Path) -> Path:
+    return write_blocks(tmp_path / "blocks", users_per_block=8, items_per_block=8)
+
+
+def test_help_shows_examples() -> None:
+    result = call("--help")
+    assert result.exit_code == 0
+    for part in ("cllmr experiment --dataset", "--suite quick", "--rival", "--parallel"):
+        assert part in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        ([], ["no data set is given. Give --dataset DIR, or --suite quick"]),
+        (["--dataset", "nowhere"], ["'nowhere' is not a directory. Give a folder with trn.npz, val.npz, tst.npz"]),
+        (["--dataset", "DATA", "--backbone", "lightgnc"], ["--backbone lightgnc: unknown. Did you mean 'lightgcn'?"]),
+        (["--dataset", "DATA", "--encoder", "vae"], ["--encoder vae: unknown.", "Allowed: attention"]),
+        (["--dataset", "DATA", "--effect", "nie"], ["--effect nie: unknown. Did you mean 'tnie'?"]),
+        (["--dataset", "DATA", "--suite", "papr"], ["--suite papr: unknown. Did you mean 'paper'?"]),
+        (["--dataset", "DATA", "--suite", "noise", "--encoder", "mlp"], ["--encoder has no effect on a suite"]),
+        (["--dataset", "DATA", "--rival", "rlmrec"], ["unknown model 'rlmrec'. Did you mean 'rlmrec-"]),
+        (["--dataset", "DATA", "--set", "seds=3"], ["unknown setting 'seds'. Did you mean 'seeds'?"]),
+        (["--dataset", "DATA", "--set", "study.base={model.dim: 3}"], ["unknown setting 'train.model.dim'."]),
+        (["--dataset", "DATA", "--config", "nowhere.yaml"], ["config file 'nowhere.yaml' cannot be read"]),
+        (["--dataset", "DATA", "--dataset", "DATA", *SMALL], ["two data sets have the same name: blocks, blocks."]),
+    ],
+)
+def test_a_mistake_is_one_line_with_the_remedy_and_exit_code_2(
+    arguments: list[str], parts: list[str], blocks: Path, tmp_path: Path
+) -> None:
+    named = [str(blocks) if argument == "DATA" else argument for argument in arguments]
+    fails_in_one_line(call(*named, "--work", str(tmp_path / "work")), *parts)
+    assert not (tmp_path / "work" / "units").exists()
+
+
+@pytest.mark.parametrize("arguments", [["--seeds", "0"], ["--dim", "x"], ["--parallel", "-1"]])
+def test_a_value_that_is_no_such_number_is_a_usage_error(arguments: list[str]) -> None:
+    assert call(*arguments).exit_code == 2
+
+
+def test_overlapping_splits_are_refused(blocks: Path, tmp_path: Path) -> None:
+    with np.load(blocks / "trn.npz") as train:
+        np.savez(blocks / "tst.npz", **{name: train[name] for name in train.files})
+    fails_in_one_line(call("--dataset", str(blocks), "--work", str(tmp_path)), "interactions are in train and in test")
+
+
+def test_a_comparison_prints_a_table_writes_its_result_and_goes_on_where_it_was(blocks: Path, tmp_path: Path) -> None:
+    file, report = tmp_path / "out" / "result.json", tmp_path / "report"
+    asked = ["--dataset", str(blocks), "--work", str(tmp_path / "work"), "--seeds", "2", *SMALL, "--baseline", "popularity"]
+    result = call(*asked, "--baseline", "bm25", "--json", str(file), "--report", str(report))
+    assert result.exit_code == 0, result.output
+    assert "Popularity" in result.stdout
+    assert "4 units of work were done" in result.stderr
+    found = json.loads(file.read_text())
+    assert found["dataset"] == "blocks"
+    assert set(found["baselines"]) == {"popularity", "bm25"}
+    assert len(found["test"]["ndcg@10"]["per_seed"]) == 2
+    assert {"mean", "std"} <= set(found["test"]["ndcg@10"])
+    assert {"versions", "hardware"} <= set(found)
+    assert {path.name for path in report.iterdir()} == {"report.html", "results.json", "results.md"}
+    again = call(*asked, "--baseline", "bm25", "--json", str(file))
+    assert "0 units of work were done" in again.stderr
+    assert json.loads(file.read_text()) == found
+
+
+def test_flags_make_a_single_model_of_ours_and_two_data_sets_make_a_list(blocks: Path, tmp_path: Path) -> None:
+    other = write_blocks(tmp_path / "others", users_per_block=8, items_per_block=8, seed=1)
+    config = tmp_path / "mine.yaml"
+    config.write_text("baselines: [popularity]\nseeds: 1\n")
+    result = call(
+        *["--dataset", str(blocks), "--dataset", str(other), "--config", str(config), "--work", str(tmp_path / "work")],
+        *["--backbone", "mf", "--loss", "bpr", "--dim", "4", "--encoder", "none", "--json", str(tmp_path / "two.json")],
+    )
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "two.json").read_text())
+    assert [one["dataset"] for one in found] == ["blocks", "others"]
+    assert found[0]["recipe"]["settings"]["model.backbone"] == "mf"
+    assert found[0]["dim"] == 4
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(blocks: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    result = call("--dataset", str(blocks), "--work", str(tmp_path / "file"), *SMALL, "--baseline", "popularity")
+    fails_in_one_line(result, "cannot be written", "--work")
+
+
+@pytest.mark.ray
+def test_units_run_on_workers_beside_each_other_and_find_the_same(blocks: Path, tmp_path: Path) -> None:
+    asked = ["--dataset", str(blocks), "--seeds", "2", *SMALL, "--baseline", "popularity"]
+    figures = []
+    for parallel in ("1", "2"):
+        file = tmp_path / f"{parallel}.json"
+        result = call(*asked, "--parallel", parallel, "--work", str(tmp_path / parallel), "--json", str(file))
+        assert result.exit_code == 0, result.output
+        figures.append(json.loads(file.read_text())["test"])
+    assert figures[0] == figures[1]
+
+
+def test_the_quick_suite_runs_all_studies_and_draws_them(tmp_path: Path) -> None:
+    result = call("--suite", "quick", "--seeds", "1", "--work", str(tmp_path))
+    assert result.exit_code == 0, result.output
+    folder = tmp_path / "quick"
+    found = json.loads((folder / "results.json").read_text())
+    studies = {study["study"]: study for study in found["studies"]}
+    assert list(studies) == ["paper", "rank", "noise", "coldstart", "collapse", "bias"]
+    cold = studies["coldstart"]["datasets"]["planted-blocks"]["models"]
+    assert cold["ridge"]["test"]["ndcg@10"]["mean"] > cold["random"]["test"]["ndcg@10"]["mean"]
+    paper = studies["paper"]["datasets"]["planted-blocks"]["models"]
+    assert set(paper) == {"mf", "mf+mlp", "mf+sse", "lightgcn", "lightgcn+mlp", "lightgcn+sse"}
+    page = (folder / "report.html").read_text()
+    assert page.count("<svg") == 6
+    assert "<script" not in page
+    assert "## Known propensity" in (folder / "results.md").read_text()

@@ -1,0 +1,238 @@
+"""Units of work, resuming, results and their keys, cold start, on a planted data set that takes seconds."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from components.cllmr.linear.ensemble import Candidates, choose_weights
+from components.errors import ConfigError
+from components.evaluate.baselines import Factors
+from components.evaluate.metrics import METRICS, rank
+from components.experiment import coldstart, run, statistics
+from components.experiment.config import ExperimentConfig, ModelSpec, named
+from components.experiment.dataset import read
+from components.experiment.models import Task, graph_settings, tune
+from components.experiment.planted import write_blocks
+from components.experiment.report import render
+from components.experiment.run import Runner, Source, experiment
+from components.experiment.store import Outcome, Results
+from components.experiment.suites import Setup, comparison, run_suite
+from components.experiment.tables import grids, markdown
+
+SMALL = {"model.embedding_dim": 8, "model.num_negatives": 32, "max_epochs": 2, "batch_size": 512, "evaluate_every": 1}
+FACTS = {"protocol": run.PROTOCOL, "seeds": [1], "text_encoder": "e", "versions": {"numpy": "2"}, "hardware": {"cores": 2}}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
+    root = tmp_path_factory.mktemp("experiment")
+    return Source.open(write_blocks(root / "blocks"), "all-MiniLM-L6-v2", root / "work")
+
+
+def small_config(**changes: Any) -> ExperimentConfig:
+    model = {"name": "cllmr", "kind": "graph", "settings": {**SMALL, "model.side_encoder": "sse", "effect": "tnie"}}
+    return ExperimentConfig.parse({"model": model, "baselines": ["popularity", "ease"], "seeds": 2, **changes}, "")
+
+
+def test_a_result_has_its_keys_and_its_figures_agree(source: Source, tmp_path: Path) -> None:
+    config = small_config(rival="text_cosine")
+    runner = Runner(Results(tmp_path))
+    result = json.loads(json.dumps(experiment(source, config, runner), allow_nan=False))
+    assert {"dataset", "recipe", "seeds", "val", "test", "baselines", "seconds", "cpu_seconds", "peak_memory_mb"} <= set(result)
+    assert {"effective_rank", "bias", "dim", "protocol", "skipped", "data", "users_evaluated"} <= set(result)
+    assert result["seeds"] == [2023, 2024]
+    assert result["dim"] == 8
+    assert set(result["baselines"]) == {"popularity", "ease", "text_cosine"}
+    for model in (result, *result["baselines"].values()):
+        for split in ("val", "test"):
+            assert set(model[split]) == set(METRICS)
+            for figures in model[split].values():
+                assert len(figures["per_seed"]) == 2
+                assert figures["mean"] == pytest.approx(np.mean(figures["per_seed"]), abs=1e-6)
+                assert figures["std"] == pytest.approx(np.std(figures["per_seed"], ddof=1), abs=2e-6)
+    assert result["test"]["ndcg@10"]["std"] > 0
+    assert result["baselines"]["ease"]["test"]["ndcg@10"]["std"] == 0
+    assert len(result["debias_per_seed"]) == 2
+    popularity = result["baselines"]["popularity"]
+    difference = popularity["ours_minus"]["ndcg@10"]["difference"]
+    assert difference == pytest.approx(result["test"]["ndcg@10"]["mean"] - popularity["test"]["ndcg@10"]["mean"], abs=2e-6)
+    study = comparison([result])
+    assert [row[0] for row in grids(study)[0].rows] == ["CLLMR", "Popularity", "EASE", "Text cosine"]
+    page = render([study], FACTS)
+    assert page.count("<svg") == 1
+    assert "http" not in page.replace("http-equiv", "")
+    assert "| EASE |" in markdown([study])
+
+
+def test_what_is_tested_are_values_per_user_averaged_over_seeds(source: Source, tmp_path: Path) -> None:
+    results = Results(tmp_path)
+    config = small_config(baselines=["popularity"])
+    result = experiment(source, config, Runner(results))
+    outcomes = [outcome for path in (tmp_path / "units").iterdir() if (outcome := results.find(path.stem)) is not None]
+    ours = [one for one in outcomes if "debias" in one.facts]
+    (other,) = [one for one in outcomes if "debias" not in one.facts]
+    assert len(ours) == 2
+    mean = np.mean([one.arrays["test.recall@20"] for one in ours], axis=0)
+    expected = statistics.paired(mean, other.arrays["test.recall@20"])
+    assert result["baselines"]["popularity"]["ours_minus"]["recall@20"] == expected
+
+
+def test_a_killed_run_goes_on_with_what_is_missing(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small_config()
+    real, calls = run.execute, []
+
+    def dies(unit: run.Unit) -> Outcome:
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append(unit.label)
+        return real(unit)
+
+    monkeypatch.setattr(run, "execute", dies)
+    with pytest.raises(KeyboardInterrupt):
+        experiment(source, config, Runner(Results(tmp_path)))
+    monkeypatch.setattr(run, "execute", real)
+    assert len(list((tmp_path / "units").iterdir())) == 2
+    rest = Runner(Results(tmp_path))
+    first = experiment(source, config, rest)
+    assert len(rest.executed) == 2  # EASE, and the second seed of ours
+    nothing = Runner(Results(tmp_path))
+    assert experiment(source, config, nothing) == first
+    assert nothing.executed == []
+    more = Runner(Results(tmp_path))
+    experiment(source, small_config(seeds=3), more)
+    assert len(more.executed) == 1
+    other = Runner(Results(tmp_path))
+    renamed = config.model.model_copy(update={"settings": {**config.model.settings, "model.embedding_dim": 4}})
+    experiment(source, config.model_copy(update={"model": renamed}), other)
+    assert len(other.executed) == 2  # the baselines are what they were
+
+
+def test_a_damaged_unit_is_measured_again_and_no_half_file_is_left(tmp_path: Path) -> None:
+    results = Results(tmp_path)
+    outcome = Outcome({"a": 1}, {"x": np.arange(3)})
+    results.keep("key", outcome)
+    found = results.find("key")
+    assert found is not None
+    assert found.facts == {"a": 1}
+    assert found.arrays["x"].tolist() == [0, 1, 2]
+    whole = results.path("key").read_bytes()
+    results.path("key").write_bytes(whole[: len(whole) // 2])
+    assert results.find("key") is None
+    assert results.find("other") is None
+    with pytest.raises(ValueError, match="JSON"):
+        results.keep("nan", Outcome({"a": float("nan")}, {}))
+    assert [path.name for path in (tmp_path / "units").iterdir()] == ["key.npz"]
+
+
+def test_test_interactions_do_not_touch_what_is_chosen(source: Source) -> None:
+    """Tuning and fitting with other test interactions gives the same settings and scores."""
+    data = run.load(source)
+    emptied = replace(data, test=data.validation)
+    for spec in (named("ease_text"), ModelSpec(name="g", kind="graph", settings=SMALL, grid={"model.temperature": (0.1, 0.3)})):
+        one, other = (tune(spec, each, seed=1) for each in (data, emptied))
+        assert one.settings == other.settings
+        assert one.tried == other.tried
+        users = np.arange(5)
+        assert (one.fitted.scores.score(users) == other.fitted.scores.score(users)).all()
+
+
+def test_alpharec_beats_popularity_where_text_tells_taste(source: Source) -> None:
+    from components.experiment.models import KINDS
+
+    data = run.load(source)
+    task = Task(data, {"max_epochs": 12, "batch_size": 256}, seed=0)
+    values = [
+        rank(KINDS[kind].fit(one).scores.score, data.train, data.test).mean()["ndcg@10"]
+        for kind, one in (("alpharec", task), ("popularity", replace(task, settings={})))
+    ]
+    assert values[0] > 2 * values[1]
+
+
+def test_the_weights_of_an_ensemble_favour_the_member_that_knows(source: Source) -> None:
+    data = run.load(source)
+    rng = np.random.default_rng(0)
+    noise = Factors(
+        rng.normal(size=(data.num_users, 4)).astype(np.float32), rng.normal(size=(data.num_items, 4)).astype(np.float32)
+    )
+    truth = Factors(np.eye(data.num_users, dtype=np.float32), (data.validation + data.test).T.toarray())
+    weights, value = choose_weights(Candidates.collect([noise, truth], data.train, data.validation))
+    assert weights[0] == 0
+    assert weights[1] > 0
+    assert value > 0.5
+
+
+def test_cold_items_leave_no_trace_in_what_is_learned_from(source: Source) -> None:
+    data = run.load(source)
+    cold = coldstart.split(data, 0.1, seed=4)
+    assert len(cold.test_items) == len(cold.validation_items) == 14
+    assert not set(cold.test_items) & set(cold.validation_items)
+    gone = np.concatenate([cold.test_items, cold.validation_items])
+    for part in (cold.warm.train, cold.warm.validation, cold.warm.test):
+        assert part[:, gone].nnz == 0
+    everything = data.train + data.validation + data.test
+    assert (cold.held_out[:, gone] != everything[:, gone]).nnz == 0
+    assert cold.held_out.nnz == everything[:, gone].nnz
+    assert cold.warm.train.nnz + cold.warm.validation.nnz + cold.warm.test.nnz + cold.held_out.nnz == everything.nnz
+    # a user who chose cold items alone has no text: the mean of the items is over the warm ones
+    only_cold = np.diff(cold.warm.train.indptr) == 0
+    assert not cold.warm.user_text[only_cold].any()
+    assert (coldstart.split(data, 0.1, seed=4).test_items == cold.test_items).all()
+    assert set(coldstart.split(data, 0.1, seed=5).test_items) != set(cold.test_items)
+
+
+def test_text_finds_cold_items_and_chance_does_not(source: Source) -> None:
+    outcome = coldstart.measure(run.load(source), {"share": 0.2, "graph": {**SMALL, "model.side_encoder": "sse"}}, seed=0)
+    test = {name: value["ndcg@10"] for name, value in outcome.facts["test"].items()}
+    assert set(test) == set(coldstart.LABELS)
+    assert min(test["text_cosine"], test["ridge"], test["analytic"], test["combined"]) > 1.3 * test["random"]
+    assert outcome.facts["users_evaluated"] == len(outcome.arrays["random.ndcg@10"])
+
+
+def test_a_data_set_without_text_leaves_out_what_needs_it(tmp_path: Path) -> None:
+    folder = write_blocks(tmp_path / "bare")
+    (folder / "items.jsonl.gz").unlink()
+    source = Source.open(folder, "all-MiniLM-L6-v2", tmp_path)
+    config = small_config(baselines=["text_cosine", "ease", "ease_text"], seeds=1)
+    with pytest.raises(ConfigError, match=r"CLLMR cannot be fitted on 'bare': the items have no text"):
+        experiment(source, config, Runner(Results(tmp_path)))
+    bare = ModelSpec(name="cllmr", kind="graph", settings={**SMALL, "model.side_encoder": "none"})
+    result = experiment(source, config.model_copy(update={"model": bare}), Runner(Results(tmp_path)))
+    assert list(result["baselines"]) == ["ease"]
+    assert result["skipped"] == dict.fromkeys(("text_cosine", "ease_text"), "the items have no text")
+
+
+def test_a_catalogue_too_large_for_item_matrices_is_told(source: Source, tmp_path: Path) -> None:
+    result = experiment(source, small_config(ease_max_items=100, seeds=1), Runner(Results(tmp_path)))
+    assert result["skipped"] == {"ease": "144 items are more than ease_max_items = 100"}
+
+
+def test_models_by_name() -> None:
+    assert named("rlmrec-con").settings == {"model.backbone": "lightgcn", "model.side_encoder": "mlp"}
+    assert named("sgl+sse").settings["model.backbone"] == "sgl"
+    with pytest.raises(ConfigError, match=r"unknown model 'lightgnc'"):
+        named("lightgnc")
+    with pytest.raises(ConfigError, match=r"unknown setting 'train.model.dimension'"):
+        graph_settings({"model.dimension": 3}, 0)
+    with pytest.raises(ConfigError, match=r"effect 'total' is unknown"):
+        graph_settings({"effect": "total"}, 0)
+    config, effect, spectrum_rank = graph_settings({"model.embedding_dim": 12, "max_epochs": 3}, 7)
+    assert (config.model.embedding_dim, config.max_epochs, config.seed, effect, spectrum_rank) == (12, 3, 7, "none", 12)
+
+
+def test_the_noise_study_analyses_its_grid(source: Source, tmp_path: Path) -> None:
+    study = {"base": SMALL, "ranks": [4, 8], "noises": [0.0, 0.5]}
+    config = small_config(study=study)
+    (found,) = run_suite("noise", Setup([source], config, Runner(Results(tmp_path))))
+    assert found.extra["anova"]["error"]["df"] == 4
+    assert found.extra["anova"]["interaction"]["df"] == 1
+    assert np.shape(found.extra["cells_percent"]) == (2, 2)
+    assert render([found], FACTS).count("<svg") == 1
+    assert len(found.datasets["blocks"]["models"]) == 4
+
+
+def test_planted_reading_is_what_units_see(source: Source) -> None:
+    assert read(source.path).fingerprint() == source.fingerprint == run.load(source).fingerprint()
