@@ -126,6 +126,16 @@ def test_lured_clicks_are_found_and_counted(seed: int) -> None:
     assert weights[bait].mean() < 0.25  # measured 0.14, 0.12, 0.10
 
 
+def test_the_likely_clicks_of_taste_are_those_above_one_half_and_leave_the_posterior_as_it_is() -> None:
+    log, text, _, _ = lured_log(0, lured=0.1)
+    found = estimate(log, text)
+    posterior = found.taste.toarray()
+    kept = found.likely_taste()
+    assert 0 < kept.nnz < found.taste.nnz
+    np.testing.assert_array_equal(kept.toarray(), (posterior >= 0.5).astype(np.float32))
+    np.testing.assert_array_equal(found.taste.toarray(), posterior)
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_text_that_lures_nobody_is_left_alone(seed: int) -> None:
     log, text, _, _ = lured_log(seed, lured=0.0)

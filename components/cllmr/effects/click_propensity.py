@@ -62,9 +62,10 @@ class ClickPropensity:
 
     def likely_taste(self) -> sp.csr_array:
         """The clicks that are more likely of taste than lured, binary: for models whose log has no weights."""
-        kept = sp.csr_array((self.taste.data >= 0.5, self.taste.indices, self.taste.indptr), shape=self.taste.shape)
+        kept = self.taste.copy()  # zeros are eliminated in place
+        kept.data = (kept.data >= 0.5).astype(np.float32)
         kept.eliminate_zeros()
-        return sp.csr_array(kept.astype(np.float32))
+        return kept
 
 
 def estimate(
