@@ -3,8 +3,7 @@
     OMP_NUM_THREADS=1 python -m tests.benchmarks.published --backbone lightgcn --dataset rlmrec-amazon --seeds 5
 
 The data lie in $CLLMR_BENCHMARK_DATA. Settings are those of the published grid searches: Adam 1e-3, batch 4096 pairs, BPR,
-validation every 3 epochs, at most
-5 without a better Recall@20. Published: Ren et al., WWW 2024, table 1, mean of 5 runs.
+validation every 3 epochs, at most 5 without a better Recall@20. Published: Ren et al., WWW 2024, table 1, mean of 5 runs.
 """
 
 import argparse
