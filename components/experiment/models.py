@@ -173,6 +173,7 @@ def _recipe(task: Task) -> Fitted:
     facts = {
         "dim": config.train.model.embedding_dim,
         "weights": found.weights,
+        "members_left_out": found.left_out,
         "members_validation": {name: round(value, 6) for name, value in found.validation.items()},
         "members_cpu_seconds": {name: round(value, 2) for name, value in found.cpu_seconds.items()},
         "members_tried": {name: member.tried for name, member in found.members.items()},
@@ -202,8 +203,18 @@ KINDS: dict[Kind, KindOf] = {
     "ease_text": KindOf(_ease_text, needs_text=True, item_matrices=True),
     "alpharec": KindOf(_alpharec, uses_chance=True, needs_text=True),
     "graph": KindOf(_graph, uses_chance=True),
-    "recipe": KindOf(_recipe, uses_chance=True, item_matrices=True),
+    "recipe": KindOf(_recipe, uses_chance=True),
 }
+
+
+def check(spec: ModelSpec) -> None:
+    """Raises ConfigError for settings that a fit would refuse, before anything is fitted."""
+    if spec.kind == "recipe":
+        from components.experiment.recipe import RecipeConfig
+
+        RecipeConfig.parse(spec.settings, "model.settings")
+    elif spec.kind == "graph":
+        graph_settings(spec.settings, seed=0)
 
 
 def skip_reason(spec: ModelSpec, data: ExperimentData, ease_max_items: int) -> str | None:

@@ -17,12 +17,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
-from pydantic import PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from components.artifacts import StageConfig
 from components.cllmr.linear.ease import Ease, EaseSettings, centred_unit_rows
@@ -36,15 +36,19 @@ from components.train.config import TrainConfig
 
 FloatMatrix = npt.NDArray[np.float32]
 Progress = Callable[..., None]
-MEMBERS = ("graph", "ease", "factors", "text", "popularity")
+MemberName = Literal["graph", "ease", "factors", "text", "popularity"]
+MEMBERS: tuple[MemberName, ...] = get_args(MemberName)
+PositiveGrid = Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
+Grid = Annotated[tuple[NonNegativeFloat, ...], Field(min_length=1)]
+Counts = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
 _SIDE_MAP_L2 = 10.0  # of the map from side information to factors; 1 to 50 make no difference
 
 
 class RecipeConfig(StageConfig):
     """What is tried; a tuple is a grid in order, and the search climbs along it."""
 
-    members: tuple[str, ...] = MEMBERS
-    """Which members take part."""
+    members: Annotated[tuple[MemberName, ...], Field(min_length=1)] = MEMBERS
+    """Which members take part, in the order they are fitted: "ease" can use the side representations of a "graph" before it."""
     train: TrainConfig = TrainConfig.model_validate(
         {
             "model": {"counterfactual": False, "temperature": 0.15, "alignment_weight": 0.5},
@@ -57,26 +61,28 @@ class RecipeConfig(StageConfig):
     """The graph member: backbone, loss, dim, side encoder, optimiser."""
     spectrum_rank: PositiveInt = 64
     """q of the spectrum in the encoder's prior."""
-    alignment_weight: tuple[float, ...] = (0.1, 0.5)
+    alignment_weight: Grid = (0.1, 0.5)
     """Grid of the alignment of text and graph; the best depends on how informative the text is."""
-    side_mix: tuple[float, ...] = (0.0, 0.3)
+    side_mix: Grid = (0.0, 0.3)
     """Grid of the share of the side representations z in the Gram matrix of "ease", the rest being the text itself."""
-    ease_l2: tuple[float, ...] = (10.0, 30.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 3000.0, 10000.0, 30000.0)
-    ease_side_weight: tuple[float, ...] = (0.0, 1.0, 3.0, 6.0, 12.0, 25.0, 50.0, 100.0)
-    ease_user_power: tuple[float, ...] = (0.0, 0.15, 0.3, 0.5)
-    ease_item_power: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4)
-    ease_popularity_power: tuple[float, ...] = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4)
+    ease_max_items: PositiveInt = 25_000
+    """A larger catalogue does without "ease", which holds several dense item-item matrices (20,000 items: 1.6 GB each)."""
+    ease_l2: PositiveGrid = (10.0, 30.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 3000.0, 10000.0, 30000.0)
+    ease_side_weight: Grid = (0.0, 1.0, 3.0, 6.0, 12.0, 25.0, 50.0, 100.0)
+    ease_user_power: Grid = (0.0, 0.15, 0.3, 0.5)
+    ease_item_power: Grid = (0.0, 0.1, 0.2, 0.3, 0.4)
+    ease_popularity_power: Grid = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4)
     """Settings of "ease": see `components.cllmr.linear.ease`."""
     large_catalogue: PositiveInt = 12_000
     """From this many items on one fit of "ease" takes a minute: its powers of user and item are then fixed at 0.15 and 0.2,
     and one pass over its other settings must do."""
-    ials_factors: tuple[PositiveInt, ...] = (32, 64, 128, 256)
-    ials_alpha: tuple[float, ...] = (1.0, 2.0, 5.0, 10.0, 20.0, 40.0)
-    ials_regularization: tuple[float, ...] = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
-    ials_prior: tuple[float, ...] = (0.0, 1.0, 3.0, 10.0, 30.0)
+    ials_factors: Counts = (32, 64, 128, 256)
+    ials_alpha: PositiveGrid = (1.0, 2.0, 5.0, 10.0, 20.0, 40.0)
+    ials_regularization: PositiveGrid = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+    ials_prior: Grid = (0.0, 1.0, 3.0, 10.0, 30.0)
     """Settings of "factors"; prior: the pull towards the side information in units of the regularisation, 0 is without."""
     ials_iterations: PositiveInt = 15
-    text_power: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0, 6.0)
+    text_power: PositiveGrid = (1.0, 2.0, 3.0, 4.0, 6.0)
     """Setting of "text": see `components.cllmr.linear.kernel`."""
 
 
@@ -133,6 +139,8 @@ class FittedRecipe:
     """Validation NDCG@10 of each member, and of the "ensemble"."""
     cpu_seconds: dict[str, float]
     """Of this process by member, tuning included."""
+    left_out: dict[str, str]
+    """Members of the config that these data do without, and why."""
 
     @property
     def settings(self) -> dict[str, Settings]:
@@ -168,9 +176,8 @@ def fit_recipe(
     members: dict[str, Member] = {}
     validation: dict[str, float] = {}
     seconds: dict[str, float] = {}
-    for name in config.members:
-        if name == "text" and not data.has_text:
-            continue
+    left_out: dict[str, str] = {name: reason for name in config.members if (reason := _reason_against(name, data, config))}
+    for name in (name for name in config.members if name not in left_out):
         start = time.process_time()
         side = members["graph"].side if "graph" in members else None
         given = None if settings is None else settings[name]
@@ -184,7 +191,16 @@ def fit_recipe(
     ensemble = Ensemble(scores, weights)
     validation["ensemble"] = data.validation_ndcg(ensemble)
     seconds["ensemble"] = time.process_time() - start
-    return FittedRecipe(ensemble, members, dict(zip(members, weights, strict=True)), validation, seconds)
+    return FittedRecipe(ensemble, members, dict(zip(members, weights, strict=True)), validation, seconds, left_out)
+
+
+def _reason_against(name: MemberName, data: RecipeData, config: RecipeConfig) -> str | None:
+    num_items = data.train.shape[1]
+    if name == "text" and not data.has_text:
+        return "the items have no text"
+    if name == "ease" and num_items > config.ease_max_items:
+        return f"{num_items:,} items are more than ease_max_items = {config.ease_max_items:,}"
+    return None
 
 
 @dataclass(frozen=True)
@@ -328,7 +344,7 @@ def _popularity(task: Task) -> Member:
     return Member(FixedScores(np.log1p(counts).astype(np.float32)), {}, [])
 
 
-_FITS: dict[str, Callable[[Task], Member]] = {
+_FITS: dict[MemberName, Callable[[Task], Member]] = {
     "graph": _graph,
     "ease": _ease,
     "factors": _factors,

@@ -21,7 +21,7 @@ from components.evaluate.metrics import METRICS
 from components.experiment import statistics
 from components.experiment.config import LABELS, ExperimentConfig, ModelSpec
 from components.experiment.dataset import ExperimentData, read
-from components.experiment.models import KINDS, skip_reason
+from components.experiment.models import KINDS, check, skip_reason
 from components.experiment.store import Outcome, Results
 from components.experiment.tasks import TASKS
 
@@ -70,7 +70,8 @@ class Source:
         data = read(path)
         absolute = str(Path(path).resolve())
         source = cls(data.name, absolute, data.fingerprint(), encoder, str(Path(work).resolve()))
-        texts = Progress(tell, data.num_items + data.num_users, "texts")
+        told = sum(text is not None for text in (*data.item_texts, *data.user_texts))
+        texts = Progress(tell, told, "texts")
         data.embedded(
             encoder, Path(source.work) / "embeddings", lambda count: texts.advance(data.name, "embedding texts", count)
         )
@@ -223,7 +224,7 @@ class Measured:
             **{key: _averaged([one[name] for one in facts]) for key, name in told.items() if first.get(name)},
             **{
                 f"{name}_per_seed": [one[name] for one in facts]
-                for name in ("weights", "debias", "best_epoch", "members_validation")
+                for name in ("weights", "debias", "best_epoch", "members_validation", "members_left_out")
                 if name in first
             },
         }
@@ -242,6 +243,8 @@ def measure_models(
     source: Source, specs: Sequence[ModelSpec], config: ExperimentConfig, runner: Runner
 ) -> tuple[dict[str, Measured], dict[str, str]]:
     """Tunes every model with the first seed, then fits the others: name -> what was measured, and name -> why it was not."""
+    for spec in specs:
+        check(spec)
     data = load(source)
     skipped = {spec.name: reason for spec in specs if (reason := skip_reason(spec, data, config.ease_max_items))}
     wanted = [spec for spec in specs if spec.name not in skipped]

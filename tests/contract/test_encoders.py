@@ -2,8 +2,10 @@
 
 from typing import Any, ClassVar
 
+import torch
+
 from components.cllmr.encoders import ENCODERS
-from tests.contract.encoder_contract import EncoderContract
+from tests.contract.encoder_contract import DIM, EncoderContract
 
 
 class TestSSE(EncoderContract):
@@ -26,6 +28,20 @@ class TestContrastiveMLP(EncoderContract):
 
 class TestMaskedGenerative(EncoderContract):
     name = "generative"
+
+    def test_alignment_is_least_for_representations_that_agree(self) -> None:
+        """What agrees here is the text that is told from a representation: a step down the loss makes it the node's own."""
+        encoder, (text, spectrum) = self.make(), self.inputs()
+        hidden, text = torch.randn(len(text) - 1, DIM, generator=torch.Generator().manual_seed(4)), text[:-1]
+        optimizer = torch.optim.Adam(encoder.parameters(), lr=1e-2)
+        losses = []
+        for _ in range(200):
+            losses.append(encoder.alignment(hidden, encoder.encode(text, spectrum[:-1]), text))
+            optimizer.zero_grad()
+            losses[-1].backward()
+            optimizer.step()
+        assert losses[-1] < 0.5 * losses[0]
+        assert encoder.alignment(hidden, hidden, text) < encoder.alignment(hidden.roll(1, 0), hidden, text)
 
 
 class TestAttentionPooling(EncoderContract):

@@ -195,3 +195,10 @@ def test_a_large_power_prefers_one_near_item_to_many_half_similar_ones() -> None
 def test_a_user_without_items_has_no_text_scores() -> None:
     train = sp.csr_array((2, NUM_ITEMS), dtype=np.float32)
     assert not KernelScores(train, centred_unit_rows(side()), 3.0).score(np.array([0, 1])).any()
+
+
+def test_a_weight_below_the_rounding_of_large_counts_is_no_obstacle() -> None:
+    train = sp.csr_array(np.ones((20_000, 3), dtype=np.float32))  # singular, and float32 knows 20,000 to two thousandths
+    found = Ease(train).fit(EaseSettings(l2=1e-4)).weights
+    # each column is the mean of the two others, but for the weight of the ridge
+    np.testing.assert_allclose(found, 0.5 * (1 - np.eye(3)), atol=1e-4)

@@ -82,24 +82,28 @@ class Ease:
         regression = replace(settings, popularity_power=0.0)
         if self._regression is None or self._regression[0] != regression:
             self._regression = None  # at 20,000 items a matrix has 1.6 GB
-            self._regression = (regression, self._weights(regression))
+            weights = self._weights(regression, np.float32)
+            if weights is None:  # λ is below the rounding of a float32 Gram matrix with large counts
+                weights = self._weights(regression, np.float64)
+            assert weights is not None, "XᵀX + λI is positive definite for λ > 0"
+            self._regression = (regression, weights)
         scale = (self._item_degree**settings.popularity_power).astype(np.float32)
         return EaseScores(self._train, self._regression[1], scale)
 
-    def _weights(self, settings: EaseSettings) -> Floats:
-        gram = self._user_weighted_gram(settings.user_power).copy()
-        scale_of_item = (self._item_degree**-settings.item_power).astype(np.float32)
+    def _weights(self, settings: EaseSettings, precision: type[np.floating]) -> Floats | None:
+        """B (num_items, num_items), None where the Gram matrix is not positive definite in that precision."""
+        gram = self._user_weighted_gram(settings.user_power).astype(precision)
+        scale_of_item = (self._item_degree**-settings.item_power).astype(precision)
         gram *= scale_of_item[:, None]
         gram *= scale_of_item[None, :]
-        unit = np.float32(np.trace(gram, dtype=np.float64) / max(self._train.nnz, 1))
+        unit = precision(np.trace(gram, dtype=np.float64) / max(self._train.nnz, 1))
         if settings.side_weight:
             assert self._side is not None, "a side weight needs side representations"
-            weighted = np.sqrt(np.float32(settings.side_weight) * unit) * self._side
+            weighted = np.sqrt(precision(settings.side_weight) * unit) * self._side
             gram += weighted @ weighted.T
-        gram[np.diag_indices_from(gram)] += np.float32(settings.l2) * unit
+        gram[np.diag_indices_from(gram)] += precision(settings.l2) * unit
         weights = _regression_weights(gram)
-        weights *= scale_of_item[:, None]
-        return weights
+        return None if weights is None else np.asarray(weights * scale_of_item[:, None], dtype=np.float32)
 
     def _user_weighted_gram(self, user_power: float) -> Floats:
         if self._gram is None or self._gram[0] != user_power:
@@ -120,14 +124,16 @@ def centred_unit_rows(side: npt.NDArray[np.floating]) -> Floats:
     return result
 
 
-def _regression_weights(gram: Any) -> Floats:
-    """B = I - P diag(P)^-1 of a positive definite (n, n) matrix, which is overwritten."""
-    from scipy.linalg.lapack import spotrf, spotri
+def _regression_weights(gram: npt.NDArray[Any]) -> npt.NDArray[Any] | None:
+    """B = I - P diag(P)^-1 of an (n, n) matrix, which is overwritten; None where it is not positive definite."""
+    from scipy.linalg.lapack import get_lapack_funcs
 
+    factorise, invert = get_lapack_funcs(("potrf", "potri"), (gram,))
     # the inverse from the Cholesky factor, in place; the matrix is symmetric, so Fortran's order of the transpose is the same
-    factor, failed = spotrf(gram.T, lower=True, overwrite_a=True)
-    assert not failed, "XᵀX + λI is positive definite for λ > 0"
-    inverse, failed = spotri(factor, lower=True, overwrite_c=True)
+    factor, failed = factorise(gram.T, lower=True, overwrite_a=True)
+    if failed:
+        return None
+    inverse, failed = invert(factor, lower=True, overwrite_c=True)
     assert not failed, "a Cholesky factor with a positive diagonal can be inverted"
     weights = np.ascontiguousarray(np.tril(inverse) + np.tril(inverse, -1).T)
     weights /= -np.diag(weights).copy()

@@ -1,0 +1,104 @@
+"""The recipe on a planted world: what takes part, that seeds share settings, that wrong settings are told before any work."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from components.errors import ConfigError
+from components.evaluate.metrics import rank
+from components.experiment.config import ModelSpec
+from components.experiment.models import check
+from components.experiment.recipe import MEMBERS, RecipeConfig, RecipeData, fit_recipe
+from tests.planted import block_world
+
+SMALL: dict[str, Any] = {
+    "train": {
+        "model": {"embedding_dim": 8, "num_negatives": 16, "counterfactual": False},
+        "batch_size": 256,
+        "max_epochs": 4,
+        "evaluate_every": 2,
+    },
+    "spectrum_rank": 6,
+    "alignment_weight": [0.1],
+    "ease_l2": [10.0, 100.0],
+    "ease_side_weight": [0.0, 12.0],
+    "ease_user_power": [0.15],
+    "ease_item_power": [0.2],
+    "ease_popularity_power": [0.0, 0.2],
+    "ials_factors": [8],
+    "ials_alpha": [10.0],
+    "ials_regularization": [10.0],
+    "ials_iterations": 3,
+    "text_power": [1.0, 3.0],
+}
+
+
+def world(text: bool = True) -> tuple[RecipeData, sp.csr_array]:
+    """Three blocks; half of what is held out is for validation, the rest the test."""
+    planted = block_world(num_blocks=3, users_per_block=15, items_per_block=12)
+    held_out = planted.matrix(planted.test)
+    first = np.random.default_rng(7).random(held_out.shape) < 0.5  # not the stream that the world was drawn with
+    validation, test = (sp.csr_array(np.where(part, held_out, 0).astype(np.float32)) for part in (first, ~first))
+    width = slice(None) if text else slice(0, 0)
+    train = sp.csr_array(planted.matrix(planted.train))
+    return RecipeData(train, validation, planted.user_text[:, width], planted.item_text[:, width]), test
+
+
+def recipe(**changes: Any) -> RecipeConfig:
+    return RecipeConfig.parse({**SMALL, **changes}, "model.settings")
+
+
+def test_all_members_take_part_and_the_ensemble_is_no_worse_than_the_best_on_validation() -> None:
+    data, test = world()
+    found = fit_recipe(data, recipe(), seed=1)
+    assert tuple(found.members) == tuple(found.weights) == MEMBERS
+    assert found.left_out == {}
+    members = {name: value for name, value in found.validation.items() if name != "ensemble"}
+    assert found.validation["ensemble"] >= max(members.values()) - 1e-9
+    assert found.side is not None
+    assert found.side.items.shape == (36, 8)
+    recall = rank(found.score, sp.csr_array(data.train + data.validation), test).mean()["recall@10"]
+    assert recall > 0.9, f"recall@10 {recall:.3f}"  # by chance about a third
+
+
+def test_the_same_seed_repeats_and_another_one_uses_the_settings_it_is_given() -> None:
+    data, _ = world()
+    users = np.arange(data.train.shape[0])
+    first = fit_recipe(data, recipe(), seed=1)
+    np.testing.assert_array_equal(first.score(users), fit_recipe(data, recipe(), seed=1).score(users))
+    other = fit_recipe(data, recipe(), seed=2, settings=first.settings)
+    assert other.settings == first.settings
+    assert all(member.tried == [] for member in other.members.values())
+    assert any(member.tried for member in first.members.values())
+
+
+def test_without_text_the_rest_of_the_recipe_stands() -> None:
+    data, _ = world(text=False)
+    found = fit_recipe(data, recipe(), seed=1)
+    assert found.left_out == {"text": "the items have no text"}
+    assert found.side is None
+    assert found.settings["ease"]["side_weight"] == found.settings["factors"]["prior"] == 0
+
+
+def test_a_catalogue_that_is_too_large_for_item_matrices_does_without_them_and_says_so() -> None:
+    data, _ = world()
+    found = fit_recipe(data, recipe(ease_max_items=35), seed=1)
+    assert found.left_out == {"ease": "36 items are more than ease_max_items = 35"}
+    assert "ease" not in found.members
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"members": ["graph", "esae"]}, r"model\.settings\.members\.1' = 'esae'"),
+        ({"members": []}, r"model\.settings\.members' = \[\]"),
+        ({"alignment_weight": []}, r"model\.settings\.alignment_weight' = \[\]"),
+        ({"ease_l2": [0.0]}, r"model\.settings\.ease_l2\.0' = 0\.0"),
+        ({"ease_l3": [1.0]}, r"unknown setting 'model\.settings\.ease_l3'"),
+    ],
+)
+def test_wrong_settings_are_told_before_any_work(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        check(ModelSpec(name="mine", kind="recipe", settings=settings))
