@@ -58,15 +58,20 @@ class Facts:
     """Of the evaluate stage."""
 
 
-def render(facts: Facts) -> str:
-    """The page as HTML text."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+def templates(directory: Path) -> jinja2.Environment:
+    """How every page is made: text is escaped, and a name that is missing is an error."""
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(directory),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def render(facts: Facts) -> str:
+    """The page as HTML text."""
+    environment = templates(Path(__file__).parent)
     environment.filters["number"] = number
     environment.filters["percent"] = percent
     environment.filters["signed"] = signed

@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
 from components.evaluate.figures import COLOURS, INK, MUTED, draw
 from components.evaluate.metrics import PRIMARY
+from components.evaluate.report import templates
 from components.experiment.suites import Study
 from components.experiment.tables import grids
 
@@ -25,13 +25,7 @@ def render(studies: Sequence[Study], facts: Mapping[str, Any]) -> str:
         studies: in the order of the page.
         facts: "protocol", "seeds", "text_encoder", "versions", "hardware": what the figures were measured with.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates(Path(__file__).parent)
     sections = [
         {
             "study": study,
