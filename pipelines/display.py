@@ -37,8 +37,9 @@ def figures(event: Mapping[str, Any]) -> str:
 
 
 def count(event: Mapping[str, Any]) -> str:
-    """``12/30 epochs``."""
-    return f"{event.get('done', 0)}/{event.get('total', 0)} {event.get('unit', '')}".strip()
+    """``12/30 epochs``, or ``12 fits`` where nobody knows how many there will be."""
+    total = "" if event.get("total") is None else f"/{event['total']}"
+    return f"{event.get('done', 0)}{total} {event.get('unit', '')}".strip()
 
 
 def memory(megabytes: float) -> str:
@@ -72,7 +73,7 @@ class Lines:
             case "stage reused":
                 text = f"reused, nothing changed (took {event['seconds']:.1f} s when it was built)"
             case "progress" if event.get("done") and (
-                now - self._last >= SECONDS_BETWEEN_LINES or event["done"] >= event["total"]
+                now - self._last >= SECONDS_BETWEEN_LINES or event["done"] == event["total"]
             ):
                 text = f"{count(event)}  {figures(event)}".rstrip()
             case "manifest refused" | "artifact refused":

@@ -89,15 +89,10 @@ def settings(
 
 def check_models(config: ExperimentConfig) -> None:
     """Raises ConfigError for a model setting that does not exist, before anything is fitted."""
-    from components.experiment.models import graph_settings
-    from components.experiment.recipe import RecipeConfig
+    from components.experiment.models import check, graph_settings
 
     for spec in [config.model, *config.rivals()]:
-        if spec.kind == "graph":
-            first = {name: values[0] for name, values in spec.grid.items()}
-            graph_settings({**spec.settings, **first}, config.first_seed)
-        elif spec.kind == "recipe":
-            RecipeConfig.parse(spec.settings, "model.settings")
+        check(spec)
     graph_settings(config.study.base, config.first_seed)
 
 

@@ -280,7 +280,7 @@ def explanation_table(answer: Mapping[str, Any]) -> RenderableType:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column()
     table.add_column(justify="right")
-    table.add_row("match of tastes, gated (total indirect effect)", f"{parts['total_natural_indirect_effect']:.5f}")
+    table.add_row("match of tastes (total indirect effect)", f"{parts['total_natural_indirect_effect']:.5f}")
     table.add_row("side information by itself (direct effect)", f"{parts['natural_direct_effect']:.5f}")
     table.add_row("factual score (total effect)", f"{parts['total_effect']:.5f}")
     table.add_row(f"removed by debiasing, λ = {answer['debias']:g}", f"{-parts['removed']:.5f}")

@@ -175,8 +175,7 @@ class Recommender:
             total_natural_indirect_effect=float(effects.indirect[0]),
             removed=strength * direct,
             debiased_score=float(effects.debiased[0]),
-            user_gate=float(self.scorer.user_gate[user]),
-            item_gate=float(self.scorer.item_gate[item]),
+            propensity=float(self.scorer.propensity[item]),
             factual_rank=factual_rank,
             debiased_rank=debiased_rank,
         )
@@ -191,6 +190,8 @@ class Recommender:
             num_items=self.scorer.num_items,
             embedding_dim=int(bundle["embedding_dim"]),
             debias_strength=self.scorer.debias_strength,
+            effect=bundle["effect"],
+            members=bundle.get("members", {}),
             backbone=bundle.get("backbone"),
             side_encoder=bundle.get("side_encoder"),
             golden_requests=golden_requests,

@@ -135,7 +135,7 @@ class Neighbour(_Strict):
 
     item_id: str
     title: str
-    similarity: float = Field(description="Cosine of the item factors, -1 to 1.")
+    similarity: float = Field(description="Cosine of the items' representations, -1 to 1.")
 
 
 class Explanation(_Strict):
@@ -146,8 +146,10 @@ class Explanation(_Strict):
     total_natural_indirect_effect: float
     removed: float = Field(description="debias * natural_direct_effect: what debiasing takes away.")
     debiased_score: float
-    user_gate: float = Field(description="Propensity of the user's side information, not negative.")
-    item_gate: float = Field(description="Propensity of the item's side information, not negative.")
+    propensity: float = Field(
+        description="How much the item's text speaks for it whatever the user, not negative: the estimated share of its clicks "
+        "that the text brought in, or its gate where the model has gates."
+    )
     factual_rank: int = Field(description="Rank among all items without debiasing.")
     debiased_rank: int = Field(description="Rank among all items with debiasing.")
 
@@ -183,6 +185,8 @@ class ModelInfo(_Strict):
     num_items: int
     embedding_dim: int
     debias_strength: float
+    effect: str = Field(description="How the text's propensity is told from taste.")
+    members: dict[str, float] = Field(description="The models behind the score, and their weights.")
     backbone: str | None
     side_encoder: str | None
     golden_requests: int = Field(description="Recorded requests that were replayed when the bundle was loaded.")

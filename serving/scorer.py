@@ -1,19 +1,19 @@
 """Debiased scores from a model bundle: numpy only, the one implementation that training, evaluation and serving share.
 
-With ``a_u`` and ``b_i`` the rows of the bundle's user and item factors, ``m_ui = a_u . b_i`` the mediator, ``m*_u = a_u . ref``
-its reference state and ``g`` the gates (CLLMR, E11-E16):
+A bundle holds two models of one form (`components.cllmr.linear.scores`): the factual one, and the counterfactual one, which is
+the same without the text's propensity. Whatever the formulation (`components.cllmr.effects`), with F and C their scores:
 
-    factual   TE_ui   = m_ui  * g_u * g_i
-    direct    NDE_ui  = m*_u  * g_u * g_i
-    indirect  TNIE_ui = TE_ui - NDE_ui
-    debiased  y_ui    = TE_ui - λ NDE_ui = (g_u a_u) . [g_i (b_i - λ ref)]
-    base      m_ui, the backbone's own score, no gates
+    factual   TE_ui   = F_ui
+    direct    NDE_ui  = F_ui - C_ui
+    indirect  TNIE_ui = C_ui
+    debiased  y_ui    = TE_ui - λ NDE_ui = (1 - λ) F_ui + λ C_ui
 
-So every score is an inner product of a user row and a row of an item matrix that depends on λ alone.
+So a debiased score has the form of the others: an inner product and weights from the user's items.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
@@ -23,11 +23,12 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from components.artifacts import Store, write_json
+from components.cllmr.linear.scores import LinearScores, from_tensors, mixed
 from components.errors import ArtifactError, ConfigError, did_you_mean
 from components.ids import UNKNOWN, Vocabulary
 
-SCHEMA_VERSION = 1
-GOLDEN_TOLERANCE = 1e-5  # float32 sums over d + 1 terms differ by the order of summation: about 1e-6 of the largest term
+SCHEMA_VERSION = 2
+GOLDEN_TOLERANCE = 1e-5  # float32 sums over some hundred terms differ by the order of summation: about 1e-6 of the largest term
 
 BUNDLE_DIRECTORY = "bundle"
 MODEL_FILE = "model.safetensors"
@@ -40,7 +41,7 @@ _REBUILD = "Build it again: cllmr run --from train"
 
 _Json = TypeVar("_Json", dict[str, Any], list[Any])
 
-Effect = Literal["debiased", "factual", "direct", "base"]
+Effect = Literal["debiased", "factual", "direct"]
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
 
@@ -51,9 +52,9 @@ class Effects(NamedTuple):
     total: npt.NDArray[np.float64]
     """TE: the factual score."""
     direct: npt.NDArray[np.float64]
-    """NDE: what the side information does by itself, with the match at its reference state."""
+    """NDE: what the side information's propensity adds by itself."""
     indirect: npt.NDArray[np.float64]
-    """TNIE = TE - NDE: the match."""
+    """TNIE = TE - NDE: the match with taste."""
     debiased: npt.NDArray[np.float64]
     """TE - λ NDE."""
 
@@ -92,19 +93,16 @@ class Scorer:
         self.item_vocabulary = Vocabulary([item["item_id"] for item in items])
         self.titles = [str(item["title"]) for item in items]
         self.profiles = [str(item.get("profile") or "") for item in items]
-        self.user_gate: Floats = model["user_gate"]  # (num_users,)
-        self.item_gate: Floats = model["item_gate"]  # (num_items,)
+        self.propensity: Floats = model["propensity"]  # (num_items,)
         self.popularity: Rows = model["popularity"]  # (num_items,)
-        self.num_users, self.num_items = len(self.user_gate), len(self.item_gate)
-        self._users: Floats = model["user_factors"]  # (num_users, d + 1)
-        self._items: Floats = model["item_factors"]  # (num_items, d + 1)
-        self._reference: Floats = model["reference"]  # (d + 1,)
+        self.factual, self.counterfactual = models_of(model)
+        self.num_users, self.num_items = len(self.factual.users), len(self.factual.items)
+        self._vectors: Floats = model["item_vectors"]  # (num_items, v)
         self._seen_indptr: Rows = model["seen_indptr"]
         self._seen_items: npt.NDArray[np.int32] = model["seen_items"]
         self._golden = list(golden)
-        # Item matrices whose inner product with g_u a_u is the score; two are what nearly everybody asks for.
-        self._factual: Floats = self.item_gate[:, None] * self._items
-        self._debiased: Floats = self.item_gate[:, None] * (self._items - np.float32(self.debias_strength) * self._reference)
+        # the score that nearly everybody asks for, as one model
+        self._debiased = mixed(self.factual, self.counterfactual, self.debias_strength)
         self._by_popularity: Rows = np.lexsort((np.arange(self.num_items), -self.popularity))
 
     @classmethod
@@ -126,9 +124,9 @@ class Scorer:
             model = load_file(path)
         except (OSError, SafetensorError, ValueError) as error:
             raise _damaged(path, f"cannot be read: {str(error).splitlines()[0]}") from None
-        _check_model(model, int(bundle["embedding_dim"]), path)
-        _check_ids(user_ids, len(model["user_gate"]), directory / USERS_FILE)
-        _check_items(items, len(model["item_gate"]), directory / ITEMS_FILE)
+        _check_model(model, path)
+        _check_ids(user_ids, len(model["factual.users"]), directory / USERS_FILE)
+        _check_items(items, len(model["factual.items"]), directory / ITEMS_FILE)
         return cls(model, bundle, user_ids, items, golden)
 
     # -- scores ---------------------------------------------------------------------------------------------------------
@@ -139,7 +137,7 @@ class Scorer:
         Args:
             users: user rows, (num_asked,).
             debias: λ in [0, 1]; the bundle's own when None. Only the debiased effect depends on it.
-            effect: which score, see this module's docstring. All but "base" carry the user's gate g_u.
+            effect: which score, see this module's docstring.
 
         Returns:
             float32, (num_asked, num_items).
@@ -148,22 +146,19 @@ class Scorer:
             ConfigError: λ outside [0, 1], or an unknown effect.
         """
         strength = self._strength(debias)
-        if effect == "base":
-            return _products(self._users[users], self._items)
-        gated = self._users[users] * self.user_gate[users, None]  # (num_asked, d + 1)
         if effect == "factual" or (effect == "debiased" and strength == 0.0):
-            return _products(gated, self._factual)
+            return self.factual.score(users)
         if effect == "debiased" and strength == self.debias_strength:
-            return _products(gated, self._debiased)
-        direct = _products(_products(gated, self._reference[None]), self.item_gate[:, None])  # (num_asked, num_items)
+            return self._debiased.score(users)
+        if effect not in get_args(Effect):
+            raise ConfigError(f"unknown effect '{effect}'.", did_you_mean(effect, get_args(Effect)))
+        factual, counterfactual = self.factual.score(users), self.counterfactual.score(users)
         if effect == "direct":
-            return direct
-        if effect == "debiased":  # a rank-one correction costs less than another item matrix
-            return _products(gated, self._factual) - np.float32(strength) * direct
-        raise ConfigError(f"unknown effect '{effect}'.", did_you_mean(effect, get_args(Effect)))
+            return factual - counterfactual
+        return np.float32(1 - strength) * factual + np.float32(strength) * counterfactual
 
     def effects(self, user: int, items: npt.ArrayLike, debias: float | None = None) -> Effects:
-        """Effects of one user's pairs, with g_u, in double precision (E13-E16).
+        """Effects of one user's pairs, in double precision (E13-E16).
 
         Args:
             user: user row.
@@ -171,11 +166,9 @@ class Scorer:
             debias: λ in [0, 1]; the bundle's own when None.
         """
         rows = np.atleast_1d(np.asarray(items, dtype=np.int64))
-        user_row = self._users[user].astype(np.float64)  # (d + 1,)
-        gate = float(self.user_gate[user]) * self.item_gate[rows].astype(np.float64)
-        total = self._items[rows].astype(np.float64) @ user_row * gate
-        direct = float(self._reference.astype(np.float64) @ user_row) * gate
-        return Effects(total, direct, total - direct, total - self._strength(debias) * direct)
+        total, indirect = (model.pairs(user, rows) for model in (self.factual, self.counterfactual))
+        direct = total - indirect
+        return Effects(total, direct, indirect, total - self._strength(debias) * direct)
 
     # -- rankings -------------------------------------------------------------------------------------------------------
 
@@ -227,16 +220,15 @@ class Scorer:
         return self._seen_items[self._seen_indptr[user] : self._seen_indptr[user + 1]].astype(np.int64)
 
     def similar_items(self, item: int, k: int, among: npt.ArrayLike | None = None) -> Ranking:
-        """The items nearest to one by cosine of their factors (the constant offset left out).
+        """The items nearest to one by cosine of the bundle's item vectors.
 
         Args:
             item: item row; never among its own neighbours.
             k: neighbours wanted.
             among: item rows to choose from, for example what a user liked; None means all.
         """
-        directions = self._items[:, :-1]
-        lengths = np.linalg.norm(directions, axis=1)
-        products = directions @ directions[item]
+        lengths = np.linalg.norm(self._vectors, axis=1)
+        products = self._vectors @ self._vectors[item]
         cosines = products / np.maximum(lengths * lengths[item], np.finfo(np.float32).tiny)
         return top_k(cosines, k, self.candidates(exclude=[item], allow=among))
 
@@ -362,10 +354,23 @@ def write_golden(bundle_dir: str | Path, num_users: int = 8, k: int = 10, seed: 
     return golden
 
 
-def _products(left: Floats, right: Floats) -> Floats:
-    """All inner products of rows: (n, d), (m, d) -> (n, m)."""
-    result: Floats = np.matmul(left, right.T)
-    return result
+def models_of(model: Mapping[str, npt.NDArray[Any]]) -> tuple[LinearScores, LinearScores]:
+    """The factual and the counterfactual model; parts that the file holds once are shared.
+
+    Raises:
+        ValueError: tensors are missing or do not fit together.
+    """
+    factual = from_tensors(model, "factual")
+    names = [name for name in model if name.startswith("counterfactual.")]
+    if not names:
+        return factual, factual
+    own = {f"counterfactual.{name.removeprefix('factual.')}": model[name] for name in model if name.startswith("factual.")}
+    counterfactual = from_tensors({**own, **{name: model[name] for name in names}}, "counterfactual")
+    if "counterfactual.users" not in names:
+        counterfactual = replace(counterfactual, users=factual.users)
+    if "counterfactual.history.data" not in names:
+        counterfactual = replace(counterfactual, history=factual.history)
+    return factual, counterfactual
 
 
 # -- checks -----------------------------------------------------------------------------------------------------------
@@ -408,38 +413,40 @@ def _check_header(bundle: dict[str, Any], path: Path) -> None:
             raise _damaged(path, f"has {key} = {bundle.get(key)!r}")
     if not 0.0 <= bundle["debias_strength"] <= 1.0:
         raise _damaged(path, f"has debias_strength = {bundle['debias_strength']!r}, allowed are 0 to 1")
-    if bundle["effect"] != "tnie":
-        raise _damaged(path, f"has effect = {bundle['effect']!r}, allowed is 'tnie'")
 
 
-def _check_model(model: dict[str, npt.NDArray[Any]], embedding_dim: int, path: Path) -> None:
-    """Refuses tensors of wrong type or shape, with NaN, negative gates, or a broken interaction list."""
-    width = embedding_dim + 1
-    users, items = (len(model[name]) if name in model and model[name].ndim else 0 for name in ("user_gate", "item_gate"))
-    expected: dict[str, tuple[tuple[int, ...], str]] = {
-        "user_factors": ((users, width), "float32"),
-        "item_factors": ((items, width), "float32"),
-        "item_gate": ((items,), "float32"),
-        "user_gate": ((users,), "float32"),
-        "reference": ((width,), "float32"),
-        "popularity": ((items,), "int64"),
-        "seen_indptr": ((users + 1,), "int64"),
-    }
-    if missing := [name for name in [*expected, "seen_items"] if name not in model]:
-        raise _damaged(path, f"lacks {', '.join(missing)}")
+def _check_model(model: dict[str, npt.NDArray[Any]], path: Path) -> None:
+    """Refuses tensors of wrong type or shape, with NaN, or a broken interaction list."""
+    try:
+        factual, counterfactual = models_of(model)
+    except ValueError as error:
+        raise _damaged(path, f"does not fit together: {error}") from None
+    users, items = len(factual.users), len(factual.items)
+    if (users, items) != (len(counterfactual.users), len(counterfactual.items)):
+        raise _damaged(
+            path, f"has a counterfactual model of {len(counterfactual.users)} users, {len(counterfactual.items)} items"
+        )
     if users == 0 or items == 0:
         raise _damaged(path, f"holds {users} users and {items} items")
-    indptr = model["seen_indptr"]
-    expected["seen_items"] = ((int(indptr[-1]) if indptr.size else 0,), "int32")
+    wanted = {"propensity": "float32", "item_vectors": "float32", "popularity": "int64", "seen_indptr": "int64"}
+    if missing := [name for name in [*wanted, "seen_items"] if name not in model]:
+        raise _damaged(path, f"lacks {', '.join(missing)}")
+    indptr, vectors = model["seen_indptr"], model["item_vectors"]
+    expected: dict[str, tuple[tuple[int, ...], str]] = {
+        "propensity": ((items,), "float32"),
+        "item_vectors": ((items, vectors.shape[-1] if vectors.ndim else 0), "float32"),
+        "popularity": ((items,), "int64"),
+        "seen_indptr": ((users + 1,), "int64"),
+        "seen_items": ((int(indptr[-1]) if indptr.size else 0,), "int32"),
+    }
     for name, (shape, dtype) in expected.items():
         tensor = model[name]
         if tensor.shape != shape or tensor.dtype != dtype:
             raise _damaged(path, f"has {name} of shape {tensor.shape} and type {tensor.dtype}, expected {shape} and {dtype}")
         if dtype == "float32" and not np.isfinite(tensor).all():
             raise _damaged(path, f"has {int((~np.isfinite(tensor)).sum())} values in {name} that are not finite")
-    for name in ("item_gate", "user_gate"):
-        if model[name].min() < 0.0:
-            raise _damaged(path, f"has {name} from {model[name].min():.4g} to {model[name].max():.4g}, allowed are 0 and more")
+    if model["propensity"].min() < 0.0:
+        raise _damaged(path, f"has propensities from {model['propensity'].min():.4g}, allowed are 0 and more")
     seen = model["seen_items"]
     if indptr[0] != 0 or (np.diff(indptr) < 0).any() or (seen.size and (seen.min() < 0 or seen.max() >= items)):
         raise _damaged(path, "has a list of seen items that is not in order or names items that do not exist")

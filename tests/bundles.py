@@ -5,18 +5,40 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import scipy.sparse as sp
 from safetensors.numpy import save_file
 
 from components.artifacts import write_json
+from components.cllmr.linear.scores import LinearScores, Standard, as_tensors, joined, strongest
+from components.train.bundle import model_tensors
+from components.train.recipe import FittedRecipe, GraphFit
 from serving.scorer import write_golden
 
-# m_ui = user_factors . item_factors: match in two dimensions, plus an offset of 2 (the last column).
+
+def graph_alone(graph: GraphFit) -> FittedRecipe:
+    """A recipe that is a graph model with gates, in its own units: nothing is standardised."""
+    return FittedRecipe(graph.factual, graph.counterfactual, graph.item_gate, {}, {"graph": 1.0}, {}, {}, {})
+
+
+def graph_tensors(graph: GraphFit) -> dict[str, npt.NDArray[Any]]:
+    """Tensors of a bundle of `graph_alone`, but for the interactions."""
+    nobody = sp.csr_array((len(graph.users), len(graph.items)), dtype=np.float32)
+    tensors = model_tensors(graph_alone(graph), graph.items[:, :-1], nobody)
+    return {name: tensor for name, tensor in tensors.items() if name not in ("popularity", "seen_indptr", "seen_items")}
+
+
+# A graph model with gates: m_ui = a_u . b_i, a match in two dimensions plus an offset of 2 (the last column).
+TINY_GRAPH = GraphFit(
+    users=np.array([[1, 0, 1], [0, 1, 1], [1, 1, 1]], dtype=np.float32),
+    items=np.array([[2, 0, 2], [1, 1, 2], [0, 2, 2], [-1, -1, 2]], dtype=np.float32),
+    user_gate=np.array([0.5, 1.0, 0.25], dtype=np.float32),
+    item_gate=np.array([0.5, 0.25, 0.75, 1.0], dtype=np.float32),
+    user_side=np.empty((3, 0), dtype=np.float32),
+    item_side=np.empty((4, 0), dtype=np.float32),
+    run={},
+)
 TINY_MODEL: dict[str, npt.NDArray[Any]] = {
-    "user_factors": np.array([[1, 0, 1], [0, 1, 1], [1, 1, 1]], dtype=np.float32),
-    "item_factors": np.array([[2, 0, 2], [1, 1, 2], [0, 2, 2], [-1, -1, 2]], dtype=np.float32),
-    "item_gate": np.array([0.5, 0.25, 0.75, 1.0], dtype=np.float32),
-    "user_gate": np.array([0.5, 1.0, 0.25], dtype=np.float32),
-    "reference": np.array([0.5, 0.5, 2.0], dtype=np.float32),  # the mean item factor
+    **graph_tensors(TINY_GRAPH),
     "popularity": np.array([3, 1, 3, 0], dtype=np.int64),
     "seen_indptr": np.array([0, 1, 3, 3], dtype=np.int64),
     "seen_items": np.array([0, 1, 2], dtype=np.int32),
@@ -29,12 +51,13 @@ TINY_ITEMS = [
     {"item_id": "i3", "title": "Dumbo (1941)", "profile": ""},
 ]
 TINY_HEADER = {
-    "schema_version": 1,
+    "schema_version": 2,
     "name": "tiny",
     "fingerprint": "0123456789abcdef",
     "embedding_dim": 2,
     "debias_strength": 0.5,
-    "effect": "tnie",
+    "effect": "gates",
+    "members": {"graph": 1.0},
     "backbone": "lightgcn",
     "side_encoder": "sse",
     "seed": 1,
@@ -69,31 +92,35 @@ def write_bundle(
 def write_random_bundle(
     directory: Path, num_users: int = 50, num_items: int = 200, embedding_dim: int = 8, seed: int = 0, **header: Any
 ) -> Path:
-    """A bundle as training writes it (unit vectors, offset, gates in (0, 1)), with random numbers; ids are u0..., i0...."""
+    """A bundle as training writes it (an inner product and weights between items, one of each kind for the factual and the
+    counterfactual model), with random numbers; ids are u0..., i0...."""
     rng = np.random.default_rng(seed)
-
-    def unit(rows: int) -> npt.NDArray[np.float32]:
-        vectors = rng.standard_normal((rows, embedding_dim))
-        return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
-
-    scale = np.float32(1 / 0.15)
-    item_factors = np.hstack([scale * unit(num_items), np.full((num_items, 1), scale)]).astype(np.float32)
     lengths = rng.integers(1, min(10, num_items), num_users)
     seen = [np.sort(rng.choice(num_items, size, replace=False)) for size in lengths]
-    model = {
-        "user_factors": np.hstack([unit(num_users), np.ones((num_users, 1))]).astype(np.float32),
-        "item_factors": item_factors,
-        "item_gate": rng.uniform(0.1, 0.9, num_items).astype(np.float32),
-        "user_gate": rng.uniform(0.1, 0.9, num_users).astype(np.float32),
-        "reference": item_factors.mean(axis=0),
-        "popularity": np.bincount(np.concatenate(seen), minlength=num_items).astype(np.int64),
-        "seen_indptr": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        "seen_items": np.concatenate(seen).astype(np.int32),
+    indptr, columns = np.concatenate([[0], np.cumsum(lengths)]), np.concatenate(seen)
+    train = sp.csr_array((np.ones(len(columns), dtype=np.float32), columns, indptr), shape=(num_users, num_items))
+
+    def model() -> list[LinearScores]:
+        factors = [rng.standard_normal((rows, embedding_dim)) for rows in (num_users, num_items)]
+        weights = strongest(rng.standard_normal((num_items, num_items)), min(20, num_items))
+        return [LinearScores.of_factors(*factors), LinearScores.of_weights(train, weights)]
+
+    members = model()
+    standards = [Standard.of(member) for member in members]
+    factual, counterfactual = (joined(parts, (0.7, 1.0), standards) for parts in (members, model()))
+    model_tensors = {
+        **as_tensors(factual, "factual"),
+        **as_tensors(counterfactual, "counterfactual"),
+        "propensity": rng.uniform(0.0, 0.9, num_items).astype(np.float32),
+        "item_vectors": rng.standard_normal((num_items, embedding_dim)).astype(np.float32),
+        "popularity": np.bincount(columns, minlength=num_items).astype(np.int64),
+        "seen_indptr": indptr.astype(np.int64),
+        "seen_items": columns.astype(np.int32),
     }
     return write_bundle(
         directory,
-        model=model,
-        header={"name": "random", "embedding_dim": embedding_dim, **header},
+        model=model_tensors,
+        header={"name": "random", "embedding_dim": embedding_dim, "effect": "counterfactual_clicks", **header},
         users=[f"u{row}" for row in range(num_users)],
         items=[
             {"item_id": f"i{row}", "title": f"Film {row}", "profile": f"Profile of film {row}."} for row in range(num_items)

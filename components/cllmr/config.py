@@ -44,7 +44,7 @@ class ModelConfig(BaseModel):
     """Hops around a seed whose edges "autocf" hides."""
     loss: Literal["softmax", "bpr"] = "softmax"
     """Ranking loss: sampled softmax on the cosine, or BPR on the inner product (as published)."""
-    temperature: PositiveFloat = 0.25
+    temperature: PositiveFloat = 0.15
     """τ of the softmax loss; without effect for BPR."""
     num_negatives: PositiveInt = 512
     """Shared negatives per step of the softmax loss; all items where there are fewer. Without effect for BPR."""
@@ -63,16 +63,16 @@ class ModelConfig(BaseModel):
     """Whether the perturbation stays in the row's own orthant (E4)."""
     elbo_weight: NonNegativeFloat = 1e-3
     """λ_sse, weight of the encoder's own loss: for "sse" the negative ELBO (E8)."""
-    alignment_weight: NonNegativeFloat = 0.03
-    """λ_con, weight of the alignment of text and collaborative representations (E9)."""
+    alignment_weight: NonNegativeFloat = 0.5
+    """λ_con, weight of the alignment of text and collaborative representations (E9); with gates 0.03 was better."""
     alignment_temperature: PositiveFloat = 0.2
     """τ of the alignment."""
     max_aligned_nodes: PositiveInt = 1024
     """Users, and items, of a batch that are aligned at most: the cost is quadratic."""
     mask_ratio: Dropped = 0.1
     """Share of nodes whose ID embedding is hidden in a training step, for "generative"."""
-    counterfactual: bool = True
-    """Whether the gates take part; without them the factual score is the mediator and debiasing does nothing."""
+    counterfactual: bool = False
+    """Whether the gates take part (E11); without them the factual score is the mediator."""
     user_gate: bool = False
     """Whether users have a gate too. It cannot change a ranking, only how training weighs users; measured worse with it."""
     mediator_offset: NonNegativeFloat = 1.0

@@ -1,4 +1,4 @@
-"""Where exposure goes: popularity, coverage and concentration of what is recommended, and what the gates do to it.
+"""Where exposure goes: popularity, coverage and concentration of what is recommended, and what the propensity does to it.
 
 Exposure of an item is its number of appearances in the top lists; `top_items` is always (num_users, k) item rows with
 `metrics.NO_ITEM` for empty places.
@@ -135,28 +135,28 @@ def _ranks(scores: npt.NDArray[np.float32]) -> IntArray:
     return ranks
 
 
-def gate_report(
-    item_gate: npt.NDArray[np.floating],
+def propensity_report(
+    propensity: npt.NDArray[np.floating],
     popularity: IntArray,
     text: npt.NDArray[np.floating],
     top_factual: IntArray,
     top_debiased: IntArray,
 ) -> dict[str, Any]:
-    """What the item gate follows and whom it exposes.
+    """What the items' propensity follows and whom it exposes.
 
     Args:
-        item_gate: g_i, (num_items,).
+        propensity: how much an item's text speaks for it whatever the user, (num_items,).
         popularity: training interactions, (num_items,).
         text: item text embeddings with unit rows, (num_items, dim).
         top_factual, top_debiased: top lists of the two scores.
     """
-    decile = deciles(item_gate)
+    decile = deciles(propensity)
     return {
-        "mean": round(float(item_gate.mean()), 6),
-        "std": round(float(item_gate.std()), 6),
-        "correlation_genericness": correlation(item_gate, genericness(text)),
-        "correlation_log_popularity": correlation(item_gate, np.log1p(popularity)),
-        "exposure_by_gate_decile": {
+        "mean": round(float(propensity.mean()), 6),
+        "std": round(float(propensity.std()), 6),
+        "correlation_genericness": correlation(propensity, genericness(text)),
+        "correlation_log_popularity": correlation(propensity, np.log1p(popularity)),
+        "exposure_by_decile": {
             "factual": exposure_by_decile(top_factual, decile),
             "debiased": exposure_by_decile(top_debiased, decile),
         },

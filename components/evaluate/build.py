@@ -18,9 +18,8 @@ from components.evaluate.metrics import METRICS, PRIMARY, Bootstrap, Ranking
 from components.ids import TEST, TRAIN, VALIDATION
 from components.ingest.dataset import Dataset
 from components.progress import Progress, emit, progress
-from serving.scorer import Effect, Scorer
+from serving.scorer import Scorer
 
-EFFECTS: dict[str, Effect] = {"mediator": "base", "factual": "factual", "debiased": "debiased"}
 LAMBDAS = tuple(step / 10 for step in range(11))
 MAX_SHIFT_USERS = 1000  # the rank shift sorts the whole catalogue for each of them, twice
 PROTOCOL = (
@@ -102,8 +101,8 @@ def evaluate(
                 tested[rival], on_validation[rival] = rank(tuned.baseline.score, held_out=test), tuned.validation
                 grids[rival] = {"tried": tuned.grid, "best": tuned.settings, "at_edge": sorted(baselines.is_at_edge(tuned))}
             bar.advance(model=LABELS[rival])
-        for name, effect in EFFECTS.items():
-            score = partial(scorer.score_all, effect=effect)
+        for name in SCORES:
+            score = partial(scorer.score_all, effect=name)
             tested[name], on_validation[name] = rank(score, held_out=test), rank(score, held_out=validation)
             bar.advance(model=LABELS[name])
         curve = []
@@ -116,7 +115,7 @@ def evaluate(
     users = tested["debiased"].users
     bootstrap = Bootstrap.draw(len(users), config.bootstrap_samples, config.seed)
     activity = _activity(seen.indptr, users)
-    factual, debiased = (partial(scorer.score_all, effect=EFFECTS[name]) for name in ("factual", "debiased"))
+    factual, debiased = (partial(scorer.score_all, effect=name) for name in SCORES)
     per_user = {f"{name}.{metric}": values for name, found in tested.items() for metric, values in found.per_user.items()}
     figures = {
         "dataset": {
@@ -148,8 +147,8 @@ def evaluate(
                 name: bias.exposure_by_decile(tested[name].top_items[:, :10], bias.deciles(scorer.popularity))
                 for name in SCORES
             },
-            "gate": bias.gate_report(
-                scorer.item_gate,
+            "propensity": bias.propensity_report(
+                scorer.propensity,
                 scorer.popularity,
                 text["items"],
                 tested["factual"].top_items[:, :10],
@@ -182,7 +181,7 @@ def _comparison(tested: Mapping[str, Ranking], bootstrap: Bootstrap) -> dict[str
     """The debiased score against its strongest rival on test (hard on us on purpose) and against its own variants."""
     rivals = [name for name in tested if name not in SCORES]
     strongest = max(rivals, key=lambda name: tested[name].mean()[PRIMARY], default=None)
-    against = [name for name in tested if name in ("factual", "mediator", "lightgcn", strongest)]
+    against = [name for name in tested if name in ("factual", "lightgcn", strongest)]
     debiased = tested["debiased"].per_user
     return {
         "strongest_baseline": strongest,

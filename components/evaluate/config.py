@@ -8,7 +8,7 @@ from components.artifacts import StageConfig
 
 BaselineName = Literal["popularity", "random", "text_cosine", "bm25_knn", "ials", "ease", "ease_text", "lightgcn"]
 
-SCORES = ("mediator", "factual", "debiased")
+SCORES: tuple[Literal["factual", "debiased"], ...] = ("factual", "debiased")
 """The scores of the bundle that are evaluated, by the name they have in every result."""
 
 LABELS: dict[str, str] = {
@@ -20,7 +20,6 @@ LABELS: dict[str, str] = {
     "ease": "EASE",
     "ease_text": "EASE + text",
     "lightgcn": "LightGCN (no side information)",
-    "mediator": "CLLMR match alone",
     "factual": "CLLMR factual",
     "debiased": "CLLMR debiased",
 }

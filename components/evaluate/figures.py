@@ -19,7 +19,7 @@ from components.evaluate.metrics import PRIMARY
 
 INK, MUTED, GRID = "#1f2933", "#616e7c", "#e4e7eb"
 # Okabe and Ito's palette: told apart with any colour vision
-COLOURS = {"debiased": "#0072b2", "factual": "#d55e00", "mediator": "#8a939c", "text": "#009e73", "warm": "#e69f00"}
+COLOURS = {"debiased": "#0072b2", "factual": "#d55e00", "text": "#009e73", "warm": "#e69f00"}
 STYLE = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -208,8 +208,8 @@ def singular_values(values: Mapping[str, Sequence[float]], labels: Mapping[str, 
     return draw("singular", (8.6, 3.3), [panel], "singular values of side representations and of the raw text embeddings")
 
 
-def exposure(by_popularity: Mapping[str, Sequence[float]], by_gate: Mapping[str, Sequence[float]]) -> str:
-    """Share of the top-10 places by decile of the items, by popularity and by gate."""
+def exposure(by_popularity: Mapping[str, Sequence[float]], by_propensity: Mapping[str, Sequence[float]]) -> str:
+    """Share of the top-10 places by decile of the items, by popularity and by propensity."""
 
     def bars(shares: Mapping[str, Sequence[float]], title: str, xlabel: str) -> Callable[[Axes], None]:
         def panel(axes: Axes) -> None:
@@ -229,9 +229,9 @@ def exposure(by_popularity: Mapping[str, Sequence[float]], by_gate: Mapping[str,
 
     panels = [
         bars(by_popularity, "Exposure by popularity of the item", "decile of popularity, 10 the most popular"),
-        bars(by_gate, "Exposure by gate of the item", "decile of the item gate, 10 the largest"),
+        bars(by_propensity, "Exposure by propensity of the item", "decile of the items' propensity, 10 the largest"),
     ]
-    return draw("exposure", (8.6, 3.3), panels, "share of the top-10 places by popularity and by gate of the item")
+    return draw("exposure", (8.6, 3.3), panels, "share of the top-10 places by popularity and by propensity of the item")
 
 
 def _series(curve: Sequence[Mapping[str, Any]], wanted: Callable[[str], bool]) -> dict[str, tuple[list[float], list[float]]]:

@@ -167,7 +167,7 @@ def _figures(facts: Facts) -> dict[str, str | None]:
         "training": figures.training(facts.curve),
         "debias": figures.debias_curve(metrics["lambda_curve"], metrics["debias_strength"]),
         "singular": figures.singular_values(metrics["singular_values"], REPRESENTATIONS),
-        "exposure": figures.exposure(bias["exposure_by_popularity_decile"], bias["gate"]["exposure_by_gate_decile"]),
+        "exposure": figures.exposure(bias["exposure_by_popularity_decile"], bias["propensity"]["exposure_by_decile"]),
     }
 
 

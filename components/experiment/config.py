@@ -26,7 +26,7 @@ class ModelSpec(StageConfig):
     kind: Kind
     settings: dict[str, Any] = Field(default_factory=dict)
     """Of "graph": settings of the train stage by dotted name ("model.embedding_dim"), "effect" and "spectrum_rank"; of
-    "recipe": those of `components.experiment.recipe.RecipeConfig`; of the others: arguments of the baseline."""
+    "recipe": those of the train stage and "spectrum_rank"; of the others: arguments of the baseline."""
     grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
     """Setting -> values in order. None for "recipe", which has its own."""
 
@@ -105,7 +105,7 @@ class StudyConfig(StageConfig):
     """What the named studies vary; the rest is the same for all variants of a study."""
 
     base: dict[str, Any] = Field(default_factory=lambda: {"model.embedding_dim": 32})
-    """Settings of the train stage that all variants share, over those of the recipe's graph member."""
+    """Settings of the train stage that all variants share, over the defaults."""
     backbones: tuple[str, ...] = BACKBONES[1:]
     encoders: tuple[str, ...] = ("none", "mlp", "generative", "sse")
     """Of the paper study."""
@@ -145,7 +145,7 @@ class ExperimentConfig(StageConfig):
     text_encoder: str = Field(default=DEFAULT_ENCODER, min_length=1)
     """sentence-transformers model, by name or folder."""
     ease_max_items: PositiveInt = 25_000
-    """EASE and the recipe's member of its kind hold several dense item-item matrices (20,000 items: 1.6 GB each)."""
+    """EASE holds several dense item-item matrices (20,000 items: 1.6 GB each)."""
     study: StudyConfig = StudyConfig()
 
     def all_seeds(self) -> list[int]:

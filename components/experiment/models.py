@@ -6,7 +6,7 @@ A new kind is a function ``(Task) -> Fitted``, a line in `KINDS` and a word in `
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +20,11 @@ from components.evaluate.collapse import collapse
 from components.evaluate.metrics import PRIMARY, rank
 from components.experiment.config import Effect, Kind, ModelSpec
 from components.experiment.dataset import ExperimentData
-from components.experiment.search import Settings, coordinate_search
 from components.train.config import TrainConfig
+from components.train.search import Settings, coordinate_search
+
+if TYPE_CHECKING:
+    from components.train.recipe import RecipeData
 
 FloatMatrix = npt.NDArray[np.float32]
 Tell = Callable[..., None]
@@ -110,41 +113,39 @@ def _alpharec(task: Task) -> Fitted:
     return Fitted(factors, {"dim": settings.embedding_dim}, factors=factors)
 
 
+def _recipe_data(task: Task, spectrum_rank: int) -> "RecipeData":
+    """The data as the train stage would get them from the stages before."""
+    from components.spectrum.decompose import spectrum
+    from components.train.recipe import RecipeData
+
+    data = task.data
+    user_text, item_text = (centred_unit_rows(rows) for rows in (data.user_text, task.item_text))
+    found = spectrum(data.train, min(spectrum_rank, *data.train.shape))
+    user_spectrum, item_spectrum = (rows.astype(np.float32) for rows in (found.users, found.items))
+    return RecipeData(data.train, data.validation, user_text, item_text, user_spectrum, item_spectrum)
+
+
 def _graph(task: Task) -> Fitted:
     """A backbone with or without side encoder, by the platform's own training loop."""
-    import torch
+    from components.train.graph import trained_here
 
-    from components.cllmr.model import SideInformation
-    from components.spectrum.decompose import spectrum
-    from components.train.loop import SingleProcess, TrainData, fit
-
-    torch.set_num_threads(num_threads())
-    data = task.data
     config, effect, spectrum_rank = graph_settings(task.settings, task.seed)
-    side = None
-    if config.model.side_encoder != "none":
-        found = spectrum(data.train, min(spectrum_rank, *data.train.shape))
-        side = SideInformation(
-            torch.from_numpy(np.concatenate([centred_unit_rows(data.user_text), centred_unit_rows(task.item_text)])),
-            torch.from_numpy(np.concatenate([found.users, found.items]).astype(np.float32)),
-        )
-    model, state = fit(TrainData(data.train, data.validation, side), config, SingleProcess(task.tell))
-    told = model.representations()
-    factors = Factors(told.mediator.users.numpy(), told.mediator.items.numpy())
-    gate = told.item_gate.numpy()
-    scores, debias = _with_effect(factors, gate, effect, config, data)
+    found = trained_here(task.tell)(_recipe_data(task, spectrum_rank), config, "graph")
+    factors = Factors(found.users, found.items)
+    scores, debias = _with_effect(factors, found.item_gate, effect, config, task.data)
     # the factors' last column is the constant of the mediator's offset
     kept = {"users": factors.users[:, :-1], "items": factors.items[:, :-1]}
-    if side is not None:
-        kept |= {"side_users": told.user_side.numpy(), "side_items": told.item_side.numpy()}
+    z = None
+    if found.item_side.shape[1]:
+        z = {"users": found.user_side, "items": found.item_side}
+        kept |= {f"side_{name}": rows for name, rows in z.items()}
     facts = {
         "dim": config.model.embedding_dim,
-        "best_epoch": state.best_epoch,
-        "epochs": state.epoch,
+        "best_epoch": found.run["best_epoch"],
+        "epochs": found.run["epochs"],
         **spectra(kept),
         **({} if debias is None else {"debias": debias}),
     }
-    z = None if side is None else {"users": kept["side_users"], "items": kept["side_items"]}
     return Fitted(scores, facts, factors=factors, side=z)
 
 
@@ -164,14 +165,29 @@ def _with_effect(
 
 
 def _recipe(task: Task) -> Fitted:
-    from components.experiment.recipe import RecipeConfig, RecipeData, fit_recipe
+    """The recipe as the train stage fits it, with its debias strength chosen on validation as there."""
+    from components.cllmr.linear.scores import mixed
+    from components.train.graph import trained_here
+    from components.train.recipe import fit_recipe
+    from components.train.strength import choose_strength
 
-    data = RecipeData(task.data.train, task.data.validation, task.data.user_text, task.item_text)
-    config = RecipeConfig.parse(task.settings, "model.settings")
-    found = fit_recipe(data, config, task.seed, task.chosen, task.tell)
-    side = None if found.side is None else {"side_users": found.side.users, "side_items": found.side.items}
+    config, spectrum_rank = recipe_settings(task.settings, task.seed)
+    data = _recipe_data(task, spectrum_rank)
+    found = fit_recipe(data, config, trained_here(task.tell), task.chosen, task.tell)
+    debias, scores = 0.0, found.factual
+    if found.counterfactual is not found.factual:
+        models = {strength: mixed(found.factual, found.counterfactual, strength) for strength in config.debias_grid}
+        curve = [{"debias": strength, PRIMARY: data.validation_ndcg(one)} for strength, one in models.items()]
+        debias = choose_strength(curve, config.debias_tolerance)
+        scores = models[debias]
+    graph = found.graph
+    side = None
+    if graph is not None and graph.item_side.shape[1]:
+        side = {"side_users": graph.user_side, "side_items": graph.item_side}
     facts = {
-        "dim": config.train.model.embedding_dim,
+        "dim": config.model.embedding_dim,
+        "effect": config.effect,
+        "debias": debias,
         "weights": found.weights,
         "members_left_out": found.left_out,
         "members_validation": {name: round(value, 6) for name, value in found.validation.items()},
@@ -179,7 +195,7 @@ def _recipe(task: Task) -> Fitted:
         "members_tried": {name: member.tried for name, member in found.members.items()},
         **({} if side is None else spectra(side)),
     }
-    return Fitted(found, facts, found.settings)
+    return Fitted(scores, facts, found.settings)
 
 
 @dataclass(frozen=True)
@@ -210,11 +226,9 @@ KINDS: dict[Kind, KindOf] = {
 def check(spec: ModelSpec) -> None:
     """Raises ConfigError for settings that a fit would refuse, before anything is fitted."""
     if spec.kind == "recipe":
-        from components.experiment.recipe import RecipeConfig
-
-        RecipeConfig.parse(spec.settings, "model.settings")
+        recipe_settings(spec.settings, seed=0)
     elif spec.kind == "graph":
-        graph_settings(spec.settings, seed=0)
+        graph_settings({**spec.settings, **{name: values[0] for name, values in spec.grid.items()}}, seed=0)
 
 
 def skip_reason(spec: ModelSpec, data: ExperimentData, ease_max_items: int) -> str | None:
@@ -258,31 +272,38 @@ def tune(spec: ModelSpec, data: ExperimentData, seed: int, tell: Tell = lambda *
     return Tuned(best[1], {**spec.settings, **chosen}, tried if spec.grid else [])
 
 
-def graph_settings(settings: Mapping[str, Any], seed: int) -> tuple[TrainConfig, Effect, int]:
-    """Settings of a "graph" model, over those of the recipe's graph member: train config, effect, rank of the spectrum.
+def recipe_settings(settings: Mapping[str, Any], seed: int) -> tuple[TrainConfig, int]:
+    """Settings of a "recipe": those of the train stage, and "spectrum_rank", by dotted name or as a tree.
 
     Raises:
         ConfigError: a setting is unknown or not allowed.
     """
-    from components.experiment.recipe import RecipeConfig
+    tree: dict[str, Any] = {"seed": seed, "num_workers": 1}
+    for name, value in settings.items():
+        *sections, leaf = name.split(".")
+        place = tree
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[leaf] = value
+    spectrum_rank = tree.pop("spectrum_rank", None)
+    config = TrainConfig.parse(tree, "model.settings")
+    return config, int(spectrum_rank or config.model.embedding_dim)
 
+
+def graph_settings(settings: Mapping[str, Any], seed: int) -> tuple[TrainConfig, Effect, int]:
+    """Settings of a "graph" model: those of the train stage by dotted name, "effect" and "spectrum_rank".
+
+    Raises:
+        ConfigError: a setting is unknown or not allowed.
+    """
     own = dict(settings)
     effect = own.pop("effect", "none")
     allowed = ("none", "factual", "tnie", "pnde")
     if effect not in allowed:
         raise ConfigError(f"effect '{effect}' is unknown.", did_you_mean(str(effect), allowed))
-    tree: dict[str, Any] = RecipeConfig().train.model_dump(mode="json")
-    tree |= {"seed": seed, "num_workers": 1}
-    tree["model"]["counterfactual"] = effect != "none"
-    spectrum_rank = own.pop("spectrum_rank", None)
-    for name, value in own.items():
-        section, dot, leaf = name.partition(".")
-        if dot and section == "model":
-            tree["model"][leaf] = value
-        else:
-            tree[name] = value
-    config = TrainConfig.parse(tree, "train")
-    return config, effect, int(spectrum_rank or config.model.embedding_dim)
+    gates = {"effect": "gates" if effect != "none" else "none", "model.counterfactual": effect != "none"}
+    config, spectrum_rank = recipe_settings({**own, **gates}, seed)
+    return config, effect, spectrum_rank
 
 
 def spectra(representations: Mapping[str, FloatMatrix]) -> dict[str, Any]:

@@ -10,27 +10,41 @@ import scipy.sparse as sp
 from safetensors.numpy import save_file
 
 from components.artifacts import write_json
+from components.cllmr.linear.scores import LinearScores, as_tensors
+from components.train.recipe import FittedRecipe
 from serving.scorer import BUNDLE_FILE, GOLDEN_FILE, ITEMS_FILE, MODEL_FILE, SCHEMA_VERSION, USERS_FILE, Scorer, make_golden
 
 Floats = npt.NDArray[np.float32]
 
 
-def model_tensors(tensors: dict[str, Floats], train: sp.csr_array) -> dict[str, npt.NDArray[Any]]:
+def model_tensors(fitted: FittedRecipe, item_vectors: Floats, train: sp.csr_array) -> dict[str, npt.NDArray[Any]]:
     """Everything of the bundle that is a tensor.
 
     Args:
-        tensors: user_factors (num_users, dim + 1), item_factors (num_items, dim + 1), user_gate and item_gate.
+        fitted: the recipe; what its counterfactual model shares with the factual one is written once.
+        item_vectors: whose cosine says which items are alike, (num_items, v).
         train: training interactions, binary, (num_users, num_items).
     """
     train = train.sorted_indices()
-    names = ("user_factors", "item_factors", "user_gate", "item_gate")
     return {
-        **{name: np.ascontiguousarray(tensors[name]) for name in names},
-        "reference": tensors["item_factors"].mean(axis=0, dtype=np.float64).astype(np.float32),
+        **as_tensors(fitted.factual, "factual"),
+        **_own_tensors(fitted.counterfactual, fitted.factual),
+        "propensity": np.ascontiguousarray(fitted.propensity, dtype=np.float32),
+        "item_vectors": np.ascontiguousarray(item_vectors, dtype=np.float32),
         "popularity": np.bincount(train.indices, minlength=train.shape[1]).astype(np.int64),
         "seen_indptr": train.indptr.astype(np.int64),
         "seen_items": train.indices.astype(np.int32),
     }
+
+
+def _own_tensors(counterfactual: LinearScores, factual: LinearScores) -> dict[str, npt.NDArray[Any]]:
+    if counterfactual is factual:
+        return {}
+    shared = [
+        part for part in ("users", "items", "history", "weights") if getattr(counterfactual, part) is getattr(factual, part)
+    ]
+    tensors = as_tensors(counterfactual, "counterfactual")
+    return {name: tensor for name, tensor in tensors.items() if name.split(".")[1] not in shared}
 
 
 def write_bundle(directory: Path, scorer: Scorer, model: dict[str, npt.NDArray[Any]], seed: int) -> None:
@@ -53,4 +67,4 @@ def write_bundle(directory: Path, scorer: Scorer, model: dict[str, npt.NDArray[A
 def header(*, embedding_dim: int, **values: Any) -> dict[str, Any]:
     """The contents of bundle.json: what every bundle says, and `values`."""
     versions = {name: version(name) for name in ("cllmr-platform", "torch", "ray", "numpy")}
-    return {"schema_version": SCHEMA_VERSION, "embedding_dim": embedding_dim, "effect": "tnie", "versions": versions, **values}
+    return {"schema_version": SCHEMA_VERSION, "embedding_dim": embedding_dim, "versions": versions, **values}

@@ -1,32 +1,75 @@
-"""Settings of the train stage: the model's own, the optimiser's, and how the debias strength is chosen."""
+"""Settings of the train stage: the model's own, the optimiser's, the recipe's, and how debiasing is done."""
 
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, ValidationInfo, field_validator
 
 from components.artifacts import StageConfig
 from components.cllmr.config import ModelConfig
+
+MemberName = Literal["graph", "ease", "factors", "text", "popularity"]
+MEMBERS: tuple[MemberName, ...] = get_args(MemberName)
+EffectName = Literal["counterfactual_clicks", "counterfactual_log", "gates", "none"]
+PositiveGrid = Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
+Grid = Annotated[tuple[NonNegativeFloat, ...], Field(min_length=1)]
+Counts = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
+
+
+class RecipeConfig(StageConfig):
+    """Which members make the score, and what is tried for each; a tuple is a grid in order, and the search climbs along it."""
+
+    members: Annotated[tuple[MemberName, ...], Field(min_length=1)] = MEMBERS
+    """Which members take part, in the order they are fitted: "ease" can use the side representations of a "graph" before it."""
+    neighbours: PositiveInt = 2000
+    """Weights kept per item of "ease" and "text": what is evaluated and served. A bundle holds up to 8 bytes for each."""
+    side_mix: Grid = (0.0, 0.3)
+    """Grid of the share of the side representations z in the Gram matrix of "ease", the rest being the text itself."""
+    max_items: PositiveInt = 25_000
+    """A larger catalogue does without "ease" and "text", which compare every item with every other (20,000 items: 1.6 GB for
+    each of several matrices)."""
+    ease_l2: PositiveGrid = (10.0, 30.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 3000.0, 10000.0, 30000.0)
+    ease_side_weight: Grid = (0.0, 1.0, 3.0, 6.0, 12.0, 25.0, 50.0, 100.0)
+    ease_user_power: Grid = (0.0, 0.15, 0.3, 0.5)
+    ease_item_power: Grid = (0.0, 0.1, 0.2, 0.3, 0.4)
+    ease_popularity_power: Grid = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4)
+    """Settings of "ease": see `components.cllmr.linear.ease`."""
+    large_catalogue: PositiveInt = 12_000
+    """From this many items on one fit of "ease" takes a minute: its powers of user and item are then fixed at 0.15 and 0.2,
+    and one pass over its other settings must do."""
+    ials_factors: Counts = (32, 64, 128, 256)
+    ials_alpha: PositiveGrid = (1.0, 2.0, 5.0, 10.0, 20.0, 40.0)
+    ials_regularization: PositiveGrid = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+    ials_prior: Grid = (0.0, 1.0, 3.0, 10.0, 30.0)
+    """Settings of "factors"; prior: the pull towards the side information in units of the regularisation, 0 is without."""
+    ials_iterations: PositiveInt = 15
+    text_power: PositiveGrid = (1.0, 2.0, 3.0, 4.0, 6.0)
+    """Setting of "text": see `components.cllmr.linear.kernel`."""
 
 
 class TrainConfig(StageConfig):
     """How CLLMR is trained."""
 
     model: ModelConfig = ModelConfig()
-    """Shape of the model and weights of its losses."""
+    """The graph member: its shape and the weights of its losses."""
     learning_rate: PositiveFloat = 1e-2
     """Adam's step size; 1e-3 is usual for BPR."""
-    batch_size: PositiveInt = 2048
+    batch_size: PositiveInt = 4096
     """Interactions per step, over all workers."""
-    max_epochs: PositiveInt = 60
+    max_epochs: PositiveInt = 40
     """Passes over the training interactions at most."""
-    evaluate_every: PositiveInt = 3
+    evaluate_every: PositiveInt = 4
     """Epochs between two validations; a checkpoint is written at each."""
-    patience: PositiveInt = 4
+    patience: PositiveInt = 3
     """Validations without a better Recall@20 before training stops."""
     num_workers: PositiveInt = 2
     """Data-parallel workers; part of the fingerprint, because each draws its own negatives."""
     seed: NonNegativeInt = 2024
-    """Of initial weights, batches, negatives and noise."""
+    """Of initial weights, batches, negatives, noise and factors."""
+    recipe: RecipeConfig = RecipeConfig()
+    """The members beside the graph model, and how all are tuned and joined."""
+    effect: EffectName = Field(default="counterfactual_clicks", validate_default=True)
+    """How the text's propensity is told from taste: see `components.cllmr.effects`. "gates" is the paper's, and needs
+    model.counterfactual; "none" serves the factual score."""
     debias_grid: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
     """Debias strengths λ that are tried on the validation interactions."""
     debias_tolerance: NonNegativeFloat = 0.02
@@ -38,6 +81,16 @@ class TrainConfig(StageConfig):
     """One GPU per worker. Placement, not part of the fingerprint."""
     cpus_per_worker: PositiveFloat = Field(default=1.0)
     """CPU cores that Ray reserves per worker, and threads of its matrix products. Placement, not part of the fingerprint."""
+
+    @field_validator("effect")
+    @classmethod
+    def _gates_are_in_the_model(cls, effect: EffectName, info: ValidationInfo) -> EffectName:
+        model = info.data.get("model")  # not there when it is wrong itself
+        if model is not None and (effect == "gates") != model.counterfactual:
+            raise ValueError(
+                f"model.counterfactual is {model.counterfactual}; it is true with the effect 'gates' and false with any other"
+            )
+        return effect
 
     def identity(self) -> dict[str, Any]:
         """Everything but placement: the same model on other hardware is the same model."""

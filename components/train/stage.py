@@ -1,23 +1,25 @@
 """The train stage: features through Feast in, model bundle out."""
 
-import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.artifacts import Manifest, Stage, Store, fingerprint, run_stage, write_json
+from components.evaluate.metrics import PRIMARY as METRIC
 from components.ids import ITEM_ID, TITLE, TRAIN, USER_ID, VALIDATION
+from components.progress import emit
 from components.train.config import TrainConfig
 
 if TYPE_CHECKING:
     import pandas as pd
 
-STAGE = Stage("train", version=2)
+STAGE = Stage("train", version=3)
 
 
 def run(config: dict[str, Any], storage_root: str, ingest: Manifest, features: Manifest) -> Manifest:
-    """Trains the model and writes `bundle/`, curve.json, training.json and side_representations.safetensors.
+    """Fits the recipe and writes `bundle/`, curve.json, training.json and side_representations.safetensors.
 
-    A killed run leaves its checkpoints; the same call goes on from them and ends with the same bundle.
+    A killed run leaves the graph models' checkpoints; the same call goes on from them and ends with the same bundle.
     """
     settings = TrainConfig.parse(config, STAGE.name)
     parents = {"ingest": ingest, "features": features}
@@ -34,58 +36,85 @@ def run(config: dict[str, Any], storage_root: str, ingest: Manifest, features: M
 
 def _build(out: Path, config: TrainConfig, ingest: Manifest, features: Manifest, name: str, work: Path) -> dict[str, Any]:
     import numpy as np
-    from safetensors.numpy import load_file, save_file
+    from safetensors.numpy import save_file
 
+    from components.cllmr.linear.ease import centred_unit_rows
     from components.features.reader import training_features
     from components.ingest.dataset import Dataset
     from components.launch import ray_session
     from components.train.bundle import header, model_tensors, write_bundle
-    from components.train.strength import METRIC, choose_strength, strength_curve
+    from components.train.recipe import RecipeData, fit_recipe
+    from components.train.strength import choose_strength, strength_curve
     from serving.scorer import Scorer
 
     dataset = Dataset.load(ingest.path())
     train, validation = dataset.matrix(TRAIN), dataset.matrix(VALIDATION)
     with ray_session(num_cpus=config.num_workers, num_gpus=config.num_workers if config.use_gpu else 0):
         inputs = training_features(features)
-        from components.train.workers import RESULT, pack, run_workers
+        from components.train.workers import trained_by_workers
 
-        text = np.concatenate([inputs.user_embeddings, inputs.item_embeddings])
-        spectrum = np.concatenate([inputs.user_spectrum, inputs.item_spectrum])
-        checkpoint = run_workers(pack(train, validation, text, spectrum), config, work / "ray")
-        tensors = load_file(checkpoint / RESULT)
-        run = json.loads((checkpoint / "result.json").read_text(encoding="utf-8"))
+        user_text, item_text = (centred_unit_rows(rows) for rows in (inputs.user_embeddings, inputs.item_embeddings))
+        data = RecipeData(train, validation, user_text, item_text, inputs.user_spectrum, inputs.item_spectrum)
+        fitted = fit_recipe(data, config, trained_by_workers(work), on_progress=_tell_fits())
 
-    model = model_tensors(tensors, train)
-    embedding_dim = model["item_factors"].shape[1] - 1  # wider than the ID table where a backbone puts its layers side by side
+    graph = fitted.graph
+    vectors = data.item_text if graph is None else graph.items[:, :-1]  # without the mediator's offset
+    model = model_tensors(fitted, vectors, train)
     described = header(
-        embedding_dim=embedding_dim,
+        embedding_dim=vectors.shape[1],  # wider than the ID table where a backbone puts its layers side by side
         name=dataset.name,
         fingerprint=name,
         backbone=config.model.backbone,
         side_encoder=config.model.side_encoder,
+        effect=config.effect,
+        members=fitted.weights,
         seed=config.seed,
         feature_project=features.facts["project"],
         feature_fingerprint=features.fingerprint,
         debias_strength=0.0,
     )
     user_ids, items = dataset.users[USER_ID].tolist(), _described_items(dataset.items, inputs.item_profiles)
-    curve = strength_curve(Scorer(model, described, user_ids, items), train, validation, config.debias_grid)
+    grid = (0.0,) if fitted.counterfactual is fitted.factual else config.debias_grid
+    curve = strength_curve(Scorer(model, described, user_ids, items), train, validation, grid)
     described["debias_strength"] = choose_strength(curve, config.debias_tolerance)
     write_bundle(out / "bundle", Scorer(model, described, user_ids, items), model, config.seed)
-    save_file({"users": tensors["user_side"], "items": tensors["item_side"]}, out / "side_representations.safetensors")
+    z = (np.empty((count, 0), np.float32) for count in train.shape) if graph is None else (graph.user_side, graph.item_side)
+    save_file(
+        dict(zip(("users", "items"), map(np.ascontiguousarray, z), strict=True)), out / "side_representations.safetensors"
+    )
+    run = {"curve": [], "epochs": 0, "best_epoch": 0} if graph is None else graph.run
     write_json(out / "curve.json", run["curve"])
-    best = next(point for point in run["curve"] if point["epoch"] == run["best_epoch"])
     training = {
+        "members": {
+            member: {"weight": fitted.weights[member], "validation": round(fitted.validation[member], 6), **found.settings}
+            for member, found in fitted.members.items()
+        },
+        "members_left_out": fitted.left_out,
+        "members_tried": {member: len(found.tried) for member, found in fitted.members.items()},
+        "validation": {METRIC: round(fitted.validation["ensemble"], 6)},
         "epochs": run["epochs"],
         "best_epoch": run["best_epoch"],
-        "validation": {key: best[key] for key in ("recall@20", METRIC)},
+        "effect": config.effect,
         "debias_curve": curve,
         "debias_strength": described["debias_strength"],
         "num_workers": config.num_workers,
     }
     write_json(out / "training.json", training)
-    facts = {key: value for key, value in training.items() if key != "debias_curve"}
-    return {**facts, "embedding_dim": embedding_dim}
+    kept = ("validation", "epochs", "best_epoch", "effect", "debias_strength", "num_workers")
+    weights = {f"weight.{member}": weight for member, weight in fitted.weights.items()}
+    return {**{key: training[key] for key in kept}, **weights, "embedding_dim": described["embedding_dim"]}
+
+
+def _tell_fits() -> Callable[..., None]:
+    """Tells every fit beside the graph model's, which tells its epochs itself; how many there will be, the search decides."""
+    done = 0
+
+    def tell(**figures: Any) -> None:
+        nonlocal done
+        done += 1
+        emit("progress", stage=STAGE.name, done=done, total=None, unit="fits", **figures)
+
+    return tell
 
 
 def _described_items(items: "pd.DataFrame", profiles: list[str]) -> list[dict[str, str]]:

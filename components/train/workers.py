@@ -1,5 +1,6 @@
 """Ray Train around the loop: workers, data-parallel gradients, checkpoints that survive a killed worker."""
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import scipy.sparse as sp
 import torch
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, prepare_model
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from components.artifacts import write_json
@@ -22,10 +23,26 @@ from components.errors import ArtifactError
 from components.progress import emit
 from components.train.checkpoint import TrainState, check_checkpoint, load_checkpoint, save_checkpoint
 from components.train.config import TrainConfig
+from components.train.graph import as_arrays, training_data
 from components.train.loop import TrainData, fit
+from components.train.recipe import GraphFit, RecipeData, TrainGraph
 
 RESULT = "result.safetensors"
+RUN = "result.json"
+TENSORS = tuple(name for name in GraphFit._fields if name != "run")
 Arrays = dict[str, npt.NDArray[Any]]
+
+
+def trained_by_workers(work: Path) -> TrainGraph:
+    """Trains on Ray workers, each run with its checkpoints in a directory of its own below `work`."""
+
+    def train(data: RecipeData, config: TrainConfig, run: str) -> GraphFit:
+        checkpoint = run_workers(pack(training_data(data)), config, work / run)
+        tensors = load_file(checkpoint / RESULT)
+        told = json.loads((checkpoint / RUN).read_text(encoding="utf-8"))
+        return GraphFit(**{name: tensors[name].numpy() for name in TENSORS}, run=told)
+
+    return train
 
 
 def run_workers(arrays: Arrays, config: TrainConfig, run_directory: Path) -> Path:
@@ -36,11 +53,16 @@ def run_workers(arrays: Arrays, config: TrainConfig, run_directory: Path) -> Pat
         run_directory: where checkpoints live; its name is the run's name.
 
     Returns:
-        Directory of the last checkpoint, which also holds the result (`RESULT` and state.json).
+        Directory of the last checkpoint, which also holds the result (`RESULT` and `RUN`).
     """
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"arrays": ray.put(arrays), "config": config.model_dump(mode="json"), "environment": _inherited()},
+        train_loop_config={
+            "arrays": ray.put(arrays),
+            "config": config.model_dump(mode="json"),
+            "environment": _inherited(),
+            "run": run_directory.name,
+        },
         scaling_config=ScalingConfig(
             num_workers=config.num_workers, use_gpu=config.use_gpu, resources_per_worker=_resources(config)
         ),
@@ -56,11 +78,13 @@ def run_workers(arrays: Arrays, config: TrainConfig, run_directory: Path) -> Pat
     return Path(checkpoint.path)
 
 
-def pack(train: sp.csr_array, held_out: sp.csr_array, text: npt.NDArray[Any], spectrum: npt.NDArray[Any]) -> Arrays:
+def pack(data: TrainData) -> Arrays:
     """The training data as plain arrays, which Ray shares between the workers of a machine without copying."""
-    arrays = {"text": text, "spectrum": spectrum, "shape": np.array(train.shape)}
-    for name, matrix in (("train", train), ("held_out", held_out)):
+    arrays: Arrays = {"shape": np.array(data.train.shape)}
+    for name, matrix in (("train", data.train), ("held_out", data.held_out)):
         arrays[f"{name}_indptr"], arrays[f"{name}_indices"] = matrix.indptr, matrix.indices
+    if data.side is not None:
+        arrays["text"], arrays["spectrum"] = data.side.text.numpy(), data.side.spectrum.numpy()
     return arrays
 
 
@@ -71,17 +95,19 @@ def unpack(arrays: Arrays) -> TrainData:
         indptr, indices = arrays[f"{name}_indptr"].copy(), arrays[f"{name}_indices"].copy()
         return sp.csr_array((np.ones(len(indices), dtype=np.float32), indices, indptr), shape=tuple(arrays["shape"]))
 
-    side = SideInformation(torch.from_numpy(arrays["text"].copy()), torch.from_numpy(arrays["spectrum"].copy()))
+    side = None
+    if "text" in arrays:
+        side = SideInformation(*(torch.from_numpy(arrays[name].copy()) for name in ("text", "spectrum")))
     return TrainData(matrix("train"), matrix("held_out"), side)
 
 
 class RayHooks:
     """Hooks of one Ray Train worker."""
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, run: str) -> None:
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
-        self._config = config
+        self._config, self._run = config, run
 
     def wrap(self, model: CLLMR) -> nn.Module:
         # the graph is a buffer that every worker builds from the same data: nothing to broadcast
@@ -125,6 +151,7 @@ class RayHooks:
             done=state.epoch,
             total=self._config.max_epochs,
             unit="epochs",
+            model=f"graph, {self._run}",
             **{name: round(value, 4) for name, value in figures.items() if name in ("ranking.loss", "recall@20", "ndcg@10")},
         )
         with tempfile.TemporaryDirectory() as directory:
@@ -136,25 +163,16 @@ def _worker(loop_config: dict[str, Any]) -> None:
     os.environ.update(loop_config["environment"])
     config = TrainConfig.parse(loop_config["config"], "train")
     torch.set_num_threads(max(1, int(config.cpus_per_worker)))
-    hooks = RayHooks(config)
+    hooks = RayHooks(config, loop_config["run"])
     model, state = fit(unpack(ray.get(loop_config["arrays"])), config, hooks)
     if hooks.rank != 0:
         ray.train.report({"epoch": state.epoch})
         return
     with tempfile.TemporaryDirectory() as directory:
-        representations = model.representations()
-        tensors = {
-            "user_factors": representations.mediator.users,
-            "item_factors": representations.mediator.items,
-            "user_gate": representations.user_gate,
-            "item_gate": representations.item_gate,
-            "user_side": representations.user_side,
-            "item_side": representations.item_side,
-        }
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, Path(directory) / RESULT)
-        write_json(
-            Path(directory) / "result.json", {"curve": state.curve, "best_epoch": state.best_epoch, "epochs": state.epoch}
-        )
+        fitted = as_arrays(model, state)
+        tensors = {name: torch.from_numpy(getattr(fitted, name)).contiguous() for name in TENSORS}
+        save_file(tensors, Path(directory) / RESULT)
+        write_json(Path(directory) / RUN, fitted.run)
         ray.train.report({"epoch": state.epoch}, checkpoint=Checkpoint.from_directory(directory))
 
 

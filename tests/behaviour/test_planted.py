@@ -30,7 +30,7 @@ from components.evaluate.bias import exposure_share
 from components.evaluate.metrics import Ranking, rank
 from components.train.config import TrainConfig
 from components.train.loop import SingleProcess, fit
-from tests.behaviour.training import training_data
+from tests.behaviour.training import GATES, training_data
 from tests.planted import World, block_world, propensity_world
 
 EPOCHS = 40
@@ -53,7 +53,8 @@ def trained(world: World, seed: int, epochs: int = EPOCHS, batch_size: int = 102
     """CLLMR after `epochs` epochs; the held-out interactions are looked at once, at the end, and decide nothing."""
     config = TrainConfig.parse(
         {
-            "model": {"num_negatives": 256},
+            "model": {**GATES, "num_negatives": 256},
+            "effect": "gates",
             "max_epochs": epochs,
             "evaluate_every": epochs,
             "batch_size": batch_size,

@@ -12,8 +12,11 @@ from components.train.config import TrainConfig
 from components.train.loop import TrainData
 from tests.planted import World, block_world
 
+GATES: dict[str, Any] = {"counterfactual": True, "temperature": 0.25, "alignment_weight": 0.03}
+"""Of the model, with `effect` "gates": settings under which the paper's gates learn something."""
 SMALL: dict[str, Any] = {
-    "model": {"embedding_dim": 8, "num_negatives": 16, "max_aligned_nodes": 64},
+    "model": {**GATES, "embedding_dim": 8, "num_negatives": 16, "max_aligned_nodes": 64},
+    "effect": "gates",
     "batch_size": 128,
     "max_epochs": 4,
     "evaluate_every": 1,

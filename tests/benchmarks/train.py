@@ -57,7 +57,7 @@ def epoch_of(data: TrainData, encoder: str) -> Callable[[], None]:
     }
     config = TrainConfig.parse(
         {
-            "model": {**model, "side_encoder": encoder, "counterfactual": False, "alignment_weight": 0.01},
+            "model": {**model, "side_encoder": encoder, "alignment_weight": 0.01},
             "batch_size": 4096,
             "learning_rate": 1e-3,
         },

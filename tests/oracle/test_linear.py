@@ -132,14 +132,18 @@ def test_an_ensemble_of_inner_products_is_an_inner_product() -> None:
     np.testing.assert_allclose(found, product - product.mean(axis=1, keepdims=True), atol=1e-4)
 
 
-def test_item_factors_with_a_prior_minimise_their_objective() -> None:
+@pytest.mark.parametrize("weighted", [False, True])
+def test_item_factors_with_a_prior_minimise_their_objective(weighted: bool) -> None:
     rng = np.random.default_rng(0)
     train, users, prior = interactions(), rng.normal(size=(NUM_USERS, 4)), rng.normal(size=(NUM_ITEMS, 4))
+    if weighted:
+        train.data = rng.uniform(0.1, 1.0, len(train.data)).astype(np.float32)
     found = aligned_item_factors(train, users, prior, alpha=5.0, regularization=2.0)
     dense = train.toarray()
     for item in range(NUM_ITEMS):
-        confidence = np.where(dense[:, item] > 0, 5.0, 1.0)
-        residual = dense[:, item] - users @ found[item]
+        chosen = dense[:, item] > 0
+        confidence = np.where(chosen, 5.0 * dense[:, item], 1.0)
+        residual = chosen - users @ found[item]
         gradient = -users.T @ (confidence * residual) + 2.0 * (found[item] - prior[item])
         np.testing.assert_allclose(gradient, 0.0, atol=1e-3)  # float32 factors
 

@@ -16,8 +16,9 @@ from components.evaluate import baselines, metrics, report, stage, summary
 from components.evaluate.config import LABELS, EvaluateConfig
 from components.ids import TEST, TRAIN, VALIDATION
 from components.ingest.dataset import Dataset
+from components.train.recipe import GraphFit
 from serving.scorer import Scorer
-from tests.bundles import write_bundle
+from tests.bundles import graph_tensors, write_bundle
 
 NUM_USERS, NUM_ITEMS = 60, 40
 # the cheap ones: the others have their own tests
@@ -84,13 +85,17 @@ def train(root: str, data: Manifest, num_items: int = NUM_ITEMS) -> Manifest:
         side = np.stack([np.arange(NUM_USERS) % 2 == 0, np.arange(NUM_USERS) % 2 == 1], axis=1)
         items = np.stack([np.arange(num_items) % 2 == 0, np.arange(num_items) % 2 == 1], axis=1)
         noise = 0.3 * rng.normal(size=(num_items, 2))
-        item_factors = np.hstack([items + noise, np.full((num_items, 1), 1.5)]).astype(np.float32)
+        graph = GraphFit(
+            users=np.hstack([side, np.ones((NUM_USERS, 1))]).astype(np.float32),
+            items=np.hstack([items + noise, np.full((num_items, 1), 1.5)]).astype(np.float32),
+            user_gate=np.full(NUM_USERS, 0.5, dtype=np.float32),
+            item_gate=np.where(np.arange(num_items) < num_items / 2, 0.9, 0.5).astype(np.float32),
+            user_side=np.empty((NUM_USERS, 0), dtype=np.float32),
+            item_side=np.empty((num_items, 0), dtype=np.float32),
+            run={},
+        )
         model = {
-            "user_factors": np.hstack([side, np.ones((NUM_USERS, 1))]).astype(np.float32),
-            "item_factors": item_factors,
-            "item_gate": np.where(np.arange(num_items) < num_items / 2, 0.9, 0.5).astype(np.float32),
-            "user_gate": np.full(NUM_USERS, 0.5, dtype=np.float32),
-            "reference": item_factors.mean(axis=0),
+            **graph_tensors(graph),
             "popularity": np.asarray(seen.sum(axis=0)).astype(np.int64),
             "seen_indptr": seen.indptr.astype(np.int64),
             "seen_items": seen.indices.astype(np.int32),
@@ -156,7 +161,7 @@ def test_the_stage_writes_figures_page_and_the_metrics_of_each_user(done, figure
         "users_evaluated",
         "debias_strength",
     }
-    assert set(figures["results"]) == {"popularity", "random", "text_cosine", "ease", "mediator", "factual", "debiased"}
+    assert set(figures["results"]) == {"popularity", "random", "text_cosine", "ease", "factual", "debiased"}
     assert figures["users_evaluated"] == NUM_USERS
     per_user = load_file(done.path() / "per_user.safetensors")
     for model, results in figures["results"].items():
@@ -169,16 +174,15 @@ def test_the_stage_writes_figures_page_and_the_metrics_of_each_user(done, figure
 def test_scores_of_the_bundle_are_ranked_by_their_definitions(done, figures, parents):
     dataset = Dataset.load(parents["ingest"].path())
     model = load_file(parents["train"].path() / "bundle" / "model.safetensors")
-    m = model["user_factors"] @ model["item_factors"].T
-    reference = (model["user_factors"] @ model["reference"])[:, None]
-    scores = {"mediator": m, "factual": m * model["item_gate"], "debiased": (m - 0.5 * reference) * model["item_gate"]}
+    factual, indirect = (model["factual.users"] @ model[f"{name}.items"].T for name in ("factual", "counterfactual"))
+    scores = {"factual": factual, "debiased": (factual + indirect) / 2}
     for name, table in scores.items():
         ranking = metrics.rank(lambda users, table=table: table[users], dataset.matrix(TRAIN), dataset.matrix(TEST))
         expected = {metric: round(value, 6) for metric, value in ranking.mean().items()}
         assert {metric: entry["mean"] for metric, entry in figures["results"][name].items()} == pytest.approx(
             expected, abs=2e-6
         )
-    assert figures["results"]["mediator"]["ndcg@10"]["mean"] > 2 * figures["results"]["random"]["ndcg@10"]["mean"]
+    assert figures["results"]["factual"]["ndcg@10"]["mean"] > 1.5 * figures["results"]["random"]["ndcg@10"]["mean"]
 
 
 def test_the_debias_curve_starts_at_the_factual_score_and_shows_the_strength_in_use(figures):
@@ -188,8 +192,8 @@ def test_the_debias_curve_starts_at_the_factual_score_and_shows_the_strength_in_
     assert curve[0.5]["ndcg@10"] == figures["validation"]["debiased"]["ndcg@10"]
 
 
-def test_debiasing_takes_exposure_from_items_with_a_large_gate(figures):
-    by_decile = figures["bias"]["gate"]["exposure_by_gate_decile"]
+def test_debiasing_takes_exposure_from_items_with_a_large_propensity(figures):
+    by_decile = figures["bias"]["propensity"]["exposure_by_decile"]
     assert sum(by_decile["debiased"][5:]) < sum(by_decile["factual"][5:])
     assert figures["bias"]["rank_shift"]["top10"] > 0
 
@@ -222,7 +226,7 @@ def test_block_size_does_not_change_a_figure(done, root, parents, figures):
 def test_without_baselines_the_bundle_is_still_evaluated(root, parents):
     alone = stage.run({**CONFIG, "baselines": []}, root, **parents)
     figures = json.loads((alone.path() / "metrics.json").read_text())
-    assert set(figures["results"]) == {"mediator", "factual", "debiased"}
+    assert set(figures["results"]) == {"factual", "debiased"}
     assert figures["summary"][0] == "No baseline was evaluated: the figures below stand alone."
     assert alone.facts["strongest_baseline"] is None
 

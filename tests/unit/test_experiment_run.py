@@ -215,7 +215,7 @@ def test_models_by_name() -> None:
     assert named("sgl+sse").settings["model.backbone"] == "sgl"
     with pytest.raises(ConfigError, match=r"unknown model 'lightgnc'"):
         named("lightgnc")
-    with pytest.raises(ConfigError, match=r"unknown setting 'train.model.dimension'"):
+    with pytest.raises(ConfigError, match=r"unknown setting 'model.settings.model.dimension'"):
         graph_settings({"model.dimension": 3}, 0)
     with pytest.raises(ConfigError, match=r"effect 'total' is unknown"):
         graph_settings({"effect": "total"}, 0)

@@ -14,6 +14,7 @@ from components.artifacts import Manifest, Stage, StageConfig, Store, run_stage,
 from components.errors import ConfigError
 from components.promote import stage
 from components.tracking import Registry, RegistryError
+from serving.scorer import models_of
 from tests.bundles import TINY_MODEL, write_bundle
 
 METRIC = "debiased.ndcg@10"
@@ -385,8 +386,8 @@ def test_settings_are_checked_and_the_registrys_state_is_no_setting(root, config
 
 
 def test_the_tiny_bundle_has_the_scores_the_comments_above_rely_on():
-    m = TINY_MODEL["user_factors"] @ TINY_MODEL["item_factors"].T
-    reference = TINY_MODEL["user_factors"] @ TINY_MODEL["reference"]
-    scores = (m - 0.5 * reference[:, None]) * TINY_MODEL["item_gate"]
-    assert scores[0] == pytest.approx([1.375, 0.4375, 0.5625, -0.25])
+    factual, counterfactual = models_of(TINY_MODEL)
+    everybody = np.arange(3)
+    scores = (factual.score(everybody) + counterfactual.score(everybody)) / 2  # λ = 0.5
+    assert scores[0] == pytest.approx([0.6875, 0.21875, 0.28125, -0.125])
     assert scores[1] == pytest.approx([0.375, 0.4375, 2.0625, -0.25])

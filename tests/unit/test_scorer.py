@@ -17,10 +17,8 @@ from tests.bundles import TINY_ITEMS, TINY_USERS, write_bundle, write_random_bun
 
 EVERYBODY = np.arange(3)
 
-# m_ui = a_u . b_i, with a = [1 0 1], [0 1 1], [1 1 1] and b = [2 0 2], [1 1 2], [0 2 2], [-1 -1 2]
-MEDIATOR = np.array([[4, 3, 2, 1], [2, 3, 4, 1], [4, 4, 4, 0]])
-# m*_u = a_u . [0.5 0.5 2]
-REFERENCE = np.array([2.5, 2.5, 3.0])
+# m_ui = a_u . b_i, with a = [1 0 1], [0 1 1], [1 1 1] and b = [2 0 2], [1 1 2], [0 2 2], [-1 -1 2]:
+# [4 3 2 1], [2 3 4 1], [4 4 4 0], and m*_u = a_u . [0.5 0.5 2]: 2.5, 2.5, 3;
 # times g_i = 0.5, 0.25, 0.75, 1 and g_u = 0.5, 1, 0.25
 FACTUAL = np.array([[1.0, 0.375, 0.75, 0.5], [1.0, 0.75, 3.0, 1.0], [0.5, 0.25, 0.75, 0.0]])
 DIRECT = np.array([[0.625, 0.3125, 0.9375, 1.25], [1.25, 0.625, 1.875, 2.5], [0.375, 0.1875, 0.5625, 0.75]])
@@ -43,7 +41,6 @@ def random_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("effect", "debias", "expected"),
     [
-        ("base", None, MEDIATOR),
         ("factual", None, FACTUAL),
         ("direct", None, DIRECT),
         ("debiased", None, DEBIASED_HALF),  # the bundle's own strength is 0.5
@@ -82,9 +79,17 @@ def test_the_served_inner_product_equals_the_definition(random_dir: Path, debias
     scorer = Scorer.load(random_dir)
     model = {name: tensor.astype(np.float64) for name, tensor in load_file(random_dir / "model.safetensors").items()}
     strength = scorer.debias_strength if debias is None else debias
-    mediator = model["user_factors"] @ model["item_factors"].T
-    reference = (model["user_factors"] @ model["reference"])[:, None]
-    defined = (mediator - strength * reference) * model["user_gate"][:, None] * model["item_gate"][None]
+
+    def dense(name: str) -> np.ndarray:
+        table = model[f"{name}.users"] @ model[f"{name}.items"].T
+        for user in range(scorer.num_users):
+            mine = slice(*model[f"{name}.history.indptr"][user : user + 2].astype(int))
+            for place, value in zip(model[f"{name}.history.indices"][mine], model[f"{name}.history.data"][mine], strict=True):
+                row = slice(*model[f"{name}.weights.indptr"][int(place) : int(place) + 2].astype(int))
+                table[user, model[f"{name}.weights.indices"][row].astype(int)] += value * model[f"{name}.weights.data"][row]
+        return table
+
+    defined = (1 - strength) * dense("factual") + strength * dense("counterfactual")
     np.testing.assert_allclose(scorer.score_all(np.arange(scorer.num_users), debias), defined, atol=1e-5)
     by_pair = scorer.effects(7, np.arange(scorer.num_items), debias).debiased
     np.testing.assert_allclose(scorer.score_all(np.array([7]), debias)[0], by_pair, atol=1e-5)
@@ -132,7 +137,7 @@ def test_seen_items_are_the_training_interactions(tiny: Scorer) -> None:
     assert [tiny.seen(user).tolist() for user in range(3)] == [[0], [1, 2], []]
 
 
-def test_similar_items_are_the_nearest_by_cosine_without_the_offset(tiny: Scorer) -> None:
+def test_similar_items_are_the_nearest_by_cosine_of_their_vectors(tiny: Scorer) -> None:
     # directions [2 0], [1 1], [0 2], [-1 -1]: cosines to item 0 are 1, 0.7071, 0, -0.7071
     nearest = tiny.similar_items(0, 3)
     assert nearest.rows.tolist() == [1, 2, 3]
@@ -238,27 +243,42 @@ def _with(name: str, row: Any, value: float) -> dict[str, np.ndarray]:
     return {name: tensor}
 
 
+def _sparse(**changes: Any) -> dict[str, np.ndarray]:
+    """Weights of one history entry to items 0 and 1."""
+    kinds = {"data": np.float32, "indices": np.int32, "indptr": np.int64}
+    parts = {"data": [1.0, 2.0], "indices": [0, 1], "indptr": [0, 2], **changes}
+    return {f"factual.weights.{name}": np.array(values, dtype=kinds[name]) for name, values in parts.items()}
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"model": _with("item_factors", (1, 2), np.nan)}, "1 values in item_factors that are not finite"),
-        ({"model": _with("reference", 0, np.inf)}, "1 values in reference that are not finite"),
-        ({"model": _with("item_gate", 0, -0.5)}, r"item_gate from -0.5 to .*, allowed are 0 and more"),
+        ({"model": _with("factual.items", (1, 2), np.nan)}, r"factual\.items has 1 values that are not finite"),
+        ({"model": _with("counterfactual.items", (0, 0), np.inf)}, r"counterfactual\.items has 1 values that are not finite"),
+        ({"model": _with("item_vectors", (0, 0), np.inf)}, "1 values in item_vectors that are not finite"),
+        ({"model": _with("propensity", 0, -0.5)}, r"propensities from -0.5, allowed are 0 and more"),
         ({"model": _with("popularity", 0, -1)}, r"negative popularity \(-1\)"),
         ({"model": _with("seen_items", 0, 4)}, "names items that do not exist"),
         ({"model": _with("seen_indptr", 1, 4)}, "not in order"),
-        ({"model": {"item_factors": np.ones((4, 2), np.float32)}}, r"item_factors of shape \(4, 2\) .* expected \(4, 3\)"),
-        ({"model": {"item_gate": np.ones(4, np.float64)}}, "type float64, expected .* float32"),
+        ({"model": {"factual.items": np.ones((4, 2), np.float32)}}, r"factual\.items have shapes \(3, 3\) and \(4, 2\)"),
+        (
+            {"model": {"counterfactual.items": np.ones((5, 3), np.float32)}},
+            r"counterfactual\.weights is no sparse matrix|5 items",
+        ),
+        ({"model": {"propensity": np.ones(4, np.float64)}}, "type float64, expected .* float32"),
+        ({"model": {"factual.users": np.ones((3, 3), np.float64)}}, r"factual\.users has shape \(3, 3\) and type float64"),
+        ({"model": _sparse(indices=[0, 4])}, r"factual\.weights is no sparse matrix of shape \(1, 4\)"),
+        ({"model": _sparse(indptr=[0, 3])}, r"factual\.weights is no sparse matrix of shape \(1, 4\)"),
+        ({"model": _sparse(data=[1.0])}, r"factual\.weights is no sparse matrix of shape \(1, 4\)"),
         ({"users": ["ann", "bob"]}, r"users.json holds 2 ids, the model has 3 rows"),
         ({"users": ["ann", "bob", "bob"]}, "holds 1 ids twice"),
         ({"users": ["ann", "bob", 7]}, "holds an id that is no string"),
         ({"items": TINY_ITEMS[:3]}, r"items.json holds 3 ids, the model has 4 rows"),
         ({"items": [*TINY_ITEMS[:3], {"item_id": "i3"}]}, "row 3 is no object with item_id and title"),
-        ({"header": {"schema_version": 2}}, "schema_version is 2, this version of the platform reads 1"),
-        ({"header": {"embedding_dim": 3}}, r"user_factors of shape \(3, 3\) .* expected \(3, 4\)"),
+        ({"header": {"schema_version": 1}}, "schema_version is 1, this version of the platform reads 2"),
         ({"header": {"embedding_dim": "2"}}, "embedding_dim = '2'"),
         ({"header": {"debias_strength": 1.5}}, "debias_strength = 1.5, allowed are 0 to 1"),
-        ({"header": {"effect": "pnde"}}, "effect = 'pnde', allowed is 'tnie'"),
+        ({"header": {"effect": 1}}, "effect = 1"),
     ],
 )
 def test_a_bundle_that_does_not_fit_together_is_refused(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
@@ -281,10 +301,11 @@ def test_a_bundle_that_lacks_a_file_or_has_half_of_it_is_refused(tmp_path: Path,
 def test_a_bundle_that_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
     directory = write_bundle(tmp_path / "bundle")
     model = load_file(directory / "model.safetensors")
-    del model["user_gate"], model["seen_items"]
-    save_file(model, str(directory / "model.safetensors"))
-    with pytest.raises(ArtifactError, match="lacks user_gate, seen_items"):
-        Scorer.load(directory)
+    for name, told in (("seen_items", "lacks seen_items"), ("factual.items", r"factual\.items is missing")):
+        del model[name]
+        save_file(model, str(directory / "model.safetensors"))
+        with pytest.raises(ArtifactError, match=told):
+            Scorer.load(directory)
 
 
 class NoSettings(StageConfig):

@@ -98,7 +98,7 @@ def test_an_explanation_adds_up_to_the_score(recommender: Recommender) -> None:
     assert (parts.total_effect, parts.natural_direct_effect, parts.total_natural_indirect_effect) == (1.0, 1.25, -0.25)
     assert parts.removed == pytest.approx(0.5)
     assert parts.debiased_score == pytest.approx(0.5)
-    assert (parts.user_gate, parts.item_gate) == (1.0, 0.5)
+    assert parts.propensity == 0.5
     # factual 1, 0.75, 3, 1 (i0 before i3 by row); debiased at 0.4: 0.5, 0.5, 2.25, 0
     assert (parts.factual_rank, parts.debiased_rank) == (2, 2)
     assert answer.profile == "A horror film in space."

@@ -16,11 +16,13 @@ from components.evaluate.metrics import rank
 from components.train.bundle import header, model_tensors
 from components.train.checkpoint import TrainState, check_checkpoint, load_checkpoint, save_checkpoint
 from components.train.config import TrainConfig
+from components.train.graph import as_arrays
 from components.train.loop import SingleProcess, TrainData, build_model, fit, fit_base, make_optimizer, make_sampler
 from components.train.strength import choose_strength, strength_curve
 from components.train.validation import validation_sums
 from serving.scorer import Scorer
 from tests.behaviour.training import SMALL, small_config, small_data
+from tests.bundles import graph_alone
 
 FILES = ("model.safetensors", "best.safetensors", "optimizer.safetensors")
 
@@ -235,18 +237,14 @@ def test_the_largest_strength_within_the_tolerance_is_chosen(
 
 
 def test_the_strength_curve_is_the_served_scores_ndcg(data: TrainData) -> None:
-    model, _ = fit(data, small_config(max_epochs=2), SingleProcess())
+    model, state = fit(data, small_config(max_epochs=2), SingleProcess())
     found = model.representations()
-    tensors = {
-        "user_factors": found.mediator.users.numpy(),
-        "item_factors": found.mediator.items.numpy(),
-        "user_gate": found.user_gate.numpy(),
-        "item_gate": found.item_gate.numpy(),
-    }
-    described = header(embedding_dim=8, name="planted", fingerprint="0" * 16, debias_strength=0.0)
+    graph = as_arrays(model, state)
+    described = header(embedding_dim=8, name="planted", fingerprint="0" * 16, effect="gates", debias_strength=0.0)
     num_users, num_items = data.train.shape
     items = [{"item_id": str(row), "title": ""} for row in range(num_items)]
-    scorer = Scorer(model_tensors(tensors, data.train), described, [f"u{row}" for row in range(num_users)], items)
+    tensors = model_tensors(graph_alone(graph), graph.items, data.train)
+    scorer = Scorer(tensors, described, [f"u{row}" for row in range(num_users)], items)
     curve = strength_curve(scorer, data.train, data.held_out, (0.0, 1.0))
     assert [point["debias"] for point in curve] == [0.0, 1.0]
     users, factors = (factor.numpy() for factor in found.mediator)
@@ -316,6 +314,11 @@ def test_backbones_that_draw_in_training_resume_to_the_bit_too(data: TrainData, 
         ({"batchsize": 1}, r"unknown setting 'train\.batchsize'\. Did you mean 'batch_size'\?"),
         ({"model": {"num_layer": 1}}, r"unknown setting 'train\.model\.num_layer'\. Did you mean 'num_layers'\?"),
         ({"model": {"loss": "hinge"}}, r"setting 'train\.model\.loss' = 'hinge': .*'softmax' or 'bpr'"),
+        ({"effect": "gates"}, r"setting 'train\.effect' = 'gates': model\.counterfactual is False; it is true with the effect"),
+        (
+            {"model": {"counterfactual": True}},
+            r"setting 'train\.effect' = 'counterfactual_clicks': model\.counterfactual is True",
+        ),
         ({"learning_rate": 0}, r"setting 'train\.learning_rate' = 0: .*greater than 0"),
     ],
 )

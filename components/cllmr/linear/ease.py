@@ -20,6 +20,8 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
+from components.cllmr.linear.scores import LinearScores, strongest
+
 Floats = npt.NDArray[np.float32]
 
 
@@ -44,7 +46,7 @@ class EaseScores:
     """A fitted model: s_uj = (x_u B)_j n_j^p."""
 
     train: sp.csr_array
-    """(num_users, num_items), binary."""
+    """Histories that are scored, (num_users, num_items)."""
     regression: Floats
     """B, zero diagonal, (num_items, num_items); shared by models that differ in p alone."""
     item_scale: Floats
@@ -55,6 +57,10 @@ class EaseScores:
         """What a user's item adds to the score of another, (num_items, num_items)."""
         return self.regression * self.item_scale
 
+    def linear(self, count: int) -> LinearScores:
+        """The same model with the `count` strongest weights of every item, as it is served."""
+        return LinearScores.of_weights(self.train, strongest(self.weights, count))
+
     def score(self, users: npt.NDArray[np.int64]) -> Floats:
         """Rows of the users (n,) -> (n, num_items)."""
         return np.asarray(self.train[users] @ self.regression, dtype=np.float32) * self.item_scale
@@ -64,15 +70,15 @@ class Ease:
     """All fits on one training matrix: Gram matrices are computed once and shared by the settings that are tried.
 
     Args:
-        train: training interactions, (num_users, num_items), binary.
+        train: training interactions, (num_users, num_items), binary or with weights in [0, 1].
         side: side representations of the items, (num_items, dim), any length; None without side information. Rows of zeros
             are items without side information.
     """
 
     def __init__(self, train: sp.csr_array, side: npt.NDArray[np.floating] | None = None) -> None:
         self._train = train
-        self._user_degree = np.maximum(np.diff(train.indptr), 1).astype(np.float64)
-        self._item_degree = np.maximum(np.bincount(train.indices, minlength=train.shape[1]), 1).astype(np.float64)
+        self._user_degree, self._item_degree = (np.maximum(train.sum(axis=axis, dtype=np.float64), 1.0) for axis in (1, 0))
+        self._clicks = max(float((train.data.astype(np.float64) ** 2).sum()), 1.0)  # trace(XᵀX)
         self._side = None if side is None else centred_unit_rows(side)
         self._gram: tuple[float, Floats] | None = None
         self._regression: tuple[EaseSettings, Floats] | None = None
@@ -96,7 +102,7 @@ class Ease:
         scale_of_item = (self._item_degree**-settings.item_power).astype(precision)
         gram *= scale_of_item[:, None]
         gram *= scale_of_item[None, :]
-        unit = precision(np.trace(gram, dtype=np.float64) / max(self._train.nnz, 1))
+        unit = precision(np.trace(gram, dtype=np.float64) / self._clicks)
         if settings.side_weight:
             assert self._side is not None, "a side weight needs side representations"
             weighted = np.sqrt(precision(settings.side_weight) * unit) * self._side

@@ -18,7 +18,7 @@ Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
 
 STEPS = (-0.4, -0.2, -0.1, -0.05, 0.05, 0.1, 0.2, 0.4, 0.8)
-"""Changes of one weight that are tried, in units of a standard deviation of the first member's scores."""
+"""Changes of one weight that are tried, in units of a standard deviation of a member's scores."""
 MIN_GAIN = 5e-4
 """A change of a weight must raise the validation metric by this share, so that noise adds no members."""
 _CUTOFF = 10
@@ -119,24 +119,35 @@ class Candidates:
         return float(((hits * _DISCOUNT[:kept]).sum(axis=1) / self.ideal).mean())
 
 
-def choose_weights(candidates: Candidates, rounds: int = 3) -> tuple[list[float], float]:
-    """Coordinate ascent on validation NDCG@10 from the best single member: weights (num_members,), and the NDCG@10 reached.
+def choose_weights(
+    candidates: Candidates, rounds: int = 3, negative: Sequence[bool] | None = None, start: Sequence[float] | None = None
+) -> tuple[list[float], float]:
+    """Coordinate ascent on validation NDCG@10: weights whose absolute values sum to 1, (num_members,), and the NDCG@10 reached.
 
     Deterministic: members and steps are tried in their order, and only a gain of `MIN_GAIN` moves a weight.
+
+    Args:
+        candidates: of the members.
+        rounds: passes over the members.
+        negative: which members may count against an item; all when None.
+        start: first weights; the best single member when None.
     """
     number = len(candidates.scores)
-    single = [candidates.ndcg(row) for row in np.eye(number)]
-    weights: npt.NDArray[Any] = np.eye(number)[int(np.argmax(single))]
-    best = max(single)
+    allowed = [True] * number if negative is None else negative
+    if start is None:
+        start = np.eye(number)[int(np.argmax([candidates.ndcg(row) for row in np.eye(number)]))]
+    weights: npt.NDArray[Any] = np.array(start, dtype=np.float64)
+    best = candidates.ndcg(weights)
     for _ in range(rounds):
         before = best
         for member in range(number):
             tried = [weights + step * np.eye(number)[member] for step in STEPS]
-            tried = [one for one in tried if one.any()]
+            tried = [one for one in tried if one.any() and (allowed[member] or one[member] > -1e-9)]
             values = [candidates.ndcg(one) for one in tried]
-            if max(values) > best * (1 + MIN_GAIN):
+            if values and max(values) > best * (1 + MIN_GAIN):
                 best = max(values)
                 weights = tried[int(np.argmax(values))]
         if best == before:
             break
-    return [round(float(weight), 6) for weight in weights], best
+    weights[np.abs(weights) < 1e-9] = 0.0
+    return [round(float(weight), 6) for weight in weights / np.abs(weights).sum()], best

@@ -38,11 +38,11 @@ def aligned_item_factors(
 ) -> Floats:
     """One item half-sweep of implicit ALS with prior means: (num_items, dim).
 
-    Minimises for each item sum_u c_ui (r_ui - u . v)^2 + regularization |v - prior_i|^2 with confidence c = alpha where
-    r = 1, and 1 elsewhere (the convention of the `implicit` library).
+    Minimises for each item sum_u c_ui (r_ui - u . v)^2 + regularization |v - prior_i|^2 with confidence c = alpha times the
+    interaction's weight where r = 1, and 1 elsewhere (the convention of the `implicit` library).
 
     Args:
-        train: (num_users, num_items), binary.
+        train: weights of the interactions, mostly 1, (num_users, num_items).
         user_factors: (num_users, dim).
         prior: (num_items, dim).
         alpha: confidence of an interaction.
@@ -53,7 +53,8 @@ def aligned_item_factors(
     everybody = users.T @ users + regularization * np.eye(users.shape[1])
     factors = np.empty(prior.shape, dtype=np.float32)
     for item in range(len(factors)):
-        chosen = users[by_item.indices[by_item.indptr[item] : by_item.indptr[item + 1]]]
-        left = everybody + (alpha - 1) * (chosen.T @ chosen)
-        factors[item] = np.linalg.solve(left, alpha * chosen.sum(axis=0) + regularization * prior[item])
+        of_item = slice(by_item.indptr[item], by_item.indptr[item + 1])
+        chosen, confidence = users[by_item.indices[of_item]], alpha * by_item.data[of_item].astype(np.float64)
+        left = everybody + (chosen.T * (confidence - 1)) @ chosen
+        factors[item] = np.linalg.solve(left, confidence @ chosen + regularization * prior[item])
     return factors

@@ -1,6 +1,6 @@
 """Coordinate search finds the top of a hill, asks nothing twice and says what it tried."""
 
-from components.experiment.search import coordinate_search
+from components.train.search import coordinate_search
 
 GRIDS = {"x": (1, 2, 3, 4, 5, 6), "y": (0, 10, 20, 30)}
 

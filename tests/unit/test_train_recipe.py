@@ -10,18 +10,13 @@ from components.errors import ConfigError
 from components.evaluate.metrics import rank
 from components.experiment.config import ModelSpec
 from components.experiment.models import check
-from components.experiment.recipe import MEMBERS, RecipeConfig, RecipeData, fit_recipe
+from components.spectrum.decompose import spectrum
+from components.train.config import MEMBERS, TrainConfig
+from components.train.graph import trained_here
+from components.train.recipe import FittedRecipe, RecipeData, fit_recipe
 from tests.planted import block_world
 
-SMALL: dict[str, Any] = {
-    "train": {
-        "model": {"embedding_dim": 8, "num_negatives": 16, "counterfactual": False},
-        "batch_size": 256,
-        "max_epochs": 4,
-        "evaluate_every": 2,
-    },
-    "spectrum_rank": 6,
-    "alignment_weight": [0.1],
+RECIPE: dict[str, Any] = {
     "ease_l2": [10.0, 100.0],
     "ease_side_weight": [0.0, 12.0],
     "ease_user_power": [0.15],
@@ -33,6 +28,13 @@ SMALL: dict[str, Any] = {
     "ials_iterations": 3,
     "text_power": [1.0, 3.0],
 }
+SMALL: dict[str, Any] = {
+    "model": {"embedding_dim": 8, "num_negatives": 16},
+    "batch_size": 256,
+    "max_epochs": 4,
+    "evaluate_every": 2,
+    "recipe": RECIPE,
+}
 
 
 def world(text: bool = True) -> tuple[RecipeData, sp.csr_array]:
@@ -43,32 +45,35 @@ def world(text: bool = True) -> tuple[RecipeData, sp.csr_array]:
     validation, test = (sp.csr_array(np.where(part, held_out, 0).astype(np.float32)) for part in (first, ~first))
     width = slice(None) if text else slice(0, 0)
     train = sp.csr_array(planted.matrix(planted.train))
-    return RecipeData(train, validation, planted.user_text[:, width], planted.item_text[:, width]), test
+    found = spectrum(train, 6)
+    places = (rows.astype(np.float32) for rows in (found.users, found.items))
+    return RecipeData(train, validation, planted.user_text[:, width], planted.item_text[:, width], *places), test
 
 
-def recipe(**changes: Any) -> RecipeConfig:
-    return RecipeConfig.parse({**SMALL, **changes}, "model.settings")
+def fitted(data: RecipeData, seed: int = 1, settings: Any = None, recipe: Any = None, **changes: Any) -> FittedRecipe:
+    config = TrainConfig.parse({**SMALL, "seed": seed, "recipe": {**RECIPE, **(recipe or {})}, **changes}, "train")
+    return fit_recipe(data, config, trained_here(), settings)
 
 
 def test_all_members_take_part_and_the_ensemble_is_no_worse_than_the_best_on_validation() -> None:
     data, test = world()
-    found = fit_recipe(data, recipe(), seed=1)
+    found = fitted(data)
     assert tuple(found.members) == tuple(found.weights) == MEMBERS
     assert found.left_out == {}
     members = {name: value for name, value in found.validation.items() if name != "ensemble"}
     assert found.validation["ensemble"] >= max(members.values()) - 1e-9
-    assert found.side is not None
-    assert found.side.items.shape == (36, 8)
-    recall = rank(found.score, sp.csr_array(data.train + data.validation), test).mean()["recall@10"]
+    assert found.graph is not None
+    assert found.graph.item_side.shape == (36, 8)
+    recall = rank(found.factual.score, sp.csr_array(data.train + data.validation), test).mean()["recall@10"]
     assert recall > 0.9, f"recall@10 {recall:.3f}"  # by chance about a third
 
 
 def test_the_same_seed_repeats_and_another_one_uses_the_settings_it_is_given() -> None:
     data, _ = world()
     users = np.arange(data.train.shape[0])
-    first = fit_recipe(data, recipe(), seed=1)
-    np.testing.assert_array_equal(first.score(users), fit_recipe(data, recipe(), seed=1).score(users))
-    other = fit_recipe(data, recipe(), seed=2, settings=first.settings)
+    first = fitted(data)
+    np.testing.assert_array_equal(first.factual.score(users), fitted(data).factual.score(users))
+    other = fitted(data, seed=2, settings=first.settings)
     assert other.settings == first.settings
     assert all(member.tried == [] for member in other.members.values())
     assert any(member.tried for member in first.members.values())
@@ -76,27 +81,30 @@ def test_the_same_seed_repeats_and_another_one_uses_the_settings_it_is_given() -
 
 def test_without_text_the_rest_of_the_recipe_stands() -> None:
     data, _ = world(text=False)
-    found = fit_recipe(data, recipe(), seed=1)
+    found = fitted(data)
     assert found.left_out == {"text": "the items have no text"}
-    assert found.side is None
+    assert found.graph is not None
+    assert found.graph.item_side.shape == (36, 0)
+    assert found.counterfactual is found.factual
     assert found.settings["ease"]["side_weight"] == found.settings["factors"]["prior"] == 0
 
 
 def test_a_catalogue_that_is_too_large_for_item_matrices_does_without_them_and_says_so() -> None:
     data, _ = world()
-    found = fit_recipe(data, recipe(ease_max_items=35), seed=1)
-    assert found.left_out == {"ease": "36 items are more than ease_max_items = 35"}
-    assert "ease" not in found.members
+    found = fitted(data, recipe={"max_items": 35})
+    reason = "36 items are more than recipe.max_items = 35"
+    assert found.left_out == {"ease": reason, "text": reason}
+    assert tuple(found.members) == ("graph", "factors", "popularity")
 
 
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"members": ["graph", "esae"]}, r"model\.settings\.members\.1' = 'esae'"),
-        ({"members": []}, r"model\.settings\.members' = \[\]"),
-        ({"alignment_weight": []}, r"model\.settings\.alignment_weight' = \[\]"),
-        ({"ease_l2": [0.0]}, r"model\.settings\.ease_l2\.0' = 0\.0"),
-        ({"ease_l3": [1.0]}, r"unknown setting 'model\.settings\.ease_l3'"),
+        ({"recipe.members": ["graph", "esae"]}, r"model\.settings\.recipe\.members\.1' = 'esae'"),
+        ({"recipe": {"members": []}}, r"model\.settings\.recipe\.members' = \[\]"),
+        ({"recipe.ease_l2": [0.0]}, r"model\.settings\.recipe\.ease_l2\.0' = 0\.0"),
+        ({"recipe.ease_l3": [1.0]}, r"unknown setting 'model\.settings\.recipe\.ease_l3'"),
+        ({"effect": "gates"}, r"model\.settings\.effect' = 'gates': model\.counterfactual is False"),
     ],
 )
 def test_wrong_settings_are_told_before_any_work(settings: dict[str, Any], said: str) -> None:

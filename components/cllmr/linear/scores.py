@@ -1,0 +1,194 @@
+"""The one form of score that is served: an inner product plus weights from a user's items to all others.
+
+    s_ui = a_u . b_i + sum_j h_uj W_ji
+
+Graph models, matrix factorisation and popularity are inner products (a, b), EASE and text similarity are weights between items
+(h the user's history, W sparse). A weighted sum of such scores, each standardised per user, is again such a score: factors side
+by side, histories side by side, W one above the other. So is the mixture of a factual and a counterfactual model. Numpy and
+scipy only: training, evaluation and serving share it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+
+Floats = npt.NDArray[np.float32]
+Rows = npt.NDArray[np.int64]
+
+SMALLEST_DEVIATION = 1e-9
+"""Scores of a user that vary less say nothing about items."""
+
+
+@dataclass(frozen=True)
+class LinearScores:
+    """A fitted model, whatever it was."""
+
+    users: Floats
+    """a_u, (num_users, d); d = 0 where nothing is an inner product."""
+    items: Floats
+    """b_i, (num_items, d)."""
+    history: sp.csr_array
+    """h_u, (num_users, m); m = 0 where nothing is a weight between items."""
+    weights: sp.csr_array
+    """W, (m, num_items)."""
+
+    @classmethod
+    def of_factors(cls, users: npt.NDArray[np.floating], items: npt.NDArray[np.floating]) -> "LinearScores":
+        """a_u . b_i alone."""
+        none = (sp.csr_array((len(users), 0), dtype=np.float32), sp.csr_array((0, len(items)), dtype=np.float32))
+        return cls(np.asarray(users, dtype=np.float32), np.asarray(items, dtype=np.float32), *none)
+
+    @classmethod
+    def of_weights(cls, history: sp.csr_array, weights: sp.csr_array) -> "LinearScores":
+        """h_u W alone."""
+        num_users, num_items = history.shape[0], weights.shape[1]
+        none = (np.empty((num_users, 0), dtype=np.float32), np.empty((num_items, 0), dtype=np.float32))
+        return cls(*none, history, weights)
+
+    def score(self, users: Rows) -> Floats:
+        """Rows of the users (n,) -> (n, num_items)."""
+        scores: Floats = np.matmul(self.users[users], self.items.T)
+        if self.weights.nnz:
+            scores += (self.history[users] @ self.weights).toarray()
+        return scores
+
+    def pairs(self, user: int, items: Rows) -> npt.NDArray[np.float64]:
+        """Scores of one user with some items, in double precision: (len(items),)."""
+        scores = self.items[items].astype(np.float64) @ self.users[user].astype(np.float64)
+        if self.weights.nnz:
+            history = self.history[[user]].astype(np.float64)
+            scores += (history @ self.weights[:, items]).toarray()[0]
+        return np.asarray(scores)
+
+
+@dataclass(frozen=True)
+class Standard:
+    """What a score has on average over the items, per user."""
+
+    mean: npt.NDArray[np.float64]
+    """(num_users,)."""
+    deviation: npt.NDArray[np.float64]
+    """(num_users,)."""
+
+    @classmethod
+    def of(cls, scores: LinearScores, block_size: int = 512) -> "Standard":
+        """Mean and standard deviation over all items of every user's scores."""
+        blocks = [
+            scores.score(np.arange(start, min(start + block_size, len(scores.users))))
+            for start in range(0, len(scores.users), block_size)
+        ]
+        mean = [block.mean(axis=1, dtype=np.float64) for block in blocks]
+        deviation = [block.std(axis=1, dtype=np.float64) for block in blocks]
+        return cls(np.concatenate(mean), np.concatenate(deviation))
+
+
+def joined(members: Sequence[LinearScores], weights: Sequence[float], standards: Sequence[Standard]) -> LinearScores:
+    """sum_m weight_m (s_m - mean_m) / deviation_m; a user whose scores of a member do not vary gets nothing from it.
+
+    Args:
+        members: at least one; those of weight 0 are left out.
+        weights: one per member.
+        standards: of each member, or of the model it stands in for.
+    """
+    kept = [(one, weight, of) for one, weight, of in zip(members, weights, standards, strict=True) if weight]
+    assert kept, "an ensemble has a member with a weight"
+    scales = [
+        np.divide(weight, of.deviation, out=np.zeros_like(of.deviation), where=of.deviation > SMALLEST_DEVIATION)
+        for _, weight, of in kept
+    ]
+    offset = -sum(scale * of.mean for scale, (_, _, of) in zip(scales, kept, strict=True))
+    num_items = len(kept[0][0].items)
+    users = [one.users * scale[:, None] for scale, (one, _, _) in zip(scales, kept, strict=True)]
+    history = [sp.diags_array(scale) @ one.history for scale, (one, _, _) in zip(scales, kept, strict=True)]
+    return LinearScores(
+        np.hstack([*users, np.asarray(offset)[:, None]]).astype(np.float32),
+        np.hstack([*(one.items for one, _, _ in kept), np.ones((num_items, 1), dtype=np.float32)]),
+        sp.csr_array(sp.hstack(history), dtype=np.float32),
+        sp.csr_array(sp.vstack([one.weights for one, _, _ in kept]), dtype=np.float32),
+    )
+
+
+def mixed(factual: LinearScores, counterfactual: LinearScores, strength: float) -> LinearScores:
+    """(1 - λ) factual + λ counterfactual; where the two share the users' side (the same object), it is not doubled."""
+    shares = np.float32(1 - strength), np.float32(strength)
+    parts = (factual, counterfactual)
+    if factual.users is counterfactual.users:
+        users, items = factual.users, sum(share * part.items for share, part in zip(shares, parts, strict=True))
+    else:
+        users = np.hstack([share * part.users for share, part in zip(shares, parts, strict=True)])
+        items = np.hstack([part.items for part in parts])
+    if factual.history is counterfactual.history:
+        history = factual.history
+        weights = sum(share * part.weights for share, part in zip(shares, parts, strict=True))
+    else:
+        history = sp.hstack([share * part.history for share, part in zip(shares, parts, strict=True)])
+        weights = sp.vstack([part.weights for part in parts])
+    return LinearScores(users, np.asarray(items), sp.csr_array(history), sp.csr_array(weights))
+
+
+def strongest(weights: npt.NDArray[np.floating], count: int) -> sp.csr_array:
+    """For every target item (column) its `count` largest weights by absolute value, more where some are equal: (m, num_items).
+
+    What is left out is small: a matrix of 20,000 items has 1.6 GB in full, and 0.2 GB with 1,000 weights an item.
+    """
+    if count >= len(weights):
+        return sp.csr_array(weights, dtype=np.float32)
+    kept: list[Any] = []
+    for start in range(0, weights.shape[1], 1024):  # a copy of the whole matrix would be as large as itself
+        block = weights[:, start : start + 1024]
+        size = np.abs(block)
+        threshold = np.partition(size, len(size) - count, axis=0)[len(size) - count]
+        kept.append(sp.csr_array(np.where(size >= threshold, block, 0.0), dtype=np.float32))
+    return sp.csr_array(sp.hstack(kept))
+
+
+def as_tensors(scores: LinearScores, name: str) -> dict[str, npt.NDArray[Any]]:
+    """Plain arrays for a file: ``<name>.users``, ``<name>.history.indptr`` and so on; see `from_tensors`."""
+    tensors: dict[str, npt.NDArray[Any]] = {
+        f"{name}.users": np.ascontiguousarray(scores.users),
+        f"{name}.items": np.ascontiguousarray(scores.items),
+    }
+    for part, matrix in (("history", scores.history), ("weights", scores.weights)):
+        tensors[f"{name}.{part}.data"] = matrix.data.astype(np.float32)
+        tensors[f"{name}.{part}.indices"] = matrix.indices.astype(np.int32)
+        tensors[f"{name}.{part}.indptr"] = matrix.indptr.astype(np.int64)
+    return tensors
+
+
+def from_tensors(tensors: Mapping[str, npt.NDArray[Any]], name: str) -> LinearScores:
+    """The inverse of `as_tensors`.
+
+    Raises:
+        ValueError: a tensor is missing, of another type, not finite, or does not fit the others.
+    """
+    users, items = (_tensor(tensors, f"{name}.{part}", 2, np.float32) for part in ("users", "items"))
+    if users.shape[1] != items.shape[1]:
+        raise ValueError(f"{name}.users and {name}.items have shapes {users.shape} and {items.shape}")
+    rows = len(_tensor(tensors, f"{name}.weights.indptr", 1, np.int64)) - 1
+    history = _csr(tensors, f"{name}.history", (len(users), rows))
+    return LinearScores(users, items, history, _csr(tensors, f"{name}.weights", (rows, len(items))))
+
+
+def _csr(tensors: Mapping[str, npt.NDArray[Any]], name: str, shape: tuple[int, int]) -> sp.csr_array:
+    data = _tensor(tensors, f"{name}.data", 1, np.float32)
+    indices = _tensor(tensors, f"{name}.indices", 1, np.int32)
+    indptr = _tensor(tensors, f"{name}.indptr", 1, np.int64)
+    ordered = len(indptr) == shape[0] + 1 and indptr[0] == 0 and indptr[-1] == len(indices) and (np.diff(indptr) >= 0).all()
+    if not ordered or len(data) != len(indices) or (indices.size and (indices.min() < 0 or indices.max() >= shape[1])):
+        raise ValueError(f"{name} is no sparse matrix of shape {shape}")
+    return sp.csr_array((data, indices, indptr), shape=shape)
+
+
+def _tensor(tensors: Mapping[str, npt.NDArray[Any]], name: str, ndim: int, dtype: type) -> npt.NDArray[Any]:
+    if name not in tensors:
+        raise ValueError(f"{name} is missing")
+    tensor = tensors[name]
+    if tensor.ndim != ndim or tensor.dtype != dtype:
+        raise ValueError(f"{name} has shape {tensor.shape} and type {tensor.dtype}, expected {ndim} axes of {np.dtype(dtype)}")
+    if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
+        raise ValueError(f"{name} has {int((~np.isfinite(tensor)).sum())} values that are not finite")
+    return tensor

@@ -1,0 +1,494 @@
+"""The recipe: five members whose side information is CLLMR's, joined into one score; everything tuned on validation.
+
+1. ``graph``: a graph backbone trained with the side encoder (alignment, spectrum prior): the collaborative view, and the side
+   representations z that carry text into the collaborative space.
+2. ``ease``: normalised EASE; text and z enter by their Gram matrix (`components.cllmr.linear.ease`).
+3. ``factors``: implicit ALS whose item factors are drawn towards what their side information says
+   (`components.cllmr.linear.factors`).
+4. ``text``: similarity to the texts of the user's items alone, for items that nobody knows yet
+   (`components.cllmr.linear.kernel`).
+5. ``popularity``: log of the item's interactions; a negative weight takes popularity out.
+
+The score is the sum of the standardised members with weights from validation (`components.cllmr.linear.ensemble`), in the form
+that is served (`components.cllmr.linear.scores`). Where there is no text, the encoder, the Gram matrix and ``text`` are left
+out: the rest is the same.
+
+Counterfactual: with a propensity that is told from taste by the clicks (`components.cllmr.effects`), the recipe is fitted once
+more on the log as it would be had the texts lured nobody: every member with the same settings, the weights from those
+validation interactions that are of taste. With gates, the graph member knows its own counterfactual. The difference of the two
+models is the natural direct effect.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+
+from components.cllmr.effects.click_propensity import ClickPropensity, estimate
+from components.cllmr.effects.subspace import project_out
+from components.cllmr.linear.ease import Ease, EaseSettings, centred_unit_rows
+from components.cllmr.linear.ensemble import Candidates, Scores, choose_weights
+from components.cllmr.linear.factors import aligned_item_factors, side_map
+from components.cllmr.linear.kernel import KernelScores
+from components.cllmr.linear.scores import LinearScores, Standard, joined
+from components.evaluate.baselines import Inputs, ials
+from components.evaluate.metrics import PRIMARY, rank
+from components.train.config import EffectName, MemberName, TrainConfig
+from components.train.search import Settings, coordinate_search
+
+FloatMatrix = npt.NDArray[np.float32]
+Progress = Callable[..., None]
+_SIDE_MAP_L2 = 10.0  # of the map from side information to factors; 1 to 50 make no difference
+
+
+@dataclass(frozen=True)
+class RecipeData:
+    """What a recipe learns from; the test interactions are not among it."""
+
+    train: sp.csr_array
+    """(num_users, num_items), binary."""
+    validation: sp.csr_array
+    user_text: FloatMatrix
+    """Centred unit rows, or zero, (num_users, text_dim); text_dim 0 without text."""
+    item_text: FloatMatrix
+    """The same of the items: what all texts share says nothing."""
+    user_spectrum: FloatMatrix
+    """Scaled spectrum of `train` (E1-E3), (num_users, q)."""
+    item_spectrum: FloatMatrix
+
+    @property
+    def has_text(self) -> bool:
+        """Whether there are text embeddings."""
+        return bool(self.item_text.shape[1])
+
+    def validation_ndcg(self, member: Scores) -> float:
+        """What everything is chosen by."""
+        return rank(member.score, self.train, self.validation).mean()[PRIMARY]
+
+
+class GraphFit(NamedTuple):
+    """A trained graph model, as arrays."""
+
+    users: FloatMatrix
+    """a_u, (num_users, d + 1)."""
+    items: FloatMatrix
+    """b_i, (num_items, d + 1); the last column is the mediator's offset."""
+    user_gate: FloatMatrix
+    """g_u, (num_users,); 1 without gates, like g_i."""
+    item_gate: FloatMatrix
+    """g_i, (num_items,)."""
+    user_side: FloatMatrix
+    """z of the users, (num_users, d), or (num_users, 0) without side encoder."""
+    item_side: FloatMatrix
+    run: Mapping[str, Any]
+    """"curve", "best_epoch", "epochs"."""
+
+    @property
+    def factual(self) -> LinearScores:
+        """TE = (g_u a_u) . (g_i b_i) (E13)."""
+        return LinearScores.of_factors(self.users * self.user_gate[:, None], self.items * self.item_gate[:, None])
+
+    @property
+    def counterfactual(self) -> LinearScores:
+        """TNIE = (g_u a_u) . [g_i (b_i - mean b)] (E16 with λ = 1): the match alone."""
+        factual = self.factual
+        reference = self.items.mean(axis=0, dtype=np.float64).astype(np.float32)
+        return replace(factual, items=(self.items - reference) * self.item_gate[:, None])
+
+
+TrainGraph = Callable[[RecipeData, TrainConfig, str], GraphFit]
+"""How a graph model is trained, in this process or by workers elsewhere: (data, settings, a name for the run) -> the model."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A fitted member and how it was chosen."""
+
+    scores: LinearScores
+    settings: Settings
+    tried: list[Settings]
+    """Every setting tried with its validation NDCG@10 as "value"; empty where the settings were given."""
+    graph: GraphFit | None = None
+    """Of the graph member."""
+
+
+@dataclass(frozen=True)
+class FittedRecipe:
+    """A fitted recipe."""
+
+    factual: LinearScores
+    """TE: the score as it is."""
+    counterfactual: LinearScores
+    """TE - NDE: the score without the text's propensity, the same object as `factual` with the effect "none"."""
+    propensity: FloatMatrix
+    """How much an item's text speaks for it whatever the user, (num_items,): the share of its clicks that the text brought
+    in, or its gate."""
+    members: dict[str, Member]
+    weights: dict[str, float]
+    validation: dict[str, float]
+    """Validation NDCG@10 of each member, and of the "ensemble"."""
+    cpu_seconds: dict[str, float]
+    """Of this process by member, tuning included, and of the "counterfactual"."""
+    left_out: dict[str, str]
+    """Members of the config that these data do without, and why."""
+
+    @property
+    def settings(self) -> dict[str, Settings]:
+        """What `fit_recipe` takes to fit another seed without tuning again."""
+        return {name: member.settings for name, member in self.members.items()}
+
+    @property
+    def graph(self) -> GraphFit | None:
+        """The graph member's model."""
+        return self.members["graph"].graph if "graph" in self.members else None
+
+
+def fit_recipe(
+    data: RecipeData,
+    config: TrainConfig,
+    train_graph: TrainGraph,
+    settings: Mapping[str, Settings] | None = None,
+    on_progress: Progress = lambda **figures: None,
+) -> FittedRecipe:
+    """Tunes all members and joins them; given the `settings` that another seed was tuned to, only fits them.
+
+    Args:
+        data: interactions, text and spectrum.
+        config: settings and grids.
+        train_graph: how a graph model is trained.
+        settings: `FittedRecipe.settings`.
+        on_progress: told the member and its figures.
+    """
+    left_out: dict[str, str] = {
+        name: reason for name in config.recipe.members if (reason := _reason_against(name, data, config))
+    }
+    names = [name for name in config.recipe.members if name not in left_out]
+    seconds: dict[str, float] = {}
+    members = _fit_members(names, data, config, train_graph, settings, seconds, on_progress)
+    start = time.process_time()
+    factual, weights = _join(members, data, data.validation)
+    validation = {name: data.validation_ndcg(member.scores) for name, member in members.items()}
+    validation["ensemble"] = data.validation_ndcg(factual)
+    seconds["ensemble"] = time.process_time() - start
+    on_progress(member="ensemble", **{PRIMARY: validation["ensemble"]})
+    start = time.process_time()
+    task = _Counterfactual(data, config, train_graph, members, weights, factual, on_progress)
+    counterfactual, propensity = _EFFECTS[config.effect](task)
+    seconds["counterfactual"] = time.process_time() - start
+    return FittedRecipe(factual, counterfactual, propensity, members, weights, validation, seconds, left_out)
+
+
+def _join(
+    members: Mapping[str, Member], data: RecipeData, validation: sp.csr_array, start: Mapping[str, float] | None = None
+) -> tuple[LinearScores, dict[str, float]]:
+    """The weighted sum of the members and the weights, which are chosen on `validation`."""
+    scores = [member.scores for member in members.values()]
+    # a member that counts against what it finds would, without the lured clicks, give exposure back to what they lured to
+    negative = [name == "popularity" for name in members]
+    first = None if start is None else [start[name] for name in members]
+    weights, _ = choose_weights(Candidates.collect(scores, data.train, validation), negative=negative, start=first)
+    return joined(scores, weights, [Standard.of(one) for one in scores]), dict(zip(members, weights, strict=True))
+
+
+def _reason_against(name: MemberName, data: RecipeData, config: TrainConfig) -> str | None:
+    num_items, allowed = data.train.shape[1], config.recipe.max_items
+    if name == "text" and not data.has_text:
+        return "the items have no text"
+    if name in ("ease", "text") and num_items > allowed:
+        return f"{num_items:,} items are more than recipe.max_items = {allowed:,}"
+    return None
+
+
+def _fit_members(
+    names: Sequence[MemberName],
+    data: RecipeData,
+    config: TrainConfig,
+    train_graph: TrainGraph,
+    settings: Mapping[str, Settings] | None,
+    seconds: dict[str, float],
+    on_progress: Progress,
+    run: str = "factual",
+) -> dict[str, Member]:
+    members: dict[str, Member] = {}
+    for name in names:
+        start = time.process_time()
+        graph = members["graph"].graph if "graph" in members else None
+        given = None if settings is None else settings[name]
+        tell = partial(on_progress, member=name)
+        members[name] = _FITS[name](Task(data, config, partial(train_graph, data), graph, given, tell, run))
+        seconds[name] = time.process_time() - start
+    return members
+
+
+@dataclass(frozen=True)
+class _Counterfactual:
+    """What a counterfactual is made of."""
+
+    data: RecipeData
+    config: TrainConfig
+    train_graph: TrainGraph
+    members: dict[str, Member]
+    weights: dict[str, float]
+    factual: LinearScores
+    on_progress: Progress
+
+    @property
+    def nothing(self) -> tuple[LinearScores, FloatMatrix]:
+        """No propensity: the factual model."""
+        return self.factual, np.zeros(self.data.train.shape[1], dtype=np.float32)
+
+
+def _gates(task: _Counterfactual) -> tuple[LinearScores, FloatMatrix]:
+    """The graph member with its match alone, in the factual standardisation; the others as they are."""
+    graph = task.members["graph"].graph if "graph" in task.members else None
+    if graph is None:
+        return task.nothing
+    standards = [Standard.of(member.scores) for member in task.members.values()]
+    scores = [graph.counterfactual if name == "graph" else member.scores for name, member in task.members.items()]
+    return _shared_where_equal(joined(scores, list(task.weights.values()), standards), task.factual), graph.item_gate
+
+
+def _on_taste(task: _Counterfactual) -> tuple[LinearScores, FloatMatrix]:
+    """The recipe on the log of taste."""
+    data = task.data
+    if not data.has_text:
+        return task.nothing
+    found = estimate(data.train, data.item_text)
+    if not found.share.any():
+        return task.nothing
+    task.on_progress(member="counterfactual", lured_clicks=float(found.lured.sum()))
+    needed = {name for name, weight in task.weights.items() if weight}
+    if "ease" in needed and task.members["ease"].settings["side_mix"]:
+        needed.add("graph")  # its side representations are in the Gram matrix
+    names = [name for name in task.config.recipe.members if name in needed]
+    settings: dict[str, Settings] = {name: task.members[name].settings for name in names}
+    other = _without_propensity(data, found, task.config)
+    members = _fit_members(names, other, task.config, task.train_graph, settings, {}, task.on_progress, "counterfactual")
+    model, _ = _join(members, data, _of_taste(data), task.weights)
+    return _shared_where_equal(model, task.factual), found.share.astype(np.float32)
+
+
+def _of_taste(data: RecipeData) -> sp.csr_array:
+    """The validation interactions that are more likely of taste than lured, all of them where none is."""
+    likely = estimate(sp.csr_array(data.train + data.validation), data.item_text).likely_taste()
+    kept = sp.csr_array(data.validation.multiply(likely))
+    kept.eliminate_zeros()
+    return kept if kept.nnz else data.validation
+
+
+_EFFECTS: dict[EffectName, Callable[[_Counterfactual], tuple[LinearScores, FloatMatrix]]] = {
+    "counterfactual_clicks": _on_taste,
+    "counterfactual_log": _on_taste,
+    "gates": _gates,
+    "none": lambda task: task.nothing,
+}
+
+
+def _without_propensity(data: RecipeData, found: ClickPropensity, config: TrainConfig) -> "TasteData":
+    """The data as they would be, had the texts lured nobody."""
+    text = data.item_text
+    if config.effect == "counterfactual_log":
+        text = centred_unit_rows(project_out(text, found.direction[:, None]))
+    return TasteData(
+        data.train,
+        data.validation,
+        data.user_text,
+        text,
+        data.user_spectrum,
+        data.item_spectrum,
+        log=found.taste,
+        likely=found.likely_taste(),
+    )
+
+
+@dataclass(frozen=True)
+class TasteData(RecipeData):
+    """`RecipeData` with another log to learn from; histories that are scored are the users' own."""
+
+    log: sp.csr_array | None = None
+    """Weights of the interactions, in [0, 1]."""
+    likely: sp.csr_array | None = None
+    """The interactions of a weight of at least one half, binary: for models whose log has no weights."""
+
+
+def _log(data: RecipeData) -> sp.csr_array:
+    """What linear members learn from."""
+    log = data.log if isinstance(data, TasteData) else None
+    return data.train if log is None else log
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a member is fitted with."""
+
+    data: RecipeData
+    config: TrainConfig
+    train_graph: Callable[[TrainConfig, str], GraphFit]
+    graph: GraphFit | None
+    """Of the graph member, if that came before."""
+    settings: Settings | None
+    """Given settings; None to tune."""
+    on_progress: Progress
+    run: str
+    """"factual" or "counterfactual": names the runs of the graph model."""
+
+    @property
+    def side(self) -> FloatMatrix | None:
+        """Side representations z of the items, None without a graph member or without its encoder."""
+        return self.graph.item_side if self.graph is not None and self.graph.item_side.shape[1] else None
+
+    def tuned(
+        self,
+        start: Settings,
+        grids: Mapping[str, Sequence[Any]],
+        fit: Callable[[Settings], Scores],
+        served: Callable[[Any], LinearScores],
+        rounds: int = 2,
+    ) -> Member:
+        """The member with the given settings, or with the best ones that a search of `rounds` passes finds from `start`.
+
+        Args:
+            start: on the grids.
+            grids: see `coordinate_search`.
+            fit: settings to a fitted model.
+            served: that model in the form that is served.
+            rounds: passes over the settings.
+        """
+        if self.settings is not None:
+            return Member(served(fit(self.settings)), self.settings, [])
+        best: tuple[float, Scores] | None = None
+
+        def evaluate(settings: Settings) -> float:
+            nonlocal best
+            fitted = fit(settings)
+            value = self.data.validation_ndcg(fitted)
+            self.on_progress(**settings, **{PRIMARY: value})
+            if best is None or value > best[0]:
+                best = (value, fitted)
+            return value
+
+        chosen, _, tried = coordinate_search(start, grids, evaluate, rounds)
+        assert best is not None, "a search evaluates its start"
+        return Member(served(best[1]), chosen, tried)
+
+
+def _graph(task: Task) -> Member:
+    model = task.config.model
+    if not task.data.has_text:
+        model = model.model_copy(update={"side_encoder": "none", "counterfactual": False})
+    fitted = task.train_graph(task.config.model_copy(update={"model": model}), task.run)
+    return Member(fitted.factual, {}, [], fitted)
+
+
+def _ease(task: Task) -> Member:
+    data, config, side = task.data, task.config.recipe, task.side
+    fits: tuple[float, Ease] | None = None
+
+    def fitted(settings: Settings) -> Scores:
+        nonlocal fits
+        own = dict(settings)
+        mix = own.pop("side_mix")
+        if fits is None or fits[0] != mix:
+            fits = (mix, Ease(_log(data), _with_side(data.item_text, side, mix) if data.has_text else None))
+        return replace(fits[1].fit(EaseSettings(**own)), train=data.train)
+
+    large = data.train.shape[1] >= config.large_catalogue
+    grids: dict[str, Sequence[Any]] = {
+        "l2": config.ease_l2,
+        "side_weight": config.ease_side_weight if data.has_text else (0.0,),
+        "item_power": (0.2,) if large else config.ease_item_power,
+        "user_power": (0.15,) if large else config.ease_user_power,
+        "popularity_power": config.ease_popularity_power,
+        "side_mix": config.side_mix if side is not None else (0.0,),
+    }
+    start = {"l2": 100.0, "side_weight": 12.0, "item_power": 0.2, "user_power": 0.15, "popularity_power": 0.2, "side_mix": 0.0}
+    served = partial(_linear, count=config.neighbours)
+    return task.tuned(_on_grid(start, grids), grids, fitted, served, rounds=1 if large else 2)
+
+
+def _factors(task: Task) -> Member:
+    data, config, log = task.data, task.config.recipe, _log(task.data)
+    degree = np.asarray(log.sum(axis=0))
+    plain: tuple[Settings, LinearScores] | None = None
+
+    def fitted(settings: Settings) -> LinearScores:
+        nonlocal plain
+        own = dict(settings)
+        prior = own.pop("prior")
+        if plain is None or plain[0] != own:
+            inputs = Inputs(log, data.validation, data.user_text, data.item_text, {})
+            found = ials(inputs, **own, iterations=config.ials_iterations, seed=task.config.seed)
+            plain = (own, LinearScores.of_factors(found.users, found.items))
+        model = plain[1]
+        if not prior:
+            return model
+        expected = data.item_text @ side_map(model.items, data.item_text, degree, _SIDE_MAP_L2)
+        items = aligned_item_factors(log, model.users, expected, own["alpha"], prior * own["regularization"])
+        return replace(model, items=items)
+
+    grids: dict[str, Sequence[Any]] = {
+        "prior": config.ials_prior if data.has_text else (0.0,),
+        "regularization": config.ials_regularization,
+        "alpha": config.ials_alpha,
+        "factors": config.ials_factors,
+    }
+    start = {"prior": 0.0, "regularization": 10.0, "alpha": 10.0, "factors": 128}
+    return task.tuned(_on_grid(start, grids), grids, fitted, lambda model: model)
+
+
+def _text(task: Task) -> Member:
+    config = task.config.recipe
+
+    def fitted(settings: Settings) -> Scores:
+        return KernelScores(task.data.train, task.data.item_text, settings["power"])
+
+    served = partial(_linear, count=config.neighbours)
+    return task.tuned({"power": config.text_power[0]}, {"power": config.text_power}, fitted, served)
+
+
+def _popularity(task: Task) -> Member:
+    log = _log(task.data)
+    counts = np.log1p(np.asarray(log.sum(axis=0), dtype=np.float64))
+    return Member(LinearScores.of_factors(np.ones((log.shape[0], 1)), counts[:, None]), {}, [])
+
+
+_FITS: dict[MemberName, Callable[[Task], Member]] = {
+    "graph": _graph,
+    "ease": _ease,
+    "factors": _factors,
+    "text": _text,
+    "popularity": _popularity,
+}
+
+
+def _linear(model: Any, count: int) -> LinearScores:
+    linear: LinearScores = model.linear(count)
+    return linear
+
+
+def _on_grid(start: Settings, grids: Mapping[str, Sequence[Any]]) -> Settings:
+    """`start` with every value moved to the nearest one of its grid."""
+    return {name: min(grid, key=lambda value: abs(value - start[name])) for name, grid in grids.items()}
+
+
+def _with_side(text: FloatMatrix, side: FloatMatrix | None, mix: float) -> FloatMatrix:
+    """Rows whose Gram matrix is (1 - mix) times the text's plus mix times the side representations': (num_items, dim)."""
+    if side is None or not mix:
+        return text
+    both = np.concatenate([np.sqrt(1 - mix) * text, np.sqrt(mix) * centred_unit_rows(side)], axis=1)
+    return np.asarray(both, dtype=np.float32)
+
+
+def _shared_where_equal(model: LinearScores, factual: LinearScores) -> LinearScores:
+    """`model` with the factual one's users and histories where they are the same numbers: they need no second copy."""
+    if np.array_equal(model.users, factual.users):
+        model = replace(model, users=factual.users)
+    ours, theirs = model.history, factual.history
+    if all(np.array_equal(getattr(ours, part), getattr(theirs, part)) for part in ("indptr", "indices", "data")):
+        model = replace(model, history=factual.history)
+    return model

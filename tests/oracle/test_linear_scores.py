@@ -1,0 +1,127 @@
+"""The served form of a score against dense NumPy: sums, standardisation, mixtures, truncation, and the file."""
+
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import scipy.sparse as sp
+
+from components.cllmr.linear.ease import Ease, EaseSettings, centred_unit_rows
+from components.cllmr.linear.ensemble import Ensemble
+from components.cllmr.linear.kernel import KernelScores
+from components.cllmr.linear.scores import LinearScores, Standard, as_tensors, from_tensors, joined, mixed, strongest
+
+NUM_USERS, NUM_ITEMS = 11, 17
+EVERYBODY = np.arange(NUM_USERS)
+
+
+def histories(seed: int = 0) -> sp.csr_array:
+    return sp.csr_array((np.random.default_rng(seed).random((NUM_USERS, NUM_ITEMS)) < 0.3).astype(np.float32))
+
+
+def model(seed: int) -> tuple[LinearScores, npt.NDArray[np.float64]]:
+    """A model of both kinds, and its scores as a dense table."""
+    rng = np.random.default_rng(seed)
+    users, items = rng.normal(size=(NUM_USERS, 3)), rng.normal(size=(NUM_ITEMS, 3))
+    weights = np.where(rng.random((NUM_ITEMS, NUM_ITEMS)) < 0.4, rng.normal(size=(NUM_ITEMS, NUM_ITEMS)), 0.0)
+    history = histories(seed)
+    found = LinearScores(users.astype(np.float32), items.astype(np.float32), history, sp.csr_array(weights.astype(np.float32)))
+    return found, users @ items.T + history.toarray() @ weights
+
+
+def test_scores_are_the_inner_product_plus_the_weights_of_the_history() -> None:
+    found, table = model(0)
+    np.testing.assert_allclose(found.score(np.array([4, 1])), table[[4, 1]], atol=1e-5)
+    np.testing.assert_allclose(found.pairs(3, np.array([16, 0, 5])), table[3, [16, 0, 5]], atol=1e-6)
+    assert found.score(EVERYBODY).dtype == np.float32
+
+
+def test_either_kind_stands_alone() -> None:
+    found, _ = model(1)
+    factors, weights = LinearScores.of_factors(found.users, found.items), LinearScores.of_weights(found.history, found.weights)
+    np.testing.assert_allclose(factors.score(EVERYBODY) + weights.score(EVERYBODY), found.score(EVERYBODY), atol=1e-5)
+    items = np.arange(NUM_ITEMS)
+    np.testing.assert_allclose(factors.pairs(2, items) + weights.pairs(2, items), found.pairs(2, items), atol=1e-6)
+
+
+def test_joined_models_are_the_weighted_sum_of_their_standardised_scores() -> None:
+    members, weights = [model(seed)[0] for seed in range(3)], (0.8, 0.0, -0.3)
+    found = joined(members, weights, [Standard.of(one, block_size=4) for one in members])
+    np.testing.assert_allclose(found.score(EVERYBODY), Ensemble(members, weights).score(EVERYBODY), atol=1e-5)
+
+
+def test_a_user_whose_scores_of_a_member_do_not_vary_gets_nothing_from_it() -> None:
+    flat = LinearScores.of_factors(np.array([[0.0], [1.0]]), np.arange(NUM_ITEMS)[:, None])
+    found = joined([flat], (2.0,), [Standard.of(flat)]).score(np.arange(2))
+    np.testing.assert_array_equal(found[0], 0.0)
+    assert found[1].std() == pytest.approx(2.0, abs=1e-5)
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("shared", [(), ("users",), ("history",), ("users", "history")])
+def test_a_mixture_is_between_the_two_models_whatever_they_share(strength: float, shared: tuple[str, ...]) -> None:
+    factual, counterfactual = model(5)[0], model(6)[0]
+    counterfactual = replace(counterfactual, **{part: getattr(factual, part) for part in shared})
+    expected = (1 - strength) * factual.score(EVERYBODY) + strength * counterfactual.score(EVERYBODY)
+    found = mixed(factual, counterfactual, strength)
+    np.testing.assert_allclose(found.score(EVERYBODY), expected, atol=1e-5)
+    assert found.items.shape[1] == (3 if "users" in shared else 6), "what is shared is not doubled"
+    assert found.history.shape[1] == (NUM_ITEMS if "history" in shared else 2 * NUM_ITEMS)
+
+
+def test_the_strongest_weights_of_every_target_are_kept() -> None:
+    weights = np.random.default_rng(3).normal(size=(NUM_ITEMS, NUM_ITEMS))
+    kept = strongest(weights, 4).toarray()
+    for target in range(NUM_ITEMS):
+        best = np.argsort(-np.abs(weights[:, target]))[:4]
+        assert set(np.flatnonzero(kept[:, target])) == set(best)
+        np.testing.assert_allclose(kept[best, target], weights[best, target], rtol=1e-6)
+    np.testing.assert_allclose(strongest(weights, NUM_ITEMS).toarray(), weights, rtol=1e-6)
+
+
+def test_ease_and_the_text_kernel_are_served_as_they_were_fitted() -> None:
+    train, text = histories(7), centred_unit_rows(np.random.default_rng(7).normal(size=(NUM_ITEMS, 6)))
+    ease = Ease(train, text).fit(EaseSettings(5.0, 2.0, user_power=0.1, item_power=0.3, popularity_power=0.2))
+    kernel = KernelScores(train, text, 3.0)
+    for fitted in (ease, kernel):
+        np.testing.assert_allclose(fitted.linear(NUM_ITEMS).score(EVERYBODY), fitted.score(EVERYBODY), atol=1e-5)
+        few = fitted.linear(3).weights.toarray()
+        assert ((few != 0).sum(axis=0) <= 3).all()
+    np.testing.assert_array_equal(kernel.linear(3, block_size=5).weights.toarray(), kernel.linear(3).weights.toarray())
+
+
+def test_a_model_is_the_same_after_a_file() -> None:
+    found, _ = model(8)
+    again = from_tensors(as_tensors(found, "factual"), "factual")
+    np.testing.assert_array_equal(again.score(EVERYBODY), found.score(EVERYBODY))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("users", np.ones((NUM_USERS, 2), np.float32), r"m\.users and m\.items have shapes \(11, 2\) and \(17, 3\)"),
+        ("users", np.ones(NUM_USERS, np.float32), r"m\.users has shape \(11,\) and type float32, expected 2 axes"),
+        ("items", np.full((NUM_ITEMS, 3), np.nan, np.float32), r"m\.items has 51 values that are not finite"),
+        ("history.indptr", np.zeros(3, np.int64), r"m\.history is no sparse matrix of shape \(11, 17\)"),
+        ("weights.indices", np.full(1, 99, np.int32), r"m\.weights is no sparse matrix of shape \(17, 17\)"),
+    ],
+)
+def test_tensors_that_do_not_fit_together_are_refused(name: str, value: npt.NDArray[np.generic], said: str) -> None:
+    tensors = {**as_tensors(model(9)[0], "m"), f"m.{name}": value}
+    with pytest.raises(ValueError, match=said):
+        from_tensors(tensors, "m")
+
+
+def test_ease_on_a_log_with_weights_is_the_regression_of_the_weighted_matrix() -> None:
+    rng = np.random.default_rng(4)
+    log = histories(4)
+    log.data = rng.uniform(0.2, 1.0, len(log.data)).astype(np.float32)
+    dense, l2 = log.toarray().astype(np.float64), 3.0
+    inverse = np.linalg.inv(dense.T @ dense + l2 * np.eye(NUM_ITEMS))
+    expected = -inverse / np.diag(inverse)
+    np.fill_diagonal(expected, 0.0)
+    np.testing.assert_allclose(Ease(log).fit(EaseSettings(l2)).weights, expected, atol=1e-5)
+    whole = EaseSettings(l2, user_power=0.2, item_power=0.3, popularity_power=0.1)
+    halved = sp.csr_array(log * np.float32(0.5))
+    assert not np.allclose(Ease(log).fit(whole).weights, Ease(halved).fit(whole).weights), "weights count in the degrees"
