@@ -337,6 +337,10 @@ def serve(
 def recommend(
     user_ids: Annotated[list[str], typer.Argument(metavar="USER...", help="Users to rank items for.")],
     k: Annotated[int, typer.Option("--k", "-k", help="Items per user.")] = 10,
+    liked: Annotated[
+        list[str] | None,
+        typer.Option("--liked", help="An item the users liked just now; may be repeated. A new user needs it."),
+    ] = None,
     debias: Annotated[float | None, typer.Option("--debias", help="Debias strength, 0 to 1; default: the model's own.")] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Show the ranking without debiasing beside it.")] = False,
     url: Url = None,
@@ -349,13 +353,15 @@ def recommend(
     """Rank items for users: from the champion's bundle, or over HTTP with --url.
 
     [dim]cllmr recommend 42
-    cllmr recommend 42 7 --k 5 --compare --url http://127.0.0.1:8000[/dim]
+    cllmr recommend 42 7 --k 5 --compare --url http://127.0.0.1:8000
+    cllmr recommend somebody-new --liked 50 --liked 181[/dim]
     """
     from pipelines.summary import ranking_table, side_by_side
     from serving.client import Client
     from serving.schemas import RecommendRequest
 
-    asked = {"users": user_ids, "k": k, "debias": debias, "compare": compare}
+    recent = dict.fromkeys(user_ids, liked) if liked else {}
+    asked = {"users": user_ids, "recent": recent, "k": k, "debias": debias, "compare": compare}
     request = validated(RecommendRequest, asked)
     if url:
         with Client(url) as client:

@@ -75,6 +75,7 @@ class Client:
         compare: bool = False,
         allow: list[str] | None = None,
         deny: list[str] | None = None,
+        recent: dict[str, list[str]] | None = None,
     ) -> RecommendResponse:
         """Rankings for some users, see RecommendRequest.
 
@@ -83,7 +84,14 @@ class Client:
             pydantic.ValidationError: the arguments are not a valid request.
         """
         request = RecommendRequest(
-            users=users, k=k, exclude_seen=exclude_seen, debias=debias, compare=compare, allow=allow, deny=deny or []
+            users=users,
+            recent=recent or {},
+            k=k,
+            exclude_seen=exclude_seen,
+            debias=debias,
+            compare=compare,
+            allow=allow,
+            deny=deny or [],
         )
         return self.ask(request)
 

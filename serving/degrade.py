@@ -1,6 +1,6 @@
 """The ladder a request goes down when it cannot be answered at its best: one rung after another, until one answers.
 
-Now personalised -> popularity. A rung says why it has no answer; that reason is in the response and is counted.
+Personalised -> fold-in of the history -> popularity. A rung says why it has no answer; that reason is in the response.
 """
 
 from collections.abc import Sequence
@@ -12,32 +12,25 @@ import numpy.typing as npt
 
 from components.ids import UNKNOWN
 from serving.schemas import Method
-from serving.scorer import Ranking, Scorer, top_k
+from serving.scorer import Scorer
 
 UNKNOWN_USER = "unknown_user"
+NO_HISTORY = "no_history"
+NO_FOLD_IN = "no_fold_in"
+
+Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Query:
-    """What one user's ranking needs."""
+    """What one user's scores need."""
 
     user: int
     """User row, `UNKNOWN` for a user who is not in the bundle."""
-    k: int
-    debias: float | None
-    """Debias strength, the bundle's own when None."""
-    candidates: npt.NDArray[np.bool_]
-    """(num_items,) bool: what may be ranked."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A ranking and how it was made."""
-
-    ranking: Ranking
-    method: Method
-    reason: str | None
-    """Why a better method was not used, None for the best one."""
+    history: npt.NDArray[np.int64]
+    """Item rows of what is known of the user beside the training data, newest or oldest first."""
+    recent: npt.NDArray[np.int64]
+    """Of these, the ones that came with the request."""
 
 
 class Rung(Protocol):
@@ -45,38 +38,66 @@ class Rung(Protocol):
 
     method: Method
 
-    def rank(self, query: Query) -> Ranking | str:
-        """The ranking, or the reason why this rung has none."""
+    def reason_against(self, query: Query) -> str | None:
+        """Why this rung has no answer, None when it has one."""
+        ...
+
+    def scores(self, query: Query, debias: float) -> Floats:
+        """Scores of all items, (num_items,), debiased with strength `debias`."""
         ...
 
 
 class Personalised:
-    """The model's own ranking; needs a user of the training data."""
+    """The model's own scores; needs a user of the training data."""
 
     method: Method = "personalised"
 
     def __init__(self, scorer: Scorer) -> None:
         self._scorer = scorer
 
-    def rank(self, query: Query) -> Ranking | str:
+    def reason_against(self, query: Query) -> str | None:
         """See Rung."""
-        if query.user == UNKNOWN:
-            return UNKNOWN_USER
-        scores = self._scorer.score_all(np.array([query.user]), query.debias)[0]
-        return top_k(scores, query.k, query.candidates)
+        return UNKNOWN_USER if query.user == UNKNOWN else None
+
+    def scores(self, query: Query, debias: float) -> Floats:
+        """See Rung."""
+        return self._scorer.score_user(query.user, debias, query.recent)
 
 
-class Popularity:
-    """The items with most training interactions; always answers."""
+class FoldIn:
+    """Scores from a history alone; needs an item in it that the model knows."""
 
-    method: Method = "popularity"
+    method: Method = "fold_in"
 
     def __init__(self, scorer: Scorer) -> None:
         self._scorer = scorer
 
-    def rank(self, query: Query) -> Ranking | str:
+    def reason_against(self, query: Query) -> str | None:
         """See Rung."""
-        return self._scorer.popular(query.k, exclude=np.flatnonzero(~query.candidates))
+        if not self._scorer.folds_in:
+            return NO_FOLD_IN
+        return None if query.history.size else NO_HISTORY
+
+    def scores(self, query: Query, debias: float) -> Floats:
+        """See Rung."""
+        return self._scorer.fold_in(query.history, debias)
+
+
+class Popularity:
+    """Training interactions; always answers."""
+
+    method: Method = "popularity"
+
+    def __init__(self, scorer: Scorer) -> None:
+        self._scores = scorer.popularity.astype(np.float32)
+
+    def reason_against(self, query: Query) -> str | None:
+        """See Rung."""
+        return None
+
+    def scores(self, query: Query, debias: float) -> Floats:
+        """See Rung; counts have nothing to debias."""
+        return self._scores
 
 
 class Ladder:
@@ -88,14 +109,14 @@ class Ladder:
     @classmethod
     def of(cls, scorer: Scorer) -> "Ladder":
         """The ladder of this platform for one bundle."""
-        return cls([Personalised(scorer), Popularity(scorer)])
+        return cls([Personalised(scorer), FoldIn(scorer), Popularity(scorer)])
 
-    def rank(self, query: Query) -> Answer:
-        """The first rung's ranking that there is, with the reason of the first rung that had none."""
+    def rung(self, query: Query) -> tuple[Rung, str | None]:
+        """The first rung that has an answer, and the reason of the first one that had none."""
         reason: str | None = None
         for rung in self._rungs:
-            result = rung.rank(query)
-            if isinstance(result, Ranking):
-                return Answer(result, rung.method, reason)
-            reason = reason or result
+            against = rung.reason_against(query)
+            if against is None:
+                return rung, reason
+            reason = reason or against
         raise AssertionError(f"the last rung has no answer: {reason}")

@@ -25,7 +25,7 @@ from serving.schemas import (
     ScoreResponse,
     UserRecommendations,
 )
-from serving.scorer import Ranking, Scorer, rank_of, top_k
+from serving.scorer import Floats, Ranking, Scorer, rank_of, top_k
 
 UNKNOWN_ITEM = "unknown_item"
 
@@ -57,32 +57,28 @@ class Recommender:
     def _recommend(
         self, user_id: str, history: Sequence[str], request: RecommendRequest, strength: float, filtered: npt.NDArray[np.bool_]
     ) -> UserRecommendations:
-        user = self.scorer.user_vocabulary.row(user_id)
+        user, recent = self.scorer.user_vocabulary.row(user_id), request.recent.get(user_id, [])
+        known = [self._known(items) for items in ([*history, *recent], recent)]
+        query = Query(user, *known)
         candidates = filtered
         if request.exclude_seen:
-            candidates = filtered & self.scorer.candidates(exclude=self._seen(user, history))
-        answer = self._ladder.rank(Query(user, request.k, strength, candidates))
-        items, factual = self._ranked(answer.ranking), None
-        if request.compare:
-            if answer.method == "personalised":
-                items, factual = self._compare(user, request.k, strength, candidates)
-            else:  # nothing to debias: both rankings are the same
-                factual = items
+            candidates = filtered & self.scorer.candidates(exclude=self._seen(user, query.history))
+        rung, reason = self._ladder.rung(query)
+        debiased = rung.scores(query, strength)
+        items = self._ranked(top_k(debiased, request.k, candidates))
+        factual: list[RankedItem] | None = None
+        if request.compare and rung.method == "popularity":  # nothing to debias: both rankings are the same
+            factual = items
+        elif request.compare:
+            items, factual = self._compare(debiased, rung.scores(query, 0.0), request.k, candidates)
         return UserRecommendations(
-            user_id=user_id,
-            cold=user == UNKNOWN,
-            method=answer.method,
-            reason=answer.reason,
-            items=items,
-            factual=factual,
+            user_id=user_id, cold=user == UNKNOWN, method=rung.method, reason=reason, items=items, factual=factual
         )
 
     def _compare(
-        self, user: int, k: int, strength: float, candidates: npt.NDArray[np.bool_]
+        self, debiased: Floats, factual: Floats, k: int, candidates: npt.NDArray[np.bool_]
     ) -> tuple[list[RankedItem], list[RankedItem]]:
         """The debiased and the factual ranking, every item with its rank in both."""
-        asked = np.array([user])
-        debiased, factual = (self.scorer.score_all(asked, value)[0] for value in (strength, 0.0))
         rankings = []
         for scores in (debiased, factual):
             ranking = top_k(scores, k, candidates)
@@ -138,7 +134,7 @@ class Recommender:
         user = self.scorer.user_vocabulary.row(request.user_id)
         item = self.scorer.item_vocabulary.row(request.item_id)
         strength = self._strength(request.debias)
-        seen = self._seen(user, history)
+        seen = self._seen(user, self._known(history))
         neighbours: list[Neighbour] = []
         if item != UNKNOWN and seen.size:
             nearest = self.scorer.similar_items(item, request.num_neighbours, among=seen)
@@ -197,12 +193,14 @@ class Recommender:
             golden_requests=golden_requests,
         )
 
-    def _seen(self, user: int, history: Sequence[str]) -> npt.NDArray[np.int64]:
-        """Item rows the user interacted with, without repeats and without items the bundle does not know."""
-        recent = self.scorer.item_vocabulary.rows(history)
-        trained = self.scorer.seen(user) if user != UNKNOWN else np.empty(0, dtype=np.int64)
-        rows = np.union1d(trained, recent)
+    def _known(self, item_ids: Sequence[str]) -> npt.NDArray[np.int64]:
+        """Rows of the items that the bundle knows, ascending and without repeats."""
+        rows = np.unique(self.scorer.item_vocabulary.rows(item_ids))
         return rows[rows != UNKNOWN]
+
+    def _seen(self, user: int, history: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Item rows the user interacted with, in training or since."""
+        return np.union1d(self.scorer.seen(user), history) if user != UNKNOWN else history
 
     def _strength(self, debias: float | None) -> float:
         return self.scorer.debias_strength if debias is None else debias

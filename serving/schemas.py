@@ -9,6 +9,7 @@ MAX_K = 200
 MAX_CANDIDATES = 1_000
 MAX_FILTER_ITEMS = 10_000
 MAX_NEIGHBOURS = 20
+MAX_RECENT = 200
 MAX_ID_LENGTH = 256
 
 RawId = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_LENGTH)]
@@ -23,7 +24,7 @@ Debias = Annotated[
         "Left out: the strength chosen when the model was trained.",
     ),
 ]
-Method = Literal["personalised", "popularity"]
+Method = Literal["personalised", "fold_in", "popularity"]
 
 
 class _Strict(BaseModel):
@@ -38,12 +39,19 @@ class RecommendRequest(_Strict):
             "examples": [
                 {"users": ["1"], "k": 10},
                 {"users": ["1", "2"], "k": 5, "debias": 1.0, "compare": True, "deny": ["50"]},
+                {"users": ["somebody new"], "k": 5, "recent": {"somebody new": ["50", "181"]}},
             ]
         }
     )
 
     users: list[RawId] = Field(
-        min_length=1, max_length=MAX_USERS, description="User ids; an unknown one gets the popular items."
+        min_length=1, max_length=MAX_USERS, description="User ids; an unknown one without a history gets the popular items."
+    )
+    recent: dict[RawId, Annotated[list[RawId], Field(max_length=MAX_RECENT)]] = Field(
+        default={},
+        max_length=MAX_USERS,
+        description="User id -> ids of items the user interacted with just now. They count as seen and shape the ranking; with "
+        "them, or with a history in the feature store, a user who was not in the training data is answered too.",
     )
     k: int = Field(default=10, ge=1, le=MAX_K, description="Items per user; fewer come back when fewer are candidates.")
     exclude_seen: bool = Field(default=True, description="Leave out what the user already interacted with.")

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from components.artifacts import Store, write_json
-from components.cllmr.linear.scores import LinearScores, from_tensors, mixed
+from components.cllmr.linear.scores import LinearScores, from_tensors, mixed, standardised
 from components.errors import ArtifactError, ConfigError, did_you_mean
 from components.ids import UNKNOWN, Vocabulary
 
@@ -97,13 +97,14 @@ class Scorer:
         self.popularity: Rows = model["popularity"]  # (num_items,)
         self.factual, self.counterfactual = models_of(model)
         self.num_users, self.num_items = len(self.factual.users), len(self.factual.items)
+        self._blocks = {name: [float(weight) for _, weight in blocks] for name, blocks in bundle["history_blocks"].items()}
+        self._popularity_weight = float(bundle.get("members", {}).get("popularity", 0.0))
         self._vectors: Floats = model["item_vectors"]  # (num_items, v)
         self._seen_indptr: Rows = model["seen_indptr"]
         self._seen_items: npt.NDArray[np.int32] = model["seen_items"]
         self._golden = list(golden)
         # the score that nearly everybody asks for, as one model
         self._debiased = mixed(self.factual, self.counterfactual, self.debias_strength)
-        self._by_popularity: Rows = np.lexsort((np.arange(self.num_items), -self.popularity))
 
     @classmethod
     def load(cls, bundle_dir: str | Path) -> "Scorer":
@@ -125,6 +126,7 @@ class Scorer:
         except (OSError, SafetensorError, ValueError) as error:
             raise _damaged(path, f"cannot be read: {str(error).splitlines()[0]}") from None
         _check_model(model, path)
+        _check_blocks(bundle["history_blocks"], models_of(model), directory / BUNDLE_FILE)
         _check_ids(user_ids, len(model["factual.users"]), directory / USERS_FILE)
         _check_items(items, len(model["factual.items"]), directory / ITEMS_FILE)
         return cls(model, bundle, user_ids, items, golden)
@@ -170,6 +172,41 @@ class Scorer:
         direct = total - indirect
         return Effects(total, direct, indirect, total - self._strength(debias) * direct)
 
+    @property
+    def folds_in(self) -> bool:
+        """Whether somebody who is not in the training data can be answered from his history."""
+        return bool(self._blocks["factual"])
+
+    def fold_in(self, items: npt.ArrayLike, debias: float | None = None) -> Floats:
+        """Scores of somebody without a row here, from his history, by the members that need nothing else: (num_items,).
+
+        Args:
+            items: history, item rows; `UNKNOWN` is ignored. Without any known item all scores are those of popularity.
+            debias: λ in [0, 1]; the bundle's own when None.
+        """
+        history, strength = _known(items), self._strength(debias)
+        models = {"factual": (self.factual, 1 - strength), "counterfactual": (self.counterfactual, strength)}
+        total = self._popularity_weight * standardised(np.log1p(self.popularity)[None])[0]
+        for name, (model, share) in models.items():
+            if share:
+                total = total + np.float32(share) * model.folded(self._blocks[name], history)
+        return np.asarray(total, dtype=np.float32)
+
+    def score_user(self, user: int, debias: float | None = None, recent: npt.ArrayLike = ()) -> Floats:
+        """Scores of one user with all items, his history with some items more than the training data knew: (num_items,).
+
+        Args:
+            user: user row.
+            debias: λ in [0, 1]; the bundle's own when None.
+            recent: item rows; those of the training data and `UNKNOWN` are ignored.
+        """
+        scores = self.score_all(np.array([user]), debias)[0]
+        new = np.setdiff1d(_known(recent), self.seen(user))
+        if new.size:
+            strength = np.float32(self._strength(debias))
+            scores = scores + (1 - strength) * self.factual.added(user, new) + strength * self.counterfactual.added(user, new)
+        return scores
+
     # -- rankings -------------------------------------------------------------------------------------------------------
 
     def recommend(
@@ -193,14 +230,6 @@ class Scorer:
         """
         scores = self.score_all(np.array([user]), debias)[0]
         return top_k(scores, k, self.candidates(exclude, allow, deny))
-
-    def popular(
-        self, k: int, exclude: npt.ArrayLike = (), allow: npt.ArrayLike | None = None, deny: npt.ArrayLike = ()
-    ) -> Ranking:
-        """The k items with the most training interactions, for users without a personal ranking; scores are the counts."""
-        candidates = self.candidates(exclude, allow, deny)
-        rows = self._by_popularity[candidates[self._by_popularity]][:k]
-        return Ranking(rows, self.popularity[rows].astype(np.float32))
 
     def candidates(
         self, exclude: npt.ArrayLike = (), allow: npt.ArrayLike | None = None, deny: npt.ArrayLike = ()
@@ -407,6 +436,7 @@ def _check_header(bundle: dict[str, Any], path: Path) -> None:
         "embedding_dim": (int,),
         "debias_strength": (int, float),
         "effect": str,
+        "history_blocks": dict,
     }
     for key, kind in wanted.items():
         if not isinstance(bundle.get(key), kind):
@@ -452,6 +482,18 @@ def _check_model(model: dict[str, npt.NDArray[Any]], path: Path) -> None:
         raise _damaged(path, "has a list of seen items that is not in order or names items that do not exist")
     if model["popularity"].min() < 0:
         raise _damaged(path, f"has a negative popularity ({model['popularity'].min()})")
+
+
+def _check_blocks(blocks: dict[str, Any], models: tuple[LinearScores, LinearScores], path: Path) -> None:
+    """Refuses members of a history that are not those of the weights between items."""
+    for name, model in zip(("factual", "counterfactual"), models, strict=True):
+        rows, items = model.weights.shape
+        try:
+            weights = [float(weight) for _, weight in blocks[name]]
+        except (KeyError, TypeError, ValueError):
+            raise _damaged(path, f"has history_blocks = {blocks!r}") from None
+        if len(weights) * items != rows:
+            raise _damaged(path, f"has {len(weights)} {name} history_blocks of {items} items for {rows} rows of weights")
 
 
 def _check_ids(ids: list[Any], count: int, path: Path) -> None:

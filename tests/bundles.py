@@ -17,7 +17,7 @@ from serving.scorer import write_golden
 
 def graph_alone(graph: GraphFit) -> FittedRecipe:
     """A recipe that is a graph model with gates, in its own units: nothing is standardised."""
-    return FittedRecipe(graph.factual, graph.counterfactual, graph.item_gate, {}, {"graph": 1.0}, {}, {}, {})
+    return FittedRecipe(graph.factual, graph.counterfactual, graph.item_gate, {}, {"graph": 1.0}, {"graph": 1.0}, {}, {}, {})
 
 
 def graph_tensors(graph: GraphFit) -> dict[str, npt.NDArray[Any]]:
@@ -58,6 +58,7 @@ TINY_HEADER = {
     "debias_strength": 0.5,
     "effect": "gates",
     "members": {"graph": 1.0},
+    "history_blocks": {"factual": [], "counterfactual": []},
     "backbone": "lightgcn",
     "side_encoder": "sse",
     "seed": 1,
@@ -108,6 +109,7 @@ def write_random_bundle(
     members = model()
     standards = [Standard.of(member) for member in members]
     factual, counterfactual = (joined(parts, (0.7, 1.0), standards) for parts in (members, model()))
+    blocks = {name: [["ease", 1.0]] for name in ("factual", "counterfactual")}
     model_tensors = {
         **as_tensors(factual, "factual"),
         **as_tensors(counterfactual, "counterfactual"),
@@ -120,7 +122,13 @@ def write_random_bundle(
     return write_bundle(
         directory,
         model=model_tensors,
-        header={"name": "random", "embedding_dim": embedding_dim, "effect": "counterfactual_clicks", **header},
+        header={
+            "name": "random",
+            "embedding_dim": embedding_dim,
+            "effect": "counterfactual_clicks",
+            "history_blocks": blocks,
+            **header,
+        },
         users=[f"u{row}" for row in range(num_users)],
         items=[
             {"item_id": f"i{row}", "title": f"Film {row}", "profile": f"Profile of film {row}."} for row in range(num_items)

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from components.artifacts import Manifest, write_json
 from components.errors import ArtifactError, DataError
 from components.evaluate import baselines, bias, collapse, metrics, summary
-from components.evaluate.config import ACTIVITY, LABELS, SCORES, EvaluateConfig
+from components.evaluate.config import ACTIVITY, LABELS, NEW_USERS, SCORES, EvaluateConfig
 from components.evaluate.metrics import METRICS, PRIMARY, Bootstrap, Ranking
 from components.ids import TEST, TRAIN, VALIDATION
 from components.ingest.dataset import Dataset
@@ -105,6 +105,9 @@ def evaluate(
             score = partial(scorer.score_all, effect=name)
             tested[name], on_validation[name] = rank(score, held_out=test), rank(score, held_out=validation)
             bar.advance(model=LABELS[name])
+        new_users: dict[str, Any] = {name: tested[name].mean() for name in NEW_USERS if name in tested}
+        if scorer.folds_in:
+            new_users["fold_in"] = rank(partial(_as_new, scorer), held_out=test).mean()
         curve = []
         for debias in LAMBDAS:
             ranking = rank(partial(scorer.score_all, debias=debias), held_out=validation)
@@ -157,8 +160,14 @@ def evaluate(
             "rank_shift": bias.rank_shift(factual, debiased, seen, _some(users), config.block_size),
         },
         "lambda_curve": curve,
+        "new_users": {name: {key: round(value, 6) for key, value in mean.items()} for name, mean in new_users.items()},
     }
     return figures, {"users": users, **per_user}
+
+
+def _as_new(scorer: Scorer, users: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    """Scores of the users as if they were not in the training data, from their histories: (n, num_items)."""
+    return np.stack([scorer.fold_in(scorer.seen(user)) for user in users.tolist()])
 
 
 def _tell_epoch(bar: Progress, model: str, **figures: Any) -> None:

@@ -25,6 +25,9 @@ LABELS: dict[str, str] = {
 }
 """Every model that can appear in a result, in the order of the result table, as people read it."""
 
+NEW_USERS = {"fold_in": "CLLMR fold-in of the history", "text_cosine": "Text cosine", "popularity": "Popularity"}
+"""How users who were not in the training data can be answered, as people read it."""
+
 ACTIVITY = ("least active third", "middle third", "most active third")
 """Groups of users by their number of training interactions, in order."""
 

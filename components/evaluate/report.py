@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from components.artifacts import Manifest
 from components.evaluate import figures
-from components.evaluate.config import ACTIVITY, LABELS, SCORES
+from components.evaluate.config import ACTIVITY, LABELS, NEW_USERS, SCORES
 from components.evaluate.metrics import METRICS, PRIMARY
 from components.tracking import flat
 
@@ -130,6 +130,7 @@ def _context(facts: Facts) -> dict[str, Any]:
         "models": [name for name in LABELS if name in metrics["results"]],  # JSON does not keep the order of the table
         "groups": [name for name in ACTIVITY if name in metrics["slices"]],
         "labels": LABELS,
+        "new_users": NEW_USERS,
         "scores": SCORES,
         "primary": PRIMARY,
         "compared": ("ndcg@10", "recall@10", "ndcg@20", "recall@20"),

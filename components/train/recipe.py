@@ -43,6 +43,8 @@ from components.train.search import Settings, coordinate_search
 
 FloatMatrix = npt.NDArray[np.float32]
 Progress = Callable[..., None]
+HISTORY_MEMBERS: tuple[MemberName, ...] = ("ease", "text")
+"""Members whose score is made of weights between items: they answer anybody who has a history."""
 _SIDE_MAP_L2 = 10.0  # of the map from side information to factors; 1 to 50 make no difference
 
 
@@ -130,6 +132,8 @@ class FittedRecipe:
     in, or its gate."""
     members: dict[str, Member]
     weights: dict[str, float]
+    """Of the members in the factual model."""
+    counterfactual_weights: dict[str, float]
     validation: dict[str, float]
     """Validation NDCG@10 of each member, and of the "ensemble"."""
     cpu_seconds: dict[str, float]
@@ -141,6 +145,15 @@ class FittedRecipe:
     def settings(self) -> dict[str, Settings]:
         """What `fit_recipe` takes to fit another seed without tuning again."""
         return {name: member.settings for name, member in self.members.items()}
+
+    @property
+    def history_blocks(self) -> dict[str, list[tuple[str, float]]]:
+        """Members that score a history, with their weights, in the order in which their weights between items lie in the
+        "factual" and the "counterfactual" model."""
+        return {
+            name: [(member, weight) for member, weight in weights.items() if member in HISTORY_MEMBERS and weight]
+            for name, weights in (("factual", self.weights), ("counterfactual", self.counterfactual_weights))
+        }
 
     @property
     def graph(self) -> GraphFit | None:
@@ -178,9 +191,9 @@ def fit_recipe(
     on_progress(member="ensemble", **{PRIMARY: validation["ensemble"]})
     start = time.process_time()
     task = _Counterfactual(data, config, train_graph, members, weights, factual, on_progress)
-    counterfactual, propensity = _EFFECTS[config.effect](task)
+    other = _EFFECTS[config.effect](task)
     seconds["counterfactual"] = time.process_time() - start
-    return FittedRecipe(factual, counterfactual, propensity, members, weights, validation, seconds, left_out)
+    return FittedRecipe(factual, other.scores, other.propensity, members, weights, other.weights, validation, seconds, left_out)
 
 
 def _join(
@@ -238,22 +251,31 @@ class _Counterfactual:
     on_progress: Progress
 
     @property
-    def nothing(self) -> tuple[LinearScores, FloatMatrix]:
+    def nothing(self) -> "_Other":
         """No propensity: the factual model."""
-        return self.factual, np.zeros(self.data.train.shape[1], dtype=np.float32)
+        return _Other(self.factual, self.weights, np.zeros(self.data.train.shape[1], dtype=np.float32))
 
 
-def _gates(task: _Counterfactual) -> tuple[LinearScores, FloatMatrix]:
+class _Other(NamedTuple):
+    """A counterfactual model."""
+
+    scores: LinearScores
+    weights: dict[str, float]
+    propensity: FloatMatrix
+
+
+def _gates(task: _Counterfactual) -> _Other:
     """The graph member with its match alone, in the factual standardisation; the others as they are."""
     graph = task.members["graph"].graph if "graph" in task.members else None
     if graph is None:
         return task.nothing
     standards = [Standard.of(member.scores) for member in task.members.values()]
     scores = [graph.counterfactual if name == "graph" else member.scores for name, member in task.members.items()]
-    return _shared_where_equal(joined(scores, list(task.weights.values()), standards), task.factual), graph.item_gate
+    model = joined(scores, list(task.weights.values()), standards)
+    return _Other(_shared_where_equal(model, task.factual), task.weights, graph.item_gate)
 
 
-def _on_taste(task: _Counterfactual) -> tuple[LinearScores, FloatMatrix]:
+def _on_taste(task: _Counterfactual) -> _Other:
     """The recipe on the log of taste."""
     data = task.data
     if not data.has_text:
@@ -269,8 +291,8 @@ def _on_taste(task: _Counterfactual) -> tuple[LinearScores, FloatMatrix]:
     settings: dict[str, Settings] = {name: task.members[name].settings for name in names}
     other = _without_propensity(data, found, task.config)
     members = _fit_members(names, other, task.config, task.train_graph, settings, {}, task.on_progress, "counterfactual")
-    model, _ = _join(members, data, _of_taste(data), task.weights)
-    return _shared_where_equal(model, task.factual), found.share.astype(np.float32)
+    model, weights = _join(members, data, _of_taste(data), task.weights)
+    return _Other(_shared_where_equal(model, task.factual), weights, found.share.astype(np.float32))
 
 
 def _of_taste(data: RecipeData) -> sp.csr_array:
@@ -281,7 +303,7 @@ def _of_taste(data: RecipeData) -> sp.csr_array:
     return kept if kept.nnz else data.validation
 
 
-_EFFECTS: dict[EffectName, Callable[[_Counterfactual], tuple[LinearScores, FloatMatrix]]] = {
+_EFFECTS: dict[EffectName, Callable[[_Counterfactual], _Other]] = {
     "counterfactual_clicks": _on_taste,
     "counterfactual_log": _on_taste,
     "gates": _gates,

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from components.errors import ArtifactError, ConfigError, ServingError
 from serving.client import Client
 from serving.run import free_port, parse_app_args, read_app_args, running_endpoint, wait_until_ready
-from serving.scorer import Scorer
+from serving.scorer import Scorer, top_k
 from tests.bundles import write_random_bundle
 
 pytestmark = pytest.mark.ray
@@ -74,8 +74,12 @@ def test_offline_scores_equal_http_scores(client: Client, scorer: Scorer, debias
 def test_unknown_users_and_items_are_answered(client: Client, scorer: Scorer) -> None:
     (result,) = client.recommend(["who"], 5).results
     assert (result.cold, result.method, result.reason) == (True, "popularity", "unknown_user")
-    assert [item.item_id for item in result.items] == [f"i{row}" for row in scorer.popular(5).rows]
+    assert [item.item_id for item in result.items] == [f"i{row}" for row in np.argsort(-scorer.popularity, kind="stable")[:5]]
     assert client.score("u1", ["what", "i1"]).unknown_items == ["what"]
+    (result,) = client.recommend(["who"], 5, recent={"who": ["i3", "i4"]}, debias=1.0).results
+    assert (result.cold, result.method) == (True, "fold_in")
+    expected = top_k(scorer.fold_in([3, 4], 1.0), 5, scorer.candidates(exclude=[3, 4]))
+    assert [item.item_id for item in result.items] == [f"i{row}" for row in expected.rows]
     assert client.explain("who", "what").reason == "unknown_user"
     assert client.explain("u1", "what").reason == "unknown_item"
 

@@ -205,6 +205,12 @@ def test_slices_hold_every_evaluated_user_once_and_average_to_the_whole(figures)
     assert mean == pytest.approx(figures["results"]["debiased"]["ndcg@10"]["mean"], abs=1e-5)
 
 
+def test_new_users_are_measured_beside_what_else_could_answer_them(figures):
+    assert set(figures["new_users"]) == {"popularity", "text_cosine"}  # a model of factors alone folds nobody in
+    for name, mean in figures["new_users"].items():
+        assert mean == pytest.approx({metric: entry["mean"] for metric, entry in figures["results"][name].items()}, abs=1e-6)
+
+
 def test_facts_carry_the_main_figures_flat(done, figures):
     assert done.facts["debiased.ndcg@10"] == figures["results"]["debiased"]["ndcg@10"]["mean"]
     assert done.facts["effective_rank.side_items"] == figures["effective_rank"]["side_items"]["effective_rank"]

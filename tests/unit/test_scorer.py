@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from components.artifacts import Stage, StageConfig, run_stage
+from components.cllmr.linear.scores import LinearScores
 from components.errors import ArtifactError, ConfigError
 from components.ids import UNKNOWN
 from serving.scorer import Effect, Scorer, find_bundle, make_golden, rank_of, top_k
@@ -125,12 +126,39 @@ def test_equal_scores_rank_by_item_row_also_at_the_last_place() -> None:
     assert rank_of(scores, np.array([4]), scores < 3).tolist() == [2]
 
 
-def test_popular_items_come_first_where_there_is_no_personal_ranking(tiny: Scorer) -> None:
-    ranking = tiny.popular(3)
-    assert ranking.rows.tolist() == [0, 2, 1]  # 3, 3, 1 interactions
-    assert ranking.scores.tolist() == [3, 3, 1]
-    assert tiny.popular(3, exclude=[0], deny=[1]).rows.tolist() == [2, 3]
-    assert tiny.popular(9, allow=[3, 1]).rows.tolist() == [1, 3]
+def test_a_history_is_scored_by_the_members_that_need_nothing_else(random_dir: Path) -> None:
+    """One such member of weight 1: the standardised sum of its rows, for the factual and the counterfactual model."""
+    scorer = Scorer.load(random_dir)
+    items = np.array([3, 17, 200])
+
+    def standardised_sum(model: LinearScores) -> np.ndarray:
+        total = model.weights.toarray()[items].sum(axis=0)
+        return (total - total.mean()) / total.std()
+
+    factual, counterfactual = (standardised_sum(model) for model in (scorer.factual, scorer.counterfactual))
+    for debias in (0.0, 0.3, 1.0):
+        expected = (1 - debias) * factual + debias * counterfactual
+        np.testing.assert_allclose(scorer.fold_in([*items, UNKNOWN], debias), expected, atol=1e-5)
+    assert scorer.folds_in
+    np.testing.assert_array_equal(scorer.fold_in([]), 0.0)
+
+
+def test_a_model_of_factors_alone_folds_nobody_in(tiny: Scorer) -> None:
+    assert not tiny.folds_in
+
+
+def test_recent_items_are_more_history_with_the_users_own_scale(random_dir: Path) -> None:
+    scorer = Scorer.load(random_dir)
+    user, debias = 5, 0.4
+    seen = scorer.seen(user)
+    recent = np.setdiff1d([1, 30, 77], seen)
+    expected = scorer.score_all(np.array([user]), debias)[0].astype(np.float64)
+    for model, share in ((scorer.factual, 1 - debias), (scorer.counterfactual, debias)):
+        scale = model.history[[user]].data
+        assert np.ptp(scale) < 1e-6
+        expected += share * scale[0] * model.weights.toarray()[recent].sum(axis=0)
+    np.testing.assert_allclose(scorer.score_user(user, debias, [*recent, seen[0], UNKNOWN]), expected, atol=1e-5)
+    np.testing.assert_array_equal(scorer.score_user(user, debias), scorer.score_all(np.array([user]), debias)[0])
 
 
 def test_seen_items_are_the_training_interactions(tiny: Scorer) -> None:
@@ -279,6 +307,11 @@ def _sparse(**changes: Any) -> dict[str, np.ndarray]:
         ({"header": {"embedding_dim": "2"}}, "embedding_dim = '2'"),
         ({"header": {"debias_strength": 1.5}}, "debias_strength = 1.5, allowed are 0 to 1"),
         ({"header": {"effect": 1}}, "effect = 1"),
+        ({"header": {"history_blocks": {"factual": []}}}, "history_blocks = {'factual': \\[\\]}"),
+        (
+            {"header": {"history_blocks": {"factual": [["ease", 1.0]], "counterfactual": []}}},
+            "1 factual history_blocks of 4 items",
+        ),
     ],
 )
 def test_a_bundle_that_does_not_fit_together_is_refused(tmp_path: Path, changes: dict[str, Any], told: str) -> None:

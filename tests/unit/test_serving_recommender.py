@@ -1,17 +1,24 @@
 """Answers of the recommender and of the degrade ladder, on the tiny bundle whose numbers are known (see test_scorer)."""
 
+import numpy as np
 import pytest
 
-from serving.degrade import Answer, Ladder, Query
+from serving.degrade import Ladder, Query
 from serving.recommender import Recommender
 from serving.schemas import ExplainRequest, RankedItem, RecommendRequest, ScoreRequest
-from serving.scorer import Ranking, Scorer
-from tests.bundles import write_bundle
+from serving.scorer import Scorer, top_k
+from tests.bundles import write_bundle, write_random_bundle
 
 
 @pytest.fixture(scope="module")
 def recommender(tmp_path_factory: pytest.TempPathFactory) -> Recommender:
     return Recommender(Scorer.load(write_bundle(tmp_path_factory.mktemp("tiny") / "bundle")), model_version="7")
+
+
+@pytest.fixture(scope="module")
+def folding(tmp_path_factory: pytest.TempPathFactory) -> Recommender:
+    """A model that can answer a history."""
+    return Recommender(Scorer.load(write_random_bundle(tmp_path_factory.mktemp("random") / "bundle")), model_version="8")
 
 
 def ids(items: list[RankedItem] | None) -> list[str]:
@@ -120,17 +127,47 @@ def test_an_explanation_of_something_unknown_says_what_is_unknown(recommender: R
     assert [n.item_id for n in user.nearest_liked_items] == ["i1"]
 
 
-def test_the_ladder_keeps_the_first_reason_on_its_way_down(recommender: Recommender) -> None:
+def test_a_new_user_with_a_history_gets_a_ranking_of_his_own(folding: Recommender) -> None:
+    scorer = folding.scorer
+    asked = RecommendRequest(users=["new", "newer"], k=5, recent={"newer": ["i7", "nope"]}, debias=0.3, compare=True)
+    new, newer = folding.recommend(asked, [["i3"], ["i3"]]).results
+    for result, rows in ((new, [3]), (newer, [3, 7])):
+        assert (result.cold, result.method, result.reason) == (True, "fold_in", "unknown_user")
+        for items, debias in ((result.items, 0.3), (result.factual, 0.0)):
+            expected = top_k(scorer.fold_in(rows, debias), 5, scorer.candidates(exclude=rows))
+            assert ids(items) == [f"i{row}" for row in expected.rows]
+
+
+def test_a_new_user_without_a_known_item_gets_the_popular_ones(folding: Recommender) -> None:
+    (result,) = folding.recommend(RecommendRequest(users=["new"], k=3, recent={"new": ["nope"]}), [[]]).results
+    assert (result.cold, result.method, result.reason) == (True, "popularity", "unknown_user")
+
+
+def test_what_a_known_user_did_just_now_moves_the_ranking_and_the_stored_history_does_not(folding: Recommender) -> None:
+    scorer = folding.scorer
+    before, stored, now = (
+        folding.recommend(RecommendRequest(users=["u1"], k=200, exclude_seen=False, recent=recent), [history]).results[0]
+        for recent, history in (({}, []), ({}, ["i9"]), ({"u1": ["i9"]}, []))
+    )
+    assert ids(before.items) == ids(stored.items)
+    assert [item.score for item in now.items] != [item.score for item in before.items]
+    row = scorer.user_vocabulary.row("u1")
+    assert ids(now.items) == [f"i{row}" for row in top_k(scorer.score_user(row, None, [9]), 200, scorer.candidates()).rows]
+    left_out = folding.recommend(RecommendRequest(users=["u1"], k=200, recent={"u1": ["i9"]}), [[]]).results[0]
+    assert "i9" not in ids(left_out.items)
+
+
+def test_the_ladder_keeps_the_first_reason_on_its_way_down() -> None:
     class Says:
         method = "personalised"
 
-        def __init__(self, result: Ranking | str) -> None:
-            self.result = result
+        def __init__(self, against: str | None) -> None:
+            self.against = against
 
-        def rank(self, query: Query) -> Ranking | str:
-            return self.result
+        def reason_against(self, query: Query) -> str | None:
+            return self.against
 
-    last = recommender.scorer.popular(1)
-    ladder = Ladder([Says("first"), Says("second"), Says(last)])  # type: ignore[list-item]  # a method is a literal there
-    query = Query(0, 1, None, recommender.scorer.candidates())
-    assert ladder.rank(query) == Answer(last, "personalised", "first")
+    last = Says(None)
+    ladder = Ladder([Says("first"), Says("second"), last])  # type: ignore[list-item]  # it only has to be chosen
+    nothing = np.empty(0, dtype=np.int64)
+    assert ladder.rung(Query(0, nothing, nothing)) == (last, "first")

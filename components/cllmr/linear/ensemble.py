@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
+from components.cllmr.linear.scores import standardised
+
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
 
@@ -31,15 +33,6 @@ class Scores(Protocol):
     def score(self, users: Rows) -> Floats:
         """Rows of the users (n,) -> (n, num_items)."""
         ...
-
-
-def standardised(scores: npt.NDArray[np.floating]) -> Floats:
-    """Every row with mean 0 and standard deviation 1 over the items; rows without variation become 0: (n, num_items)."""
-    scores = np.asarray(scores, dtype=np.float32)
-    deviation = scores.std(axis=1, keepdims=True)
-    centred = scores - scores.mean(axis=1, keepdims=True)
-    result: Floats = np.divide(centred, deviation, out=np.zeros_like(centred), where=deviation > 1e-9)
-    return result
 
 
 @dataclass(frozen=True)

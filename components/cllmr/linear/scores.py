@@ -64,6 +64,41 @@ class LinearScores:
             scores += (history @ self.weights[:, items]).toarray()[0]
         return np.asarray(scores)
 
+    def folded(self, block_weights: Sequence[float], items: Rows) -> Floats:
+        """Scores of somebody whose history is `items` and who has no row here: what `joined` would give him without the
+        members that know users, (num_items,).
+
+        Args:
+            block_weights: weights of the members whose W lie one above the other, (num_items, num_items) each.
+            items: history, item rows.
+        """
+        num_items = len(self.items)
+        total = np.zeros(num_items, dtype=np.float32)
+        for number, weight in enumerate(block_weights):
+            scores = np.asarray(self.weights[number * num_items + items].sum(axis=0), dtype=np.float32)
+            total += np.float32(weight) * standardised(scores[None])[0]
+        return total
+
+    def added(self, user: int, items: Rows) -> Floats:
+        """What further `items` in the history of a user add to his scores, (num_items,); every block's scale stays."""
+        num_items = len(self.items)
+        history = self.history[[user]]
+        total = np.zeros(num_items, dtype=np.float32)
+        for start in range(0, history.shape[1], num_items):
+            mine = (history.indices >= start) & (history.indices < start + num_items)
+            if mine.any():
+                total += history.data[mine].mean() * np.asarray(self.weights[start + items].sum(axis=0), dtype=np.float32)
+        return total
+
+
+def standardised(scores: npt.NDArray[np.floating]) -> Floats:
+    """Every row with mean 0 and standard deviation 1 over the items; rows without variation become 0: (n, num_items)."""
+    scores = np.asarray(scores, dtype=np.float32)
+    deviation = scores.std(axis=1, keepdims=True)
+    centred = scores - scores.mean(axis=1, keepdims=True)
+    result: Floats = np.divide(centred, deviation, out=np.zeros_like(centred), where=deviation > SMALLEST_DEVIATION)
+    return result
+
 
 @dataclass(frozen=True)
 class Standard:
