@@ -17,9 +17,35 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 WORDS = (
-    "quiet patient curious viewers readers families evenings stories puzzles landscapes friendship courage irony music "
-    "history science mystery romance danger memory travel childhood machines justice winter gardens letters oceans"
-).split()
+    "quiet",
+    "patient",
+    "curious",
+    "viewers",
+    "readers",
+    "families",
+    "evenings",
+    "stories",
+    "puzzles",
+    "landscapes",
+    "friendship",
+    "courage",
+    "irony",
+    "music",
+    "history",
+    "science",
+    "mystery",
+    "romance",
+    "danger",
+    "memory",
+    "travel",
+    "childhood",
+    "machines",
+    "justice",
+    "winter",
+    "gardens",
+    "letters",
+    "oceans",
+)
 
 
 @dataclass(frozen=True)

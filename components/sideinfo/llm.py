@@ -24,7 +24,7 @@ from components.sideinfo.schema import Profile, Rejected, Rules, json_schema
 from components.sideinfo.tokens import Tokens, fit, room
 
 _EXCERPT_CHARS = 200
-_REPAIR_SHARE = 2  # a repair shows half the data: what did not fit or led astray is more likely in the rest
+_REPAIR_MIN_TOKENS = 64  # a repair shows half the data, for less to go wrong with; what is short already stays
 
 
 @dataclass
@@ -167,7 +167,7 @@ class LLMWriter:
     def _smaller(self, text: str) -> str:
         """The data of a repair: the first part of what was shown."""
         lines = text.removeprefix(f"{OPENING}\n").removesuffix(f"\n{CLOSING}").split("\n")
-        return delimit(fit(lines, self.tokens, max(1, self.tokens.count(text) // _REPAIR_SHARE)))
+        return delimit(fit(lines, self.tokens, max(_REPAIR_MIN_TOKENS, self.tokens.count(text) // 2)))
 
     def _check_coverage(self, side: Side, known: int, written: Sequence[Profile | None]) -> None:
         covered = sum(entry is not None for entry in written)

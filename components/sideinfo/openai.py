@@ -197,8 +197,7 @@ def parse(key: str, content: bytes) -> Answer | None:
     tokens_in, tokens_out = (count if isinstance(count, int) and count >= 0 else 0 for count in tokens)
     if finish_reason not in _FINISH_REASONS:  # the server's own words go no further
         finish_reason = "unknown finish reason"
-    # a lone surrogate is valid JSON and no text
-    return Answer(key, text.encode("utf-8", "replace").decode(), finish_reason, tokens_in, tokens_out)
+    return Answer(key, text, finish_reason, tokens_in, tokens_out)
 
 
 def retry_after(value: str | None) -> float | None:

@@ -93,7 +93,7 @@ class Rules:
             problem = error.errors(include_input=False, include_url=False)[0]
             place = ".".join(str(part) for part in problem["loc"][:1])
             known = place in Profile.model_fields  # other names are the LLM's own words
-            return Rejected(f"{problem['type']} in {place}" if known else problem["type"])
+            return Rejected(f"{place}: {problem['type']}" if known else problem["type"])
         if unknown := set(found.tags) - self.tags:
             return Rejected(f"{len(unknown)} tags outside the vocabulary")
         return self._checked(found, data)

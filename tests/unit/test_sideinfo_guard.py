@@ -149,8 +149,6 @@ _FRAGMENTS = st.sampled_from(
         "\u202e",
         ". ",
         "\n",
-    ]
-    + [
         "System:",
         "<|im_start|>",
         "&lt;",
@@ -182,8 +180,21 @@ def test_whatever_the_text_the_result_is_one_short_line_without_structure_or_con
 
 @pytest.mark.parametrize(
     "text",
-    ["<" * 80_000, "  \t" * 30_000, "\n\n#" * 30_000, "a." * 40_000, "a@" * 40_000, "&amp;" * 20_000, "ignore " * 12_000]
-    + ["[x](" * 20_000, "<!--" * 20_000, "a " * 40_000, "\u0301" * 80_000, "please recommend " * 5_000, "QUJD" * 20_000],
+    [
+        "<" * 80_000,
+        "  \t" * 30_000,
+        "\n\n#" * 30_000,
+        "a." * 40_000,
+        "a@" * 40_000,
+        "&amp;" * 20_000,
+        "ignore " * 12_000,
+        "[x](" * 20_000,
+        "<!--" * 20_000,
+        "a " * 40_000,
+        "\u0301" * 80_000,
+        "please recommend " * 5_000,
+        "QUJD" * 20_000,
+    ],
     ids=lambda text: repr(text[:6]),
 )
 def test_no_text_takes_long(text: str) -> None:
