@@ -74,7 +74,7 @@ def config_error(model: type[BaseModel], error: ValidationError, where: str = ""
         return ConfigError(f"unknown setting '{name}'.", did_you_mean(location[-1], list(fields)))
     message = problem["msg"].removeprefix("Value error, ")
     hidden = location and location[-1] in fields and not fields[location[-1]].repr  # where people put secrets by mistake
-    seen = "(not shown)" if hidden else repr(problem["input"])
+    seen = "(not shown)" if hidden and problem["input"] is not None else repr(problem["input"])
     return ConfigError(f"setting '{name}' = {seen}: {message}.", "Correct it in the preset or with --set.")
 
 
