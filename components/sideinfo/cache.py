@@ -2,7 +2,8 @@
 
 ``answers/<space>/`` holds the answers of one model to one prompt: Parquet shards that are only ever added, each counted once
 its marker (``.json``, written last) is there. Between two shards every answer is a line in a local journal, so that a killed
-process loses none; the next one finds the journal without an owner and makes a shard of it.
+process loses none; the next one on that machine finds the journal without an owner and makes a shard of it. Where the machine
+goes as well, the answers since the last shard are lost, at most a minute's.
 """
 
 import fcntl

@@ -6,6 +6,7 @@ Only training interactions reach this module: a profile that has seen a held-out
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import pandas as pd
@@ -72,6 +73,7 @@ def of_users(training: Dataset, item_profiles: Sequence[str | None], limits: Lim
     chosen = _items_by_user(training)
     titles = titles_of(training)
     reviews = _reviews(training, USER)
+    described = cache(lambda item: _described(titles[item], item_profiles[item], found))  # once, whoever chose it
     rows = zip(training.users[USER_ID], *(training.users[name] for name in columns), strict=True)
     for user, (user_id, *values) in enumerate(rows):
         lines = [_line(name, value, _FIELD_CHARS, found) for name, value in zip(columns, values, strict=True)]
@@ -79,13 +81,8 @@ def of_users(training: Dataset, item_profiles: Sequence[str | None], limits: Lim
         shown = sample(told, limits.max_user_items, limits.seed, user_id)
         share = limits.room // max(1, len(shown))
         for item in shown:
-            parts = (
-                _line("chose", titles[item] or "(without a title)", _TITLE_CHARS, found),
-                _line("who enjoys it", item_profiles[item] or "", _FIELD_CHARS, found),
-                _line("the user's own words", reviews.get(user, {}).get(item, ""), _REVIEW_CHARS, found),
-            )
-            told_of = ". ".join(part.rstrip(".") for part in parts if part)
-            lines.append(" ".join(fit([told_of], limits.tokens, share)))
+            own = _line("the user's own words", reviews.get(user, {}).get(item, ""), _REVIEW_CHARS, found)
+            lines.append(" ".join(fit([". ".join(filter(None, (described(item), own)))], limits.tokens, share)))
         found.texts.append(_block(lines, limits))
     return found
 
@@ -161,9 +158,23 @@ def _short_first(frame: pd.DataFrame, columns: Iterable[str]) -> list[str]:
 
 def _line(name: str, value: str, max_chars: int, found: Evidence) -> str:
     """ "Genres: Drama", "" when nothing is left of the value."""
+    if not value:
+        return ""
     text, removed = neutralise(value, max_chars)
     found.guarded.update(removed)
-    return labelled(neutralise(name, _TAG_CHARS).text, text)
+    return labelled(_plain_name(name), text)
+
+
+@cache
+def _plain_name(name: str) -> str:
+    return neutralise(name, _TAG_CHARS).text
+
+
+def _described(title: str, profile: str | None, found: Evidence) -> str:
+    """ "Chose: Alien. Who enjoys it: ..."; only once counted in what was taken out."""
+    chose = _line("chose", title or "(without a title)", _TITLE_CHARS, found).rstrip(".")
+    who = _line("who enjoys it", profile or "", _FIELD_CHARS, found).rstrip(".")
+    return ". ".join(filter(None, (chose, who)))
 
 
 def _block(lines: Iterable[str], limits: Limits) -> str | None:

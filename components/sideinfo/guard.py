@@ -38,10 +38,14 @@ _LINK = re.compile(r"!?\[([^\[\]]{0,200})\]\([^()\s]{0,2000}(?:\s[^()]{0,200})?\
 _ADDRESS = re.compile(
     r"\b(?:[a-z][a-z0-9+.-]{1,15}://|www\.)\S+|\b(?:data|javascript):\S+|\b[\w.+-]{1,64}@[\w.-]{3,255}", re.IGNORECASE
 )
-_BLOB = re.compile(r"(?<![\w+/=-])(?=[A-Za-z0-9+/_-]*[0-9A-Z+/])[A-Za-z0-9+/_-]{32,}={0,2}(?![\w+/=-])")
+# base64 and hexadecimal; without a digit a long run is words joined by hyphens and slashes
+_BLOB = re.compile(
+    r"(?<![\w+/=-])(?:(?=[A-Za-z+/_-]*[0-9])(?=[a-z0-9+/_-]*[A-Z])(?=[A-Z0-9+/_-]*[a-z])[A-Za-z0-9+/_-]{32,}={0,2}|[0-9a-f]{32,})"
+    r"(?![\w+/=-])"
+)
 _ESCAPES = re.compile(r"(?:(?:\\[xu][0-9a-f]{2,8}|%[0-9a-f]{2}|&#x?[0-9a-f]{1,6};)\s?){3,}", re.IGNORECASE)
 _SPACES = re.compile(r"\s+")
-_SPACED = re.compile(r"\b(?:\w[ ._*-]){6,}\w\b")
+_SPACED = re.compile(r"\b(?:[^\W\d_][ ._*-]){6,}[^\W\d_]\b")
 _STRUCTURE = str.maketrans({"<": " ", ">": " ", "{": "(", "}": ")", "[": "(", "]": ")", "|": ",", "`": "'", "\\": " "})
 _SENTENCE = re.compile(r"[^.!?。؟]*(?:[.!?。؟]+|$)")
 

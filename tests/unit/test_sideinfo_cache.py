@@ -23,24 +23,32 @@ def answers(count: int, start: int = 0) -> list[Answer]:
     return [Answer(f"key{number}", f"text {number} \u00e9\n", "stop", number, 2) for number in range(start, start + count)]
 
 
-def record(root: Path, listed: list[Answer], space: Space = SPACE) -> None:
+def record(root: Path | str, listed: list[Answer], space: Space = SPACE) -> None:
     with AnswerCache(str(root), writable=True).recorder(space) as keep:
         for answer in listed:
             keep(answer)
 
 
-def found(root: Path, count: int = 10, space: Space = SPACE, writable: bool = True) -> dict[str, Answer]:
+def found(root: Path | str, count: int = 10, space: Space = SPACE, writable: bool = True) -> dict[str, Answer]:
     return AnswerCache(str(root), writable).find(space, {f"key{number}" for number in range(count)})
 
 
-def test_what_one_run_kept_another_finds(tmp_path: Path) -> None:
-    assert found(tmp_path) == {}
-    record(tmp_path, answers(2))
-    record(tmp_path, answers(2, start=2))
-    assert found(tmp_path, 3) == {answer.key: answer for answer in answers(3)}
-    assert found(tmp_path, writable=False).keys() == {"key0", "key1", "key2", "key3"}
-    assert not list((tmp_path / "answers" / ".work-journals").iterdir())
+@pytest.mark.parametrize("scheme", ["", "file://"])  # a path, and a URI, which is read as a remote store is
+def test_what_one_run_kept_another_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
+    monkeypatch.setenv("CLLMR_CACHE", str(tmp_path / "local"))
+    root = f"{scheme}{tmp_path}"
+    assert found(root) == {}
+    record(root, answers(2))
+    record(root, answers(2, start=2))
+    assert found(root, 3) == {answer.key: answer for answer in answers(3)}
+    assert found(root, writable=False).keys() == {"key0", "key1", "key2", "key3"}
+    assert not list(tmp_path.rglob("*.jsonl"))
     assert len(list((tmp_path / "answers" / SPACE.name).glob("*.parquet"))) == 2
+
+
+def test_a_run_leaves_no_journal(tmp_path: Path) -> None:
+    record(tmp_path, answers(2))
+    assert not list((tmp_path / "answers" / ".work-journals").iterdir())
 
 
 def test_the_marker_says_who_was_asked_what(tmp_path: Path) -> None:

@@ -68,6 +68,8 @@ INNOCENT = [
     "AI: Artificial Intelligence",
     "Rock'n'roll @ 45 rpm, 100% vinyl (2 × LP)",
     "Children of Men. 2006. Drama, Sci-Fi.",
+    "Cement Board Tape-Alkali-Resistant/Self-Adhesive, Grey",
+    "Leads: 1 x 0.2 1 x 0.3 1 x 0.4 1 x 0.5",
 ]
 
 
