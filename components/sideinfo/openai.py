@@ -94,7 +94,7 @@ class OpenAIBackend:
                     if not running:
                         return
                     done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                    for task in done:
+                    for task in sorted(done, key=lambda task: task.exception() is not None):  # what came is handed on first
                         yield task.result()
             finally:
                 for task in running:
