@@ -65,15 +65,17 @@ def config_error(model: type[BaseModel], error: ValidationError, where: str = ""
     problem = error.errors()[0]
     location = [str(part) for part in problem["loc"]]
     name = ".".join(([where] if where else []) + location)
+    owner: Any = model
+    for part in location[:-1]:
+        field = owner.model_fields.get(part) if hasattr(owner, "model_fields") else None
+        owner = field.annotation if field else None
+    fields = owner.model_fields if owner is not None and hasattr(owner, "model_fields") else {}
     if problem["type"] == "extra_forbidden":
-        owner: Any = model
-        for part in location[:-1]:
-            field = owner.model_fields.get(part) if hasattr(owner, "model_fields") else None
-            owner = field.annotation if field else None
-        allowed = list(owner.model_fields) if owner is not None and hasattr(owner, "model_fields") else []
-        return ConfigError(f"unknown setting '{name}'.", did_you_mean(location[-1], allowed))
+        return ConfigError(f"unknown setting '{name}'.", did_you_mean(location[-1], list(fields)))
     message = problem["msg"].removeprefix("Value error, ")
-    return ConfigError(f"setting '{name}' = {problem['input']!r}: {message}.", "Correct it in the preset or with --set.")
+    hidden = location and location[-1] in fields and not fields[location[-1]].repr  # where people put secrets by mistake
+    seen = "(not shown)" if hidden and problem["input"] is not None else repr(problem["input"])
+    return ConfigError(f"setting '{name}' = {seen}: {message}.", "Correct it in the preset or with --set.")
 
 
 @dataclass(frozen=True)
@@ -180,6 +182,10 @@ class Store:
 
     def _remote(self, *parts: str) -> str:
         return "/".join([self._base.rstrip("/"), *parts])
+
+    def shelf(self, *parts: str) -> pafs.FileSystem:
+        """What lies below the root at `parts`, as a file system of its own: for what runs share and no fingerprint names."""
+        return pafs.SubTreeFileSystem(self._remote(*parts), self._fs)
 
     def directory(self, stage: str, name: str) -> Path:
         """A local directory for `stage` that survives a killed run (checkpoints); created on first use."""

@@ -57,6 +57,12 @@ class ServingError(UserError):
     code = "serving_error"
 
 
+class LLMError(UserError):
+    """A language model that cannot be reached, or of whose answers too few can be used."""
+
+    code = "llm_error"
+
+
 def did_you_mean(seen: str, allowed: Iterable[str]) -> str:
     """Allowed values as text, the closest one to `seen` first: ``did you mean 'x'? Allowed: x, y.``"""
     names = sorted(allowed)

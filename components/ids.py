@@ -17,6 +17,7 @@ RATING = "rating"
 TIMESTAMP = "timestamp"
 SPLIT = "split"
 TITLE = "title"
+REVIEW = "review"
 
 TRAIN = "train"
 VALIDATION = "validation"

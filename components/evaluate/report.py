@@ -9,7 +9,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
@@ -18,6 +17,7 @@ from components.artifacts import Manifest
 from components.evaluate import figures
 from components.evaluate.config import ACTIVITY, LABELS, NEW_USERS, SCORES
 from components.evaluate.metrics import METRICS, PRIMARY
+from components.pages import templates
 from components.tracking import flat
 
 REPRESENTATIONS = {
@@ -56,17 +56,6 @@ class Facts:
     """Of the parents, by stage name."""
     settings: Mapping[str, Any]
     """Of the evaluate stage."""
-
-
-def templates(directory: Path) -> jinja2.Environment:
-    """How every page is made: text is escaped, and a name that is missing is an error."""
-    return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(directory),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
 
 
 def render(facts: Facts) -> str:

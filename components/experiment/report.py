@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 
 from components.evaluate.figures import COLOURS, INK, MUTED, draw
 from components.evaluate.metrics import PRIMARY
-from components.evaluate.report import templates
 from components.experiment.suites import Study
 from components.experiment.tables import grids
+from components.pages import templates
 
 CYCLE = (*COLOURS.values(), "#cc79a7", "#56b4e9")  # the rest of the same palette
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from components.artifacts import write_json
 from components.errors import ConfigError, DataError
-from components.ids import ITEM, ITEM_ID, RATING, SPLIT, SPLITS, TIMESTAMP, TITLE, USER, USER_ID, Vocabulary
+from components.ids import ITEM, ITEM_ID, RATING, REVIEW, SPLIT, SPLITS, TIMESTAMP, TITLE, USER, USER_ID, Vocabulary
 from components.ingest import card, filters, splits, tables
 from components.ingest.config import IngestConfig
 from components.ingest.dataset import DATA_CARD_FILE, INTERACTIONS_FILE, ITEMS_FILE, REMOVED_FILE, USERS_FILE, Dataset
@@ -144,6 +144,7 @@ def number_and_split(interactions: pd.DataFrame, source: Source, config: IngestC
             TIMESTAMP: times,
             SPLIT: parts,
         }
+        | ({REVIEW: interactions[REVIEW].to_numpy()} if REVIEW in interactions else {})
     )
     table = table.sort_values([USER, ITEM], ignore_index=True)  # one row per pair, so the order is the same for any input order
     item_table = _entity_table(items, ITEM, ITEM_ID, source.items)

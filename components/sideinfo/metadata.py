@@ -5,14 +5,16 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypeVar
 from zlib import crc32
 
 import numpy as np
 
 from components.ids import ITEM, ITEM_ID, TITLE, USER, USER_ID
 from components.ingest.dataset import Dataset
-from components.sideinfo.profiles import Profiles
+from components.sideinfo.profiles import Profiles, Reference, Side
+
+T = TypeVar("T")
 
 _LIST = re.compile(r"\s*[|;,]\s*")
 _WORD = re.compile(r"[^\W\d_]{3,}")
@@ -47,9 +49,9 @@ class MetadataWriter:
     """Of the sample of titles, for a user with more items."""
 
     @property
-    def uses_llm(self) -> bool:
-        """False."""
-        return False
+    def account(self) -> None:
+        """None: nobody was asked."""
+        return None
 
     def write_items(self, training: Dataset) -> Profiles:
         """Title and text columns of each item: "Toy Story. Release year: 1995. Genres: Animation, Comedy."
@@ -57,8 +59,8 @@ class MetadataWriter:
         None for an item with neither a title of its own nor text. (num_items,)
         """
         columns = training.item_text_columns
-        rows = zip(_titles(training), *(training.items[name] for name in columns), strict=True)
-        return [_join([title, *map(_labelled, columns, values)], self.max_words) for title, *values in rows]
+        rows = zip(titles_of(training), *(training.items[name] for name in columns), strict=True)
+        return [_join([title, *map(labelled, columns, values)], self.max_words) for title, *values in rows]
 
     def write_users(self, training: Dataset, item_profiles: Sequence[str | None]) -> Profiles:
         """Own text columns of each user, a summary of the text columns of the user's items, and some of their titles.
@@ -66,19 +68,27 @@ class MetadataWriter:
         None for a user with neither text nor items that have any. (num_users,)
         """
         columns = training.user_text_columns
-        titles = _titles(training)
+        titles = titles_of(training)
         attributes = [attribute(name, training.items[name].tolist()) for name in training.item_text_columns]
         chosen = training.interactions.sort_values([USER, ITEM]).groupby(USER)[ITEM].agg(list).to_dict()
         rows = zip(training.users[USER], training.users[USER_ID], *(training.users[name] for name in columns), strict=True)
         profiles: Profiles = []
         for user, user_id, *values in rows:
             items = chosen.get(user, [])
-            own = map(_labelled, columns, values)
+            own = map(labelled, columns, values)
             tastes = (summary(found, items) for found in attributes)
             named = [titles[item] for item in items if titles[item]]
             examples = _examples(named, self.max_user_items, self.seed, user_id)
             profiles.append(_join([*own, *tastes, examples], self.max_words))
         return profiles
+
+    def write_references(self, training: Dataset) -> list[Reference]:
+        """None: without evidence there is nothing to repeat."""
+        return []
+
+    def columns(self, training: Dataset, side: Side) -> dict[str, list[Any]]:
+        """None."""
+        return {}
 
 
 def attribute(name: str, texts: Sequence[str]) -> Attribute:
@@ -86,12 +96,12 @@ def attribute(name: str, texts: Sequence[str]) -> Attribute:
     told = [text for text in texts if text]
     if told and all(_is_number(text) for text in told):
         return Attribute(name, "number", [[text] if text else [] for text in texts], {})
-    values = [_distinct(_LIST.split(text)) for text in texts]
+    values = [distinct(_LIST.split(text)) for text in texts]
     every = [value for listed in values for value in listed]
     short = sum(len(value.split()) for value in every) <= _MAX_VALUE_WORDS * len(every)
     if every and short and len(set(every)) <= _MAX_DISTINCT * len(every):
         return Attribute(name, "values", values, {})
-    words = [_distinct(_WORD.findall(text.casefold())) for text in texts]
+    words = [distinct(_WORD.findall(text.casefold())) for text in texts]
     seen = Counter(word for listed in words for word in listed)
     return Attribute(name, "words", words, {word: math.log(len(texts) / count) for word, count in seen.items()})
 
@@ -105,15 +115,15 @@ def summary(found: Attribute, items: Sequence[int]) -> str:
     """
     listed = [value for item in items for value in found.by_item[item]]
     if found.kind == "number":
-        return _labelled(found.name, _range(listed))
+        return labelled(found.name, _range(listed))
     counts = Counter(listed)
     if found.kind == "values":
         frequent = sorted(counts, key=lambda value: (-counts[value], value))[:_TOP_VALUES]
-        return _labelled(f"{found.name}, most frequent first", ", ".join(frequent))
+        return labelled(f"{found.name}, most frequent first", ", ".join(frequent))
     weights = {word: counts[word] * found.rarity[word] for word in counts if found.rarity[word] > 0}
     # rounded: 2 log 2 and log 4 are equal, and then the word of more items comes first
     telling = sorted(weights, key=lambda word: (-round(weights[word], 9), -counts[word], word))[:_TOP_WORDS]
-    return _labelled(f"{found.name}, telling words", ", ".join(telling))
+    return labelled(f"{found.name}, telling words", ", ".join(telling))
 
 
 def _range(numbers: Sequence[str]) -> str:
@@ -128,13 +138,13 @@ def _range(numbers: Sequence[str]) -> str:
     return f"{span}, half of them {low}" + (f" to {high}" if float(low) != float(high) else "")
 
 
-def _titles(dataset: Dataset) -> list[str]:
+def titles_of(dataset: Dataset) -> list[str]:
     """Titles, "" where there is none: ingest then shows the id, which says nothing about the item."""
     pairs = zip(dataset.items[TITLE], dataset.items[ITEM_ID], strict=True)
     return ["" if title == item_id else title for title, item_id in pairs]
 
 
-def _labelled(name: str, text: str) -> str:
+def labelled(name: str, text: str) -> str:
     """ "release_year", "1995" as "Release year: 1995"; "" when there is no text."""
     label = name.replace("_", " ").strip()
     return f"{label[:1].upper()}{label[1:]}: {text}" if text else ""
@@ -147,17 +157,22 @@ def _is_number(text: str) -> bool:
         return False
 
 
-def _distinct(values: Iterable[str]) -> list[str]:
+def distinct(values: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(value for value in values if value))
 
 
+def sample(values: Sequence[T], most: int, seed: int, raw_id: str) -> list[T]:
+    """At most `most` of `values`, in their order, drawn by seed and id: other users or items do not change the draw."""
+    if len(values) <= most:
+        return list(values)
+    rng = np.random.default_rng([seed, crc32(raw_id.encode())])
+    return [values[index] for index in sorted(rng.choice(len(values), most, replace=False))]
+
+
 def _examples(titles: Sequence[str], most: int, seed: int, user_id: str) -> str:
-    """Some titles, drawn by seed and user id: other users coming or going do not change them."""
-    if len(titles) <= most:
-        return _labelled("Chose", "; ".join(titles))
-    rng = np.random.default_rng([seed, crc32(user_id.encode())])
-    drawn = sorted(rng.choice(len(titles), most, replace=False))
-    return _labelled("Chose, among others", "; ".join(titles[index] for index in drawn))
+    """Some of the titles of the user's items, in a sentence."""
+    drawn = sample(titles, most, seed, user_id)
+    return labelled("Chose" if len(drawn) == len(titles) else "Chose, among others", "; ".join(drawn))
 
 
 def _join(sentences: Iterable[str], max_words: int) -> str | None:

@@ -1,23 +1,99 @@
 """The interface of everything that writes profile texts."""
 
+from collections import Counter
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
 
 from components.ingest.dataset import Dataset
 
 Profiles = list[str | None]
 """A text per vocabulary row; None where nothing is known."""
 
+Side = Literal["item", "user"]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What is written when the evidence on a single item or user is withheld."""
+
+    side: Side
+    group: str
+    """The class of items or segment of users that was named, such as "Genres: Drama"; "" when nothing was."""
+    profile: str | None
+    """None where no answer could be used."""
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """A row without a profile although something is known of it."""
+
+    side: str
+    raw_id: str
+    """Of the item or user; of a reference its group."""
+    reason: str
+    attempts: int
+    """Answers that were looked at; 0 when none came."""
+    answer: str
+    """Beginning of the last answer, neutralised."""
+
+
+@dataclass
+class Account:
+    """What writing took: for the report and the bill."""
+
+    rows: int = 0
+    """Items, users and references of which something is known, or that were asked for without evidence."""
+    asked: int = 0
+    """Requests sent."""
+    cached: int = 0
+    """Requests whose answer was there already."""
+    repaired: int = 0
+    """Rows whose first answer was rejected and a later one was not."""
+    unanswered: int = 0
+    """Requests to which no answer came."""
+    tokens_in: int = 0
+    """Read by the LLM for what was asked now."""
+    tokens_out: int = 0
+    """Written by it."""
+    seconds: float = 0.0
+    """Wall-clock time of asking."""
+    rejected: Counter[str] = field(default_factory=Counter)
+    """Answers that were not used, by reason."""
+    guarded: Counter[str] = field(default_factory=Counter)
+    """Values of the data something was taken out of, by what it was."""
+    quarantine: list[Quarantined] = field(default_factory=list)
+    exact_tokens: bool = False
+    """Whether budgets were kept with the model's own tokenizer."""
+
+    def facts(self, price_in: float, price_out: float) -> dict[str, Any]:
+        """The figures, with `price_in` and `price_out` per million tokens."""
+        return {
+            "rows": self.rows,
+            "asked": self.asked,
+            "cached": self.cached,
+            "repaired": self.repaired,
+            "unanswered": self.unanswered,
+            "quarantined": len(self.quarantine),
+            "coverage": round(1 - len(self.quarantine) / self.rows, 6) if self.rows else 1.0,
+            "tokens_in": self.tokens_in,
+            "tokens_out": self.tokens_out,
+            "tokens_per_second": round(self.tokens_out / self.seconds, 1) if self.seconds else 0.0,
+            "seconds_asking": round(self.seconds, 3),
+            "cost": round((self.tokens_in * price_in + self.tokens_out * price_out) / 1e6, 4),
+            "exact_token_budgets": self.exact_tokens,
+        }
+
 
 class ProfileWriter(Protocol):
     """Writes one text for every item and every user.
 
-    Both methods get a data set that holds the training interactions alone: a profile that has seen a held-out item tells it.
+    All methods get a data set that holds the training interactions alone: a profile that has seen a held-out item tells it.
     """
 
     @property
-    def uses_llm(self) -> bool:
-        """Whether an LLM writes; the report says so."""
+    def account(self) -> Account | None:
+        """What an LLM was asked so far; None where no LLM writes, and the report says so."""
         ...
 
     def write_items(self, training: Dataset) -> Profiles:
@@ -26,4 +102,12 @@ class ProfileWriter(Protocol):
 
     def write_users(self, training: Dataset, item_profiles: Sequence[str | None]) -> Profiles:
         """Profiles of the users, num_users texts; `item_profiles` is what `write_items` gave."""
+        ...
+
+    def write_references(self, training: Dataset) -> list[Reference]:
+        """What is written without evidence: of nothing, and of each class of items and segment of users; [] without an LLM."""
+        ...
+
+    def columns(self, training: Dataset, side: Side) -> dict[str, list[Any]]:
+        """What else is known of the rows written, by name of the column."""
         ...

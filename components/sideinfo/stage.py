@@ -1,46 +1,57 @@
 """The sideinfo stage: a profile text for every item and user, and its embedding."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from components.artifacts import Manifest, Stage, run_stage
 from components.ids import ITEM, ITEM_ID, TRAIN, USER, USER_ID
 from components.progress import emit, progress
 from components.sideinfo.config import SideinfoConfig
 
-STAGE = Stage("sideinfo", version=1)
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from components.sideinfo.profiles import Profiles, ProfileWriter, Side
+
+STAGE = Stage("sideinfo", version=2)
 
 EMBEDDINGS_FILE = "embeddings.safetensors"
+REFERENCES_FILE = "references.parquet"
+QUARANTINE_FILE = "quarantine.parquet"
 
 
 def run(config: dict[str, Any], storage_root: str, ingest: Manifest) -> Manifest:
     """Writes and embeds the profiles of `ingest`'s users and items, from its training interactions alone.
 
-    Writes items.parquet and users.parquet (row, id, `profile`: text or null) and embeddings.safetensors (`items`
-    (num_items, dim), `users` (num_users, dim), float32, rows of length 1, or 0 where there is no profile). Facts of the
-    manifest: ``backend``, ``llm`` (whether one was used), ``encoder``, ``dim``, ``items_without_profile``,
-    ``users_without_profile``.
+    Writes items.parquet and users.parquet (row, id, `profile`: text or null), embeddings.safetensors (`items`
+    (num_items, dim), `users` (num_users, dim), float32, rows of length 1, or 0 where there is no profile), report.json and
+    report.html. Where an LLM writes, the tables also have `tags`, `confidence` and `groups` (names of the references that
+    belong to the row), quarantine.parquet has the rows without a usable answer, and references.parquet (side, group, profile)
+    with `references` (num_references, dim) in embeddings.safetensors what was written without evidence. Facts of the manifest:
+    ``backend``, ``llm`` (whether one was used), ``encoder``, ``dim``, ``items_without_profile``, ``users_without_profile``,
+    and of an LLM ``model``, coverage, counts, tokens and cost.
 
     Raises:
         ConfigError: a setting is unknown or not allowed, or the encoder cannot be loaded.
         ArtifactError: the data set is missing or damaged.
+        LLMError: the LLM cannot be used, or too few of its answers can; what it answered is kept for the next run.
     """
     settings = SideinfoConfig.parse(config, STAGE.name)
-    return run_stage(STAGE, settings, storage_root, {"ingest": ingest}, lambda built: _build(built, settings, ingest))
+    return run_stage(
+        STAGE, settings, storage_root, {"ingest": ingest}, lambda built: _build(built, settings, storage_root, ingest)
+    )
 
 
-def _build(built: Path, config: SideinfoConfig, ingest: Manifest) -> dict[str, Any]:
+def _build(built: Path, config: SideinfoConfig, storage_root: str, ingest: Manifest) -> dict[str, Any]:
     import pyarrow as pa
     import pyarrow.parquet as pq
     from safetensors.numpy import save_file
 
     from components.ingest.dataset import Dataset
-    from components.sideinfo import encoder
-    from components.sideinfo.metadata import MetadataWriter
-    from components.sideinfo.profiles import ProfileWriter
+    from components.sideinfo import encoder, report
 
-    writer: ProfileWriter = MetadataWriter(config.max_words, config.max_user_items, config.seed)
-    if not writer.uses_llm:
+    writer = make_writer(config, storage_root)
+    if writer.account is None:
         emit(
             "warning",
             stage=STAGE.name,
@@ -52,12 +63,13 @@ def _build(built: Path, config: SideinfoConfig, ingest: Manifest) -> dict[str, A
     training = dataset.only(TRAIN)
     items = writer.write_items(training)
     users = writer.write_users(training, items)
+    references = writer.write_references(training)
+    texts = {"items": items, "users": users}
+    if references:
+        texts["references"] = [reference.profile for reference in references]
+    with progress(STAGE.name, sum(len(listed) - listed.count(None) for listed in texts.values()), "texts") as bar:
+        arrays = {name: encoder.encode(model, listed, config.batch_size, bar.advance) for name, listed in texts.items()}
     missing = {"items": items.count(None), "users": users.count(None)}
-    with progress(STAGE.name, len(items) + len(users) - sum(missing.values()), "texts") as bar:
-        arrays = {
-            "items": encoder.encode(model, items, config.batch_size, bar.advance),
-            "users": encoder.encode(model, users, config.batch_size, bar.advance),
-        }
     for kind, count in missing.items():
         if count:
             emit(
@@ -66,21 +78,64 @@ def _build(built: Path, config: SideinfoConfig, ingest: Manifest) -> dict[str, A
                 message=f"{count} of {len(arrays[kind])} {kind} have no text: no profile, and a zero embedding",
             )
     save_file(arrays, built / EMBEDDINGS_FILE)
-    for name, row, raw_id, frame, profiles in (
-        ("items", ITEM, ITEM_ID, dataset.items, items),
-        ("users", USER, USER_ID, dataset.users, users),
-    ):
+    tables: tuple[tuple[str, Side, str, str, pd.DataFrame, Profiles], ...] = (
+        ("items", "item", ITEM, ITEM_ID, dataset.items, items),
+        ("users", "user", USER, USER_ID, dataset.users, users),
+    )
+    for name, side, row, raw_id, frame, profiles in tables:
         columns = {
             row: pa.array(frame[row].to_numpy(), pa.int32()),
             raw_id: pa.array(frame[raw_id], pa.string()),
             "profile": pa.array(profiles, pa.string()),
         }
-        pq.write_table(pa.table(columns), built / f"{name}.parquet")
-    return {
+        pq.write_table(pa.table(columns | writer.columns(training, side)), built / f"{name}.parquet")
+    facts: dict[str, Any] = {
         "backend": config.backend,
-        "llm": writer.uses_llm,
+        "llm": writer.account is not None,
         "encoder": config.encoder,
         "dim": arrays["items"].shape[1],
         "items_without_profile": missing["items"],
         "users_without_profile": missing["users"],
     }
+    if account := writer.account:
+        facts |= {"model": config.model, "references": len(references), **account.facts(config.price_in, config.price_out)}
+        pq.write_table(report.references_table(references), built / REFERENCES_FILE)
+        pq.write_table(report.quarantine_table(account), built / QUARANTINE_FILE)
+    report.write(built, dataset, facts, account, references, texts)
+    return facts
+
+
+def make_writer(config: SideinfoConfig, storage_root: str) -> "ProfileWriter":
+    """Who writes, by ``backend``.
+
+    Raises:
+        ConfigError: the key's environment variable is not set, or the tokenizer cannot be loaded.
+    """
+    from components.sideinfo.metadata import MetadataWriter
+
+    if config.backend == "metadata":
+        return MetadataWriter(config.max_words, config.max_user_items, config.seed)
+
+    from components.sideinfo.backends import Backend, Decoding, Replay
+    from components.sideinfo.cache import AnswerCache
+    from components.sideinfo.llm import LLMWriter
+    from components.sideinfo.openai import OpenAIBackend
+    from components.sideinfo.tokens import load_tokens
+
+    assert config.model is not None, "the config's validator says so"
+    backend: Backend
+    if config.backend == "replay":
+        backend = Replay(config.replay_missing)
+    else:
+        assert config.base_url is not None, "the config's validator says so"
+        backend = OpenAIBackend(
+            config.base_url,
+            config.api_key(),
+            config.concurrency,
+            config.request_timeout,
+            config.request_attempts,
+            config.server_patience,
+        )
+    cache = AnswerCache(config.answers or storage_root, writable=config.backend != "replay")
+    decoding = Decoding(config.model, config.max_tokens, config.temperature, config.seed, schema=None)
+    return LLMWriter(config, backend, cache, load_tokens(config.tokenizer), decoding)

@@ -238,6 +238,21 @@ def test_the_users_own_column_names_are_used(tmp_path):
     assert dataset.name == "own-data"
 
 
+def test_reviews_are_kept_with_their_interaction_where_the_file_has_them(tmp_path):
+    lines = [f"{line},{'said ' + line[2] if line[0] == '1' else ''}" for line in block()]
+    lines[-1] = lines[-1].removesuffix(",") + ',"two\nlines\x07 ""quoted"""'
+    for name, header, columns in (("a", "review", {}), ("b", "opinion", {"columns": {"review": "opinion"}})):
+        (tmp_path / name).mkdir()
+        interactions = write(tmp_path / name, "reviewed.csv", [f"{HEADER},{header}", *lines])
+        dataset, _, _ = build(tmp_path / name, **columns, interactions=interactions)
+        found = dataset.interactions.set_index(["user_id", "item_id"])["review"]
+        assert found["1", "4"] == "said 4"
+        assert found["0", "0"] == ""
+        assert found["3", "4"] == 'two lines "quoted"'
+    without, _, _ = build(tmp_path / "b", interactions=interactions, columns={"review": None})
+    assert "review" not in without.interactions
+
+
 def test_a_threshold_without_ratings_is_ignored_and_says_so(tmp_path, monkeypatch):
     told = []
     monkeypatch.setattr(builder, "emit", lambda event, **fields: told.append((event, fields["message"])))

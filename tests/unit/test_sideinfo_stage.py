@@ -85,7 +85,7 @@ def test_the_stage_says_loudly_that_no_llm_was_used_and_so_does_the_report(
 def test_two_runs_write_the_same_bytes_and_a_third_is_skipped(tmp_path: Path) -> None:
     first, second = _run(tmp_path / "one"), _run(tmp_path / "two")
     assert first.files == second.files
-    assert set(first.files) == {"embeddings.safetensors", "items.parquet", "users.parquet"}
+    assert set(first.files) == {"embeddings.safetensors", "items.parquet", "users.parquet", "report.json", "report.html"}
     again = _run(tmp_path / "one")
     assert (again.created_at, again.seconds) == (first.created_at, first.seconds)
 
@@ -126,7 +126,11 @@ def test_an_encoders_directory_is_known_by_its_files_and_not_by_its_place(tmp_pa
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"backend": "openai"}, r"setting 'sideinfo.backend' = 'openai': .*'metadata'"),
+        ({"backend": "chatgpt"}, r"setting 'sideinfo.backend' = 'chatgpt': .*'metadata'"),
+        ({"backend": "openai", "base_url": "http://x/v1"}, r"setting 'sideinfo.model' = None: backend 'openai' needs it"),
+        ({"backend": "openai", "model": "m"}, r"setting 'sideinfo.base_url' = None: backend 'openai' needs it"),
+        ({"backend": "openai", "model": "m", "base_url": "x:1"}, r"'sideinfo.base_url' = .not shown.: an http:// or https://"),
+        ({"api_key_env": "sk-123"}, r"setting 'sideinfo.api_key_env' = .not shown.: .*match pattern"),
         ({"batch_size": 0}, r"setting 'sideinfo.batch_size' = 0: .*greater than 0"),
         ({"max_words": 3}, r"setting 'sideinfo.max_words' = 3: .*greater than or equal to 8"),
         ({"encodr": "x"}, r"unknown setting 'sideinfo.encodr'.*'encoder'"),
