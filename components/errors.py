@@ -57,6 +57,12 @@ class ServingError(UserError):
     code = "serving_error"
 
 
+class ClusterError(UserError):
+    """The cluster cannot be reached, refused a request, or its answer makes no sense."""
+
+    code = "cluster_error"
+
+
 def did_you_mean(seen: str, allowed: Iterable[str]) -> str:
     """Allowed values as text, the closest one to `seen` first: ``did you mean 'x'? Allowed: x, y.``"""
     names = sorted(allowed)
