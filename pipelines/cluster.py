@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 
 from components.errors import ClusterError, ConfigError
+from components.retry import TRANSIENT, retrying
 from pipelines.plan import CompiledPipeline
 
 if TYPE_CHECKING:
     import kfp
-    from tenacity import RetryCallState
 
     from pipelines.config import PlatformConfig
 
@@ -39,8 +39,7 @@ ENDPOINT_VARIABLE, TOKEN_FILE_VARIABLE = "KF_PIPELINES_ENDPOINT", "KF_PIPELINES_
 TOKEN_VARIABLE, COOKIES_VARIABLE, REVISION_VARIABLE = "CLLMR_KFP_TOKEN", "CLLMR_KFP_COOKIES", "CLLMR_REVISION"
 FINISHED = ("SUCCEEDED", "SKIPPED", "FAILED", "CANCELED")
 SUCCEEDED = ("SUCCEEDED", "SKIPPED")
-_TRANSIENT = (409, 429, 500, 502, 503, 504)  # 409: somebody else created the same at that moment; looking again finds it
-_MAX_PAUSE = 30.0  # seconds between two attempts
+_CONFLICT = 409  # somebody else created the same at that moment: looking again finds it
 
 
 class ClusterConfig(BaseModel):
@@ -322,13 +321,8 @@ class Cluster:
 
     def _call(self, function: Callable[[], R]) -> R:
         """Calls KFP, again while it is throttling, failing or away; its errors become ours."""
-        from tenacity import Retrying, retry_if_exception, stop_after_delay
-
-        retrying = Retrying(
-            retry=retry_if_exception(_is_transient), wait=_pause, stop=stop_after_delay(self.config.patience_s), reraise=True
-        )
         with self._told_errors(), redirect_stdout(io.StringIO()):  # kfp prints links of its own
-            return retrying(function)
+            return retrying(_is_transient, self.config.patience_s)(function)
 
     @contextmanager
     def _told_errors(self) -> Iterator[None]:
@@ -519,16 +513,7 @@ def _is_transient(error: BaseException) -> bool:
     from kfp_server_api import ApiException
     from urllib3.exceptions import HTTPError
 
-    return error.status in _TRANSIENT if isinstance(error, ApiException) else isinstance(error, HTTPError)
-
-
-def _pause(state: "RetryCallState") -> float:
-    """Seconds until the next attempt: what the host asks for, else longer every time."""
-    from tenacity import wait_exponential_jitter
-
-    error = state.outcome.exception() if state.outcome else None
-    asked = str((getattr(error, "headers", None) or {}).get("Retry-After", ""))
-    return min(float(asked), _MAX_PAUSE) if asked.isdigit() else wait_exponential_jitter(initial=0.5, max=_MAX_PAUSE)(state)
+    return error.status in (*TRANSIENT, _CONFLICT) if isinstance(error, ApiException) else isinstance(error, HTTPError)
 
 
 def _said(error: Any) -> str:

@@ -5,32 +5,25 @@ Single-user or multi-user, with or without credentials; ``fail`` and ``delay`` i
 
 import json
 import re
-import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email import message_from_bytes
 from email.message import Message
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import kfp_server_api
 import yaml
 
+from tests.servers import Faulty, Refused, serving
+
 Json = dict[str, Any]
 PREFIX = "/apis/v2beta1"
-
-
-class Refused(Exception):
-    """An answer that is an error."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status, self.message = status, message
 
 
 def check(value: Any, kind: str, where: str = "body") -> None:
@@ -68,20 +61,7 @@ def expect(value: Any, kind: Any, where: str) -> Any:
 
 
 @dataclass
-class Fault:
-    """An answer given instead of the real one."""
-
-    method: str
-    path: str
-    status: int
-    times: int
-    after: bool
-    """Whether the request is carried out before the error is answered, as when an answer is lost on its way."""
-    headers: dict[str, str]
-
-
-@dataclass
-class KfpServer:
+class KfpServer(Faulty):
     """What the API holds, and how it behaves."""
 
     multi_user: bool = False
@@ -95,28 +75,11 @@ class KfpServer:
     """What a run goes through, one step for each time it is looked at."""
     task_details: list[Json] = field(default_factory=list)
     """The tasks of runs that have begun."""
-    delay: float = 0.0
-    """Seconds that every answer takes."""
-    url: str = ""
     pipelines: dict[str, Json] = field(default_factory=dict)
     versions: dict[str, Json] = field(default_factory=dict)
     experiments: dict[str, Json] = field(default_factory=dict)
     runs: dict[str, Json] = field(default_factory=dict)
     recurring_runs: dict[str, Json] = field(default_factory=dict)
-    requests: list[tuple[str, str]] = field(default_factory=list)
-    """Method and path of everything that was asked, in order."""
-    faults: list[Fault] = field(default_factory=list)
-    lock: threading.RLock = field(default_factory=threading.RLock)
-
-    def fail(
-        self, method: str, path: str, status: int, times: int = 1, after: bool = False, headers: dict[str, str] | None = None
-    ) -> None:
-        """The next `times` requests whose method is `method` and whose path matches `path` are answered with `status`."""
-        self.faults.append(Fault(method, path, status, times, after, headers or {}))
-
-    def asked(self, method: str, path: str) -> int:
-        """How often something was asked."""
-        return sum(seen == method and re.fullmatch(path, where) is not None for seen, where in self.requests)
 
     def spec_of(self, run: Json) -> Json:
         """The pipeline spec that a run executes."""
@@ -256,9 +219,7 @@ def handler(server: KfpServer) -> type[BaseHTTPRequestHandler]:
             try:
                 with server.lock:
                     self.admit()
-                    fault = next((one for one in server.faults if self.hit_by(one, parts.path)), None)
-                    if fault:
-                        fault.times -= 1
+                    fault = server.fault(self.command, parts.path)
                     value = None
                     if fault is None or fault.after:
                         query = {key: values[0] for key, values in parse_qs(parts.query).items()}
@@ -276,9 +237,6 @@ def handler(server: KfpServer) -> type[BaseHTTPRequestHandler]:
                 self.reply(refused.status, json.dumps({"error": refused.message, "message": refused.message}).encode())
 
         do_GET = do_POST = do_DELETE = handle_any
-
-        def hit_by(self, fault: Fault, path: str) -> bool:
-            return fault.times > 0 and fault.method == self.command and re.fullmatch(fault.path, path) is not None
 
         def admit(self) -> None:
             if not server.tokens and not server.cookies:
@@ -319,19 +277,6 @@ def handler(server: KfpServer) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
-class Page(BaseHTTPRequestHandler):
-    """A server of web pages, whatever is asked."""
-
-    def log_message(self, *ignored: Any) -> None:
-        return
-
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", "text/html")
-        self.end_headers()
-        self.wfile.write(b"<html>hello</html>")
-
-
 @contextmanager
 def kfp_server(**settings: Any) -> Iterator[KfpServer]:
     """A running server."""
@@ -339,18 +284,3 @@ def kfp_server(**settings: Any) -> Iterator[KfpServer]:
     with serving(handler(server)) as url:
         server.url = url
         yield server
-
-
-@contextmanager
-def serving(handler_class: Callable[..., BaseHTTPRequestHandler]) -> Iterator[str]:
-    """Serves on a free port of loopback; yields the URL."""
-    http = ThreadingHTTPServer(("127.0.0.1", 0), handler_class)
-    http.daemon_threads = True
-    thread = threading.Thread(target=http.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{http.server_address[1]}"
-    finally:
-        http.shutdown()
-        http.server_close()
-        thread.join()

@@ -1,4 +1,4 @@
-"""The KFP task of the sideinfo stage: maps manifests to a call of ``components.sideinfo.stage.run``."""
+"""The KFP task of the sideinfo stage: maps manifests to a call of ``components.sideinfo.stage.run``, here or as a Ray job."""
 
 from typing import Any
 
@@ -16,6 +16,6 @@ def sideinfo(
 ) -> None:
     """Writes a profile text and its embedding for every item and user."""
     from components.artifacts import Manifest
-    from components.sideinfo.stage import run
+    from components.launch import launch
 
-    run(config, storage_root, ingest=Manifest.read(ingest.path)).write(manifest.path)
+    launch("sideinfo", config, storage_root, {"ingest": Manifest.read(ingest.path)}).write(manifest.path)

@@ -21,7 +21,8 @@ from pipelines.cluster import Cluster, ClusterConfig, Version
 from pipelines.config import PlatformConfig, load
 from pipelines.plan import NEVER_CACHED, CompiledPipeline
 from tests import crds
-from tests.kfp_server import KfpServer, Page, kfp_server, serving
+from tests.kfp_server import KfpServer, kfp_server
+from tests.servers import Page, serving
 
 REPOSITORY = Path(__file__).parents[2]
 ROOT = "s3://bucket/cllmr"
