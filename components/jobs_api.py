@@ -33,6 +33,7 @@ _PHASES: dict[JobStatus, Phase] = {
     JobStatus.FAILED: "failed",
     JobStatus.STOPPED: "failed",
 }
+_UNDER_WAY = (JobStatus.PENDING, JobStatus.RUNNING)
 
 
 class _Client(JobSubmissionClient):
@@ -143,6 +144,8 @@ class JobsApi(Backend):
                         if seen > told:  # a log that is read again begins at its beginning
                             told = seen
                             self.tell(line)
+                if self._status() not in _UNDER_WAY:
+                    return
             except (aiohttp.ClientError, RuntimeError, OSError) as error:
                 if last:
                     emit("warning", stage=self.job.stage, message=f"the log of {self.title} ends early: {_first_line(error)}")
@@ -152,16 +155,16 @@ class JobsApi(Backend):
 
     def cancel(self) -> None:
         """See Backend."""
-        if self._status() not in (JobStatus.PENDING, JobStatus.RUNNING):
+        if self._status() not in _UNDER_WAY:
             return
         self._call(lambda: self._client.stop_job(self._id))
         waiting = Retrying(
-            retry=retry_if_result(lambda status: status in (JobStatus.PENDING, JobStatus.RUNNING)),
+            retry=retry_if_result(lambda status: status in _UNDER_WAY),
             wait=every(0.5),
             stop=stop_after_delay(self.config.grace_s),
             retry_error_callback=lambda state: state.outcome and state.outcome.result(),
         )
-        if waiting(self._status) in (JobStatus.PENDING, JobStatus.RUNNING):
+        if waiting(self._status) in _UNDER_WAY:
             emit("warning", stage=self.job.stage, message=f"{self.title} has not stopped after {self.config.grace_s:g} s")
 
     def _call(self, function: Callable[[], Any]) -> Any:
