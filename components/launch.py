@@ -66,6 +66,9 @@ class LaunchConfig(BaseModel):
     """Seconds a job may run."""
     resync_s: PositiveFloat = Field(default=30.0, le=300)
     """Seconds after which the state is looked up again, whatever a watch has told; jobs: at most 2."""
+    orphan_s: PositiveFloat = 600.0
+    """Seconds without a sign of life from its launcher after which a job ends itself, because KFP does not let a terminated
+    task end in order (kubeflow/pipelines#7903). More than a launcher takes to be started again."""
     grace_s: PositiveFloat = 20.0
     """Seconds to wait for a cancelled job to be gone; less than the task's own terminationGracePeriodSeconds (30)."""
 
@@ -159,7 +162,7 @@ def launch(stage: str, config: Mapping[str, Any], storage_root: str, parents: Ma
             emit("stage reused", stage=stage, fingerprint=done.fingerprint, uri=done.uri, seconds=done.seconds)
             return done
         emit("stage started", stage=stage)
-        job = make_job(stage, config, storage_root, parents)
+        job = make_job(stage, config, storage_root, parents, settings.orphan_s)
         manifest = run_job(backend_of(job, settings), Store(storage_root))
     emit(
         "stage done",
@@ -173,7 +176,7 @@ def launch(stage: str, config: Mapping[str, Any], storage_root: str, parents: Ma
     return manifest
 
 
-def make_job(stage: str, config: Mapping[str, Any], storage_root: str, parents: Mapping[str, Manifest]) -> Job:
+def make_job(stage: str, config: Mapping[str, Any], storage_root: str, parents: Mapping[str, Manifest], orphan_s: float) -> Job:
     """The job for one stage of this run; raises ConfigError when the environment does not say which run this is."""
     run_id = os.environ.get(RUN_ID_VARIABLE)
     if not run_id:
@@ -181,6 +184,7 @@ def make_job(stage: str, config: Mapping[str, Any], storage_root: str, parents: 
     name = f"cllmr-{stage}-{hashlib.sha256(run_id.encode()).hexdigest()[:12]}"
     request = {
         "job": name,
+        "orphan_s": orphan_s,
         "stage": stage,
         "config": config,
         "storage_root": storage_root,
@@ -209,7 +213,7 @@ def run_job(backend: Backend, store: Store) -> Manifest:
         SystemExit: this process got SIGTERM.
     """
     config, note, ended = backend.config, (NOTES, f"{backend.job.name}.json"), False
-    with _sigterm_raises():
+    with _sigterm_raises(), _signs_of_life(store, backend.job, config.orphan_s):
         try:
             backend.attach_or_create(lambda: store.remove_note(*note))
             with backend.logs():
@@ -301,6 +305,29 @@ def _sigterm_raises() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+@contextmanager
+def _signs_of_life(store: Store, job: Job, orphan_s: float) -> Iterator[None]:
+    """Within, leaves a note for the job every tenth of `orphan_s` that somebody waits for it."""
+    stop = threading.Event()
+
+    def tell() -> None:
+        waiting = True
+        while waiting:
+            try:
+                store.write_note(secrets.token_hex(8), NOTES, f"{job.name}.alive")
+            except OSError as error:  # the next one may succeed before the job misses it
+                emit("warning", stage=job.stage, message=f"no sign of life could be left for {job.name}: {error}")
+            waiting = not stop.wait(orphan_s / 10)
+
+    thread = threading.Thread(target=tell, daemon=True, name="signs-of-life")
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
 # -- in the job -------------------------------------------------------------------------------------------------------------
 
 
@@ -308,6 +335,8 @@ def main() -> int:
     """Runs the stage that the environment asks for and leaves its manifest, or its error, for the launcher; the exit code."""
     request = json.loads(os.environ[REQUEST_VARIABLE])
     store = Store(request["storage_root"])
+    watched = (store, request["job"], request["orphan_s"])
+    threading.Thread(target=_end_when_orphaned, args=watched, daemon=True, name="orphan-watch").start()
     note = (NOTES, f"{request['job']}.json")
     try:
         parents = {}
@@ -327,6 +356,23 @@ def main() -> int:
         return 2
     store.write_note(json.dumps({"manifest": manifest.model_dump(mode="json")}), *note)
     return 0
+
+
+def _end_when_orphaned(store: Store, name: str, orphan_s: float) -> None:
+    """Ends this process when the launcher's sign of life has not changed for `orphan_s` seconds, by this machine's clock."""
+    seen, since = None, time.monotonic()
+    while time.monotonic() - since < orphan_s:
+        time.sleep(orphan_s / 10)
+        try:
+            sign = store.read_note(NOTES, f"{name}.alive")
+        except OSError:  # nothing is known, which is no reason to end
+            since = time.monotonic()
+            continue
+        if sign != seen:
+            seen, since = sign, time.monotonic()
+    sys.stderr.write(f"job {name} ends: nobody has waited for it for {orphan_s:g} s\n")
+    sys.stderr.flush()
+    os._exit(3)  # of a driver: Ray ends its workers
 
 
 # -- Ray in this process ----------------------------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ def launched(ingest: Manifest, rank: int = 2) -> Manifest:
 
 
 def a_job(ingest: Manifest) -> Job:
-    return make_job("spectrum", {"rank": 2}, ingest.storage_root, {"ingest": ingest})
+    return make_job("spectrum", {"rank": 2}, ingest.storage_root, {"ingest": ingest}, 600)
 
 
 # -- on a good day ----------------------------------------------------------------------------------------------------------
@@ -362,21 +362,23 @@ def test_a_template_that_is_none_is_told_before_anything_is_asked(
 # -- launchers that die -----------------------------------------------------------------------------------------------------
 
 LAUNCHER = """
-import sys
+import os, sys
+from components import kuberay
 from components.artifacts import Manifest
 from components.launch import Job, LaunchConfig, launch, make_job
+kuberay.ENTRYPOINT = os.environ.get("TEST_ENTRYPOINT", kuberay.ENTRYPOINT)
 parent = Manifest.read(sys.argv[1])
 print(launch("spectrum", {"rank": 2}, sys.argv[2], {"ingest": parent}).fingerprint)
 """
 
 
-def start(server: KubeServer, tmp_path: Path, ingest: Manifest, pod: str) -> "subprocess.Popen[str]":
+def start(server: KubeServer, tmp_path: Path, ingest: Manifest, pod: str, **settings: Any) -> "subprocess.Popen[str]":
     parent = tmp_path / "ingest.json"
     ingest.write(parent)
     return subprocess.Popen(
         [sys.executable, "-c", LAUNCHER, str(parent), ingest.storage_root],
         cwd=REPOSITORY,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), **environment(server, tmp_path, pod)},
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), **environment(server, tmp_path, pod, **settings)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -427,6 +429,30 @@ def test_a_launcher_that_is_told_to_end_cancels_its_rayjob(
     assert process.returncode in (143, -signal.SIGINT, 130), err
     assert server.objects == {}
     assert '"event": "job cancelled"' in err
+
+
+# a stage that works for ten minutes
+ENDLESS = (
+    f"{sys.executable} -c 'import sys, time; from components import launch; "
+    "launch._run_here = lambda *ignored: time.sleep(600); sys.exit(launch.main())'"
+)
+
+
+def test_a_job_whose_launcher_is_gone_for_good_ends_itself_and_one_that_is_waited_for_does_not(
+    server: KubeServer, ingest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """KFP kills a terminated task's Python with its container (kubeflow/pipelines#7903): nobody is left to cancel."""
+    monkeypatch.setenv("TEST_ENTRYPOINT", ENDLESS)
+    process = start(server, tmp_path, ingest, "pod-1", orphan_s=3)
+    wait_for(lambda: running(server))
+    time.sleep(8)
+    (job,) = server.objects.values()
+    assert job["status"]["jobDeploymentStatus"] == "Running"
+    process.kill()
+    process.communicate()
+    wait_for(lambda: job["status"]["jobDeploymentStatus"] == "Failed")
+    (lines,) = server.logs.values()
+    assert lines[-1] == f"job {job['metadata']['name']} ends: nobody has waited for it for 3 s"
 
 
 # -- pure -------------------------------------------------------------------------------------------------------------------
