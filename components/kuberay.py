@@ -1,8 +1,4 @@
-"""A stage as a KubeRay RayJob: one per run and stage, found again by its name, cancelled with its launcher.
-
-What the service account needs in its own namespace, and no more: rayjobs.ray.io create, get, list, watch, patch, delete; and,
-for the log, pods list and pods/log get.
-"""
+"""A stage as a KubeRay RayJob: one per run and stage, found again by its name, cancelled with its launcher."""
 
 import math
 import os
@@ -30,6 +26,12 @@ R = TypeVar("R")
 Json = dict[str, Any]
 
 GROUP, VERSION, PLURAL = "ray.io", "v1", "rayjobs"
+RIGHTS = (
+    {"apiGroups": [GROUP], "resources": [PLURAL], "verbs": ["create", "get", "watch", "patch", "delete"]},
+    {"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]},
+    {"apiGroups": [""], "resources": ["pods/log"], "verbs": ["get"]},
+)
+"""Rules of the Role that the task's service account needs in the job's namespace, and no more; the last two for the log."""
 RUN_LABEL, STAGE_LABEL = "cllmr.io/run", "cllmr.io/stage"
 POD_NAME_VARIABLE, POD_UID_VARIABLE, NAMESPACE_VARIABLE = "CLLMR_POD_NAME", "CLLMR_POD_UID", "CLLMR_POD_NAMESPACE"
 
@@ -299,7 +301,7 @@ class KubeRay(Backend):
         except (TypeError, KeyError, AttributeError, yaml.YAMLError):
             said = error.reason
         hint = {
-            403: "Give the task's service account the right to create, get, list, watch, patch and delete rayjobs.ray.io.",
+            403: "Give the task's service account the right to create, get, watch, patch and delete rayjobs.ray.io.",
             404: "Install the KubeRay operator and its RayJob definition.",
             422: f"Correct {self.config.templates}/{self.job.stage}.yaml.",
         }

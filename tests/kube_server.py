@@ -20,6 +20,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import yaml
 
+from components.kuberay import RIGHTS
 from tests import crds
 from tests.servers import Faulty, Refused, serving
 
@@ -72,6 +73,8 @@ class KubeServer(Faulty):
     broken_watches: int = 0
     """Watches to come whose connection breaks at once."""
     objects: dict[str, Json] = field(default_factory=dict)
+    used: set[tuple[str, str, str]] = field(default_factory=set)
+    """API group, resource and verb of everything that was asked."""
     created: list[str] = field(default_factory=list)
     """Uid of every RayJob that ever was."""
     events: list[tuple[int, str, Json]] = field(default_factory=list)
@@ -124,6 +127,21 @@ class KubeServer(Faulty):
         self.events.append((self.version, kind, copy.deepcopy(one)))
         self.changed.notify_all()
         return one
+
+    def authorize(self, kind: str, path: str) -> None:
+        """Raises Refused for a verb that the launcher's Role does not have."""
+        match path.strip("/").split("/"):
+            case ["apis", group, _, "namespaces", _, resource, *name]:
+                pass
+            case ["api", _, "namespaces", _, resource, *name]:
+                group, resource = "", "/".join([resource, *name[1:]])
+            case _:
+                raise Refused(403, f"{path} is forbidden")
+        verbs = {"POST": "create", "PATCH": "patch", "DELETE": "delete", "WATCH": "watch", "GET": "get" if name else "list"}
+        verb = verbs[kind]
+        self.used.add((group, resource, verb))
+        if not any(group in rule["apiGroups"] and resource in rule["resources"] and verb in rule["verbs"] for rule in RIGHTS):
+            raise Refused(403, f"{resource} is forbidden: cannot {verb} in API group {group!r}")
 
     # -- the API -------------------------------------------------------------------------------------------------------------
 
@@ -259,6 +277,7 @@ def handler(server: KubeServer) -> type[BaseHTTPRequestHandler]:
             try:
                 if self.headers.get("Authorization", "").removeprefix("Bearer ") != server.token:
                     raise Refused(401, "Unauthorized")
+                server.authorize(kind, parts.path)
                 fault = server.fault(kind, parts.path)
                 if fault and not fault.after:
                     raise Refused(fault.status, "injected")

@@ -413,6 +413,10 @@ def test_a_launcher_killed_and_started_again_finds_its_rayjob(server: KubeServer
     assert len(server.created) == 1
     owners = server.objects[name]["metadata"]["ownerReferences"]
     assert [owner["name"] for owner in owners] == ["pod-1", "pod-2"]
+    kuberay.KubeRay(a_job(ingest), LaunchConfig(backend="rayjob")).cancel()
+    # the server lets nothing else through, and all of it is needed
+    granted = {(*rule["apiGroups"], *rule["resources"], verb) for rule in kuberay.RIGHTS for verb in rule["verbs"]}
+    assert server.used == granted
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
