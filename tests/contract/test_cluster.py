@@ -156,7 +156,9 @@ def test_a_cancelled_run_has_ended(server: KfpServer, pipeline: CompiledPipeline
     """kfp's own wait_for_run_completion would wait for ever: it does not know the state."""
     server.states = ["RUNNING", "CANCELING", "CANCELED"]
     cluster = connect(server)
-    assert cluster.wait(submitted(cluster, pipeline, settings), 10, lambda *ignored: None).state == "CANCELED"
+    run_id, began = submitted(cluster, pipeline, settings), time.monotonic()
+    assert cluster.wait(run_id, 20, lambda *ignored: None).state == "CANCELED"
+    assert time.monotonic() - began < 15, "the deadline ended the waiting, and not the run"
 
 
 def test_the_deadline_ends_the_waiting_and_not_the_run(
