@@ -209,6 +209,25 @@ class Store:
             emit("manifest refused", stage=stage, fingerprint=name, reason=_first_line(error))
             return None
 
+    def write_note(self, text: str, *path: str) -> None:
+        """Writes a small file that is no artifact, below the root."""
+        self._fs.create_dir(self._remote(*path[:-1]), recursive=True)
+        with self._fs.open_output_stream(self._remote(*path)) as stream:
+            stream.write(text.encode())
+
+    def read_note(self, *path: str) -> str | None:
+        """What `write_note` wrote; None: nothing."""
+        try:
+            with self._fs.open_input_stream(self._remote(*path)) as stream:
+                return str(stream.read().decode())
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def remove_note(self, *path: str) -> None:
+        """Removes what `write_note` wrote, if it is there."""
+        if self.read_note(*path) is not None:
+            self._fs.delete_file(self._remote(*path))
+
     def outputs(self, stage: str) -> list[Manifest]:
         """Every committed output of `stage`, oldest first."""
         found = self._fs.get_file_info(pafs.FileSelector(self._remote(stage), allow_not_found=True))
@@ -303,7 +322,7 @@ def run_stage(
     with failure_told(stage):  # a stage's identity may be the contents of a file that is not there
         name = fingerprint(stage, config.identity(), inputs)
         store = Store(storage_root)
-    if (done := store.find(stage.name, name)) is not None and _is_whole(done) and is_live(done):
+    if (done := store.find(stage.name, name)) is not None and is_whole(done) and is_live(done):
         emit("stage reused", stage=stage.name, fingerprint=name, uri=done.uri, seconds=done.seconds)
         return done
     configure_logging()
@@ -406,7 +425,7 @@ def _verify(directory: Path, manifest: Manifest) -> None:
             )
 
 
-def _is_whole(manifest: Manifest) -> bool:
+def is_whole(manifest: Manifest) -> bool:
     """Whether an output is still what it was; a damaged one is named, forgotten and built again."""
     try:
         manifest.path()

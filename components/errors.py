@@ -63,6 +63,24 @@ class LLMError(UserError):
     code = "llm_error"
 
 
+class ClusterError(UserError):
+    """The cluster cannot be reached, refused a request, or its answer makes no sense."""
+
+    code = "cluster_error"
+
+
+class LaunchError(UserError):
+    """A job that does a stage's work elsewhere could not be started, failed, took too long or vanished."""
+
+    code = "launch_error"
+
+
+def error_of(code: str, message: str, hint: str) -> UserError:
+    """The error that another process told of by its code; a plain UserError for a code that is not known here."""
+    kinds = {kind.code: kind for kind in globals().values() if isinstance(kind, type) and issubclass(kind, UserError)}
+    return kinds.get(code, UserError)(message, hint)
+
+
 def did_you_mean(seen: str, allowed: Iterable[str]) -> str:
     """Allowed values as text, the closest one to `seen` first: ``did you mean 'x'? Allowed: x, y.``"""
     names = sorted(allowed)

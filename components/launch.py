@@ -1,15 +1,381 @@
 """Heavy work goes to Ray through this file; the work itself never knows where it runs.
 
-Here: a Ray of its own inside the calling process, or the running cluster that ``RAY_ADDRESS`` names.
+``placement.<stage>.launch`` says where: here (a Ray of its own inside the calling process, or the running cluster that
+``RAY_ADDRESS`` names), as a job on a standing Ray cluster (``components.jobs_api``), or as a KubeRay RayJob
+(``components.kuberay``). A job runs the whole stage, ``python -m components.launch`` in the cluster's own image, on the same
+storage; what comes back is the stage's manifest, or the stage's own error. The job's name is made of run and stage, so a
+launcher that is started again finds the job of the one before it.
 """
 
+import hashlib
+import importlib
+import json
 import logging
 import os
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
+import signal
+import sys
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
+
+from components.artifacts import Manifest, Stage, Store, failure_told, fingerprint, is_whole
+from components.errors import ConfigError, LaunchError, UserError, error_of
+from components.progress import configure_logging, emit
+
+LAUNCH_VARIABLE = "CLLMR_LAUNCH"
+"""A stage's LaunchConfig as JSON, which the placement puts into its task's environment."""
+RUN_ID_VARIABLE = "CLLMR_RUN_ID"
+REQUEST_VARIABLE = "CLLMR_LAUNCH_REQUEST"
+ENTRYPOINT = "python -m components.launch"
+NOTES = "launched"
+"""Folder below the storage root where jobs leave what became of them."""
+TEMPLATES = "/etc/cllmr/rayjobs"
 
 OBJECT_STORE_BYTES = 100 * 2**20  # what passes through it is small; Ray's minimum is 75 MiB
+
+
+class LaunchConfig(BaseModel):
+    """Where a stage's work is done. Placement: no part of any fingerprint."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    backend: Literal["here", "jobs", "rayjob"] = "here"
+    """here: in the task itself. jobs: the Jobs API of a Ray cluster that stands. rayjob: a KubeRay RayJob, made for it."""
+    address: str | None = None
+    """jobs: URL of the Ray dashboard, for example http://ray-head:8265."""
+    token_secret: str | None = None
+    """jobs: Kubernetes Secret whose key auth_token holds the Ray cluster's token; none: the cluster asks for none, or the
+    environment has RAY_AUTH_MODE=token and RAY_AUTH_TOKEN."""
+    templates: str = TEMPLATES
+    """rayjob: folder with <stage>.yaml, a RayJob that lacks nothing but its name and what it runs."""
+    config_map: str | None = "cllmr-rayjobs"
+    """rayjob: ConfigMap that is mounted there; none: the image has the folder."""
+    namespace: str | None = None
+    """rayjob: where the RayJob is made; none: where the task runs."""
+    queue_timeout_s: PositiveFloat = 86400.0
+    """Seconds a job may wait at a time: queued (suspended by Kueue), or starting its pods."""
+    timeout_s: PositiveFloat = 86400.0
+    """Seconds a job may run."""
+    resync_s: PositiveFloat = Field(default=30.0, le=300)
+    """Seconds after which the state is looked up again, whatever a watch has told; jobs: at most 2."""
+    orphan_s: PositiveFloat = 600.0
+    """Seconds without a sign of life from its launcher after which a job ends itself, because KFP does not let a terminated
+    task end in order (kubeflow/pipelines#7903). More than a launcher takes to be started again."""
+    grace_s: PositiveFloat = 20.0
+    """Seconds to wait for a cancelled job to be gone; less than the task's own terminationGracePeriodSeconds (30)."""
+
+
+# -- a stage as a job -------------------------------------------------------------------------------------------------------
+
+Phase = Literal["queued", "starting", "running", "succeeded", "failed", "gone"]
+ENDED = ("succeeded", "failed", "gone")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """How a job stands."""
+
+    phase: Phase
+    text: str
+    """In its backend's own words: state, reason, message."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A stage's work, to be done somewhere else."""
+
+    name: str
+    """Made of run and stage alone."""
+    run_id: str
+    stage: str
+    request: str
+    """What the job reads from CLLMR_LAUNCH_REQUEST."""
+
+    def environment(self) -> dict[str, str]:
+        """Variables of the job's process. Visible to whoever sees the job: nothing secret."""
+        return {REQUEST_VARIABLE: self.request, RUN_ID_VARIABLE: self.run_id}
+
+
+class Backend(ABC):
+    """A place where jobs run."""
+
+    def __init__(self, job: Job, config: LaunchConfig) -> None:
+        self.job, self.config = job, config
+        self.last_line = ""
+        """The newest line of the job's log."""
+
+    @abstractmethod
+    def attach_or_create(self, forget: Callable[[], None]) -> None:
+        """Finds this job, or makes it; calls `forget` before it makes one, to remove what an earlier one has left."""
+
+    @abstractmethod
+    def look(self, longest_s: Callable[[], float]) -> Iterator[Seen]:
+        """How the job stands, at every change and at least every ``resync_s`` (or `longest_s`) seconds; never ends."""
+
+    @abstractmethod
+    def logs(self) -> AbstractContextManager[None]:
+        """While open, the job's log goes to standard error; closing waits a moment for the rest of it."""
+
+    @abstractmethod
+    def cancel(self) -> None:
+        """Ends the job, if it is there and under way, and waits up to ``grace_s`` until that has happened."""
+
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """What and where the job is, for messages."""
+
+    @property
+    @abstractmethod
+    def see(self) -> str:
+        """How a person looks at it."""
+
+    def tell(self, line: str) -> None:
+        """One line of the job's log."""
+        if line.strip():
+            self.last_line = line.strip()
+        sys.stderr.write(f"{line}\n")
+
+
+def launch(stage: str, config: Mapping[str, Any], storage_root: str, parents: Mapping[str, Manifest]) -> Manifest:
+    """Runs a stage where its placement says, and returns its manifest.
+
+    Raises:
+        UserError: what the stage itself raised, wherever it ran.
+        LaunchError: the job failed, took too long or vanished; it has been cancelled.
+    """
+    settings = LaunchConfig.model_validate_json(os.environ.get(LAUNCH_VARIABLE) or "{}")
+    if settings.backend == "here":
+        return _run_here(stage, config, storage_root, parents)
+    described: Stage = importlib.import_module(f"components.{stage}.stage").STAGE
+    configure_logging()
+    with failure_told(described):
+        if (done := _done(described, config, storage_root, parents)) is not None:
+            emit("stage reused", stage=stage, fingerprint=done.fingerprint, uri=done.uri, seconds=done.seconds)
+            return done
+        emit("stage started", stage=stage)
+        job = make_job(stage, config, storage_root, parents, settings.orphan_s)
+        manifest = run_job(backend_of(job, settings), Store(storage_root))
+    emit(
+        "stage done",
+        stage=stage,
+        fingerprint=manifest.fingerprint,
+        uri=manifest.uri,
+        seconds=manifest.seconds,
+        peak_memory_mb=manifest.peak_memory_mb,
+        facts=manifest.facts,
+    )
+    return manifest
+
+
+def make_job(stage: str, config: Mapping[str, Any], storage_root: str, parents: Mapping[str, Manifest], orphan_s: float) -> Job:
+    """The job for one stage of this run; raises ConfigError when the environment does not say which run this is."""
+    run_id = os.environ.get(RUN_ID_VARIABLE)
+    if not run_id:
+        raise ConfigError(f"{RUN_ID_VARIABLE} is not set.", "A job is named after its run: set it to the run's id.")
+    name = f"cllmr-{stage}-{hashlib.sha256(run_id.encode()).hexdigest()[:12]}"
+    request = {
+        "job": name,
+        "orphan_s": orphan_s,
+        "stage": stage,
+        "config": config,
+        "storage_root": storage_root,
+        "parents": {key: [one.storage_root, one.stage, one.fingerprint] for key, one in parents.items()},
+    }
+    return Job(name, run_id, stage, json.dumps(request, sort_keys=True))
+
+
+def backend_of(job: Job, settings: LaunchConfig) -> Backend:
+    """The backend that the settings name."""
+    if settings.backend == "jobs":
+        from components.jobs_api import JobsApi
+
+        return JobsApi(job, settings)
+    from components.kuberay import KubeRay
+
+    return KubeRay(job, settings)
+
+
+def run_job(backend: Backend, store: Store) -> Manifest:
+    """Starts or finds a job and waits until it has ended; whatever else ends this call ends the job.
+
+    Raises:
+        UserError: the stage's own.
+        LaunchError: the job failed, vanished, or waited or ran for longer than allowed.
+        SystemExit: this process got SIGTERM.
+    """
+    config, note, ended = backend.config, (NOTES, f"{backend.job.name}.json"), False
+    with _sigterm_raises(), _signs_of_life(store, backend.job, config.orphan_s):
+        try:
+            backend.attach_or_create(lambda: store.remove_note(*note))
+            with backend.logs():
+                seen = _follow(backend, config)
+            ended = seen.phase in ENDED
+        finally:
+            if not ended:
+                emit("job cancelled", job=backend.job.name)
+                try:
+                    backend.cancel()
+                except UserError as error:  # the reason to cancel says more
+                    emit("warning", stage=backend.job.stage, message=f"{backend.title} was not cancelled: {error}")
+    left = json.loads(store.read_note(*note) or "{}")
+    if "error" in left:
+        raise error_of(**left["error"])
+    if seen.phase == "succeeded" and "manifest" in left:
+        return Manifest.model_validate(left["manifest"])
+    last = f" Its log ends: {backend.last_line}" if backend.last_line else ""
+    match seen.phase:
+        case "succeeded":
+            raise LaunchError(
+                f"{backend.title} has ended well but left no {'/'.join(note)} below '{store.root}'.",
+                "Give the job's pods the same storage as the pipeline's, with the right to write there.",
+            )
+        case "failed":
+            raise LaunchError(f"{backend.title} failed: {seen.text}.{last}", backend.see)
+        case "gone":
+            raise LaunchError(f"{backend.title} was deleted by somebody else before it had ended.{last}", "Run the step again.")
+    setting = "timeout_s" if seen.phase == "running" else "queue_timeout_s"
+    raise LaunchError(
+        f"{backend.title} was cancelled: it has been {seen.phase} ({seen.text}) for {_limit(seen, config):g} s.{last}",
+        f"If it needs longer, raise placement.{backend.job.stage}.launch.{setting}.",
+    )
+
+
+def _follow(backend: Backend, config: LaunchConfig) -> Seen:
+    """Follows a job until it has ended or its time is up; the last that was seen of it."""
+    told: Seen | None = None
+    since = time.monotonic()
+
+    def left() -> float:
+        return max(0.0, _limit(told, config) - (time.monotonic() - since)) if told else config.resync_s
+
+    for seen in backend.look(left):
+        if seen != told:
+            emit("job", job=backend.job.name, phase=seen.phase, state=seen.text)
+        if told is None or seen.phase != told.phase:
+            since = time.monotonic()
+        told = seen
+        if seen.phase in ENDED or left() == 0.0:
+            return seen
+    raise AssertionError("a backend never stops telling")
+
+
+def _limit(seen: Seen, config: LaunchConfig) -> float:
+    return config.timeout_s if seen.phase == "running" else config.queue_timeout_s
+
+
+def _run_here(stage: str, config: Mapping[str, Any], storage_root: str, parents: Mapping[str, Manifest]) -> Manifest:
+    manifest: Manifest = importlib.import_module(f"components.{stage}.stage").run(config, storage_root, **parents)
+    return manifest
+
+
+def _done(stage: Stage, config: Mapping[str, Any], storage_root: str, parents: Mapping[str, Manifest]) -> Manifest | None:
+    """What the stage wrote before, so that no cluster is started to find that out."""
+    kind = getattr(importlib.import_module(f"components.{stage.name}.config"), f"{stage.name.capitalize()}Config")
+    name = fingerprint(
+        stage, kind.parse(config, stage.name).identity(), {key: parent.fingerprint for key, parent in parents.items()}
+    )
+    found = Store(storage_root).find(stage.name, name)
+    return found if found is not None and is_whole(found) else None
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Within, the first SIGTERM raises SystemExit: a job is cancelled as on any other exit. Further ones wait for that."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _signs_of_life(store: Store, job: Job, orphan_s: float) -> Iterator[None]:
+    """Within, leaves a note for the job every tenth of `orphan_s` that somebody waits for it."""
+    stop = threading.Event()
+
+    def tell() -> None:
+        waiting = True
+        while waiting:
+            try:
+                store.write_note(secrets.token_hex(8), NOTES, f"{job.name}.alive")
+            except OSError as error:  # the next one may succeed before the job misses it
+                emit("warning", stage=job.stage, message=f"no sign of life could be left for {job.name}: {error}")
+            waiting = not stop.wait(orphan_s / 10)
+
+    thread = threading.Thread(target=tell, daemon=True, name="signs-of-life")
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+# -- in the job -------------------------------------------------------------------------------------------------------------
+
+
+def main() -> int:
+    """Runs the stage that the environment asks for and leaves its manifest, or its error, for the launcher; the exit code."""
+    request = json.loads(os.environ[REQUEST_VARIABLE])
+    store = Store(request["storage_root"])
+    watched = (store, request["job"], request["orphan_s"])
+    threading.Thread(target=_end_when_orphaned, args=watched, daemon=True, name="orphan-watch").start()
+    note = (NOTES, f"{request['job']}.json")
+    try:
+        parents = {}
+        for key, (root, stage, name) in request["parents"].items():
+            found = Store(root).find(stage, name)
+            if found is None:
+                raise LaunchError(
+                    f"{stage}/{name} is not below '{root}', as this job sees it.",
+                    "Give the job's pods the same storage as the pipeline's.",
+                )
+            parents[key] = found
+        manifest = _run_here(request["stage"], request["config"], request["storage_root"], parents)
+    except UserError as error:
+        told = {"code": error.code, "message": error.message, "hint": error.hint}
+        store.write_note(json.dumps({"error": told}), *note)
+        sys.stderr.write(f"{error}\n")
+        return 2
+    store.write_note(json.dumps({"manifest": manifest.model_dump(mode="json")}), *note)
+    return 0
+
+
+def _end_when_orphaned(store: Store, name: str, orphan_s: float) -> None:
+    """Ends this process when the launcher's sign of life has not changed for `orphan_s` seconds, by this machine's clock."""
+    seen, since = None, time.monotonic()
+    while time.monotonic() - since < orphan_s:
+        time.sleep(orphan_s / 10)
+        try:
+            sign = store.read_note(NOTES, f"{name}.alive")
+        except OSError:  # nothing is known, which is no reason to end
+            since = time.monotonic()
+            continue
+        if sign != seen:
+            seen, since = sign, time.monotonic()
+    sys.stderr.write(f"job {name} ends: nobody has waited for it for {orphan_s:g} s\n")
+    sys.stderr.flush()
+    os._exit(3)  # of a driver: Ray ends its workers
+
+
+# -- Ray in this process ----------------------------------------------------------------------------------------------------
 
 
 def prepare_ray_environment() -> None:
@@ -25,8 +391,8 @@ def prepare_ray_environment() -> None:
         os.environ.setdefault(name, value)
     # Ray listens on the machine's address, so its token authentication stays on (ray.init enables it unless RAY_AUTH_MODE says
     # otherwise; setting that variable here would be too late where Ray is imported already). A token that lives as long as
-    # this process keeps Ray from writing one into the home directory.
-    if "RAY_AUTH_TOKEN_PATH" not in os.environ:
+    # this process keeps Ray from writing one into the home directory. A cluster that is joined has a token of its own.
+    if "RAY_AUTH_TOKEN_PATH" not in os.environ and not os.environ.get("RAY_ADDRESS"):
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
@@ -66,3 +432,7 @@ def ray_session(num_cpus: int, num_gpus: int = 0) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,6 +1,7 @@
 """``cllmr``: the platform's command line. Commands import what they need when they run, so that help comes at once.
 
-Exit codes: 0 done, 1 a crash or a failed check, 2 a mistake the user can mend (one line says how), 130 interrupted.
+Exit codes: 0 done, 1 a crash, a failed check or a failed run, 2 a mistake the user can mend (one line says how), 124 a deadline
+passed, 130 interrupted.
 """
 
 import functools
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from components.tracking import ModelVersion, Registry
+    from pipelines.cluster import Cluster
     from pipelines.config import PlatformConfig
     from pipelines.local import PlatformRun
     from serving.features import HistoryReader
@@ -60,8 +62,8 @@ def told_to_the_user() -> Iterator[None]:
     except UserError as error:
         errors.print(f"[bold red]error:[/bold red] {escape(error.message)} {escape(error.hint)}".rstrip(), soft_wrap=True)
         raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        errors.print("interrupted: nothing is left running.", soft_wrap=True)
+    except KeyboardInterrupt as interrupt:
+        errors.print(f"interrupted: {escape(str(interrupt) or 'nothing is left running.')}", soft_wrap=True)
         raise typer.Exit(130) from None
 
 
@@ -97,6 +99,23 @@ JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the re
 Url = Annotated[
     str | None, typer.Option("--url", help="A running endpoint; without it the champion's bundle is read from storage.")
 ]
+Host = Annotated[str | None, typer.Option("--host", help="URL of the Kubeflow Pipelines API; default: KF_PIPELINES_ENDPOINT.")]
+Namespace = Annotated[str | None, typer.Option("--namespace", "-n", help="Your namespace on a multi-user Kubeflow.")]
+Until = Annotated[str | None, typer.Option("--until", help="End after this stage.")]
+Cache = Annotated[
+    bool,
+    typer.Option(
+        "--cache/--no-cache",
+        help="Let KFP skip tasks it has seen with the same inputs; finished stages are reused from storage either way.",
+    ),
+]
+Revision = Annotated[
+    str | None, typer.Option("--revision", help="Name of the code's state; default: CLLMR_REVISION, else git's HEAD.")
+]
+Deadline = Annotated[float, typer.Option("--deadline", min=0, help="Seconds to wait at most; exit code 124 after them.")]
+Terminate = Annotated[
+    bool, typer.Option("--terminate/--keep", help="On Ctrl-C (or SIGTERM): end the run too, or let it go on.")
+]
 
 
 def load_config(
@@ -108,13 +127,15 @@ def load_config(
     items: str | None = None,
     users: str | None = None,
     columns: list[str] | None = None,
+    host: str | None = None,
+    namespace: str | None = None,
 ) -> "PlatformConfig":
     """The settings that the command line describes; options of their own win over ``--set``."""
     from pipelines import config
 
     overrides = [*(sets or []), *own_data(interactions, items, users, columns)]
-    if storage is not None:
-        overrides.append(f"storage_root={json.dumps(storage)}")
+    given = {"storage_root": storage, "cluster.host": host, "cluster.namespace": namespace}
+    overrides += [f"{name}={json.dumps(value)}" for name, value in given.items() if value is not None]
     return config.load(preset, files or [], overrides)
 
 
@@ -235,7 +256,7 @@ def run(
     users: Users = None,
     column: Columns = None,
     from_: Annotated[str | None, typer.Option("--from", help="Build this stage and all after it again.")] = None,
-    until: Annotated[str | None, typer.Option("--until", help="End after this stage.")] = None,
+    until: Until = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would run.")] = False,
     ask_: Annotated[bool, typer.Option("--ask/--no-ask", help="Start the endpoint at the end and ask it for one user.")] = True,
     user: Annotated[str | None, typer.Option("--user", help="The user to ask for; default: a readable example.")] = None,
@@ -243,7 +264,7 @@ def run(
 ) -> None:
     """Run the pipeline here: ingest, sideinfo, spectrum, features, train, evaluate, promote, serve.
 
-    What is done already is reused. The same pipeline runs on a cluster (see [b]compile[/b]).
+    What is done already is reused. The same pipeline runs on a cluster (see [b]submit[/b]).
 
     [dim]cllmr run
     cllmr run --interactions clicks.csv --items books.csv --column user_id=reader
@@ -290,20 +311,171 @@ def compile_(
     set_: Sets = None,
     storage: Storage = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")] = Path("retraining.yaml"),
-    until: Annotated[str | None, typer.Option("--until", help="End after this stage.")] = None,
+    until: Until = None,
+    kubernetes: Annotated[
+        bool, typer.Option("--kubernetes", help="As Pipeline and PipelineVersion objects, for KFP's Kubernetes-native mode.")
+    ] = False,
+    namespace: Namespace = None,
+    revision: Revision = None,
 ) -> None:
-    """Write the pipeline as a file that Kubeflow Pipelines runs.
+    """Write the pipeline as a file that Kubeflow Pipelines runs, or that GitOps applies (--kubernetes).
 
-    [dim]cllmr compile --preset cluster --storage s3://bucket/cllmr --output retraining.yaml[/dim]
+    [dim]cllmr compile --preset cluster --storage s3://bucket/cllmr --output retraining.yaml
+    cllmr compile --preset cluster --kubernetes -n kubeflow --output objects.yaml && kubectl apply -f objects.yaml[/dim]
     """
+    from pipelines.cluster import source_revision, version_name
+
     settings = load_config(preset, config, set_, storage)
-    text = compiled(settings).until(until).to_yaml()
+    pipeline = compiled(settings).until(until)
+    version = version_name(pipeline, revision or source_revision()) if kubernetes else ""
+    text = pipeline.to_kubernetes(version, namespace) if kubernetes else pipeline.to_yaml()
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--output {output} cannot be written: {error.strerror or error}.", "Choose another file.") from None
     make_console().print(f"wrote {output}", soft_wrap=True)
+
+
+@command
+def submit(
+    preset: Preset = "cluster",
+    config: Files = None,
+    set_: Sets = None,
+    storage: Storage = None,
+    host: Host = None,
+    namespace: Namespace = None,
+    until: Until = None,
+    revision: Revision = None,
+    cache: Cache = False,
+    wait_: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the run; the exit code is its result.")] = False,
+    deadline: Deadline = 86400,
+    terminate: Terminate = True,
+    json_file: JsonFile = None,
+) -> None:
+    """Run the pipeline on a cluster, through Kubeflow Pipelines; prints where to see it.
+
+    Credentials: a projected service-account token (cluster.token_file, KF_PIPELINES_SA_TOKEN_PATH), or a token in
+    CLLMR_KFP_TOKEN, or a browser's cookies in CLLMR_KFP_COOKIES.
+
+    [dim]cllmr submit --host https://kfp.example.org/pipeline --storage s3://bucket/cllmr
+    cllmr submit --host https://kfp.example.org/pipeline -n team-a --wait --deadline 14400[/dim]
+    """
+    from pipelines import cluster as clusters
+
+    settings = load_config(preset, config, set_, storage, host=host, namespace=namespace)
+    pipeline = clusters.pipeline_of(settings, until, cache)
+    parameters = clusters.parameters_of(settings, pipeline)
+    cluster = clusters.Cluster(settings.cluster)
+    version = cluster.ensure_version(pipeline, revision or clusters.source_revision())
+    name = clusters.run_name(version.name)
+    with ended_with_the_command(cluster, lambda: cluster.find_run(name), terminate):
+        run_id = cluster.submit(version, parameters, name)
+        make_console().print(f"run {run_id}: {escape(cluster.url(run_id))}", soft_wrap=True)
+        state = watched(cluster, run_id, deadline) if wait_ else "PENDING"
+    result = {"run_id": run_id, "name": name, "version": version.name, "url": cluster.url(run_id), "state": state}
+    write_result(json_file, result)
+    if wait_:
+        exit_with(state, deadline, run_id)
+
+
+@command
+def schedule(
+    cron: Annotated[
+        str | None,
+        typer.Option("--cron", help="When: minute hour day month weekday, in UTC; with a sixth field in front: seconds."),
+    ] = None,
+    name: Annotated[str, typer.Option("--name", help="Name of the schedule.")] = "cllmr-retraining",
+    remove: Annotated[bool, typer.Option("--remove", help="Remove the schedule; runs that have begun go on.")] = False,
+    preset: Preset = "cluster",
+    config: Files = None,
+    set_: Sets = None,
+    storage: Storage = None,
+    host: Host = None,
+    namespace: Namespace = None,
+    until: Until = None,
+    revision: Revision = None,
+    cache: Cache = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Repeat the pipeline on a cluster: one run at a time, none made up for afterwards.
+
+    Says what should be: the same again changes nothing, other settings or other code replace the schedule of that name.
+
+    [dim]cllmr schedule --cron "0 3 * * *" --storage s3://bucket/cllmr
+    cllmr schedule --remove[/dim]
+    """
+    from pipelines import cluster as clusters
+
+    if (cron is None) == (not remove):
+        raise ConfigError("cllmr schedule needs one of --cron and --remove.", "Every night at three: --cron '0 3 * * *'")
+    settings = load_config(preset, config, set_, storage, host=host, namespace=namespace)
+    out = make_console()
+    if cron is None:
+        count = clusters.Cluster(settings.cluster).remove_schedule(name)
+        out.print(f"schedule {escape(name)}: {'removed' if count else 'there was none'}", soft_wrap=True)
+        write_result(json_file, {"name": name, "change": "removed" if count else "unchanged"})
+        return
+    times = clusters.cron_of(cron)
+    pipeline = clusters.pipeline_of(settings, until, cache)
+    parameters = clusters.parameters_of(settings, pipeline)
+    cluster = clusters.Cluster(settings.cluster)
+    version = cluster.ensure_version(pipeline, revision or clusters.source_revision())
+    schedule_id, change = cluster.ensure_schedule(name, times, version, parameters)
+    out.print(f"schedule {escape(name)}: {change}, '{times}' UTC, version {version.name}", soft_wrap=True)
+    write_result(
+        json_file, {"name": name, "schedule_id": schedule_id, "change": change, "cron": times, "version": version.name}
+    )
+
+
+@command
+def runs(
+    limit: Annotated[int, typer.Option("--limit", min=1, help="How many, the newest first.")] = 20,
+    preset: Preset = "cluster",
+    config: Files = None,
+    set_: Sets = None,
+    host: Host = None,
+    namespace: Namespace = None,
+    json_file: JsonFile = None,
+) -> None:
+    """List the runs on a cluster, newest first.
+
+    [dim]cllmr runs --limit 5[/dim]
+    """
+    from pipelines.cluster import Cluster
+    from pipelines.summary import runs_table
+
+    cluster = Cluster(load_config(preset, config, set_, None, host=host, namespace=namespace).cluster)
+    found = cluster.runs(limit)
+    make_console().print(runs_table(found))
+    times = ("created_at", "finished_at")
+    rows = [{name: getattr(run, name) for name in ("run_id", "display_name", "state", *times)} for run in found]
+    write_result(json_file, [{**row, "url": cluster.url(row["run_id"])} for row in rows])
+
+
+@command
+def wait(
+    run_id: Annotated[str, typer.Argument(metavar="RUN", help="The run's id: see cllmr runs.")],
+    deadline: Deadline = 86400,
+    terminate: Terminate = False,
+    preset: Preset = "cluster",
+    config: Files = None,
+    set_: Sets = None,
+    host: Host = None,
+    namespace: Namespace = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Wait for a run on a cluster; the exit code is its result: 0 done, 1 failed or cancelled, 124 not yet.
+
+    [dim]cllmr wait 3f2a9c0d-1e4b-5a67-8c9d-0e1f2a3b4c5d --deadline 3600[/dim]
+    """
+    from pipelines.cluster import Cluster
+
+    cluster = Cluster(load_config(preset, config, set_, None, host=host, namespace=namespace).cluster)
+    with ended_with_the_command(cluster, lambda: run_id, terminate):
+        state = watched(cluster, run_id, deadline)
+    write_result(json_file, {"run_id": run_id, "url": cluster.url(run_id), "state": state})
+    exit_with(state, deadline, run_id)
 
 
 @command
@@ -522,6 +694,56 @@ def compiled(settings: "PlatformConfig") -> Any:
     from pipelines.retraining import retraining
 
     return compile_pipeline(retraining(settings))
+
+
+@contextmanager
+def ended_with_the_command(cluster: "Cluster", find: Callable[[], str | None], terminate: bool) -> Iterator[None]:
+    """On Ctrl-C or SIGTERM ends the run as well, if it is there and that is asked for, and says what became of it."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # how CI systems cancel
+    try:
+        yield
+    except KeyboardInterrupt:
+        run_id = find()
+        if run_id is None:
+            raise KeyboardInterrupt("no run was started.") from None
+        if not terminate:
+            raise KeyboardInterrupt(f"run {run_id} goes on. next: cllmr wait {run_id}") from None
+        try:
+            state = cluster.terminate(run_id)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"run {run_id} may go on. See {cluster.url(run_id)}") from None
+        raise KeyboardInterrupt(f"run {run_id} was told to end and is {state.lower()}.") from None
+
+
+def watched(cluster: "Cluster", run_id: str, deadline: float) -> str:
+    """Waits for a run and tells of its tasks as they go on, and of what failed; its state."""
+    from pipelines.cluster import failures
+
+    progress = make_console(stderr=True)
+    run = cluster.wait(run_id, deadline, lambda task, state: progress.print(f"{escape(task)}: {state.lower()}", soft_wrap=True))
+    for failure in failures(run):
+        progress.print(
+            f"[bold red]failed:[/bold red] {escape(failure.task)}: {escape(failure.message.strip())}", soft_wrap=True
+        )
+    return str(run.state)
+
+
+def exit_with(state: str, deadline: float, run_id: str) -> None:
+    """Ends the command with the exit code of a run's state, and says it; 124 for one that has not ended."""
+    from pipelines.cluster import FINISHED, SUCCEEDED
+
+    errors = make_console(stderr=True)
+    if state in SUCCEEDED:
+        errors.print(f"run {run_id}: {state.lower()}", soft_wrap=True)
+        return
+    if state in FINISHED:
+        errors.print(f"[bold red]error:[/bold red] run {run_id}: {state.lower()}", soft_wrap=True)
+        raise typer.Exit(1)
+    errors.print(
+        f"[bold red]error:[/bold red] run {run_id} is {state.lower()} after {deadline:g} s. next: cllmr wait {run_id}",
+        soft_wrap=True,
+    )
+    raise typer.Exit(124)
 
 
 def registry(settings: "PlatformConfig") -> "Registry":

@@ -24,6 +24,7 @@ from components.serve.config import ServeConfig
 from components.sideinfo.config import SideinfoConfig
 from components.spectrum.config import SpectrumConfig
 from components.train.config import TrainConfig
+from pipelines.cluster import ClusterConfig
 from pipelines.placement import PlacementConfig
 
 DEFAULT_PRESET = "local"
@@ -54,6 +55,8 @@ class PlatformConfig(BaseModel):
     """The endpoint."""
     placement: PlacementConfig = PlacementConfig()
     """Images, CPU, memory, accelerators and retries of the tasks."""
+    cluster: ClusterConfig = ClusterConfig()
+    """Kubeflow Pipelines, for what is submitted to it."""
 
     def stages(self) -> dict[str, StageConfig]:
         """The settings of every stage, by stage name."""

@@ -21,9 +21,9 @@ from typing import Any, TextIO
 
 import psutil
 
-from components import errors
 from components.artifacts import Manifest, Stage, StageConfig, Store
-from components.errors import StorageError, UserError
+from components.errors import StorageError, error_of
+from components.launch import RUN_ID_VARIABLE
 from components.progress import EVENTS_VARIABLE
 from pipelines.display import Display
 from pipelines.plan import CompiledPipeline, check_order, forget, plan, stage_of
@@ -213,6 +213,7 @@ def _environment(directory: Path) -> dict[str, str]:
         **pinned,
         "PATH": path,
         EVENTS_VARIABLE: str(directory / EVENTS),
+        RUN_ID_VARIABLE: directory.name,
         "PYTHONUNBUFFERED": "1",
     }
 
@@ -260,9 +261,8 @@ def _failure(events: list[dict[str, Any]], stages: list[str], log: Path) -> Exce
     stage = next((name for name in stages if name not in finished), stages[-1])
     told = [event for event in events if event["event"] == "stage failed" and event["stage"] not in finished]
     if told:
-        kinds = {kind.code: kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, UserError)}
         last = told[-1]
-        return kinds.get(last["code"], UserError)(f"{last['stage']}: {last['message']}", last.get("hint") or "")
+        return error_of(last["code"], f"{last['stage']}: {last['message']}", last.get("hint") or "")
     started = [event["stage"] for event in events if event["event"] == "stage started" and event["stage"] not in finished]
     return StageCrashed(started[-1] if started else stage, log, _tail(log.read_text(encoding="utf-8", errors="replace")))
 

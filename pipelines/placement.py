@@ -1,11 +1,13 @@
-"""Where a task runs and with how much: the only file that knows images, CPU, GPU, memory, tolerations and retries.
+"""Where a task runs and with how much: the only file that knows images, CPU, GPU, memory, tolerations, retries and launching.
 
-Under ``cllmr run`` these settings are accepted and have no effect but ``retries``; a cluster's scheduler obeys all of them.
+Under ``cllmr run`` these settings are accepted and have no effect but ``retries`` and ``launch``; a cluster's scheduler obeys
+all of them.
 """
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from components.image import IMAGE
+from components.launch import LAUNCH_VARIABLE, RUN_ID_VARIABLE, LaunchConfig
 
 
 class TaskPlacement(BaseModel):
@@ -27,6 +29,13 @@ class TaskPlacement(BaseModel):
     """Further attempts after a failure, with growing pauses; a finished stage is never run twice."""
 
 
+class HeavyPlacement(TaskPlacement):
+    """What the task of a stage asks whose work Ray can do somewhere else."""
+
+    launch: LaunchConfig = LaunchConfig()
+    """Whether the task does the work itself or has a Ray job do it; the job brings its own CPUs, memory and GPUs."""
+
+
 class PlacementConfig(BaseModel):
     """The placement of every stage's task."""
 
@@ -36,13 +45,13 @@ class PlacementConfig(BaseModel):
     """Container image of all stages that name no other."""
     ingest: TaskPlacement = TaskPlacement()
     """Placement of ingest."""
-    sideinfo: TaskPlacement = TaskPlacement()
+    sideinfo: HeavyPlacement = HeavyPlacement()
     """Placement of sideinfo."""
     spectrum: TaskPlacement = TaskPlacement()
     """Placement of spectrum."""
     features: TaskPlacement = TaskPlacement()
     """Placement of features."""
-    train: TaskPlacement = TaskPlacement(cpu=2)
+    train: HeavyPlacement = HeavyPlacement(cpu=2)
     """Placement of train."""
     evaluate: TaskPlacement = TaskPlacement(cpu=2)
     """Placement of evaluate."""
@@ -65,5 +74,26 @@ def place(task, config: PlacementConfig):  # type: ignore[no-untyped-def]  # kfp
         kubernetes.add_toleration(task, key=wanted.gpu_type, operator="Exists", effect="NoSchedule")
     if wanted.retries:
         task.set_retry(num_retries=wanted.retries, backoff_duration="30s", backoff_factor=2.0, backoff_max_duration="600s")
+    if isinstance(wanted, HeavyPlacement) and wanted.launch.backend != "here":
+        _launched(task, wanted.launch)
     # what is done already is known by fingerprint and survives KFP's own cache, which would not see a live champion
     return task.set_caching_options(False)
+
+
+def _launched(task, launch: LaunchConfig) -> None:  # type: ignore[no-untyped-def]  # as above
+    """Tells a task which Ray job does its work, which run it is in, and which pod is the job's owner."""
+    from kfp import kubernetes
+
+    task.set_env_variable(LAUNCH_VARIABLE, launch.model_dump_json(exclude_defaults=True))
+    for name, field in (
+        (RUN_ID_VARIABLE, "metadata.labels['pipeline/runid']"),  # KFP's own label on all pods of a run
+        ("CLLMR_POD_NAME", "metadata.name"),
+        ("CLLMR_POD_UID", "metadata.uid"),
+        ("CLLMR_POD_NAMESPACE", "metadata.namespace"),
+    ):
+        kubernetes.use_field_path_as_env(task, env_name=name, field_path=field)
+    if launch.backend == "rayjob" and launch.config_map:
+        kubernetes.use_config_map_as_volume(task, config_map_name=launch.config_map, mount_path=launch.templates)
+    if launch.backend == "jobs" and launch.token_secret:
+        task.set_env_variable("RAY_AUTH_MODE", "token")
+        kubernetes.use_secret_as_env(task, secret_name=launch.token_secret, secret_key_to_env={"auth_token": "RAY_AUTH_TOKEN"})

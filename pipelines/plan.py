@@ -19,6 +19,8 @@ from components.errors import ConfigError, did_you_mean
 
 # The outcome of promote depends on the champion at that moment: its fingerprint, and all after it, is known only then.
 DECIDED_AT_RUN_TIME = frozenset({"promote"})
+# These read or fill what is outside KFP's sight (input files, the feature store, the champion): its cache would be wrong.
+NEVER_CACHED = frozenset({"ingest", "features", "promote", "serve"})
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,44 @@ class CompiledPipeline:
         """The text that KFP reads."""
         documents = [self.spec] + ([self.platforms] if self.platforms else [])
         return yaml.safe_dump_all(documents, sort_keys=True)
+
+    def to_kubernetes(self, version: str, namespace: str | None = None) -> str:
+        """The same as objects of the Kubernetes API (``Pipeline`` and ``PipelineVersion``), for KFP's Kubernetes-native mode.
+
+        Args:
+            version: name of the version, of lower-case letters, digits, dots and hyphens.
+            namespace: where the objects live; None: where they are applied.
+        """
+        from kfp.compiler import Compiler
+        from kfp.compiler.compiler_utils import KubernetesManifestOptions
+        from kfp.components import load_component_from_text
+
+        info = self.spec["pipelineInfo"]
+        options = KubernetesManifestOptions(
+            pipeline_name=info["name"],
+            pipeline_display_name=info.get("displayName", info["name"]),
+            pipeline_version_name=f"{info['name']}-{version}",
+            pipeline_version_display_name=version,
+            namespace=namespace,
+            include_pipeline_manifest=True,
+        )
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "pipeline.yaml"
+            Compiler().compile(
+                load_component_from_text(self.to_yaml()),
+                str(path),
+                kubernetes_manifest_format=True,
+                kubernetes_manifest_options=options,
+            )
+            return path.read_text(encoding="utf-8")
+
+    def with_caching(self) -> "CompiledPipeline":
+        """The same pipeline, whose tasks KFP may skip when it has seen them with the same inputs: those that read nothing
+        else. Part of the spec, because KFP ignores the switch of a run that names a version (kubeflow/pipelines#14253)."""
+        spec = deepcopy(self.spec)
+        for name, task in spec["root"]["dag"]["tasks"].items():
+            task["cachingOptions"] = {} if name in NEVER_CACHED else {"enableCache": True}
+        return CompiledPipeline(spec, self.platforms)
 
     def parents(self) -> dict[str, dict[str, str]]:
         """For every stage, in order: the stage that writes each of its input artifacts, by the input's name."""

@@ -307,3 +307,19 @@ def versions_table(versions: "Sequence[ModelVersion]") -> RenderableType:
         ndcg = version.metrics.get("debiased.ndcg@10")
         table.add_row(version.version, version.fingerprint, role, version.created_at, "" if ndcg is None else f"{ndcg:.4f}")
     return table
+
+
+def runs_table(runs: Sequence[Any]) -> RenderableType:
+    """Runs on a cluster (KFP's V2beta1Run), as they come."""
+    if not runs:
+        return Text("no run yet: cllmr submit")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("run", "name", "state", "created", "minutes"):
+        table.add_column(column, overflow="fold")
+    styles = {"SUCCEEDED": "green", "FAILED": "red", "CANCELED": "yellow"}
+    for run in runs:
+        ended = run.finished_at and run.finished_at.timestamp() > run.created_at.timestamp()  # KFP's zero time: not yet
+        minutes = f"{(run.finished_at - run.created_at).total_seconds() / 60:.1f}" if ended else ""
+        state = Text(str(run.state or ""), styles.get(run.state, ""))
+        table.add_row(run.run_id, run.display_name, state, f"{run.created_at:%Y-%m-%d %H:%M}", minutes)
+    return table

@@ -1,4 +1,4 @@
-"""The KFP task of the sideinfo stage: maps manifests to a call of ``components.sideinfo.stage.run``."""
+"""The KFP task of the sideinfo stage: maps manifests to a call of ``components.sideinfo.stage.run``, here or as a Ray job."""
 
 from typing import Any
 
@@ -19,8 +19,8 @@ def sideinfo(
     import shutil
 
     from components.artifacts import Manifest
-    from components.sideinfo.stage import run
+    from components.launch import launch
 
-    done = run(config, storage_root, ingest=Manifest.read(ingest.path))
+    done = launch("sideinfo", config, storage_root, {"ingest": Manifest.read(ingest.path)})
     done.write(manifest.path)
     shutil.copyfile(done.path() / "report.html", report.path)

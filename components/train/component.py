@@ -1,4 +1,4 @@
-"""The KFP task of the train stage: maps manifests to a call of ``components.train.stage.run``."""
+"""The KFP task of the train stage: maps manifests to a call of ``components.train.stage.run``, here or as a Ray job."""
 
 from typing import Any
 
@@ -17,8 +17,8 @@ def train(
 ) -> None:
     """Trains the recommender and writes the model bundle."""
     from components.artifacts import Manifest
-    from components.train.stage import run
+    from components.launch import launch
 
     inputs = {"ingest": ingest, "features": features}
     parents = {name: Manifest.read(parent.path) for name, parent in inputs.items()}
-    run(config, storage_root, **parents).write(manifest.path)
+    launch("train", config, storage_root, parents).write(manifest.path)

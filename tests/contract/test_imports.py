@@ -17,6 +17,7 @@ FOUNDATION = {
     "components.ids",
     "components.launch",
     "components.progress",
+    "components.retry",
 }
 HEAVY = ("torch", "ray", "kfp", "feast", "mlflow", "sentence_transformers", "transformers", "matplotlib", "pandera", "implicit")
 

@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
+from components import kuberay
+from components.errors import ConfigError
+from components.launch import LaunchConfig
 from pipelines.config import PlatformConfig, load, preset_names
 from pipelines.placement import PlacementConfig
 from pipelines.plan import CompiledPipeline, compile_pipeline
@@ -67,7 +70,7 @@ def test_the_defaults_of_the_parameters_are_the_presets_settings(preset: str) ->
 def test_presets_differ_in_placement_and_settings_and_not_in_the_steps() -> None:
     local, cluster = compiled("local"), compiled("cluster")
     assert local.parents() == cluster.parents()
-    assert executors(cluster)["train"]["resources"]["memoryLimit"] != executors(local)["train"]["resources"]["memoryLimit"]
+    assert executors(cluster)["evaluate"]["resources"] != executors(local)["evaluate"]["resources"]
     assert cluster.spec["root"]["dag"]["tasks"]["train"]["retryPolicy"]["maxRetryCount"] == 2
     assert "retryPolicy" not in local.spec["root"]["dag"]["tasks"]["train"]
 
@@ -81,6 +84,47 @@ def test_a_gpu_is_asked_for_with_the_toleration_that_its_node_needs() -> None:
     settings = pipeline.platforms["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     assert settings["exec-train"]["tolerations"] == [{"effect": "NoSchedule", "key": "nvidia.com/gpu", "operator": "Exists"}]
     assert "exec-ingest" not in settings
+
+
+def test_a_task_whose_work_a_rayjob_does_knows_its_run_its_pod_and_the_templates() -> None:
+    pipeline = compiled("cluster")
+    assert pipeline.platforms is not None
+    settings = pipeline.platforms["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert set(settings) == {"exec-sideinfo", "exec-train"}
+    for stage in ("sideinfo", "train"):
+        (variable,) = executors(pipeline)[stage]["env"]
+        assert variable["name"] == "CLLMR_LAUNCH"
+        assert LaunchConfig.model_validate_json(variable["value"]) == LaunchConfig(backend="rayjob")
+        assert {one["name"]: one["fieldPath"] for one in settings[f"exec-{stage}"]["fieldPathAsEnv"]} == {
+            "CLLMR_RUN_ID": "metadata.labels['pipeline/runid']",
+            kuberay.POD_NAME_VARIABLE: "metadata.name",
+            kuberay.POD_UID_VARIABLE: "metadata.uid",
+            kuberay.NAMESPACE_VARIABLE: "metadata.namespace",
+        }
+        (volume,) = settings[f"exec-{stage}"]["configMapAsVolume"]
+        assert (volume["mountPath"], volume["configMapName"]) == (LaunchConfig().templates, "cllmr-rayjobs")
+
+
+def test_a_task_whose_work_a_standing_cluster_does_has_its_token_from_a_secret() -> None:
+    launch = "{backend: jobs, address: 'http://ray:8265', token_secret: ray-token}"
+    pipeline = compile_pipeline(retraining(load(overrides=[f"placement.train.launch={launch}"])))
+    assert pipeline.platforms is not None
+    (settings,) = pipeline.platforms["platforms"]["kubernetes"]["deploymentSpec"]["executors"].values()
+    (secret,) = settings["secretAsEnv"]
+    assert (secret["secretName"], secret["keyToEnv"]) == (
+        "ray-token",
+        [{"envVar": "RAY_AUTH_TOKEN", "secretKey": "auth_token"}],
+    )
+    assert "configMapAsVolume" not in settings
+    variables = {one["name"]: one["value"] for one in executors(pipeline)["train"]["env"]}
+    assert variables["RAY_AUTH_MODE"] == "token"
+
+
+def test_launching_is_placement_and_changes_no_parameter() -> None:
+    here, there = (load(overrides=[f"placement.train.launch.backend={backend}"]) for backend in ("here", "rayjob"))
+    assert here.stages() == there.stages()
+    with pytest.raises(ConfigError, match=r"unknown setting 'placement\.ingest\.launch'"):
+        load(overrides=["placement.ingest.launch.backend=rayjob"])
 
 
 def test_kfps_own_cache_is_off_because_it_would_not_see_another_champion() -> None:

@@ -15,7 +15,10 @@ from typer.testing import CliRunner, Result
 from pipelines.cli import app
 
 REPOSITORY = Path(__file__).parents[2]
-COMMANDS = ["doctor", "validate", "run", "compile", "serve", "recommend", "explain", "experiment", "promote", "rollback"]
+COMMANDS = [
+    *("doctor", "validate", "run", "compile", "submit", "schedule", "runs", "wait"),
+    *("serve", "recommend", "explain", "experiment", "promote", "rollback"),
+]
 
 
 def call(*arguments: str) -> Result:

@@ -1,0 +1,191 @@
+"""A stage as a job on a Ray cluster that stands, through Ray's Jobs API.
+
+The cluster's token comes from the environment, as Ray has it: RAY_AUTH_MODE=token and RAY_AUTH_TOKEN.
+"""
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import aiohttp
+import requests
+from ray.exceptions import AuthenticationError
+from ray.job_submission import JobStatus, JobSubmissionClient
+from tenacity import Retrying, retry_if_result, stop_after_delay
+from tenacity import wait_fixed as every
+
+from components.errors import ConfigError, LaunchError
+from components.launch import ENTRYPOINT, Backend, Job, LaunchConfig, Phase, Seen
+from components.progress import emit
+from components.retry import retrying
+
+_PATIENCE_S = 60.0  # of trying again when the cluster is away
+_REQUEST_S = (10.0, 30.0)  # to connect, and to the next byte
+_LONGEST_POLL_S = 2.0  # the Jobs API has no watch
+_LOG_DRAIN_S = 10.0  # to read the rest of a log when its job has ended
+_PHASES: dict[JobStatus, Phase] = {
+    JobStatus.PENDING: "starting",
+    JobStatus.RUNNING: "running",
+    JobStatus.SUCCEEDED: "succeeded",
+    JobStatus.FAILED: "failed",
+    JobStatus.STOPPED: "failed",
+}
+_UNDER_WAY = (JobStatus.PENDING, JobStatus.RUNNING)
+
+
+class _Client(JobSubmissionClient):
+    """Ray's client, whose requests end."""
+
+    def _do_request(self, method: str, endpoint: str, **options: Any) -> requests.Response:
+        return super()._do_request(method, endpoint, timeout=_REQUEST_S, **options)
+
+
+class JobsApi(Backend):
+    """A job of a Ray cluster that stands."""
+
+    def __init__(self, job: Job, config: LaunchConfig) -> None:
+        super().__init__(job, config)
+        if not config.address:
+            raise ConfigError(
+                f"placement.{job.stage}.launch.address is not set.", "Give the URL of the Ray dashboard: http://ray-head:8265"
+            )
+        for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+            if os.environ.get(name):
+                raise ConfigError(
+                    f"{name} is set, which Ray lets win over placement.{job.stage}.launch.address.", "Unset one of them."
+                )
+        self._client = self._call(lambda: _Client(config.address))
+        self._id = job.name
+
+    @property
+    def title(self) -> str:
+        """See Backend."""
+        return f"Ray job {self._id} at {self.config.address}"
+
+    @property
+    def see(self) -> str:
+        """See Backend."""
+        return f"See ray job logs --address {self.config.address} {self._id}"
+
+    def attach_or_create(self, forget: Callable[[], None]) -> None:
+        """See Backend. Ray keeps ended jobs and their ids: attempt n after a failure has the name with ``-n``."""
+        for attempt in range(1, 1000):
+            self._id = self.job.name if attempt == 1 else f"{self.job.name}-{attempt}"
+            status = self._status()
+            if status in (JobStatus.FAILED, JobStatus.STOPPED):
+                continue
+            if status is None:
+                forget()
+                self._call(self._submit)
+            else:
+                emit("job attached", job=self._id)
+            return
+        raise LaunchError(f"{self.title} has failed 999 times.", "Start another run.")
+
+    def _submit(self) -> None:
+        try:
+            self._client.submit_job(
+                entrypoint=ENTRYPOINT,
+                submission_id=self._id,
+                runtime_env={"env_vars": self.job.environment()},
+                metadata={"run": self.job.run_id, "stage": self.job.stage},
+            )
+        except RuntimeError as error:
+            if self._status() is None:  # else another launcher, or a lost answer, was first
+                raise LaunchError(f"{self.title} was not accepted: {_first_line(error)}.", "Check the cluster.") from None
+
+    def _status(self) -> JobStatus | None:
+        """None: there is no job of this id."""
+        found = self._info()
+        return found.status if found else None
+
+    def _info(self) -> Any:
+        try:
+            return self._call(lambda: self._client.get_job_info(self._id))
+        except RuntimeError as error:
+            if "404" in str(error):
+                return None
+            raise LaunchError(f"{self.title} cannot be looked up: {_first_line(error)}.", "Check the cluster.") from None
+
+    def look(self, longest_s: Callable[[], float]) -> Iterator[Seen]:
+        """See Backend."""
+        pause = threading.Event()
+        while (info := self._info()) is not None:
+            said = ": ".join(" ".join(str(word).split()) for word in (info.error_type, info.message) if word)
+            # a failure's message goes on with the log, which has been told
+            yield Seen(_PHASES[info.status], said.split(", last available logs", 1)[0][:1000] or str(info.status))
+            pause.wait(min(_LONGEST_POLL_S, self.config.resync_s, longest_s()))
+        yield Seen("gone", "deleted")
+
+    @contextmanager
+    def logs(self) -> Iterator[None]:
+        """See Backend."""
+        stop = threading.Event()
+        reader = threading.Thread(target=lambda: asyncio.run(self._read_logs(stop)), daemon=True, name="job-log")
+        reader.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            reader.join(_LOG_DRAIN_S)
+
+    async def _read_logs(self, stop: threading.Event) -> None:
+        """Copies the driver's log until its end; where the connection breaks, goes on from there."""
+        told = 0  # lines
+        while True:
+            last, seen = stop.is_set(), 0
+            try:
+                async for text in self._client.tail_job_logs(self._id):
+                    for line in text.splitlines():
+                        seen += 1
+                        if seen > told:  # a log that is read again begins at its beginning
+                            told = seen
+                            self.tell(line)
+                if self._status() not in _UNDER_WAY:
+                    return
+            except (aiohttp.ClientError, RuntimeError, OSError) as error:
+                if last:
+                    emit("warning", stage=self.job.stage, message=f"the log of {self.title} ends early: {_first_line(error)}")
+            if last:
+                return
+            await asyncio.sleep(0.5)
+
+    def cancel(self) -> None:
+        """See Backend."""
+        if self._status() not in _UNDER_WAY:
+            return
+        self._call(lambda: self._client.stop_job(self._id))
+        waiting = Retrying(
+            retry=retry_if_result(lambda status: status in _UNDER_WAY),
+            wait=every(0.5),
+            stop=stop_after_delay(self.config.grace_s),
+            retry_error_callback=lambda state: state.outcome and state.outcome.result(),
+        )
+        if waiting(self._status) in _UNDER_WAY:
+            emit("warning", stage=self.job.stage, message=f"{self.title} has not stopped after {self.config.grace_s:g} s")
+
+    def _call(self, function: Callable[[], Any]) -> Any:
+        """Calls the cluster, again while it is away; an error that a request itself makes goes through as it is."""
+        try:
+            return retrying(_is_transient, _PATIENCE_S)(function)
+        except (ConnectionError, requests.RequestException) as error:
+            raise LaunchError(
+                f"the Ray cluster at {self.config.address} does not answer: {_first_line(error)}.",
+                "Check the address, and that its dashboard runs.",
+            ) from None
+        except AuthenticationError as error:
+            raise LaunchError(
+                f"the Ray cluster at {self.config.address} refused the token: {_first_line(error)}.",
+                f"Name its Secret in placement.{self.job.stage}.launch.token_secret, or set RAY_AUTH_MODE and RAY_AUTH_TOKEN.",
+            ) from None
+
+
+def _is_transient(error: BaseException) -> bool:
+    return isinstance(error, ConnectionError | requests.ConnectionError | requests.Timeout)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")

@@ -1,0 +1,294 @@
+"""A stage as a job of a Ray cluster that stands: the real Jobs API of a real `ray start --head` on loopback, with a token."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from components import jobs_api
+from components.artifacts import Manifest
+from components.errors import ConfigError, LaunchError
+from components.launch import launch
+from components.sideinfo import encoder
+from components.spectrum.stage import run as run_spectrum
+from tests.contract.test_train_run import CONFIG, WAIT, HashEncoder, Run
+from tests.sideinfo_parents import SMALL, write_ingest
+
+REPOSITORY = Path(__file__).parents[2]
+TOKEN = "0123456789abcdef0123456789abcdef"
+pytestmark = pytest.mark.ray
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """The address of a Ray cluster of one node that asks for a token; ended with all its processes."""
+    gcs, dashboard, client, agent, agent_grpc, manager, objects, metrics = free_ports(8)
+    ports = {
+        "port": gcs,
+        "dashboard-port": dashboard,
+        "ray-client-server-port": client,
+        "dashboard-agent-listen-port": agent,
+        "dashboard-agent-grpc-port": agent_grpc,
+        "node-manager-port": manager,
+        "object-manager-port": objects,
+        "metrics-export-port": metrics,
+    }
+    options = [f"--{name}={port}" for name, port in ports.items()]
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder, open(Path(folder) / "head.log", "w") as log:
+        head = subprocess.Popen(
+            [
+                str(Path(sys.executable).parent / "ray"),
+                *("start", "--head", "--block", "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1"),
+                *("--num-cpus=2", f"--object-store-memory={100 * 2**20}", f"--temp-dir={folder}", "--disable-usage-stats"),
+                *options,
+            ],
+            cwd=REPOSITORY,
+            env={
+                **{name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "CLLMR_"))},
+                "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+                "PYTHONPATH": str(REPOSITORY),
+                "RAY_AUTH_MODE": "token",
+                "RAY_AUTH_TOKEN": TOKEN,
+            },
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        address = f"http://127.0.0.1:{dashboard}"
+        try:
+            wait_for(lambda: answers(address) or head.poll() is not None, 60)
+            assert head.poll() is None, (Path(folder) / "head.log").read_text()
+            yield address
+        finally:
+            head.terminate()
+            try:
+                head.wait(20)
+            except subprocess.TimeoutExpired:
+                os.killpg(head.pid, signal.SIGKILL)
+                head.wait()
+
+
+def answers(address: str) -> bool:
+    try:
+        return httpx.get(f"{address}/api/version", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def wait_for(condition: Any, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.1)
+
+
+# Ray reads its token once, when it is imported: every launcher is a process of its own.
+LAUNCHER = """
+import json, os, sys
+from components import jobs_api
+from components.artifacts import Manifest
+from components.launch import launch
+jobs_api.ENTRYPOINT = os.environ.get("TEST_ENTRYPOINT", jobs_api.ENTRYPOINT)
+stage, config, root, *parents = sys.argv[1:]
+print(launch(stage, json.loads(config), root, {one.stage: one for one in map(Manifest.read, parents)}).fingerprint)
+"""
+
+
+@pytest.fixture
+def ingest(tmp_path: Path) -> Manifest:
+    return write_ingest(tmp_path / "store", SMALL)
+
+
+def start(
+    cluster: str, ingest: Manifest, run: str, rank: int = 2, token: str = TOKEN, entrypoint: str | None = None, **settings: Any
+) -> "subprocess.Popen[str]":
+    """A launcher of the spectrum stage."""
+    return start_stage(cluster, run, "spectrum", {"rank": rank}, [ingest], token, entrypoint, **settings)
+
+
+def start_stage(
+    cluster: str,
+    run: str,
+    stage: str,
+    config: dict[str, Any],
+    parents: list[Manifest],
+    token: str = TOKEN,
+    entrypoint: str | None = None,
+    **settings: Any,
+) -> "subprocess.Popen[str]":
+    """A launcher, in a process of its own as under a pipeline."""
+    root = parents[0].storage_root
+    files = [Path(root) / f"{parent.stage}.json" for parent in parents]
+    for parent, file in zip(parents, files, strict=True):
+        parent.write(file)
+    launch_config = {"backend": "jobs", "address": cluster, "resync_s": 0.2, "grace_s": 10, **settings}
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "CLLMR_"))},
+        "PYTHONPATH": str(REPOSITORY),
+        "CLLMR_LAUNCH": json.dumps(launch_config),
+        "CLLMR_RUN_ID": run,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": token,
+        **({"TEST_ENTRYPOINT": entrypoint} if entrypoint else {}),
+    }
+    return subprocess.Popen(
+        [sys.executable, "-c", LAUNCHER, stage, json.dumps(config), root, *map(str, files)],
+        cwd=REPOSITORY,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def jobs(cluster: str, run: str) -> dict[str, str]:
+    """Status by id, of the jobs of one run."""
+    listed = httpx.get(f"{cluster}/api/jobs/", headers={"Authorization": f"Bearer {TOKEN}"}).json()
+    return {job["submission_id"]: job["status"] for job in listed if (job["metadata"] or {}).get("run") == run}
+
+
+def test_a_stage_done_by_a_ray_job_is_the_stage_done_here_and_is_done_once(
+    cluster: str, ingest: Manifest, tmp_path: Path
+) -> None:
+    out, err = (first := start(cluster, ingest, "good")).communicate(timeout=120)
+    assert first.returncode == 0, err
+    here = run_spectrum({"rank": 2}, str(tmp_path / "here"), ingest=write_ingest(tmp_path / "here", SMALL))
+    (file,) = (Path(ingest.storage_root) / "spectrum").glob("*/manifest.json")
+    found = Manifest.read(file)
+    assert (out.strip(), found.files) == (here.fingerprint, here.files)
+    assert err.count('"fingerprint": "' + here.fingerprint) >= 2, "the job's own log, and the launcher's"
+
+    file.unlink()  # as the launcher's image sees it, were its fingerprint another one
+    out, err = (again := start(cluster, ingest, "good")).communicate(timeout=120)
+    assert again.returncode == 0, err
+    assert out.strip() == here.fingerprint
+    assert list(jobs(cluster, "good").values()) == ["SUCCEEDED"]
+
+
+def test_what_the_stage_says_in_the_job_is_what_the_launcher_raises_and_an_attempt_after_it_is_another_job(
+    cluster: str, ingest: Manifest
+) -> None:
+    _, err = (process := start(cluster, ingest, "refused", rank=400)).communicate(timeout=120)
+    assert process.returncode == 1
+    assert err.splitlines()[-1].startswith("components.errors.ConfigError: setting 'spectrum.rank' = 400: at most 4 with")
+    (name,) = jobs(cluster, "refused")
+    _, err = (process := start(cluster, ingest, "refused")).communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert jobs(cluster, "refused") == {name: "FAILED", f"{name}-2": "SUCCEEDED"}
+
+
+def test_a_crash_is_told_with_its_reason_and_the_end_of_its_log(cluster: str, ingest: Manifest) -> None:
+    _, err = (process := start(cluster, ingest, "crash", entrypoint="echo out of memory; exit 137")).communicate(timeout=120)
+    assert process.returncode == 1
+    assert "failed: JOB_ENTRYPOINT_COMMAND_ERROR: Job entrypoint command failed with exit code 137" in err.splitlines()[-1]
+    assert "Its log ends: " in err.splitlines()[-1]
+    assert "out of memory" in err.splitlines()
+
+
+def test_a_job_that_never_ends_is_stopped_at_its_limit(cluster: str, ingest: Manifest) -> None:
+    process = start(cluster, ingest, "endless", entrypoint="echo epoch 1; sleep 600", timeout_s=5)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "was cancelled: it has been running (Job is currently running.) for 5 s. Its log ends: " in err
+    assert "epoch 1" in err.splitlines()
+    assert list(jobs(cluster, "endless").values()) == ["STOPPED"]
+
+
+def test_a_launcher_killed_and_started_again_finds_its_job_and_sigterm_stops_it(cluster: str, ingest: Manifest) -> None:
+    endless = {"entrypoint": "echo epoch 1; sleep 600"}
+    first = start(cluster, ingest, "killed", **endless)
+    wait_for(lambda: "RUNNING" in jobs(cluster, "killed").values(), 60)
+    first.kill()
+    first.communicate()
+    second = start(cluster, ingest, "killed", **endless)
+    assert second.stderr is not None
+    lines = iter(second.stderr.readline, "")
+    assert any('"event": "job attached"' in line for line in lines)
+    assert any(line == "epoch 1\n" for line in lines), "the log is told from its beginning"
+    assert list(jobs(cluster, "killed").values()) == ["RUNNING"]
+    second.send_signal(signal.SIGTERM)
+    second.communicate(timeout=60)
+    assert second.returncode == 143
+    assert list(jobs(cluster, "killed").values()) == ["STOPPED"]
+
+
+@pytest.mark.slow
+def test_a_model_trained_by_a_ray_job_is_the_model_trained_here(
+    cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray Train on the workers of the cluster, joined by its token, and Ray Train in a process: one seed, one bundle."""
+    monkeypatch.setattr(encoder, "load", lambda name: HashEncoder())
+    here = Run(tmp_path / "here").prepare().start()
+    there = Run(tmp_path / "there").prepare()
+    parents = [Manifest.read(there.root / f"{name}.json") for name in ("ingest", "features")]
+    _, err = (process := start_stage(cluster, "train", "train", CONFIG, parents)).communicate(timeout=WAIT)
+    assert process.returncode == 0, err[-4000:]
+    (file,) = (there.root / "store" / "train").glob("*/manifest.json")
+    trained, expected = Manifest.read(file), here.finish()
+    bundle = {name: entry for name, entry in trained.files.items() if name.endswith(".safetensors")}
+    assert bundle
+    assert bundle == {name: entry for name, entry in expected.files.items() if name.endswith(".safetensors")}
+
+
+def test_a_wrong_token_is_refused_and_told_so(cluster: str, ingest: Manifest) -> None:
+    _, err = (process := start(cluster, ingest, "stranger", token="f" * 32)).communicate(timeout=120)
+    assert process.returncode == 1
+    assert f"components.errors.LaunchError: the Ray cluster at {cluster} refused the token: " in err
+    assert jobs(cluster, "stranger") == {}
+
+
+def test_an_address_where_nothing_listens_is_named(ingest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs_api, "_PATIENCE_S", 0.01)
+    monkeypatch.setenv("CLLMR_RUN_ID", "nobody")
+    monkeypatch.setenv("CLLMR_LAUNCH", json.dumps({"backend": "jobs", "address": f"http://127.0.0.1:{free_ports(1)[0]}"}))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(LaunchError, match=r"the Ray cluster at http://127\.0\.0\.1:\d+ does not answer: .*Check the address"):
+        launch("spectrum", {"rank": 2}, ingest.storage_root, {"ingest": ingest})
+
+
+@pytest.mark.parametrize(
+    ("variables", "settings", "message"),
+    [
+        ({"CLLMR_RUN_ID": "r"}, {}, r"placement\.spectrum\.launch\.address is not set\. Give the URL"),
+        ({}, {"address": "http://ray:8265"}, r"CLLMR_RUN_ID is not set\. A job is named after its run"),
+        (
+            {"CLLMR_RUN_ID": "r", "RAY_ADDRESS": "10.0.0.1:6379"},
+            {"address": "http://ray:8265"},
+            r"RAY_ADDRESS is set, which Ray lets win over placement\.spectrum\.launch\.address\. Unset one",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_are_told_before_anything_is_asked(
+    ingest: Manifest,
+    monkeypatch: pytest.MonkeyPatch,
+    variables: dict[str, str],
+    settings: dict[str, str],
+    message: str,
+) -> None:
+    for name in ("CLLMR_RUN_ID", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("CLLMR_LAUNCH", json.dumps({"backend": "jobs", **settings}))
+    with pytest.raises(ConfigError, match=message):
+        launch("spectrum", {"rank": 2}, ingest.storage_root, {"ingest": ingest})
