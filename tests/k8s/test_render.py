@@ -158,6 +158,10 @@ def broken_ray_job(item: Object) -> None:
     item["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["resources"]["requests"]["cpu"] = [1]
 
 
+def borrow_without_reclaiming(preemption: Object) -> None:
+    preemption.update(reclaimWithinCohort="Never", borrowWithinCohort={"policy": "LowerPriority"})
+
+
 @pytest.mark.parametrize(
     ("kind", "name", "change", "told"),
     [
