@@ -53,6 +53,11 @@ lint: $(VENV)/.installed-dev  ## style, formatting and types
 compile: $(VENV)/.installed  ## the pipeline as a file for a KFP cluster (build/retraining.yaml)
 	@$(BIN)/cllmr compile --preset $(PRESET) --output $(OUTPUT) $(ARGS)
 
+.PHONY: manifests
+manifests: $(VENV)/.installed-dev  ## render what is derived of the Kubernetes manifests (k8s/), after a change of them
+	@$(BIN)/python k8s/rayjobs/render.py
+	@$(BIN)/python -m tests.k8s.test_render
+
 .PHONY: venv
 venv: $(VENV)/.installed  ## the virtual environment with pinned packages (.venv)
 

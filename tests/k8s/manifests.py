@@ -62,8 +62,14 @@ def render(directory: str) -> list[Object]:
 
 
 def overlay(name: str) -> list[Object]:
-    """The objects of one overlay."""
-    return render(f"overlays/{name}")
+    """The objects of one overlay, and the jobs that pipeline steps make from its templates."""
+    objects = render(f"overlays/{name}")
+    return [*objects, *templates(objects)]
+
+
+def templates(objects: list[Object]) -> list[Object]:
+    """The RayJobs in the ConfigMap that pipeline steps read."""
+    return [load(text)[0] for text in named(objects, "ConfigMap", "cllmr-rayjobs")["data"].values()]
 
 
 def load(text: str) -> list[Object]:

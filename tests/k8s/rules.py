@@ -168,16 +168,6 @@ def _our_job(item: Object, mode: str) -> Iterator[str]:
             yield f"{name}: replicas {sizes} of a gang differ"
 
 
-def template_problems(item: Object) -> list[str]:
-    """What would let a job template run by itself."""
-    found = []
-    if item["spec"].get("suspend") is not True:
-        found.append("a template must be suspended")
-    if QUEUE_LABEL in item["metadata"].get("labels", {}):
-        found.append(f"a template with the label {QUEUE_LABEL} would be started by Kueue")
-    return found
-
-
 def _service(item: Object) -> Iterator[str]:
     spec = item["spec"]
     strategy = spec.get("upgradeStrategy", {})

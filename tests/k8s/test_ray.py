@@ -1,6 +1,8 @@
 """Ray resources against the operator's rules and Serve's, each shown to fail; what is served is what the serve stage writes."""
 
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from importlib.metadata import version
 
@@ -10,19 +12,16 @@ import yaml
 from components.serve.stage import serve_document
 from pipelines.config import load as load_settings
 from serving.app import AppArgs
-from tests.k8s.manifests import OVERLAYS, Object, named, needs_kubectl, of_kind, overlay, ray_cluster, title
-from tests.k8s.rules import QUEUE_LABEL, ray_kinds, ray_problems, serve_problems, template_problems
+from tests.k8s.manifests import K8S, OVERLAYS, Object, named, needs_kubectl, overlay, ray_cluster, templates, title
+from tests.k8s.rules import QUEUE_LABEL, ray_kinds, ray_problems, serve_problems
 
 pytestmark = needs_kubectl
 
-TEMPLATES = ("train", "sideinfo")
 
-
-def launched(template: Object, name: str) -> Object:
-    """A template as a pipeline step launches it: its own name, the queue as a label, suspended until Kueue admits it."""
-    queue = template["metadata"]["annotations"]["cllmr.example.com/queue-name"]
-    labels = {**template["metadata"]["labels"], QUEUE_LABEL: queue}
-    return {**template, "metadata": {"name": name, "namespace": template["metadata"]["namespace"], "labels": labels}}
+def launched(template: Object) -> Object:
+    """A template as a pipeline step launches it: with a name made of run and stage."""
+    name = f"{template['metadata']['name']}-0123456789abcdef"
+    return {**template, "metadata": {**template["metadata"], "name": name}}
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
@@ -32,31 +31,32 @@ def test_the_operator_has_nothing_against_any_ray_resource(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-@pytest.mark.parametrize("template", TEMPLATES)
-def test_a_template_does_not_run_by_itself_and_a_launched_one_is_accepted(name: str, template: str) -> None:
-    job = named(overlay(name), "RayJob", template)
-    assert template_problems(job) == []
-    assert ray_problems(launched(job, f"{template}-0123456789abcdef")) == []
+def test_a_launched_job_is_accepted(name: str) -> None:
+    for template in templates(overlay(name)):
+        assert ray_problems(launched(template)) == []
 
 
-@pytest.mark.parametrize("template", TEMPLATES)
-def test_the_queue_of_a_template_exists(template: str) -> None:
+def test_templates_are_rendered_files_that_are_up_to_date() -> None:
+    command = [sys.executable, str(K8S / "rayjobs" / "render.py"), "--check"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_there_is_a_template_for_every_stage_that_is_launched() -> None:
+    for name in OVERLAYS:
+        assert sorted(named(overlay(name), "ConfigMap", "cllmr-rayjobs")["data"]) == ["sideinfo.yaml", "train.yaml"]
+
+
+def test_with_kueue_a_job_waits_for_a_queue_that_exists_and_without_it_runs_at_once() -> None:
     objects = overlay("prod")
-    queue = named(objects, "RayJob", template)["metadata"]["annotations"]["cllmr.example.com/queue-name"]
-    assert queue in [item["metadata"]["name"] for item in of_kind(objects, "LocalQueue")]
-
-
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        (lambda job: job["spec"].update(suspend=False), "must be suspended"),
-        (lambda job: job["metadata"]["labels"].update({QUEUE_LABEL: "batch"}), "would be started by Kueue"),
-    ],
-)
-def test_a_template_that_would_run_is_found(change: Callable[[Object], None], told: str) -> None:
-    job = named(overlay("prod"), "RayJob", "train")
-    change(job)
-    assert re.search(told, "\n".join(template_problems(job)))
+    for job in templates(objects):
+        assert job["spec"]["suspend"] is True
+        labels = job["metadata"]["labels"]
+        assert named(objects, "LocalQueue", labels[QUEUE_LABEL])
+        assert named(objects, "WorkloadPriorityClass", labels["kueue.x-k8s.io/priority-class"])
+    for job in templates(overlay("dev")):
+        assert "suspend" not in job["spec"]
+        assert QUEUE_LABEL not in job["metadata"]["labels"]
 
 
 @pytest.mark.parametrize("name", OVERLAYS)

@@ -62,11 +62,13 @@ def test_a_component_renders_alone_on_the_base(tmp_path: Path, component: str) -
 
 
 def with_component(directory: Path, component: str) -> list[Object]:
-    """The base with one component; kustomize takes relative paths only."""
+    """The base and the job templates with one component; kustomize takes relative paths only."""
     target = directory / "top"
     target.mkdir()
     base = os.path.relpath(K8S, target.resolve())
-    parts = {"resources": [f"{base}/base"], "components": [f"{base}/components/{component}"]}
+    own = [(K8S / "rayjobs" / f"{name}.yaml").read_text(encoding="utf-8") for name in ("train", "sideinfo")]
+    (target / "jobs.yaml").write_text("---\n".join(own))
+    parts = {"resources": [f"{base}/base", "jobs.yaml"], "components": [f"{base}/components/{component}"]}
     (target / "kustomization.yaml").write_text(yaml.safe_dump(parts))
     return load(build(target))
 
