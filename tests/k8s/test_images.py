@@ -21,7 +21,8 @@ from tests.bundles import write_bundle
 from tests.k8s.manifests import K8S, REPOSITORY, needs_kubectl, overlay, pods
 
 DOCKERFILE = K8S / "images" / "Dockerfile"
-TARGETS = {"pipeline", "train", "llm", "serve"}
+OURS = {"pipeline", "train", "llm", "serve"}
+TARGETS = OURS | {"mlflow"}
 BASE = os.environ.get("CLLMR_IMAGE_BASE")
 
 
@@ -77,12 +78,20 @@ def test_the_manifests_use_these_images_as_the_user_they_are_made_for() -> None:
 
 def test_all_versions_are_those_of_the_one_constraints_file() -> None:
     installs = [line for line in instructions() if "pip install" in line and "--no-deps" not in line and "pip==" not in line]
-    assert len(installs) == len(TARGETS)
+    assert len(installs) == len(OURS)
     assert all("-c constraints.txt" in line for line in installs)
     makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
     pip = re.search(r"PIP_VERSION := (\S+)", makefile)
     assert pip is not None
     assert f"pip install pip=={pip[1]}" in "\n".join(instructions())
+
+
+def test_the_trackers_server_is_pinned_and_of_its_clients_version() -> None:
+    lines = (K8S / "images" / "mlflow.txt").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+    constraints = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8")
+    assert f"mlflow-skinny=={pins['mlflow']}\n" in constraints
+    assert {"psycopg", "psycopg-binary", "boto3"} <= set(pins)
 
 
 def test_the_extras_of_an_image_are_extras_of_the_project() -> None:
@@ -100,16 +109,8 @@ def test_nothing_but_the_packages_is_sent_to_the_build() -> None:
     lines = (REPOSITORY / ".dockerignore").read_text(encoding="utf-8").splitlines()
     assert "*" in lines
     sent = {line[1:] for line in lines if line.startswith("!")}
-    assert sent == {
-        "pyproject.toml",
-        "constraints.txt",
-        "README.md",
-        "LICENSE",
-        "pipelines",
-        "components",
-        "serving",
-        "feature_repo",
-    }
+    packages = {"pipelines", "components", "serving", "feature_repo"}
+    assert sent == packages | {"pyproject.toml", "constraints.txt", "k8s/images/mlflow.txt", "README.md", "LICENSE"}
 
 
 ASK = """

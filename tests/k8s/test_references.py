@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.k8s.manifests import (
+    K8S,
     OVERLAYS,
     Object,
     declared_secrets,
@@ -258,3 +259,32 @@ def test_the_quota_of_the_namespace_holds_serving_twice_and_both_jobs() -> None:
                 for resource, amount in container["resources"]["requests"].items():
                     used[resource] += count * quantity(amount)
     assert {resource: amount for resource, amount in used.items() if amount > hard[resource]} == {}
+
+
+def test_the_capacity_table_of_the_readme_is_the_manifests() -> None:
+    objects, counts = overlay("prod"), {"RayService/serving worker": 2, "RayJob/train worker": 2, "Deployment/mlflow": 2}
+    parts = {
+        "serving, head with autoscaler": ("RayService/serving head",),
+        "serving, workers": ("RayService/serving worker",),
+        "stores, MLflow": ("StatefulSet/", "Deployment/"),
+        "a training job": ("RayJob/train",),
+    }
+    rows = {
+        cells[0]: cells[1:]
+        for line in (K8S / "README.md").read_text(encoding="utf-8").splitlines()
+        if line.startswith("| ") and len(cells := [cell.strip() for cell in line.strip("|").split("|")]) == 5
+    }
+    for title_of_row, owners in parts.items():
+        cpu = memory = gpu = number = 0.0
+        for pod in pods(objects):
+            if not pod.owner.startswith(owners):
+                continue
+            count = next((count for owner, count in counts.items() if pod.owner.startswith(owner)), 1)
+            number += count
+            for container in pod.spec["containers"]:
+                requests = container["resources"]["requests"]
+                cpu += count * quantity(requests["cpu"])
+                memory += count * quantity(requests["memory"]) / 2**30
+                gpu += count * requests.get("nvidia.com/gpu", 0)
+        seen = [float(re.match(r"[\d.]*", cell)[0] or 0) for cell in rows[title_of_row]]
+        assert seen == [number, round(cpu, 1), round(memory * 2) / 2, gpu], title_of_row
