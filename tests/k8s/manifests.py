@@ -126,6 +126,8 @@ def _ray_pods(item: Object) -> Iterator[Pod]:
     if cluster.get("enableInTreeAutoscaling"):
         _add_autoscaler(cluster, head)
     yield _ray_pod(f"{owner} head", item, head, "head", "headgroup")
+    if "gcsFaultToleranceOptions" in cluster:
+        yield _ray_pod(f"{owner} redis-cleanup", item, _cleanup(head), "redis-cleanup", "headgroup")
     for group in cluster.get("workerGroupSpecs", []):
         template = group["template"]
         ray = template["spec"]["containers"][0]
@@ -148,6 +150,15 @@ def _ray_pods(item: Object) -> Iterator[Pod]:
     if item["kind"] == "RayJob" and item["spec"].get("submissionMode", "K8sJobMode") == "K8sJobMode":
         default = {"metadata": {}, "spec": {"containers": [{"name": "ray-job-submitter", "image": "", "resources": {}}]}}
         yield _pod(f"{owner} submitter", item["spec"].get("submitterPodTemplate", default), submits=True)
+
+
+def _cleanup(head: Object) -> Object:
+    """The job that removes a cluster's state from Redis after its end: the head's own container, small."""
+    template = copy.deepcopy(head)
+    ray = template["spec"]["containers"][0]
+    small = {"cpu": "200m", "memory": "256Mi"}
+    template["spec"].update(containers=[{**ray, "resources": {"requests": small, "limits": small}}], restartPolicy="Never")
+    return template
 
 
 def _add_autoscaler(cluster: Object, head: Object) -> None:

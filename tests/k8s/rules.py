@@ -270,12 +270,13 @@ def pod_problems(pod: Pod) -> list[str]:
     of_pod = pod.spec.get("securityContext") or {}
     if of_pod.get("runAsUser", 0) < 10_000 or of_pod.get("runAsGroup", 0) < 10_000:
         found.append(f"runAsUser {of_pod.get('runAsUser')}, runAsGroup {of_pod.get('runAsGroup')}: below 10000")
-    scales = any(container["name"] == "autoscaler" for container in pod.spec["containers"])
-    if scales and "serviceAccountName" in pod.spec:
+    of_operator = any(container["name"] == "autoscaler" for container in pod.spec["containers"])
+    of_operator |= pod.labels.get("ray.io/node-type") == "redis-cleanup"
+    if of_operator and "serviceAccountName" in pod.spec:
         found.append("serviceAccountName on an autoscaling head: the operator makes one with the role it needs")
-    if not scales and pod.spec.get("automountServiceAccountToken") is not False:
+    if not of_operator and pod.spec.get("automountServiceAccountToken") is not False:
         found.append("automountServiceAccountToken is not false")
-    if not scales and pod.spec.get("serviceAccountName", "default") == "default":
+    if not of_operator and pod.spec.get("serviceAccountName", "default") == "default":
         found.append("runs as the default account")
     if not pod.spec.get("priorityClassName"):
         found.append("no priorityClassName")
@@ -289,7 +290,7 @@ def _containers(pod: Pod) -> Iterator[str]:
     for container in pod.containers:
         name, resources = container["name"], container.get("resources") or {}
         requests, limits = resources.get("requests", {}), resources.get("limits", {})
-        made_by_operator = name == "wait-gcs-ready"
+        made_by_operator = name == "wait-gcs-ready" or pod.labels.get("ray.io/node-type") == "redis-cleanup"
         if (container.get("securityContext") or {}).get("readOnlyRootFilesystem") is not True:
             yield f"container {name}: root file system is writable"
         if not any(mount["mountPath"] == "/tmp" for mount in container.get("volumeMounts", [])) and pod.is_ray:

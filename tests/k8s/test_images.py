@@ -152,5 +152,6 @@ def test_the_endpoint_answers_in_its_image_without_root_network_or_a_writable_di
     assert "Read-only file system" in run("touch", "/app/x").stderr
     assert run("bash", "-c", "command -v wget").returncode == 0
     assert run("cllmr", "--help").returncode == 0
+    assert run("bash", "-lc", "--", 'python -c "import ray"').returncode == 0  # as KubeRay's clean-up job asks
     answered = run("python", "/work/ask.py")
     assert answered.stdout.strip().splitlines()[-1] == "200 2", answered.stderr[-2000:]

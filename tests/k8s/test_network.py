@@ -104,6 +104,7 @@ FLOWS = [
     (WORKER, FEATURES, 6379),
     (WORKER, "object store", 443),
     (HEAD, GCS, 6379),
+    ("RayService/serving redis-cleanup", GCS, 6379),
     (HEAD, "api server", 443),
     ("operator", HEAD, 8265),
     ("operator", TRAIN_HEAD, 8265),
@@ -196,7 +197,7 @@ def test_the_dashboard_and_the_stores_are_open_to_those_of_the_table_only(object
     declared = {(source, target, port) for source, target, port in FLOWS}
     for target, port in ((HEAD, 8265), (GCS, 6379), (POSTGRES, 5432), (MLFLOW, 5000)):
         callers = {name for name, source in ends.items() if allowed(objects, source, ends[target], port)}
-        inside = {HEAD, WORKER} if target == HEAD else set()
+        inside = {HEAD, WORKER, "RayService/serving redis-cleanup"} if target == HEAD else set()
         submitters = {"RayJob/train submitter", "RayJob/sideinfo submitter", STEP} if target == HEAD else set()
         expected = {source for source, end, at in declared if (end, at) == (target, port)} | inside | submitters
         assert callers == expected, (target, port)

@@ -29,6 +29,7 @@ ALL_PODS = {
     "RayJob/train submitter",
     "RayJob/train worker workers",
     "RayService/serving head",
+    "RayService/serving redis-cleanup",
     "RayService/serving worker replicas",
     "StatefulSet/feature-redis",
     "StatefulSet/gcs-redis",
