@@ -53,19 +53,27 @@ lint: $(VENV)/.installed-dev  ## style, formatting and types
 compile: $(VENV)/.installed  ## the pipeline as a file for a KFP cluster (build/retraining.yaml)
 	@$(BIN)/cllmr compile --preset $(PRESET) --output $(OUTPUT) $(ARGS)
 
+.PHONY: manifests
+manifests: $(VENV)/.installed-dev  ## render what is derived of the Kubernetes manifests (k8s/), after a change of them
+	@$(BIN)/python k8s/rayjobs/render.py
+	@$(BIN)/python -m tests.k8s.test_render
+
 .PHONY: venv
 venv: $(VENV)/.installed  ## the virtual environment with pinned packages (.venv)
 
 .PHONY: system
-system:  ## system packages that some tests need (redis-server)
-	@if command -v redis-server >/dev/null; then exit 0; fi; \
+system:  ## system packages that some tests need (redis-server, promtool)
+	@missing=""; \
+	command -v redis-server >/dev/null || missing="$$missing redis-server"; \
+	command -v promtool >/dev/null || missing="$$missing prometheus"; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
 	as_root=""; if [ "$$(id -u)" != 0 ]; then as_root="sudo -n"; fi; \
 	if command -v apt-get >/dev/null && $$as_root true 2>/dev/null && \
-	   { $$as_root apt-get install -y -qq redis-server >/dev/null 2>&1 || \
-	     { $$as_root apt-get update -qq && $$as_root apt-get install -y -qq redis-server >/dev/null; }; }; then \
-	  echo "installed redis-server"; \
+	   { $$as_root apt-get install -y -qq --no-install-recommends $$missing >/dev/null 2>&1 || \
+	     { $$as_root apt-get update -qq && $$as_root apt-get install -y -qq --no-install-recommends $$missing >/dev/null; }; }; then \
+	  echo "installed$$missing"; \
 	else \
-	  echo "note: redis-server is missing and could not be installed: the tests that need it are skipped (install it to run them)"; \
+	  echo "note: missing and not installable:$$missing; the tests that need them are skipped (install them to run those)"; \
 	fi
 
 .PHONY: clean

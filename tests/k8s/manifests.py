@@ -1,0 +1,217 @@
+"""The manifests as a cluster sees them: rendered by kustomize, and every resource expanded into the pods it makes."""
+
+import copy
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).parents[2]
+K8S = REPOSITORY / "k8s"
+OVERLAYS = ("dev", "prod")
+
+needs_kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed: nothing can be rendered")
+
+RAY_KINDS = {"RayCluster": (), "RayService": ("rayClusterConfig",), "RayJob": ("rayClusterSpec",)}
+
+Object = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Pod:
+    """A pod that a manifest leads to, with its labels and the objects it was made from."""
+
+    owner: str
+    """Kind and name of the object, and the part of it: ``RayService/serving worker replicas``."""
+    labels: dict[str, str]
+    spec: Object
+    submits: bool = False
+    """Whether it is a RayJob's submitter."""
+
+    @property
+    def containers(self) -> list[Object]:
+        return [*self.spec.get("initContainers", []), *self.spec["containers"]]
+
+    @property
+    def is_ray(self) -> bool:
+        return "ray.io/node-type" in self.labels
+
+
+def build(directory: Path) -> str:
+    """`kubectl kustomize`, which must not have anything to say."""
+    result = subprocess.run(["kubectl", "kustomize", str(directory)], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, ""), f"{directory}: {result.stderr}"
+    return result.stdout
+
+
+@cache
+def _rendered(directory: Path) -> str:
+    return build(directory)
+
+
+def render(directory: str) -> list[Object]:
+    """The objects of ``k8s/<directory>``, a fresh copy each time."""
+    return load(_rendered(K8S / directory))
+
+
+def overlay(name: str) -> list[Object]:
+    """The objects of one overlay, and the jobs that pipeline steps make from its templates."""
+    objects = render(f"overlays/{name}")
+    return [*objects, *templates(objects)]
+
+
+def templates(objects: list[Object]) -> list[Object]:
+    """The RayJobs in the ConfigMap that pipeline steps read."""
+    return [load(text)[0] for text in named(objects, "ConfigMap", "cllmr-rayjobs")["data"].values()]
+
+
+def load(text: str) -> list[Object]:
+    return [document for document in yaml.load_all(text, Loader=yaml.CSafeLoader) if document]
+
+
+def title(item: Object) -> str:
+    return f"{item['kind']}/{item['metadata']['name']}"
+
+
+def of_kind(objects: list[Object], *kinds: str) -> list[Object]:
+    return [item for item in objects if item["kind"] in kinds]
+
+
+def named(objects: list[Object], kind: str, name: str) -> Object:
+    (found,) = [item for item in of_kind(objects, kind) if item["metadata"]["name"] == name]
+    return found
+
+
+def ray_cluster(item: Object) -> Object:
+    """The RayClusterSpec inside a Ray resource."""
+    spec: Object = item["spec"]
+    for key in RAY_KINDS[item["kind"]]:
+        spec = spec[key]
+    return spec
+
+
+def pods(objects: list[Object]) -> list[Pod]:
+    """All pods that the objects lead to."""
+    return [pod for item in objects for pod in pods_of(item)]
+
+
+def pods_of(item: Object) -> Iterator[Pod]:
+    item = copy.deepcopy(item)
+    kind, spec = item["kind"], item.get("spec", {})
+    if kind in ("Deployment", "StatefulSet", "Job"):
+        yield _pod(title(item), spec["template"])
+    elif kind == "CronJob":
+        yield _pod(title(item), spec["jobTemplate"]["spec"]["template"])
+    elif kind == "Pod":
+        yield _pod(title(item), item)
+    elif kind in RAY_KINDS:
+        yield from _ray_pods(item)
+
+
+def _pod(owner: str, template: Object, **more: Any) -> Pod:
+    return Pod(owner, dict(template["metadata"].get("labels", {})), template["spec"], **more)
+
+
+def _ray_pods(item: Object) -> Iterator[Pod]:
+    """As KubeRay 1.7 makes them: its labels, the autoscaler beside the head, the init container that waits for the head."""
+    cluster, owner = ray_cluster(item), title(item)
+    head = cluster["headGroupSpec"]["template"]
+    if cluster.get("enableInTreeAutoscaling"):
+        _add_autoscaler(cluster, head)
+    yield _ray_pod(f"{owner} head", item, head, "head", "headgroup")
+    if "gcsFaultToleranceOptions" in cluster:
+        yield _ray_pod(f"{owner} redis-cleanup", item, _cleanup(head), "redis-cleanup", "headgroup")
+    for group in cluster.get("workerGroupSpecs", []):
+        template = group["template"]
+        ray = template["spec"]["containers"][0]
+        template["spec"].setdefault("initContainers", []).append(
+            {
+                "name": "wait-gcs-ready",
+                "image": ray["image"],
+                "imagePullPolicy": ray.get("imagePullPolicy"),
+                "securityContext": ray.get("securityContext"),
+                "env": ray.get("env", []),
+                "envFrom": ray.get("envFrom", []),
+                "volumeMounts": ray.get("volumeMounts", []),
+                "resources": {
+                    "requests": {"cpu": "200m", "memory": "256Mi"},
+                    "limits": {"cpu": "200m", "memory": "256Mi"},
+                },
+            }
+        )
+        yield _ray_pod(f"{owner} worker {group['groupName']}", item, template, "worker", group["groupName"])
+    if item["kind"] == "RayJob" and item["spec"].get("submissionMode", "K8sJobMode") == "K8sJobMode":
+        default = {"metadata": {}, "spec": {"containers": [{"name": "ray-job-submitter", "image": "", "resources": {}}]}}
+        yield _pod(f"{owner} submitter", item["spec"].get("submitterPodTemplate", default), submits=True)
+
+
+def _cleanup(head: Object) -> Object:
+    """The job that removes a cluster's state from Redis after its end: the head's own container, small."""
+    template = copy.deepcopy(head)
+    ray = template["spec"]["containers"][0]
+    small = {"cpu": "200m", "memory": "256Mi"}
+    template["spec"].update(containers=[{**ray, "resources": {"requests": small, "limits": small}}], restartPolicy="Never")
+    return template
+
+
+def _add_autoscaler(cluster: Object, head: Object) -> None:
+    options, ray = cluster.get("autoscalerOptions", {}), head["spec"]["containers"][0]
+    volumes = head["spec"].setdefault("volumes", [])
+    logs = {"name": "ray-logs", "mountPath": "/tmp/ray"}
+    volumes.append({"name": "ray-logs", "emptyDir": {}})
+    ray.setdefault("volumeMounts", []).append(logs)
+    head["spec"]["containers"].append(
+        {
+            "name": "autoscaler",
+            "image": options.get("image", ray["image"]),
+            "imagePullPolicy": options.get("imagePullPolicy", "Always"),
+            "securityContext": options.get("securityContext"),
+            "resources": options.get("resources", {}),
+            "env": options.get("env", []),
+            "envFrom": options.get("envFrom", []),
+            "volumeMounts": [*options.get("volumeMounts", []), logs],
+        }
+    )
+
+
+def _ray_pod(owner: str, item: Object, template: Object, node_type: str, group: str) -> Pod:
+    labels = {
+        "ray.io/is-ray-node": "yes",
+        "ray.io/cluster": f"{item['metadata']['name']}-x7k2p",
+        "ray.io/node-type": node_type,
+        "ray.io/group": group,
+    }
+    if item["kind"] == "RayService" and not (node_type == "head" and item["spec"].get("excludeHeadPodFromServeSvc")):
+        labels["ray.io/serve"] = "true"
+    pod = _pod(owner, template)
+    return Pod(pod.owner, {**pod.labels, **labels}, pod.spec)
+
+
+def services(objects: list[Object]) -> set[str]:
+    """Names of the Services there are, those included that KubeRay makes for a RayService."""
+    made = [
+        f"{item['metadata']['name']}-{suffix}"
+        for item in of_kind(objects, "RayService")
+        for suffix in ("head-svc", "serve-svc")
+    ]
+    return {item["metadata"]["name"] for item in of_kind(objects, "Service")} | set(made)
+
+
+def declared_secrets() -> dict[str, Object]:
+    """The Secrets that somebody has to make, by name, with their keys."""
+    documents = load((K8S / "secrets.example.yaml").read_text(encoding="utf-8"))
+    return {item["metadata"]["name"]: item["stringData"] for item in documents}
+
+
+def crd_directory() -> Path | None:
+    """Where the custom resources' schemas lie, None where they are not at hand; they are no part of the project."""
+    given = os.environ.get("CLLMR_CRDS")
+    places = [Path(given)] if given else [REPOSITORY.parent / "shared" / "crds"]
+    return next((place for place in places if place.is_dir()), None)

@@ -1,0 +1,157 @@
+"""The images: one Dockerfile that hadolint has nothing against, and, where podman is at hand, an endpoint that runs in one.
+
+The last test builds and runs the image `serve` for real. It needs podman and a local base image with Python 3.11 and Debian's
+apt, since a registry may be out of reach: CLLMR_IMAGE_BASE names it, CLLMR_IMAGE_BUILD_ARGS what else `podman build` needs here
+(a certificate, a package index).
+"""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.bundles import write_bundle
+from tests.k8s.manifests import K8S, REPOSITORY, needs_kubectl, overlay, pods
+
+DOCKERFILE = K8S / "images" / "Dockerfile"
+OURS = {"pipeline", "train", "llm", "serve"}
+TARGETS = OURS | {"mlflow"}
+BASE = os.environ.get("CLLMR_IMAGE_BASE")
+
+
+def instructions() -> list[str]:
+    """The Dockerfile's instructions, one a line, without comments."""
+    text = re.sub(r"^#.*\n", "", DOCKERFILE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return [line for line in text.replace("\\\n", " ").splitlines() if line.strip()]
+
+
+def hadolint(file: Path) -> subprocess.CompletedProcess[str]:
+    tool = Path(sys.executable).with_name("hadolint")
+    return subprocess.run([str(tool), str(file)], capture_output=True, text=True, check=False)
+
+
+def test_hadolint_has_nothing_to_say() -> None:
+    result = hadolint(DOCKERFILE)
+    assert (result.returncode, result.stdout) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("USER 0", "DL3002"),
+        ("FROM docker.io/library/python:latest AS other", "DL3007"),
+        ("RUN apt-get update && apt-get install -y curl", "DL3008"),
+        ("RUN pip install flask", "DL3013"),
+        ("WORKDIR app", "DL3000"),
+    ],
+)
+def test_hadolint_finds_what_we_rely_on_it_for(tmp_path: Path, line: str, told: str) -> None:
+    broken = tmp_path / "Dockerfile"
+    broken.write_text(DOCKERFILE.read_text(encoding="utf-8") + line + "\n")
+    assert told in hadolint(broken).stdout
+
+
+def test_there_is_a_target_for_every_image_of_ours_in_the_manifests() -> None:
+    targets = {match[1] for line in instructions() if (match := re.search(r"^FROM runtime AS (\w+)$", line))}
+    assert targets == TARGETS
+
+
+@needs_kubectl
+def test_the_manifests_use_these_images_as_the_user_they_are_made_for() -> None:
+    (user,) = [line.split()[1] for line in instructions() if line.startswith("USER")]
+    used = set()
+    for pod in pods(overlay("prod")):
+        for container in pod.containers:
+            if found := re.match(r"registry\.example\.com/cllmr/(\w+)@", container["image"]):
+                used.add(found[1])
+                security = pod.spec["securityContext"]
+                assert f"{security['runAsUser']}:{security['runAsGroup']}" == user
+    assert used == TARGETS
+
+
+def test_all_versions_are_those_of_the_one_constraints_file() -> None:
+    installs = [line for line in instructions() if "pip install" in line and "--no-deps" not in line and "pip==" not in line]
+    assert len(installs) == len(OURS)
+    assert all("-c constraints.txt" in line for line in installs)
+    makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
+    pip = re.search(r"PIP_VERSION := (\S+)", makefile)
+    assert pip is not None
+    assert f"pip install pip=={pip[1]}" in "\n".join(instructions())
+
+
+def test_the_trackers_server_is_pinned_and_of_its_clients_version() -> None:
+    lines = (K8S / "images" / "mlflow.txt").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+    constraints = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8")
+    assert f"mlflow-skinny=={pins['mlflow']}\n" in constraints
+    assert {"psycopg", "psycopg-binary", "boto3"} <= set(pins)
+
+
+def test_the_extras_of_an_image_are_extras_of_the_project() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = {extra for line in instructions() for group in re.findall(r"'\.\[(.*?)\]'", line) for extra in group.split(",")}
+    assert wanted <= set(project["optional-dependencies"])
+    assert not wanted & {"all", "dev"}
+
+
+def test_every_image_says_how_it_is_asked_for_its_health() -> None:
+    assert sum(line.startswith("HEALTHCHECK") for line in instructions()) == len(TARGETS)
+
+
+def test_nothing_but_the_packages_is_sent_to_the_build() -> None:
+    lines = (REPOSITORY / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    assert "*" in lines
+    sent = {line[1:] for line in lines if line.startswith("!")}
+    packages = {"pipelines", "components", "serving", "feature_repo"}
+    assert sent == packages | {"pyproject.toml", "constraints.txt", "k8s/images/mlflow.txt", "README.md", "LICENSE"}
+
+
+ASK = """
+import httpx
+from serving.run import running_endpoint
+with running_endpoint("/work/serve.yaml", port=0) as url:
+    answer = httpx.post(url + "/v1/recommend", json={"users": ["9"], "k": 2}, timeout=30)
+    print(answer.status_code, len(answer.json()["results"][0]["items"]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif(
+    BASE is None or shutil.which("podman") is None, reason="needs podman and a base image: set CLLMR_IMAGE_BASE (see this file)"
+)
+def test_the_endpoint_answers_in_its_image_without_root_network_or_a_writable_disk(tmp_path: Path) -> None:
+    tag = "localhost/cllmr-serve:under-test"
+    build = ["podman", "build", "--format", "docker", "--build-arg", f"BASE={BASE}", "--target", "serve", "-t", tag]
+    more = shlex.split(os.environ.get("CLLMR_IMAGE_BUILD_ARGS", ""))
+    subprocess.run([*build, *more, "-f", str(DOCKERFILE), str(REPOSITORY)], check=True, capture_output=True, text=True)
+
+    write_bundle(tmp_path / "bundle")
+    arguments = {"storage_root": "/work", "train": "0" * 16, "model_version": "1", "bundle_dir": "/work/bundle"}
+    application = {"name": "cllmr", "route_prefix": "/", "import_path": "serving.app:build_app", "args": arguments}
+    (tmp_path / "serve.yaml").write_text(yaml.safe_dump({"applications": [application]}))
+    (tmp_path / "ask.py").write_text(ASK)
+    for path in [tmp_path, *tmp_path.rglob("*")]:
+        path.chmod(0o755)
+
+    def run(*command: str) -> subprocess.CompletedProcess[str]:
+        hardened = ["--network", "none", "--read-only", "--cap-drop", "all", "--security-opt", "no-new-privileges"]
+        room = ["--memory", "3g", "--shm-size", "512m", "--tmpfs", "/tmp:rw,size=1g,mode=1777", "-v", f"{tmp_path}:/work:ro"]
+        return subprocess.run(
+            ["podman", "run", "--rm", *hardened, *room, tag, *command], capture_output=True, text=True, check=False
+        )
+
+    assert run("id", "-u").stdout.strip() == "10001"
+    assert "Read-only file system" in run("touch", "/app/x").stderr
+    assert run("bash", "-c", "command -v wget").returncode == 0
+    assert run("cllmr", "--help").returncode == 0
+    assert run("bash", "-lc", "--", 'python -c "import ray"').returncode == 0  # as KubeRay's clean-up job asks
+    answered = run("python", "/work/ask.py")
+    assert answered.stdout.strip().splitlines()[-1] == "200 2", answered.stderr[-2000:]

@@ -1,0 +1,175 @@
+"""Alerts fire and keep quiet when they should (promtool), lead to runbooks, and name metrics that exist, as dashboards do."""
+
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.k8s.manifests import K8S, OVERLAYS, Object, needs_kubectl, of_kind, overlay
+from tests.k8s.promql import alerts, dashboards, metrics, panels, queries, recorded, rule_groups
+
+pytestmark = needs_kubectl
+
+HERE = Path(__file__).parent
+needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian: prometheus)")
+
+
+def promtool(*arguments: str, directory: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["promtool", *arguments], cwd=directory, capture_output=True, text=True, check=False)
+
+
+def write_rules(directory: Path, objects: list[Object], annotations: bool = True) -> None:
+    groups = rule_groups(objects)
+    if not annotations:  # promtool would compare their texts as well
+        for rule in (rule for group in groups for rule in group["rules"]):
+            rule.pop("annotations", None)
+    (directory / "rules.yaml").write_text(yaml.safe_dump({"groups": groups}))
+
+
+@needs_promtool
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_promtool_accepts_the_rules(tmp_path: Path, name: str) -> None:
+    write_rules(tmp_path, overlay(name))
+    result = promtool("check", "rules", "rules.yaml", directory=tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@needs_promtool
+def test_every_alert_fires_and_is_silent_as_its_unit_tests_say(tmp_path: Path) -> None:
+    write_rules(tmp_path, overlay("prod"), annotations=False)
+    shutil.copy(HERE / "alerts.yaml", tmp_path)
+    result = promtool("test", "rules", "alerts.yaml", directory=tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@needs_promtool
+@pytest.mark.parametrize(
+    ("alert", "found", "put"),
+    [
+        ("ServingSlow", "> 250", "> 2500"),
+        ("ServingErrorBudgetFast", "rate1h > 14.4", "rate1h > 144"),
+        ("RedisMemoryHigh", "(redis_memory_max_bytes > 0)", "(redis_memory_max_bytes > 1000)"),
+        ("RayJobStuck", "Initializing|", ""),
+    ],
+)
+def test_a_rule_that_is_changed_fails_its_unit_test(tmp_path: Path, alert: str, found: str, put: str) -> None:
+    objects = overlay("prod")
+    (rule,) = [rule for rule in alerts(objects) if rule["alert"] == alert]
+    assert found in rule["expr"]
+    rule["expr"] = rule["expr"].replace(found, put)
+    write_rules(tmp_path, objects, annotations=False)
+    shutil.copy(HERE / "alerts.yaml", tmp_path)
+    result = promtool("test", "rules", "alerts.yaml", directory=tmp_path)
+    assert result.returncode != 0
+    assert alert in result.stdout + result.stderr
+
+
+def test_every_alert_has_a_test_in_which_it_fires_and_one_in_which_it_does_not() -> None:
+    fires, silent = set(), set()
+    for test in yaml.safe_load((HERE / "alerts.yaml").read_text())["tests"]:
+        for case in test["alert_rule_test"]:
+            (fires if case["exp_alerts"] else silent).add(case["alertname"])
+    names = {rule["alert"] for rule in alerts(overlay("prod"))}
+    assert (names - fires, names - silent) == (set(), set())
+
+
+def test_every_alert_has_a_severity_and_a_runbook_that_exists() -> None:
+    for rule in alerts(overlay("prod")):
+        assert rule["labels"]["severity"] in ("critical", "warning", "info")
+        _, _, name = rule["annotations"]["runbook_url"].partition("/k8s/runbooks/")
+        text = (K8S / "runbooks" / name).read_text(encoding="utf-8")
+        assert rule["alert"] in text, f"runbook {name} does not speak of {rule['alert']}"
+
+
+def test_every_runbook_is_led_to_by_an_alert_or_by_the_readme() -> None:
+    urls = {rule["annotations"]["runbook_url"].rpartition("/")[2] for rule in alerts(overlay("prod"))}
+    readme = (K8S / "README.md").read_text(encoding="utf-8")
+    for file in (K8S / "runbooks").glob("*.md"):
+        assert file.name in urls or f"runbooks/{file.name}" in readme, file.name
+
+
+# -- metrics ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ('sum by (a, le) (rate(x_total{b="c{d}",e=~"f|g"}[5m])) and absent(up{i="and"})', {"x_total", "up"}),
+        ("ns:y:rate5m > 0.5 * 1e3 / on (h) group_left() other", {"ns:y:rate5m", "other"}),
+        ("histogram_quantile(0.95, sum(rate(x_bucket[5m])) by (le)) or vector(0) unless zed", {"x_bucket", "zed"}),
+    ],
+)
+def test_metrics_are_found_in_queries(query: str, found: set[str]) -> None:
+    assert metrics(query) == found
+
+
+@cache
+def exported_elsewhere() -> dict[str, list[str]]:
+    """Labels by metric of the programs that do not run here."""
+    return {
+        name: labels for part in yaml.safe_load((HERE / "exporters.yaml").read_text()).values() for name, labels in part.items()
+    }
+
+
+@cache
+def autoscaler_metrics() -> set[str]:
+    """What Ray's autoscaler exports, from its own registry."""
+    from ray.autoscaler._private.prom_metrics import AutoscalerPrometheusMetrics
+
+    found = AutoscalerPrometheusMetrics(session_name="s")
+    return {sample for metric in found.registry.collect() for sample in (metric.name, f"{metric.name}_total")}
+
+
+@cache
+def node_metrics() -> set[str]:
+    """What a Ray node exports about itself, GPUs included where there are any."""
+    from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
+
+    return {f"ray_{gauge.name}" for gauge in METRICS_GAUGES.values()}
+
+
+def test_every_metric_that_is_not_rays_own_is_known() -> None:
+    """Ray's and the endpoint's are looked up in a running one: tests/k8s/test_scrape.py."""
+    objects = overlay("prod")
+    unknown = {}
+    for who, query in queries(objects).items():
+        names = metrics(query) - set(recorded(objects)) - set(exported_elsewhere()) - autoscaler_metrics() - node_metrics()
+        if strange := {name for name in names if not name.startswith("ray_")}:
+            unknown[who] = strange
+    assert unknown == {}
+
+
+def test_every_exporter_that_is_described_is_asked() -> None:
+    asked = set().union(*(metrics(query) for query in queries(overlay("prod")).values()))
+    assert set(exported_elsewhere()) <= asked
+
+
+def test_a_metric_that_nobody_exports_is_not_known() -> None:
+    assert "autoscaler_pending_node" not in autoscaler_metrics()
+    assert "autoscaler_pending_nodes" in autoscaler_metrics()
+    assert "ray_node_gpus_utilization" in node_metrics()
+
+
+# -- dashboards -------------------------------------------------------------------------------------------------------------
+
+
+def test_dashboards_are_small_have_titles_units_and_no_panel_over_another() -> None:
+    objects = overlay("prod")
+    assert set(dashboards(objects)) == {"serving.json", "batch.json"}
+    for item in of_kind(objects, "ConfigMap"):
+        assert sum(len(text) for text in item["data"].values()) < 1_000_000
+    for dashboard in dashboards(objects).values():
+        places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in dashboard["panels"]]
+        assert len(set(places)) == len(places)
+        for panel in dashboard["panels"]:
+            assert panel["title"]
+            assert panel["fieldConfig"]["defaults"]["unit"]
+            assert panel["targets"]
+
+
+def test_every_panel_looks_at_one_namespace_or_at_a_queue() -> None:
+    for who, query in panels(overlay("prod")):
+        assert '$namespace"' in query or "kueue_" in query, who

@@ -1,0 +1,170 @@
+"""Every query of alerts and dashboards against a real Prometheus that scrapes a real Ray with the endpoint on it.
+
+The labels that a cluster's monitors add are added here as well. A query of metrics that only a cluster has (operators,
+exporters) is not asked; the others must have an answer, so that none names a metric or a label that nothing exports.
+"""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+
+from tests.bundles import write_bundle
+from tests.k8s.manifests import needs_kubectl, overlay
+from tests.k8s.promql import alerts, metrics, queries, recorded, rule_groups
+from tests.k8s.test_monitoring import autoscaler_metrics, exported_elsewhere
+
+pytestmark = [
+    needs_kubectl,
+    pytest.mark.ray,
+    pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed (Debian: prometheus)"),
+]
+
+JOB = "cllmr/ray-heads"
+LABELS = {"namespace": "cllmr", "endpoint": "metrics", "app_instance": "serving", "ray_io_cluster": "serving-a"}
+WAIT_SECONDS = 120
+QUIET_METRICS = {
+    "ray_node_gpus_utilization",  # a machine without GPUs exports none
+}
+
+SERVE = """
+import sys
+from ray import serve
+import ray
+from serving.app import AppArgs, build_app
+address, port, bundle, root = sys.argv[1:]
+ray.init(address=address, log_to_driver=False)
+serve.start(http_options={"host": "127.0.0.1", "port": int(port)}, proxy_location="HeadOnly")
+args = AppArgs(storage_root=root, train="0" * 16, features="0" * 16, model_version="1", bundle_dir=bundle, feature_loading_s=0)
+serve.run(build_app(args), name="cllmr", route_prefix="/")
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The base URL of a Prometheus with our rules that has scraped an endpoint under some traffic."""
+    directory = tmp_path_factory.mktemp("scrape")
+    ports = {name: free_port() for name in ("gcs", "metrics", "dashboard", "http", "prometheus")}
+    environment = os.environ | {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": "0" * 64,  # only of a cluster that lives for this test
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    write_bundle(directory / "bundle")
+    short = Path("/tmp") / f"scrape-{os.getpid()}"  # Ray's sockets: a path may have 107 characters
+    head = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--node-ip-address=127.0.0.1"]
+    head += [f"--port={ports['gcs']}", f"--metrics-export-port={ports['metrics']}", f"--dashboard-port={ports['dashboard']}"]
+    head += ["--num-cpus=4", "--object-store-memory=100000000", f"--temp-dir={short}"]
+    (directory / "rules.yaml").write_text(yaml.safe_dump({"groups": rule_groups(overlay("prod"))}))
+    (directory / "prometheus.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "global": {"scrape_interval": "2s", "evaluation_interval": "2s"},
+                "rule_files": ["rules.yaml"],
+                "scrape_configs": [
+                    {
+                        "job_name": JOB,
+                        "static_configs": [{"targets": [f"127.0.0.1:{ports['metrics']}"], "labels": LABELS}],
+                    }
+                ],
+            }
+        )
+    )
+    server = ["prometheus", f"--config.file={directory}/prometheus.yaml", f"--storage.tsdb.path={directory}/data"]
+    server += [f"--web.listen-address=127.0.0.1:{ports['prometheus']}"]
+    logs = (directory / "log").open("w")
+    running = [subprocess.Popen(command, env=environment, stdout=logs, stderr=logs) for command in (head, server)]
+    try:
+        wait_for_port(ports["gcs"])
+        serve = [sys.executable, "-c", SERVE, f"127.0.0.1:{ports['gcs']}", str(ports["http"]), str(directory / "bundle")]
+        deployed = subprocess.run(
+            [*serve, str(directory)], env=environment, capture_output=True, text=True, check=False, timeout=WAIT_SECONDS
+        )
+        assert deployed.returncode == 0, deployed.stderr[-2000:]
+        url = f"http://127.0.0.1:{ports['http']}"
+        for _ in range(15):  # a rate needs a counter that has grown while it was watched
+            for path in ("recommend", "recommend", "nowhere"):
+                httpx.post(f"{url}/v1/{path}", json={"users": ["9"], "k": 2}, timeout=30)
+            time.sleep(1)
+        yield f"http://127.0.0.1:{ports['prometheus']}"
+    finally:
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.wait(timeout=60)
+        logs.close()
+        shutil.rmtree(short, ignore_errors=True)
+
+
+def wait_for_port(port: int) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.2)
+    raise TimeoutError(f"nothing listens on port {port} after 60 s")
+
+
+def ask(url: str, query: str) -> list[dict[str, object]]:
+    response = httpx.get(f"{url}/api/v1/query", params={"query": query.replace("$namespace", "cllmr")}, timeout=30)
+    assert response.status_code == 200, f"{query}: {response.text}"
+    result: list[dict[str, object]] = response.json()["data"]["result"]
+    return result
+
+
+def names_of_ray() -> set[str]:
+    objects = overlay("prod")
+    asked = set().union(*(metrics(query) for query in queries(objects).values()))
+    elsewhere = set(exported_elsewhere()) | set(recorded(objects)) | autoscaler_metrics()
+    return asked - elsewhere - QUIET_METRICS
+
+
+def test_every_metric_of_ray_and_of_the_endpoint_is_exported(prometheus: str) -> None:
+    wanted = names_of_ray()
+    assert {"ray_cllmr_degraded_answers_total", "ray_serve_num_http_requests_total", "ray_node_mem_used"} <= wanted
+    deadline = time.monotonic() + WAIT_SECONDS
+    while missing := {name for name in wanted if not ask(prometheus, name)}:
+        assert time.monotonic() < deadline, f"nobody exports {sorted(missing)}"
+        time.sleep(2)
+
+
+def test_every_query_has_an_answer(prometheus: str) -> None:
+    """Panels and recording rules; an alert has none, as nothing is wrong here."""
+    objects = overlay("prod")
+    exported = names_of_ray() | set(recorded(objects))
+    thresholds = {rule["alert"] for rule in alerts(objects)}
+    unanswered = {}
+    for who, query in queries(objects).items():
+        if who in thresholds or not metrics(query) <= exported:
+            continue
+        query = query.replace('app_instance=~"train|sideinfo"', 'app_instance="serving"')  # the one cluster there is here
+        if not ask(prometheus, query):
+            unanswered[who] = query
+    assert unanswered == {}
+
+
+def test_prometheus_takes_every_query(prometheus: str) -> None:
+    for query in queries(overlay("prod")).values():
+        ask(prometheus, query)
+
+
+def test_a_metric_that_nobody_exports_has_no_answer(prometheus: str) -> None:
+    assert ask(prometheus, "ray_serve_num_http_request_total") == []
+    assert ask(prometheus, 'ray_serve_num_http_requests_total{application="other"}') == []
