@@ -43,6 +43,9 @@ class PlacementConfig(BaseModel):
 
     image: str = IMAGE
     """Container image of all stages that name no other."""
+    run_as_user: int | None = Field(default=None, gt=0)
+    """User and group id of every task, as Pod Security "restricted" demands one that is not root; the images' is 10001. None:
+    what the image and the cluster say."""
     ingest: TaskPlacement = TaskPlacement()
     """Placement of ingest."""
     sideinfo: HeavyPlacement = HeavyPlacement()
@@ -67,6 +70,11 @@ def place(task, config: PlacementConfig):  # type: ignore[no-untyped-def]  # kfp
     task.set_container_image(wanted.image or config.image)
     task.set_cpu_request(f"{wanted.cpu:g}").set_cpu_limit(f"{wanted.cpu:g}")
     task.set_memory_request(f"{wanted.memory_gib:g}Gi").set_memory_limit(f"{wanted.memory_gib:g}Gi")
+    if config.run_as_user is not None:
+        from kfp import kubernetes
+
+        # with it, kfp drops all capabilities and sets the default seccomp profile
+        kubernetes.set_security_context(task, config.run_as_user, config.run_as_user, run_as_non_root=True)
     if wanted.gpu:
         from kfp import kubernetes
 

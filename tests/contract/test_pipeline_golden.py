@@ -90,7 +90,7 @@ def test_a_task_whose_work_a_rayjob_does_knows_its_run_its_pod_and_the_templates
     pipeline = compiled("cluster")
     assert pipeline.platforms is not None
     settings = pipeline.platforms["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
-    assert set(settings) == {"exec-sideinfo", "exec-train"}
+    assert {name for name, one in settings.items() if "fieldPathAsEnv" in one} == {"exec-sideinfo", "exec-train"}
     for stage in ("sideinfo", "train"):
         (variable,) = executors(pipeline)[stage]["env"]
         assert variable["name"] == "CLLMR_LAUNCH"
@@ -103,6 +103,16 @@ def test_a_task_whose_work_a_rayjob_does_knows_its_run_its_pod_and_the_templates
         }
         (volume,) = settings[f"exec-{stage}"]["configMapAsVolume"]
         assert (volume["mountPath"], volume["configMapName"]) == (LaunchConfig().templates, "cllmr-rayjobs")
+
+
+def test_every_task_of_a_cluster_runs_as_a_user_that_is_not_root() -> None:
+    pipeline = compiled("cluster")
+    assert pipeline.platforms is not None
+    settings = pipeline.platforms["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert set(settings) == {f"exec-{stage}" for stage in PARENTS}
+    wanted = {"runAsUser": "10001", "runAsGroup": "10001", "runAsNonRoot": True}
+    assert all(one["securityContext"] == wanted for one in settings.values())
+    assert compiled("local").platforms is None
 
 
 def test_a_task_whose_work_a_standing_cluster_does_has_its_token_from_a_secret() -> None:
