@@ -66,8 +66,9 @@ def test_a_mixture_is_between_the_two_models_whatever_they_share(strength: float
     expected = (1 - strength) * factual.score(EVERYBODY) + strength * counterfactual.score(EVERYBODY)
     found = mixed(factual, counterfactual, strength)
     np.testing.assert_allclose(found.score(EVERYBODY), expected, atol=1e-5)
-    assert found.items.shape[1] == (3 if "users" in shared else 6), "what is shared is not doubled"
-    assert found.history.shape[1] == (NUM_ITEMS if "history" in shared else 2 * NUM_ITEMS)
+    alone = strength in (0.0, 1.0)
+    assert found.items.shape[1] == (3 if alone or "users" in shared else 6), "what is shared is not doubled"
+    assert found.history.shape[1] == (NUM_ITEMS if alone or "history" in shared else 2 * NUM_ITEMS)
 
 
 def test_the_strongest_weights_of_every_target_are_kept() -> None:

@@ -149,6 +149,8 @@ def joined(members: Sequence[LinearScores], weights: Sequence[float], standards:
 
 def mixed(factual: LinearScores, counterfactual: LinearScores, strength: float) -> LinearScores:
     """(1 - λ) factual + λ counterfactual; where the two share the users' side (the same object), it is not doubled."""
+    if strength in (0.0, 1.0):  # one of the two alone: half the work
+        return counterfactual if strength else factual
     shares = np.float32(1 - strength), np.float32(strength)
     parts = (factual, counterfactual)
     if factual.users is counterfactual.users:
