@@ -18,7 +18,7 @@ from tenacity import Retrying, retry_if_result, stop_after_delay
 from tenacity import wait_fixed as every
 
 from components.errors import ConfigError, LaunchError, did_you_mean
-from components.launch import ENTRYPOINT, Backend, Job, LaunchConfig, Phase, Seen
+from components.job import ENTRYPOINT, Backend, Job, LaunchConfig, Phase, Seen
 from components.progress import emit
 from components.retry import TRANSIENT, retrying
 

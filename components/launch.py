@@ -17,132 +17,23 @@ import signal
 import sys
 import threading
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import FrameType
-from typing import Any, Literal
-
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
+from typing import Any
 
 from components.artifacts import Manifest, Stage, Store, failure_told, fingerprint, is_whole
 from components.errors import ConfigError, LaunchError, UserError, error_of
+from components.job import ENDED, LAUNCH_VARIABLE, REQUEST_VARIABLE, RUN_ID_VARIABLE, Backend, Job, LaunchConfig, Seen
 from components.progress import configure_logging, emit
 
-LAUNCH_VARIABLE = "CLLMR_LAUNCH"
-"""A stage's LaunchConfig as JSON, which the placement puts into its task's environment."""
-RUN_ID_VARIABLE = "CLLMR_RUN_ID"
-REQUEST_VARIABLE = "CLLMR_LAUNCH_REQUEST"
-ENTRYPOINT = "python -m components.launch"
 NOTES = "launched"
 """Folder below the storage root where jobs leave what became of them."""
-TEMPLATES = "/etc/cllmr/rayjobs"
 
 OBJECT_STORE_BYTES = 100 * 2**20  # what passes through it is small; Ray's minimum is 75 MiB
 
 
-class LaunchConfig(BaseModel):
-    """Where a stage's work is done. Placement: no part of any fingerprint."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    backend: Literal["here", "jobs", "rayjob"] = "here"
-    """here: in the task itself. jobs: the Jobs API of a Ray cluster that stands. rayjob: a KubeRay RayJob, made for it."""
-    address: str | None = None
-    """jobs: URL of the Ray dashboard, for example http://ray-head:8265."""
-    token_secret: str | None = None
-    """jobs: Kubernetes Secret whose key auth_token holds the Ray cluster's token; none: the cluster asks for none, or the
-    environment has RAY_AUTH_MODE=token and RAY_AUTH_TOKEN."""
-    templates: str = TEMPLATES
-    """rayjob: folder with <stage>.yaml, a RayJob that lacks nothing but its name and what it runs."""
-    config_map: str | None = "cllmr-rayjobs"
-    """rayjob: ConfigMap that is mounted there; none: the image has the folder."""
-    namespace: str | None = None
-    """rayjob: where the RayJob is made; none: where the task runs."""
-    queue_timeout_s: PositiveFloat = 86400.0
-    """Seconds a job may wait at a time: queued (suspended by Kueue), or starting its pods."""
-    timeout_s: PositiveFloat = 86400.0
-    """Seconds a job may run."""
-    resync_s: PositiveFloat = Field(default=30.0, le=300)
-    """Seconds after which the state is looked up again, whatever a watch has told; jobs: at most 2."""
-    orphan_s: PositiveFloat = 600.0
-    """Seconds without a sign of life from its launcher after which a job ends itself, because KFP does not let a terminated
-    task end in order (kubeflow/pipelines#7903). More than a launcher takes to be started again."""
-    grace_s: PositiveFloat = 20.0
-    """Seconds to wait for a cancelled job to be gone; less than the task's own terminationGracePeriodSeconds (30)."""
-
-
 # -- a stage as a job -------------------------------------------------------------------------------------------------------
-
-Phase = Literal["queued", "starting", "running", "succeeded", "failed", "gone"]
-ENDED = ("succeeded", "failed", "gone")
-
-
-@dataclass(frozen=True)
-class Seen:
-    """How a job stands."""
-
-    phase: Phase
-    text: str
-    """In its backend's own words: state, reason, message."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """A stage's work, to be done somewhere else."""
-
-    name: str
-    """Made of run and stage alone."""
-    run_id: str
-    stage: str
-    request: str
-    """What the job reads from CLLMR_LAUNCH_REQUEST."""
-
-    def environment(self) -> dict[str, str]:
-        """Variables of the job's process. Visible to whoever sees the job: nothing secret."""
-        return {REQUEST_VARIABLE: self.request, RUN_ID_VARIABLE: self.run_id}
-
-
-class Backend(ABC):
-    """A place where jobs run."""
-
-    def __init__(self, job: Job, config: LaunchConfig) -> None:
-        self.job, self.config = job, config
-        self.last_line = ""
-        """The newest line of the job's log."""
-
-    @abstractmethod
-    def attach_or_create(self, forget: Callable[[], None]) -> None:
-        """Finds this job, or makes it; calls `forget` before it makes one, to remove what an earlier one has left."""
-
-    @abstractmethod
-    def look(self, longest_s: Callable[[], float]) -> Iterator[Seen]:
-        """How the job stands, at every change and at least every ``resync_s`` (or `longest_s`) seconds; never ends."""
-
-    @abstractmethod
-    def logs(self) -> AbstractContextManager[None]:
-        """While open, the job's log goes to standard error; closing waits a moment for the rest of it."""
-
-    @abstractmethod
-    def cancel(self) -> None:
-        """Ends the job, if it is there and under way, and waits up to ``grace_s`` until that has happened."""
-
-    @property
-    @abstractmethod
-    def title(self) -> str:
-        """What and where the job is, for messages."""
-
-    @property
-    @abstractmethod
-    def see(self) -> str:
-        """How a person looks at it."""
-
-    def tell(self, line: str) -> None:
-        """One line of the job's log."""
-        if line.strip():
-            self.last_line = line.strip()
-        sys.stderr.write(f"{line}\n")
 
 
 def launch(stage: str, config: Mapping[str, Any], storage_root: str, parents: Mapping[str, Manifest]) -> Manifest:

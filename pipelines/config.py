@@ -24,7 +24,7 @@ from components.serve.config import ServeConfig
 from components.sideinfo.config import SideinfoConfig
 from components.spectrum.config import SpectrumConfig
 from components.train.config import TrainConfig
-from pipelines.cluster import ClusterConfig
+from pipelines.cluster_config import ClusterConfig
 from pipelines.placement import PlacementConfig
 
 DEFAULT_PRESET = "local"

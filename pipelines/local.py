@@ -23,7 +23,7 @@ import psutil
 
 from components.artifacts import Manifest, Stage, StageConfig, Store
 from components.errors import StorageError, error_of
-from components.launch import RUN_ID_VARIABLE
+from components.job import RUN_ID_VARIABLE
 from components.progress import EVENTS_VARIABLE
 from pipelines.display import Display
 from pipelines.plan import CompiledPipeline, check_order, forget, plan, stage_of

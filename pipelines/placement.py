@@ -7,7 +7,7 @@ all of them.
 from pydantic import BaseModel, ConfigDict, Field
 
 from components.image import IMAGE
-from components.launch import LAUNCH_VARIABLE, RUN_ID_VARIABLE, LaunchConfig
+from components.job import LAUNCH_VARIABLE, RUN_ID_VARIABLE, LaunchConfig
 
 
 class TaskPlacement(BaseModel):

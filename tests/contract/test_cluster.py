@@ -17,7 +17,8 @@ from typer.testing import CliRunner, Result
 from components.errors import ClusterError, ConfigError
 from pipelines import cluster as clusters
 from pipelines.cli import app
-from pipelines.cluster import Cluster, ClusterConfig, Version
+from pipelines.cluster import Cluster, Version
+from pipelines.cluster_config import ClusterConfig
 from pipelines.config import PlatformConfig, load
 from pipelines.plan import NEVER_CACHED, CompiledPipeline
 from tests import crds

@@ -15,6 +15,7 @@ FOUNDATION = {
     "components.artifacts",
     "components.errors",
     "components.ids",
+    "components.job",
     "components.launch",
     "components.progress",
     "components.retry",

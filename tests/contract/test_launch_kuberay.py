@@ -16,8 +16,9 @@ import yaml
 from components import kuberay
 from components.artifacts import Manifest
 from components.errors import ConfigError, LaunchError
+from components.job import Job, LaunchConfig
 from components.kuberay import phase_of
-from components.launch import Job, LaunchConfig, launch, make_job
+from components.launch import launch, make_job
 from components.spectrum.stage import run as run_spectrum
 from tests import crds
 from tests.kube_server import TEMPLATE, KubeServer, kube_server, kubeconfig
@@ -365,7 +366,8 @@ LAUNCHER = """
 import os, sys
 from components import kuberay
 from components.artifacts import Manifest
-from components.launch import Job, LaunchConfig, launch, make_job
+from components.job import Job, LaunchConfig
+from components.launch import launch, make_job
 kuberay.ENTRYPOINT = os.environ.get("TEST_ENTRYPOINT", kuberay.ENTRYPOINT)
 parent = Manifest.read(sys.argv[1])
 print(launch("spectrum", {"rank": 2}, sys.argv[2], {"ingest": parent}).fingerprint)

@@ -11,7 +11,7 @@ import yaml
 
 from components import kuberay
 from components.errors import ConfigError
-from components.launch import LaunchConfig
+from components.job import LaunchConfig
 from pipelines.config import PlatformConfig, load, preset_names
 from pipelines.placement import PlacementConfig
 from pipelines.plan import CompiledPipeline, compile_pipeline
