@@ -25,7 +25,8 @@ from components.experiment.models import KINDS, check, skip_reason
 from components.experiment.store import Outcome, Results
 from components.experiment.tasks import TASKS
 
-STAGE = Stage("experiment", version=1)
+STAGE = Stage("experiment", version=2)
+"""Its version is part of what a finished unit is: another one where an algorithm, or a default of a model, changes."""
 """A changed unit gets a new version, and is measured again."""
 PROTOCOL = (
     "All items are ranked for every user with held-out items; only training items are masked. Recall@k = hits / held-out "
