@@ -75,7 +75,7 @@ def _build(built: Path, config: SideinfoConfig, storage_root: str, ingest: Manif
             emit(
                 "warning",
                 stage=STAGE.name,
-                message=f"{count} of {len(arrays[kind])} {kind} have no text: no profile, and a zero embedding",
+                message=f"{count} of {len(arrays[kind])} {kind} have no text: no profile; the model learns what stands for it",
             )
     save_file(arrays, built / EMBEDDINGS_FILE)
     tables: tuple[tuple[str, Side, str, str, pd.DataFrame, Profiles], ...] = (
