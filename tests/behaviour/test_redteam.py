@@ -1,0 +1,64 @@
+"""What an attack in an item's text gains is bounded by the guard, end to end; with an LLM that obeys whatever it reads.
+
+Measured, places of 240, mean over the attacked items and the users, λ = 0 and λ = 1 (counterfactual clicks):
+
+MEASURED
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from components.sideinfo.guard import neutralise
+from tests.redteam import INTERESTS, WRITERS, Attack, Embedder, Trial, World, WriterName, corpus, lift, make_world
+
+SCORES = ("factual", "debiased")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def embed() -> Embedder:
+    return Embedder()
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return make_world(seed=0)
+
+
+@pytest.mark.parametrize(
+    "attack", corpus(), ids=lambda attack: f"{attack.trick}-{attack.language}-{attack.disguise}-{attack.part}"
+)
+def test_the_guard_takes_out_what_it_knows_and_the_corpus_says_what_it_does_not(attack: Attack) -> None:
+    left = neutralise(f"With flour and butter. {attack.written} Category: baking", 4000)
+    assert left.text.startswith("With flour and butter.")
+    taken_out = INTERESTS not in left.text
+    assert taken_out == (attack.guard == "removes"), left
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_the_guard_bounds_the_rank_lift_of_the_attacks_it_knows(
+    name: WriterName, world: World, embed: Embedder, tmp_path: Path, record_property: object
+) -> None:
+    trial = Trial(name, world, embed, tmp_path)
+    assert trial.texts(world.clean, True) == trial.texts(world.clean, False), "the guard changes honest texts"
+    attacked = world.attacked_by("removes")
+    gained = {}
+    for guarded in (False, True):
+        clean, run = trial.run(guarded, "counterfactual_clicks")
+        gained[guarded] = {score: lift(clean.places[score], run.places[score], attacked) for score in SCORES}
+    record_property("lift", str(gained))  # type: ignore[operator]  # pytest's own
+    for score in SCORES:
+        without, guarded_lift = (gained[guarded][score] for guarded in (False, True))
+        assert without.rank > 3, f"the attacks gain nothing that could be taken from them: {gained}"
+        assert guarded_lift.rank < 2, gained
+        assert guarded_lift.top_after < guarded_lift.top_before + 0.01, gained
