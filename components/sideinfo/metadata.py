@@ -1,6 +1,7 @@
 """Profiles without an LLM: what the data say, put into sentences, and nothing else.
 
-There is no reader who could follow an instruction, but what is embedded moves the item all the same: texts go through the guard.
+There is no reader who could follow an instruction, but what is embedded moves the item all the same: texts go through the
+guard.
 """
 
 import math
