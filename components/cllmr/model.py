@@ -20,7 +20,7 @@ class SideInformation:
     """What is known of every node beside the graph, users first: see `components.cllmr.graph`."""
 
     text: Tensor
-    """Text embeddings with unit rows, (num_nodes, text_dim); a zero row where there is no text."""
+    """Text embeddings with unit rows, (num_nodes, text_dim); a zero row where there is no text, see `CLLMR.none_token`."""
     spectrum: Tensor
     """Spectrum of the interactions, mean row norm 1, (num_nodes, rank) (E1-E3)."""
 
@@ -57,6 +57,9 @@ class CLLMR(nn.Module):
         self.backbone = BACKBONES[config.backbone](graph, config)
         self.text: Tensor
         self.spectrum: Tensor
+        self.no_text: Tensor
+        self.none_token: nn.Parameter | None = None
+        """What stands in for the text of nodes without any, (1, text_dim); where all have text there is none to learn."""
         if side is not None:
             self.register_buffer("text", side.text, persistent=False)  # inputs: not part of a checkpoint
             self.register_buffer("spectrum", side.spectrum, persistent=False)
@@ -65,6 +68,11 @@ class CLLMR(nn.Module):
             self.side_encoder.prepare(side.text)
             if config.counterfactual:
                 self.heads = PropensityHeads(self.backbone.output_dim, config.gate_bias, config.user_gate)
+            no_text = side.text.norm(dim=1, keepdim=True) == 0
+            self.register_buffer("no_text", no_text, persistent=False)
+            if no_text.any():
+                # drawn last, so that it changes no other initial value, and about as long as a text
+                self.none_token = nn.Parameter(torch.randn(1, side.text.shape[1]) / side.text.shape[1] ** 0.5)
 
     @property
     def has_side_information(self) -> bool:
@@ -75,6 +83,11 @@ class CLLMR(nn.Module):
     def has_gates(self) -> bool:
         """Whether the counterfactual part takes part in the score."""
         return self.has_side_information and self.config.counterfactual
+
+    def side_text(self, nodes: Tensor | slice) -> Tensor:
+        """What the side encoder reads of `nodes`, (len(nodes), text_dim)."""
+        text = self.text[nodes]
+        return text if self.none_token is None else torch.where(self.no_text[nodes], self.none_token, text)
 
     def mediator(self, users: Tensor, items: Tensor) -> MediatorFactors:
         """a_u and b_i of given collaborative representations."""
@@ -122,7 +135,7 @@ class CLLMR(nn.Module):
                 shown = masked[: config.max_aligned_nodes]
                 self._add_reconstruction(parts, torch.cat([all_users, all_items]).index_select(0, shown), shown, generator)
                 if self.has_gates:
-                    z = self.side_encoder.encode(self.text[nodes], self.spectrum[nodes])
+                    z = self.side_encoder.encode(self.side_text(nodes), self.spectrum[nodes])
             if self.has_gates:
                 # the heads read the side representation, they do not shape it: otherwise it fits popularity, and over-fits
                 user_z, item_z = z[: len(users)].detach(), z[len(users) :].detach()
@@ -167,7 +180,7 @@ class CLLMR(nn.Module):
         if not self.has_gates:
             rows, nodes = rows.index_select(0, aligned), nodes[aligned]
             aligned = torch.arange(len(aligned), device=nodes.device)
-        text = self.text[nodes]
+        text = self.side_text(nodes)
         z, parts["elbo"] = self.side_encoder(text, self.spectrum[nodes], generator)
         is_user = nodes[aligned] < self.num_users
         sides = [
@@ -179,7 +192,7 @@ class CLLMR(nn.Module):
 
     def _add_reconstruction(self, parts: dict[str, Tensor], rows: Tensor, nodes: Tensor, generator: torch.Generator) -> None:
         """Adds to `parts` what it costs to tell the text of hidden `nodes` from their representations `rows` (RLMRec-Gen)."""
-        text = self.text[nodes]
+        text = self.side_text(nodes)
         z, parts["elbo"] = self.side_encoder(text, self.spectrum[nodes], generator)
         parts["alignment"] = self.side_encoder.alignment(rows, z, text)
 
@@ -206,7 +219,7 @@ class CLLMR(nn.Module):
         user_gate, item_gate = torch.ones(len(users)), torch.ones(len(items))
         z = torch.empty(len(users) + len(items), 0)
         if self.has_side_information:
-            z = self.side_encoder.encode(self.text, self.spectrum)
+            z = self.side_encoder.encode(self.side_text(slice(None)), self.spectrum)
         user_z, item_z = z[: self.num_users], z[self.num_users :]
         if self.has_gates:
             user_gate, item_gate = self._gates(user_z, item_z)

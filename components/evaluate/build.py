@@ -12,12 +12,13 @@ from safetensors.numpy import load_file, save_file
 
 from components.artifacts import Manifest, write_json
 from components.errors import ArtifactError, DataError
-from components.evaluate import baselines, bias, collapse, metrics, summary
+from components.evaluate import baselines, bias, collapse, metrics, profiles, summary
 from components.evaluate.config import ACTIVITY, LABELS, NEW_USERS, SCORES, EvaluateConfig
 from components.evaluate.metrics import METRICS, PRIMARY, Bootstrap, Ranking
 from components.ids import TEST, TRAIN, VALIDATION
 from components.ingest.dataset import Dataset
 from components.progress import Progress, emit, progress
+from components.sideinfo.evidence import item_groups
 from serving.scorer import Scorer
 
 LAMBDAS = tuple(step / 10 for step in range(11))
@@ -37,8 +38,8 @@ def build(built: Path, config: EvaluateConfig, ingest: Manifest, sideinfo: Manif
     text = load_file(sideinfo.path() / "embeddings.safetensors")
     scorer = Scorer.load(train.path() / "bundle")
     _check_same_vocabulary(scorer, dataset)
-    figures, per_user = evaluate(config, dataset, text, scorer, train.config)
     representations = load_file(train.path() / "side_representations.safetensors")
+    figures, per_user = evaluate(config, dataset, text, representations["items"], scorer, train.config)
     figures |= _collapse_report(representations, text)
     figures["summary"] = summary.sentences(figures)
     write_json(built / "metrics.json", figures)
@@ -63,6 +64,7 @@ def evaluate(
     config: EvaluateConfig,
     dataset: Dataset,
     text: Mapping[str, npt.NDArray[np.float32]],
+    item_side: npt.NDArray[np.float32],
     scorer: Scorer,
     train_config: Mapping[str, Any],
 ) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
@@ -72,6 +74,7 @@ def evaluate(
         config: of this stage.
         dataset: the interactions.
         text: text embeddings, `users` (num_users, dim) and `items` (num_items, dim), unit rows.
+        item_side: side representations of the items, (num_items, any), or (num_items, 0) without an encoder.
         scorer: of the bundle.
         train_config: of the train stage, for the bare backbone.
 
@@ -157,12 +160,26 @@ def evaluate(
                 tested["factual"].top_items[:, :10],
                 tested["debiased"].top_items[:, :10],
             ),
+            "profiles": _profiles_report(
+                dataset.only(TRAIN), text["items"], item_side, scorer, {name: tested[name].top_items[:, :10] for name in SCORES}
+            ),
             "rank_shift": bias.rank_shift(factual, debiased, seen, _some(users), config.block_size),
         },
         "lambda_curve": curve,
         "new_users": {name: {key: round(value, 6) for key, value in mean.items()} for name, mean in new_users.items()},
     }
     return figures, {"users": users, **per_user}
+
+
+def _profiles_report(
+    training: Dataset,
+    text: npt.NDArray[np.float32],
+    side: npt.NDArray[np.float32],
+    scorer: Scorer,
+    tops: Mapping[str, npt.NDArray[np.int64]],
+) -> dict[str, Any] | None:
+    sources, groups = profiles.source_texts(training), item_groups(training)
+    return profiles.report(scorer.profiles, sources, groups, text, side, scorer.popularity, tops)
 
 
 def _as_new(scorer: Scorer, users: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:

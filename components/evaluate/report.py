@@ -33,6 +33,13 @@ EXPOSURE = {
     "head_share": "Head share",
     "tail_share": "Tail share",
 }
+GROUP_COLUMNS = {
+    "genericness_text": "Genericness, text",
+    "genericness_side": "Genericness, side",
+    "inflation": "Inflation",
+    "exposure_factual": "Exposure, factual",
+    "exposure_debiased": "Exposure, debiased",
+}
 PACKAGES = ("cllmr-platform", "numpy", "scipy", "implicit", "torch", "matplotlib")
 
 
@@ -135,6 +142,8 @@ def _context(facts: Facts) -> dict[str, Any]:
         "data_card": _shown(facts.data_card),
         "exposure": exposure,
         "exposure_names": EXPOSURE,
+        "profile_rows": _profile_rows(metrics["bias"]["profiles"]),
+        "group_columns": GROUP_COLUMNS,
         "representations": REPRESENTATIONS,
         "training": _shown(facts.training),
         "settings": {
@@ -146,6 +155,15 @@ def _context(facts: Facts) -> dict[str, Any]:
         "bundle": facts.bundle,
         "figures": {name: Markup(svg) for name, svg in _figures(facts).items() if svg},  # our own drawing, not a user's text
     }
+
+
+def _profile_rows(found: Mapping[str, Any] | None) -> list[tuple[str, Mapping[str, Any]]]:
+    """Genericness and inflation, as the page lists them."""
+    if found is None:
+        return []
+    genericness = found["genericness"]
+    rows = [(f"Genericness, {name}", genericness[name]) for name in ("text", "side") if name in genericness]
+    return [*rows, ("Inflation of sentiment", found["sentiment"]["inflation"])]
 
 
 def _figures(facts: Facts) -> dict[str, str | None]:

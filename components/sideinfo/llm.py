@@ -38,6 +38,8 @@ class LLMWriter:
     decoding: Decoding
     """Without schema; that is made of the data set's vocabulary."""
     account: Account = field(default_factory=Account)
+    guarded: Counter[str] = field(default_factory=Counter)
+    """See ProfileWriter."""
     _written: dict[Side, list[Profile | None]] = field(default_factory=dict)
     _tags: list[str] | None = None
 
@@ -89,7 +91,7 @@ class LLMWriter:
         return evidence.Limits(self.tokens, left, self.config.max_reviews, self.config.max_user_items, self.config.seed)
 
     def _write_side(self, training: Dataset, side: Side, ids: Sequence[str], found: evidence.Evidence) -> Profiles:
-        self.account.guarded.update(found.guarded)
+        self.guarded.update(found.guarded)
         written = self._write(training, side, ids, found.texts, f"{side}s")
         self._check_coverage(side, sum(text is not None for text in found.texts), written)
         self._written[side] = written

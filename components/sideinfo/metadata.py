@@ -1,10 +1,14 @@
-"""Profiles without an LLM: what the data say, put into sentences, and nothing else."""
+"""Profiles without an LLM: what the data say, put into sentences, and nothing else.
+
+There is no reader who could follow an instruction, but what is embedded moves the item all the same: texts go through the
+guard.
+"""
 
 import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 from zlib import crc32
 
@@ -12,6 +16,7 @@ import numpy as np
 
 from components.ids import ITEM, ITEM_ID, TITLE, USER, USER_ID
 from components.ingest.dataset import Dataset
+from components.sideinfo.guard import REMOVED, neutralise
 from components.sideinfo.profiles import Profiles, Reference, Side
 
 T = TypeVar("T")
@@ -23,6 +28,7 @@ _MAX_DISTINCT = 0.75  # share of different ones among values; phrases of a free 
 _TOP_VALUES = 5
 _TOP_WORDS = 8
 _MIN_FOR_QUARTILES = 4
+_MAX_CHARS = 4000  # of a value, as an LLM would be shown of it
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,7 @@ class Attribute:
     """kind "words": log(num_items / items with that word), so that words of every text do not count."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class MetadataWriter:
     """Repeats what the tables say; a ProfileWriter that asks no LLM and adds nothing."""
 
@@ -47,6 +53,9 @@ class MetadataWriter:
     """Titles named in a user's profile."""
     seed: int
     """Of the sample of titles, for a user with more items."""
+    guarded: Counter[str] = field(default_factory=Counter)
+    """See ProfileWriter."""
+    _neutral: tuple[Dataset, Dataset] | None = field(default=None, repr=False)
 
     @property
     def account(self) -> None:
@@ -58,6 +67,7 @@ class MetadataWriter:
 
         None for an item with neither a title of its own nor text. (num_items,)
         """
+        training = self._neutralised(training)
         columns = training.item_text_columns
         rows = zip(titles_of(training), *(training.items[name] for name in columns), strict=True)
         return [_join([title, *map(labelled, columns, values)], self.max_words) for title, *values in rows]
@@ -67,6 +77,7 @@ class MetadataWriter:
 
         None for a user with neither text nor items that have any. (num_users,)
         """
+        training = self._neutralised(training)
         columns = training.user_text_columns
         titles = titles_of(training)
         attributes = [attribute(name, training.items[name].tolist()) for name in training.item_text_columns]
@@ -89,6 +100,33 @@ class MetadataWriter:
     def columns(self, training: Dataset, side: Side) -> dict[str, list[Any]]:
         """None."""
         return {}
+
+    def _neutralised(self, training: Dataset) -> Dataset:
+        """The data with all texts neutralised: once, for items and users are written of the same."""
+        if self._neutral is None or self._neutral[0] is not training:
+            self._neutral = training, neutralised(training, self.guarded)
+        return self._neutral[1]
+
+
+def neutralised(training: Dataset, guarded: Counter[str]) -> Dataset:
+    """The data set with every title and text neutralised, and nothing in the place of what was taken out.
+
+    Args:
+        training: the data.
+        guarded: counts how many values something was taken out of, by what it was.
+    """
+
+    def neutral(value: str) -> str:
+        text, removed = neutralise(value, _MAX_CHARS)
+        guarded.update(removed)
+        return " ".join(text.replace(REMOVED, " ").split())
+
+    titles = zip(titles_of(training), training.items[TITLE], strict=True)
+    items = training.items.assign(**{TITLE: [neutral(own) if own else title for own, title in titles]})
+    for name in training.item_text_columns:
+        items[name] = [neutral(value) for value in training.items[name]]
+    users = training.users.assign(**{name: [*map(neutral, training.users[name])] for name in training.user_text_columns})
+    return replace(training, items=items, users=users)
 
 
 def attribute(name: str, texts: Sequence[str]) -> Attribute:

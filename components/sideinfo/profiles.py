@@ -60,8 +60,6 @@ class Account:
     """Wall-clock time of asking."""
     rejected: Counter[str] = field(default_factory=Counter)
     """Answers that were not used, by reason."""
-    guarded: Counter[str] = field(default_factory=Counter)
-    """Values of the data something was taken out of, by what it was."""
     quarantine: list[Quarantined] = field(default_factory=list)
     exact_tokens: bool = False
     """Whether budgets were kept with the model's own tokenizer."""
@@ -90,6 +88,9 @@ class ProfileWriter(Protocol):
 
     All methods get a data set that holds the training interactions alone: a profile that has seen a held-out item tells it.
     """
+
+    guarded: Counter[str]
+    """Values of the data that the guard took something out of, by what it was."""
 
     @property
     def account(self) -> Account | None:

@@ -25,6 +25,7 @@ def write(
     dataset: Dataset,
     facts: Mapping[str, Any],
     account: Account | None,
+    guarded: Mapping[str, int],
     references: Sequence[Reference],
     texts: Mapping[str, Profiles],
 ) -> None:
@@ -36,7 +37,7 @@ def write(
         "facts": dict(facts),
         "profiles": {"items": _spread(items), "users": _spread(users)},
         "rejected": dict(account.rejected.most_common()) if account else {},
-        "guarded": dict(account.guarded.most_common()) if account else {},
+        "guarded": dict(sorted(guarded.items(), key=lambda pair: (-pair[1], pair[0]))),
         "quarantine": [asdict(row) for row in _by_reason(account.quarantine)] if account else [],
         "references": [asdict(reference) for reference in references],
     }

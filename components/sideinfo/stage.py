@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from components.sideinfo.profiles import Profiles, ProfileWriter, Side
 
-STAGE = Stage("sideinfo", version=2)
+STAGE = Stage("sideinfo", version=3)
 
 EMBEDDINGS_FILE = "embeddings.safetensors"
 REFERENCES_FILE = "references.parquet"
@@ -75,7 +75,7 @@ def _build(built: Path, config: SideinfoConfig, storage_root: str, ingest: Manif
             emit(
                 "warning",
                 stage=STAGE.name,
-                message=f"{count} of {len(arrays[kind])} {kind} have no text: no profile, and a zero embedding",
+                message=f"{count} of {len(arrays[kind])} {kind} have no text: no profile; the model learns what stands for it",
             )
     save_file(arrays, built / EMBEDDINGS_FILE)
     tables: tuple[tuple[str, Side, str, str, pd.DataFrame, Profiles], ...] = (
@@ -101,7 +101,7 @@ def _build(built: Path, config: SideinfoConfig, storage_root: str, ingest: Manif
         facts |= {"model": config.model, "references": len(references), **account.facts(config.price_in, config.price_out)}
         pq.write_table(report.references_table(references), built / REFERENCES_FILE)
         pq.write_table(report.quarantine_table(account), built / QUARANTINE_FILE)
-    report.write(built, dataset, facts, account, references, texts)
+    report.write(built, dataset, facts, account, writer.guarded, references, texts)
     return facts
 
 

@@ -13,7 +13,7 @@ from components.train.config import TrainConfig
 if TYPE_CHECKING:
     import pandas as pd
 
-STAGE = Stage("train", version=3)
+STAGE = Stage("train", version=4)
 
 
 def run(config: dict[str, Any], storage_root: str, ingest: Manifest, features: Manifest) -> Manifest:

@@ -1,8 +1,10 @@
 """A planted world as training data, and small settings: for every test that trains in its own process."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import scipy.sparse as sp
 import torch
 
@@ -40,6 +42,14 @@ def training_data(world: World, rank: int) -> TrainData:
 def small_data() -> TrainData:
     """45 users and 36 items in three blocks."""
     return training_data(block_world(num_blocks=3, users_per_block=15, items_per_block=12), rank=6)
+
+
+def without_text(data: TrainData, nodes: npt.NDArray[np.int64]) -> TrainData:
+    """The same data with a zero row of text for some nodes, users first."""
+    assert data.side is not None, "there is text to take away"
+    text = data.side.text.clone()
+    text[nodes] = 0.0
+    return replace(data, side=replace(data.side, text=text))
 
 
 def small_config(**changes: Any) -> TrainConfig:

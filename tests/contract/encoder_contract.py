@@ -3,13 +3,14 @@
 from typing import Any, ClassVar
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
 from components.cllmr.config import ModelConfig
 from components.cllmr.encoders import ENCODERS, SideEncoder
-from components.train.loop import SingleProcess, fit
-from tests.behaviour.training import small_config, small_data
+from components.train.loop import SingleProcess, build_model, fit
+from tests.behaviour.training import small_config, small_data, without_text
 
 TEXT_DIM, RANK, DIM, NUM_NODES = 20, 6, 5, 12
 
@@ -88,3 +89,35 @@ class EncoderContract:
         np.testing.assert_array_equal(first.mediator.users.numpy(), again.mediator.users.numpy())
         np.testing.assert_array_equal(first.item_side.numpy(), again.item_side.numpy())
         assert torch.isfinite(first.item_side).all()
+
+    @pytest.mark.parametrize("gates", [True, False])
+    def test_a_missing_text_is_one_learned_representation_and_no_zero_row(self, gates: bool) -> None:
+        effect = "gates" if gates else "none"
+        model = {"side_encoder": self.name, **self.settings, "counterfactual": gates, "l2_weight": 0.0}
+        config = small_config(max_epochs=2, effect=effect, model=model)
+        missing = np.array([0, 7, 50, 80])  # two users, two items
+        data = without_text(small_data(), missing)
+        (first, _), (again, _) = (fit(data, config, SingleProcess()) for _ in range(2))
+        assert first.none_token is not None
+        assert again.none_token is not None
+        assert torch.equal(first.none_token, again.none_token)
+        torch.manual_seed(config.seed)
+        start = build_model(data, config).none_token
+        assert start is not None
+        assert not torch.equal(first.none_token, start), "it has learned nothing"
+        with torch.no_grad():
+            expected = first.side_encoder.encode(first.none_token, first.spectrum[:1])
+            zero = first.side_encoder.encode(torch.zeros_like(first.none_token), first.spectrum[:1])
+        found = first.representations()
+        z = torch.cat([found.user_side, found.item_side])
+        torch.testing.assert_close(z[:1], expected)
+        assert (z[0] - zero[0]).norm() > 1e-3
+        if self.settings.get("spectrum_input") != "concat":  # then z depends on more than the text
+            torch.testing.assert_close(z[missing], z[:1].expand(len(missing), -1))
+        told = torch.cat([z[1:7], z[8:50]])
+        assert torch.pdist(told).min() > 1e-4, "other nodes keep their own texts"
+
+    def test_where_every_node_has_text_there_is_no_more_to_learn(self) -> None:
+        model = build_model(small_data(), small_config(model={"side_encoder": self.name, **self.settings}))
+        assert model.none_token is None
+        assert "none_token" not in model.state_dict()

@@ -70,6 +70,10 @@ class Recorded:
     def account(self) -> Any:
         return self._replay.account
 
+    @property
+    def guarded(self) -> Any:
+        return self._replay.guarded
+
     def __getattr__(self, name: str) -> Any:
         def replayed(*arguments: Any) -> Any:
             expected = getattr(self._first, name)(*arguments)

@@ -71,8 +71,19 @@ class WriterContract:
         attacked = replace(SMALL, name="attacked", items=SMALL.items | {"title": [ATTACK, *SMALL.items["title"][1:]]})
         items, users = self.write(attacked)
         clean_items, _ = self.write()
+        for text in items + users:
+            assert text is None or not any(word in text for word in ("Ignore", "everyone", "im_start", "data>", "\u202e"))
         assert [text is None for text in users] == [False, False, False, True]
         assert items[1:] == clean_items[1:]
+
+    def test_it_counts_what_was_taken_out_of_the_data(self) -> None:
+        for title, taken_out in ((ATTACK, {"instruction": 1, "markup": 1, "role": 1, "characters": 1}), ("Alien", {})):
+            training = self.training(
+                replace(SMALL, name=title[:5], items=SMALL.items | {"title": [title, *SMALL.items["title"][1:]]})
+            )
+            writer = self.make(self.root / title[:5])
+            writer.write_items(training)
+            assert writer.guarded == taken_out
 
     def test_references_are_of_distinct_groups_and_written_only_by_an_llm(self) -> None:
         training = self.training(SMALL)

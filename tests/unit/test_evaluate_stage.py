@@ -76,7 +76,7 @@ def sideinfo(root: str, data: Manifest, llm: bool = False) -> Manifest:
     return run_stage(Stage("sideinfo", 1), Settings(backend=str(llm)), root, {"ingest": data}, build)
 
 
-def train(root: str, data: Manifest, num_items: int = NUM_ITEMS) -> Manifest:
+def train(root: str, data: Manifest, num_items: int = NUM_ITEMS, profile: str = "A wonderful film.") -> Manifest:
     """A bundle that knows the blocks, with a gate that favours the first half of the items."""
 
     def build(built: Path) -> dict:
@@ -105,7 +105,7 @@ def train(root: str, data: Manifest, num_items: int = NUM_ITEMS) -> Manifest:
             model=model,
             header={"name": "blocks", "debias_strength": 0.5},
             users=[f"u{row}" for row in range(NUM_USERS)],
-            items=[{"item_id": f"i{row}", "title": f"Film {row}", "profile": ""} for row in range(num_items)],
+            items=[{"item_id": f"i{row}", "title": f"Film {row}", "profile": profile} for row in range(num_items)],
         )
         write_json(
             built / "curve.json", [{"epoch": epoch, "ranking": 2 / epoch, "ndcg@10": 0.1 * epoch} for epoch in (3, 6, 9)]
@@ -117,7 +117,7 @@ def train(root: str, data: Manifest, num_items: int = NUM_ITEMS) -> Manifest:
         )
         return {}
 
-    return run_stage(Stage("train", 1), Settings(name=str(num_items)), root, {"ingest": data}, build)
+    return run_stage(Stage("train", 1), Settings(name=f"{num_items}{profile}"), root, {"ingest": data}, build)
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +196,23 @@ def test_debiasing_takes_exposure_from_items_with_a_large_propensity(figures):
     by_decile = figures["bias"]["propensity"]["exposure_by_decile"]
     assert sum(by_decile["debiased"][5:]) < sum(by_decile["factual"][5:])
     assert figures["bias"]["rank_shift"]["top10"] > 0
+
+
+def test_what_the_profiles_favour_is_measured_and_shown(figures, page):
+    found = figures["bias"]["profiles"]
+    assert found["items"] == NUM_ITEMS
+    assert found["sentiment"]["profile"] == pytest.approx(1 / 3, abs=1e-6)  # one of three words
+    assert set(found["genericness"]) == {"text", "side"}
+    assert found["groups"][0]["exposure_debiased"] == 1.0
+    assert "What the profiles favour" in page
+    assert "no LLM's propensity" in page.replace("&#39;", "'")
+
+
+def test_without_profiles_the_page_has_no_such_part(root, parents):
+    bare = train(root, parents["ingest"], profile="")
+    found = stage.run(CONFIG | {"baselines": ["popularity"]}, root, **{**parents, "train": bare})
+    assert json.loads((found.path() / "metrics.json").read_text())["bias"]["profiles"] is None
+    assert "What the profiles favour" not in (found.path() / "report.html").read_text()
 
 
 def test_slices_hold_every_evaluated_user_once_and_average_to_the_whole(figures):
