@@ -34,7 +34,7 @@ class RecipeConfig(StageConfig):
     ease_popularity_power: Grid = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4)
     """Settings of "ease": see `components.cllmr.linear.ease`."""
     large_catalogue: PositiveInt = 9_000
-    """From this many items on one fit of "ease" takes ten seconds (and a minute at 18,000): its powers of user and item are then
+    """From this many items on one fit of "ease" takes ten seconds, and a minute at 18,000: its powers of user and item are then
     fixed at 0.15 and 0.2, and one pass over its other settings must do."""
     ials_factors: Counts = (32, 64, 128, 256)
     ials_alpha: PositiveGrid = (1.0, 2.0, 5.0, 10.0, 20.0, 40.0)

@@ -23,8 +23,8 @@ class SideEncoder(nn.Module):
     """Side representations of users and items, with one set of weights for both.
 
     Subclasses are built with (text_dim, rank, output_dim, config): the widths of the text embeddings, of the spectrum and of
-    the backbone's output, which need not be `config.embedding_dim` (GCCF's is wider). A node without text
-    has the row that the model learned for it (`CLLMR.none_token`), one without interactions a zero row of spectrum; zero rows
+    the backbone's output, which need not be `config.embedding_dim` (GCCF's is wider). A node without text has
+    the row that the model learned for it (`CLLMR.none_token`), one without interactions a zero row of spectrum; zero rows
     of either give finite results.
     """
 
