@@ -796,7 +796,7 @@ def asked_of_the_endpoint(
     with ThreadPoolExecutor(1) as meanwhile:
         chosen = meanwhile.submit(example)  # takes a second or two, which the endpoint needs to start anyway
         # port 0: beside an endpoint that may be up on its own port
-        with running_endpoint(config, settings.serve.host, port=0) as url, Client(url) as client:
+        with running_endpoint(config, settings.serve.host, port=0, follows=False) as url, Client(url) as client:
             user_id, titles = chosen.result()
             return user_id, titles, client.recommend([user_id], k=10, compare=True).model_dump(mode="json")
 
@@ -816,9 +816,11 @@ def champion_endpoint(settings: "PlatformConfig") -> Iterator[str]:
     champion = the_champion(settings)
     _, feature_fingerprint = check_bundle(champion.storage_root, champion.fingerprint)
     served = {name: getattr(champion, name) for name in ("version", "fingerprint", "storage_root", "bundle")}
+    models = registry(settings)
+    document = serve_document(settings.serve, served, feature_fingerprint, models.tracking_uri, models.model_name)
     with TemporaryDirectory() as folder:
         file = Path(folder) / "serve.yaml"
-        file.write_text(yaml.safe_dump(serve_document(settings.serve, served, feature_fingerprint)), encoding="utf-8")
+        file.write_text(yaml.safe_dump(document), encoding="utf-8")
         with running_endpoint(file, settings.serve.host, settings.serve.port) as url:
             yield url
 
@@ -862,7 +864,7 @@ def validated(model: type[M], values: dict[str, Any]) -> M:
 def told_champion(out: Console, champion: "ModelVersion") -> None:
     """Says which model is the champion now and what to do next."""
     out.print(f"champion: version {champion.version}, {champion.fingerprint}", soft_wrap=True)
-    out.print("next: cllmr serve (a running endpoint keeps its model until it is restarted)", soft_wrap=True)
+    out.print("next: cllmr serve (an endpoint that runs already takes it over within seconds)", soft_wrap=True)
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from serving.schemas import (
     ExplainRequest,
     ExplainResponse,
     FeaturesState,
-    ModelInfo,
+    ModelResponse,
     RecommendRequest,
     RecommendResponse,
     ScoreRequest,
@@ -40,7 +40,6 @@ class LocalBackend:
         self.model_version = recommender.model_version
         self.features: FeatureSource = NoFeatures()
         self.failure: Exception | None = None
-        self.degraded: list[str] = []
 
     def _check(self) -> None:
         if self.failure is not None:
@@ -58,12 +57,17 @@ class LocalBackend:
         self._check()
         return self.recommender.explain(request, history)
 
-    async def model(self) -> ModelInfo:
+    async def model(self) -> ModelResponse:
         self._check()
-        return self.recommender.describe(golden_requests=3)
+        return ModelResponse(
+            model_version=self.recommender.model_version,
+            deployed_version="6",
+            model=self.recommender.describe(golden_requests=3),
+            features=self.features.state(),
+        )
 
-    def count_degraded(self, reason: str) -> None:
-        self.degraded.append(reason)
+    async def histories(self, user_ids: list[str]) -> Histories:
+        return await self.features.histories(user_ids)
 
 
 class Silent:
@@ -124,6 +128,17 @@ def test_every_answer_names_the_model_and_the_request(http: TestClient) -> None:
         assert "x-degraded" not in response.headers
 
 
+def test_an_answer_names_the_model_that_gave_it_and_an_error_the_one_that_answered_last(
+    http: TestClient, backend: LocalBackend, recommender: Recommender
+) -> None:
+    backend.model_version = "9"  # another request was answered by another model meanwhile
+    answer = http.post("/v1/recommend", json={"users": ["ann"]})
+    assert (answer.headers.get_list("x-model-version"), answer.json()["model_version"]) == (["7"], "7")
+    assert http.post("/v1/recommend", json={}).headers.get_list("x-model-version") == ["9"]
+    backend.recommender = Recommender(recommender.scorer, "größer")
+    assert http.get("/v1/model").headers["x-model-version"] == r"gr\xf6\xdfer"
+
+
 def test_a_callers_request_id_is_used_when_it_is_a_plain_token(http: TestClient) -> None:
     given_id = http.post("/v1/recommend", json={}, headers={"X-Request-Id": "order-66"})
     assert given_id.json()["request_id"] == "order-66"
@@ -148,20 +163,19 @@ def test_debias_zero_is_the_factual_ranking(http: TestClient) -> None:
 
 def test_the_model_route_describes_the_bundle(http: TestClient) -> None:
     answer = http.get("/v1/model").json()
-    assert answer["model_version"] == "7"
+    assert (answer["model_version"], answer["deployed_version"]) == ("7", "6")
     assert answer["model"]["name"] == "tiny"
     assert (answer["model"]["num_users"], answer["model"]["num_items"], answer["model"]["golden_requests"]) == (3, 4, 3)
     assert answer["features"] == {"state": "not_configured", "reason": None}
 
 
-def test_a_missing_feature_store_degrades_answers_says_so_and_is_counted(http: TestClient, backend: LocalBackend) -> None:
+def test_a_missing_feature_store_degrades_answers_and_says_so(http: TestClient, backend: LocalBackend) -> None:
     backend.features = Silent()
     response = http.post("/v1/recommend", json={"users": ["bob"]})
     assert response.status_code == 200
     assert response.headers["x-degraded"] == "features_timeout"
     assert [item["item_id"] for item in response.json()["results"][0]["items"]] == ["i0", "i3"]
     assert http.post("/v1/explain", json={"user_id": "ann", "item_id": "i0"}).headers["x-degraded"] == "features_timeout"
-    assert backend.degraded == ["features_timeout", "features_timeout"]
     assert http.get("/readyz").json() == {"status": "ok", "reason": "ConnectionError: refused"}
 
 

@@ -14,6 +14,7 @@ import yaml
 from components.artifacts import Manifest, Stage, StageConfig, run_stage, write_json
 from components.errors import ArtifactError, ConfigError
 from components.features import stage as features_stage
+from components.promote.config import PromoteConfig
 from components.serve import stage
 from components.serve.config import ServeConfig
 from feature_repo.store import sqlite_path
@@ -22,6 +23,7 @@ from serving.run import running_endpoint
 from tests.bundles import write_bundle
 from tests.features_parents import ITEMS, USERS, Small
 
+REGISTRY = "http://mlflow:5000"
 KEPT = {
     "verdict": "kept",
     "reasons": [
@@ -37,6 +39,10 @@ class Label(StageConfig):
     """Names a stand-in for a stage, so that others have other fingerprints."""
 
     name: str
+
+
+class Verdict(PromoteConfig, Label):
+    """A stand-in for the promote stage."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ def decide(root: str, verdict: dict[str, Any], name: str) -> Manifest:
         write_json(directory / "verdict.json", verdict)
         return {}
 
-    return run_stage(Stage("promote", 1), Label(name=name), root, {}, build)
+    return run_stage(Stage("promote", 1), Verdict(name=name), root, {}, build)
 
 
 def train(root: str, features: Manifest, name: str, feature_fingerprint: str | None = None) -> Manifest:
@@ -110,7 +116,29 @@ def test_the_configuration_names_the_champion_and_its_feature_set(world: World) 
         world.features.fingerprint,
         "3",
     )
+    assert args["registry"] == {
+        "tracking_uri": f"sqlite:///{world.root}/mlflow.db",
+        "model_name": "cllmr",
+        "poll_interval_s": 2.0,
+    }
     assert (args["scorer"]["num_replicas"], args["gateway"]["num_replicas"], args["feature_deadline_ms"]) == (3, 1, 50)
+
+
+@pytest.mark.parametrize(
+    ("poll_interval_s", "tracking_uri", "warned"),
+    [(0, "http://mlflow:5000", False), (2, "postgresql://me:secret@db/mlflow", True)],
+)
+def test_no_champion_is_followed_where_that_is_set_or_would_need_a_password_in_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, poll_interval_s: float, tracking_uri: str, warned: bool
+) -> None:
+    monkeypatch.setenv("CLLMR_EVENTS", str(tmp_path / "events"))
+    champion = {"version": "1", "fingerprint": "0" * 16, "storage_root": "/store", "bundle": "b"}
+    settings = ServeConfig(poll_interval_s=poll_interval_s)
+    document = stage.serve_document(settings, champion, None, tracking_uri, "cllmr")
+    assert document["applications"][0]["args"]["registry"] is None
+    told = (tmp_path / "events").read_text() if warned else ""
+    assert ("me:***@db/mlflow' has a password" in told) == warned
+    assert "secret" not in told + str(document)
 
 
 def test_the_check_is_recorded(world: World) -> None:
@@ -162,7 +190,11 @@ def test_a_wrong_setting_is_named_with_what_is_allowed(world: World, config: dic
 
 def test_a_field_that_ray_serve_does_not_know_is_not_written() -> None:
     document = stage.serve_document(
-        ServeConfig(), {"version": "1", "fingerprint": "0" * 16, "storage_root": "/store", "bundle": "b"}, None
+        ServeConfig(),
+        {"version": "1", "fingerprint": "0" * 16, "storage_root": "/store", "bundle": "b"},
+        None,
+        REGISTRY,
+        "cllmr",
     )
     stage.check_document(document)
     document["applications"][0]["route_prefx"] = "/"
