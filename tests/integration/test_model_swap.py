@@ -207,11 +207,27 @@ def test_labels_hold_no_user_and_no_item(url: str) -> None:
     assert "an-item-of-theirs" not in text
 
 
+def kill(deployment: str) -> None:
+    """Kills every replica of a deployment; Serve starts others."""
+    for actor in ray.util.list_named_actors(all_namespaces=True):
+        if f"#{deployment}#" in actor["name"]:
+            ray.kill(ray.get_actor(actor["name"], namespace=actor["namespace"]))
+
+
+def test_the_replica_that_asks_the_registry_may_die_and_no_request_notices(url: str, world: World) -> None:
+    with Client(url) as client, Load(url) as load:
+        load.wait_for(client.model().model_version)
+        kill("Registry")
+        world.registry.promote(world.trained[0].fingerprint)
+        load.wait_for("1")
+        world.registry.promote(world.trained[1].fingerprint)
+        load.wait_for("2", SEEN_WITHIN)
+    assert {status for answers in load.answers for status, *_ in answers} == {200}
+
+
 def test_a_replica_that_starts_late_begins_with_the_champion_and_not_with_what_was_deployed(url: str, world: World) -> None:
     """Serve starts another replica for one that died; the registry's champion is 2, the configuration names 1."""
-    scorers = [actor for actor in ray.util.list_named_actors(all_namespaces=True) if "#Scorer#" in actor["name"]]
-    for actor in scorers:
-        ray.kill(ray.get_actor(actor["name"], namespace=actor["namespace"]))
+    kill("Scorer")
     versions = []
 
     def is_back() -> bool:
