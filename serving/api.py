@@ -2,6 +2,7 @@
 
 Every error is ``{code, message, hint, request_id}``. Every response carries ``X-Request-Id`` and ``X-Model-Version``, and
 ``X-Degraded`` with the reason when something that an answer normally uses was missing. Logs name routes, never users.
+Where tokens are set, all but health and documentation needs one, which is checked before the body is read.
 """
 
 import importlib.util
@@ -12,14 +13,16 @@ from pathlib import Path
 from typing import Annotated, Any, Protocol, TypeVar
 
 import structlog
-from fastapi import Body, FastAPI, Request, Response
+from fastapi import Body, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving.auth import Tokens, TokenScope
 from serving.features import Histories
 from serving.schemas import (
     Answer,
@@ -85,8 +88,13 @@ class Backend(Protocol):
         ...
 
 
-def create_app(backend: Backend) -> FastAPI:
-    """The API over one backend."""
+def create_app(backend: Backend, tokens: Tokens | None = None) -> FastAPI:
+    """The API over one backend.
+
+    Args:
+        backend: what answers.
+        tokens: who may ask; everybody without.
+    """
     app = FastAPI(
         title="CLLMR: debiased recommendations",
         version="1",
@@ -94,13 +102,16 @@ def create_app(backend: Backend) -> FastAPI:
         "what the side information says by itself is estimated and taken out of every score.",
         docs_url=None,
         redoc_url=None,
+        dependencies=[Depends(HTTPBearer(auto_error=False))] if tokens and tokens.are_needed else [],  # for the docs alone
         responses={
+            401: {"model": ErrorBody, "description": "No token, or one that is not known."},
+            403: {"model": ErrorBody, "description": "The token lacks the scope."},
             413: {"model": ErrorBody, "description": "The body is too large."},
             422: {"model": ErrorBody, "description": "The request is not valid."},
             503: {"model": ErrorBody, "description": "Overloaded or starting; try again after Retry-After seconds."},
         },
     )
-    app.add_middleware(_Envelope, backend=backend)
+    app.add_middleware(_Envelope, backend=backend, tokens=tokens or Tokens({}))
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Unavailable, _unavailable)
@@ -230,9 +241,10 @@ def _id(request: Request) -> str:
 class _Envelope:
     """Around every request: its id, the headers, the cap on the body, the last resort for errors, one log line."""
 
-    def __init__(self, app: ASGIApp, backend: Backend) -> None:
+    def __init__(self, app: ASGIApp, backend: Backend, tokens: Tokens) -> None:
         self._app = app
         self._backend = backend
+        self._tokens = tokens
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -256,7 +268,8 @@ class _Envelope:
             await send(message)
 
         try:
-            await self._app(scope, _capped(scope, receive), send_with_headers)
+            refusal = _refusal(scope, self._tokens)
+            await (refusal or self._app)(scope, _capped(scope, receive), send_with_headers)
         except Exception:
             log.exception("request failed", request_id=request_id)
             if status:
@@ -273,6 +286,30 @@ class _Envelope:
                 milliseconds=round(1000 * (time.perf_counter() - started), 1),
                 request_id=request_id,
             )
+
+
+_OPEN_PATHS = ("/healthz", "/readyz", "/docs", "/openapi.json")
+_ADMIN_PATHS = ("/v1/model",)
+
+
+def _refusal(scope: Scope, tokens: Tokens) -> Response | None:
+    """The answer to a request that its token does not allow, None when it does."""
+    path = scope["path"].removeprefix(scope.get("root_path", ""))
+    if not tokens.are_needed or path in _OPEN_PATHS or path.startswith("/docs/assets/"):
+        return None
+    needed: TokenScope = "admin" if path in _ADMIN_PATHS else "score"
+    headers = [value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"]
+    scheme, _, token = headers[0].partition(" ") if len(headers) == 1 else ("", "", "")
+    allowed = tokens.scopes(token.strip()) if scheme.lower() == "bearer" else frozenset()
+    if needed in allowed:
+        return None
+    request_id = scope["state"]["request_id"]
+    if allowed:
+        return error_response(403, "forbidden", f"this needs the scope '{needed}'.", "Use a token that has it.", request_id)
+    message, hint = "this needs a token that is known here.", "Send it as: Authorization: Bearer TOKEN"
+    response = error_response(401, "unauthorized", message, hint, request_id)
+    response.headers["WWW-Authenticate"] = "Bearer"
+    return response
 
 
 def _capped(scope: Scope, receive: Receive) -> Receive:

@@ -25,6 +25,7 @@ from ray.serve.handle import DeploymentHandle
 from components.progress import configure_logging
 from components.tracking import Registry, RegistryError
 from serving.api import Unavailable, create_app
+from serving.auth import read_tokens
 from serving.features import (
     FeatureSet,
     FeatureSource,
@@ -254,6 +255,7 @@ class GatewayReplica:
     ) -> None:
         configure_logging()
         logging.getLogger("httpx").setLevel(logging.WARNING)
+        self._tokens = read_tokens()
         features: FeatureSource = NoFeatures()
         if feature_fingerprint is not None:
 
@@ -267,4 +269,4 @@ class GatewayReplica:
         self._backend = RayBackend(scorer, features, deployed_version)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(self._backend)
+        return create_app(self._backend, self._tokens)

@@ -12,7 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
+from components.errors import ServingError
 from serving.api import MAX_BODY_BYTES, Unavailable, create_app
+from serving.auth import Tokens
+from serving.client import Client
 from serving.features import FeatureSource, Histories, NoFeatures
 from serving.recommender import Recommender
 from serving.schemas import (
@@ -375,3 +378,86 @@ def test_logs_name_routes_and_request_ids_but_no_users(http: TestClient, capsys:
     assert response.headers["x-request-id"] in logged
     assert "/v1/recommend" in logged
     assert "someone-private" not in logged
+
+
+# -- tokens -----------------------------------------------------------------------------------------------------------
+
+READER, ADMIN = "r" * 20, "a" * 20
+
+
+@pytest.fixture
+def closed(backend: LocalBackend) -> Iterator[TestClient]:
+    tokens = Tokens({READER: frozenset({"score"}), ADMIN: frozenset({"admin"})})
+    with TestClient(create_app(backend, tokens), raise_server_exceptions=False) as client:
+        yield client
+
+
+def shown(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+def test_a_token_allows_what_its_scope_says(closed: TestClient) -> None:
+    ask = {"users": ["ann"]}
+    assert closed.post("/v1/recommend", json=ask, headers=shown(READER)).status_code == 200
+    assert closed.get("/v1/model", headers=shown(ADMIN)).status_code == 200
+    refused(closed.post("/v1/recommend", json=ask, headers=shown(ADMIN)), 403, "forbidden")
+    refused(closed.get("/v1/model", headers=shown(READER)), 403, "forbidden")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Authorization": ""},
+        {"Authorization": READER},
+        {"Authorization": f"Basic {READER}"},
+        shown(READER[:-1]),
+        {"Authorization": "Bearer"},
+    ],
+)
+@pytest.mark.parametrize("path", [*ROUTES, "/v1/nowhere"])
+def test_who_shows_no_known_token_is_refused_before_the_body_is_looked_at(
+    closed: TestClient, path: str, headers: dict[str, str]
+) -> None:
+    response = closed.post(path, content=b"no json", headers=headers)
+    refused(response, 401, "unauthorized")
+    assert response.headers["www-authenticate"] == "Bearer"
+
+
+def test_two_tokens_in_one_request_are_none(closed: TestClient) -> None:
+    response = closed.post(
+        "/v1/recommend", json={}, headers=[("Authorization", f"Bearer {token}") for token in (READER, ADMIN)]
+    )
+    refused(response, 401, "unauthorized")
+
+
+def test_health_and_documentation_need_no_token(closed: TestClient) -> None:
+    for path in ("/healthz", "/readyz", "/docs", "/openapi.json"):
+        assert closed.get(path).status_code == 200
+    assert "HTTPBearer" in closed.get("/openapi.json").json()["components"]["securitySchemes"]
+
+
+def test_a_path_that_is_written_in_another_way_is_no_way_around(closed: TestClient) -> None:
+    for path in (
+        "/v1//recommend",
+        "//v1/recommend",
+        "/v1/recommend/",
+        "/%76%31/recommend",
+        "/V1/recommend",
+        "/v1/../v1/recommend",
+    ):
+        assert closed.post(path, json={"users": ["ann"]}).status_code in (401, 404, 405), path
+
+
+def test_the_client_shows_its_token(closed: TestClient) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked = closed.post(request.url.path, content=request.content, headers=dict(request.headers))
+        return httpx.Response(asked.status_code, content=asked.content)
+
+    with Client("http://endpoint", token=READER, transport=httpx.MockTransport(answer)) as client:
+        assert client.recommend(["ann"], 1).model_version == "7"
+    with (
+        Client("http://endpoint", transport=httpx.MockTransport(answer)) as client,
+        pytest.raises(ServingError, match="needs a token"),
+    ):
+        client.recommend(["ann"], 1)
