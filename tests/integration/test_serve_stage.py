@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +18,12 @@ from components.features import stage as features_stage
 from components.promote.config import PromoteConfig
 from components.serve import stage
 from components.serve.config import ServeConfig
+from components.tracking import Registry, default_tracking_uri
 from feature_repo.store import sqlite_path
 from serving.client import Client
 from serving.run import running_endpoint
 from tests.bundles import write_bundle
-from tests.features_parents import ITEMS, USERS, Small
+from tests.features_parents import EVENTS, ITEMS, USERS, Small
 
 REGISTRY = "http://mlflow:5000"
 KEPT = {
@@ -202,7 +204,7 @@ def test_a_field_that_ray_serve_does_not_know_is_not_written() -> None:
         stage.check_document(document)
 
 
-# -- the written configuration, run; the last test takes the feature store away ---------------------------------------
+# -- the written configuration, run; the last tests take the feature store away and bring another ---------------------
 
 
 @pytest.fixture(scope="module")
@@ -249,3 +251,24 @@ def test_without_the_feature_store_answers_are_degraded_and_say_so(url: str, wor
     assert response.headers["x-degraded"] == "features_unavailable"
     assert [item["item_id"] for item in response.json()["results"][0]["items"]] == [ITEMS[0], ITEMS[3]]  # training only
     assert httpx.get(f"{url}/readyz").status_code == 200
+
+
+@pytest.mark.ray
+def test_histories_follow_a_new_champion_to_its_own_feature_set(url: str, world: World) -> None:
+    """The new one's history of "7" has the one item that was left; the store of the old one is gone by now."""
+    later = Small(world.root, name="later", events=[*EVENTS, (0, 2, 1_000_000_950, "train")])
+    features = features_stage.run({}, world.root, **later.write().as_arguments())
+    trained = train(world.root, features, "later")
+    registry = Registry(default_tracking_uri(world.root), "cllmr")
+    registry.register(trained.fingerprint, world.root, f"train/{trained.fingerprint}/bundle", {})
+    registry.promote(trained.fingerprint)
+    seen, deadline = [], time.monotonic() + 60
+    while not seen or seen[-1] != ("1", None, []):
+        assert time.monotonic() < deadline, seen[-1]
+        response = httpx.post(f"{url}/v1/recommend", json={"users": ["7"], "k": 4}, timeout=30)
+        assert response.status_code == 200
+        items = sorted(item["item_id"] for item in response.json()["results"][0]["items"])
+        seen.append((response.headers["x-model-version"], response.headers.get("x-degraded"), items))
+        time.sleep(0.1)
+    assert seen[0] == ("3", "features_unavailable", sorted(ITEMS[1:]))
+    assert httpx.get(f"{url}/v1/model").json()["features"] == {"state": "ready", "reason": None}
