@@ -115,6 +115,13 @@ class Registry:
         with self._call() as client:
             return self._by_alias(client, CHAMPION)
 
+    def previous(self) -> ModelVersion | None:
+        """The version that a rollback returns to, or None."""
+        if not self._may_exist():
+            return None
+        with self._call() as client:
+            return self._by_alias(client, PREVIOUS)
+
     def versions(self) -> list[ModelVersion]:
         """All versions, newest first."""
         if not self._may_exist():
@@ -218,7 +225,7 @@ class Registry:
             self._client = self._client or _connect(self.tracking_uri)
         except ImportError as error:
             raise RegistryError(
-                f"the model registry '{_without_password(self.tracking_uri)}' needs a package that is not installed: {error}.",
+                f"the model registry '{without_password(self.tracking_uri)}' needs a package that is not installed: {error}.",
                 "pip install 'cllmr-platform[tracking]', and the driver of the database if it is not SQLite.",
             ) from None
         except _tracker_errors() as error:
@@ -539,7 +546,7 @@ def _tracker_errors() -> tuple[type[Exception], ...]:
 
 def _unreachable(tracking_uri: str, error: Exception) -> RegistryError:
     return RegistryError(
-        f"model registry '{_without_password(tracking_uri)}' does not answer: {_first_line(error)}.",
+        f"model registry '{without_password(tracking_uri)}' does not answer: {_first_line(error)}.",
         "Check promote.tracking_uri, and that the server or its database is up.",
     )
 
@@ -549,10 +556,11 @@ def _warn(error: Exception, stage: str) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    return _without_password((str(error) or type(error).__name__).splitlines()[0].rstrip("."))
+    return without_password((str(error) or type(error).__name__).splitlines()[0].rstrip("."))
 
 
-def _without_password(uri: str) -> str:
+def without_password(uri: str) -> str:
+    """A URI fit to be shown."""
     return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", uri)
 
 

@@ -6,6 +6,7 @@ passed, 130 interrupted.
 
 import functools
 import json
+import os
 import signal
 import threading
 import time
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from pipelines.cluster import Cluster
     from pipelines.config import PlatformConfig
     from pipelines.local import PlatformRun
+    from serving.client import Client
     from serving.features import HistoryReader
     from serving.recommender import Recommender
 
@@ -97,7 +99,8 @@ Columns = Annotated[
 ]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the result to this file as JSON.")]
 Url = Annotated[
-    str | None, typer.Option("--url", help="A running endpoint; without it the champion's bundle is read from storage.")
+    str | None,
+    typer.Option("--url", help="A running endpoint (token: CLLMR_TOKEN); without it the champion's bundle is read."),
 ]
 Host = Annotated[str | None, typer.Option("--host", help="URL of the Kubeflow Pipelines API; default: KF_PIPELINES_ENDPOINT.")]
 Namespace = Annotated[str | None, typer.Option("--namespace", "-n", help="Your namespace on a multi-user Kubeflow.")]
@@ -529,14 +532,13 @@ def recommend(
     cllmr recommend somebody-new --liked 50 --liked 181[/dim]
     """
     from pipelines.summary import ranking_table, side_by_side
-    from serving.client import Client
     from serving.schemas import RecommendRequest
 
     recent = dict.fromkeys(user_ids, liked) if liked else {}
     asked = {"users": user_ids, "recent": recent, "k": k, "debias": debias, "compare": compare}
     request = validated(RecommendRequest, asked)
     if url:
-        with Client(url) as client:
+        with endpoint(url) as client:
             answer = client.ask(request).model_dump(mode="json")
     else:
         recommender, histories = champion_recommender(load_config(preset, config, set_, storage))
@@ -566,12 +568,11 @@ def explain(
     cllmr explain 42 50 --url http://127.0.0.1:8000[/dim]
     """
     from pipelines.summary import explanation_table
-    from serving.client import Client
     from serving.schemas import ExplainRequest
 
     request = validated(ExplainRequest, {"user_id": user_id, "item_id": item_id, "debias": debias})
     if url:
-        with Client(url) as client:
+        with endpoint(url) as client:
             answer = client.explain(user_id, item_id, debias=debias).model_dump(mode="json")
     else:
         recommender, histories = champion_recommender(load_config(preset, config, set_, storage))
@@ -746,6 +747,13 @@ def exit_with(state: str, deadline: float, run_id: str) -> None:
     raise typer.Exit(124)
 
 
+def endpoint(url: str) -> "Client":
+    """A client of an endpoint, with the token of the environment."""
+    from serving.client import Client
+
+    return Client(url, token=os.environ.get("CLLMR_TOKEN"))
+
+
 def registry(settings: "PlatformConfig") -> "Registry":
     """The model registry of these settings."""
     from components.tracking import Registry, default_tracking_uri
@@ -787,7 +795,6 @@ def asked_of_the_endpoint(
 ) -> tuple[str, list[str], dict[str, Any]]:
     """Starts the endpoint for the run's champion, asks it for one user, shuts it down: the user, their titles, the answer."""
     from components.progress import configure_logging
-    from serving.client import Client
     from serving.run import running_endpoint
 
     configure_logging()
@@ -796,7 +803,10 @@ def asked_of_the_endpoint(
     with ThreadPoolExecutor(1) as meanwhile:
         chosen = meanwhile.submit(example)  # takes a second or two, which the endpoint needs to start anyway
         # port 0: beside an endpoint that may be up on its own port
-        with running_endpoint(config, settings.serve.host, port=0) as url, Client(url) as client:
+        with (
+            running_endpoint(config, settings.serve.host, port=0, follows=False) as url,
+            Client(url, token=os.environ.get("CLLMR_TOKEN")) as client,
+        ):
             user_id, titles = chosen.result()
             return user_id, titles, client.recommend([user_id], k=10, compare=True).model_dump(mode="json")
 
@@ -816,9 +826,11 @@ def champion_endpoint(settings: "PlatformConfig") -> Iterator[str]:
     champion = the_champion(settings)
     _, feature_fingerprint = check_bundle(champion.storage_root, champion.fingerprint)
     served = {name: getattr(champion, name) for name in ("version", "fingerprint", "storage_root", "bundle")}
+    models = registry(settings)
+    document = serve_document(settings.serve, served, feature_fingerprint, models.tracking_uri, models.model_name)
     with TemporaryDirectory() as folder:
         file = Path(folder) / "serve.yaml"
-        file.write_text(yaml.safe_dump(serve_document(settings.serve, served, feature_fingerprint)), encoding="utf-8")
+        file.write_text(yaml.safe_dump(document), encoding="utf-8")
         with running_endpoint(file, settings.serve.host, settings.serve.port) as url:
             yield url
 
@@ -862,7 +874,7 @@ def validated(model: type[M], values: dict[str, Any]) -> M:
 def told_champion(out: Console, champion: "ModelVersion") -> None:
     """Says which model is the champion now and what to do next."""
     out.print(f"champion: version {champion.version}, {champion.fingerprint}", soft_wrap=True)
-    out.print("next: cllmr serve (a running endpoint keeps its model until it is restarted)", soft_wrap=True)
+    out.print("next: cllmr serve (an endpoint that runs already takes it over within seconds)", soft_wrap=True)
 
 
 def main() -> None:

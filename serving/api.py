@@ -2,6 +2,7 @@
 
 Every error is ``{code, message, hint, request_id}``. Every response carries ``X-Request-Id`` and ``X-Model-Version``, and
 ``X-Degraded`` with the reason when something that an answer normally uses was missing. Logs name routes, never users.
+Where tokens are set, all but health and documentation needs one, which is checked before the body is read.
 """
 
 import importlib.util
@@ -9,24 +10,26 @@ import re
 import time
 import uuid
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Protocol, TypeVar
 
 import structlog
-from fastapi import Body, FastAPI, Request, Response
+from fastapi import Body, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.features import FeatureSource
+from serving.auth import Tokens, TokenScope
+from serving.features import Histories
 from serving.schemas import (
+    Answer,
     ErrorBody,
     ExplainRequest,
     ExplainResponse,
     Health,
-    ModelInfo,
     ModelResponse,
     RecommendRequest,
     RecommendResponse,
@@ -39,6 +42,8 @@ RETRY_AFTER_SECONDS = 1
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")  # what of a caller's own id may stand in answers and logs
 _SEE_DOCS = "See /docs for the fields and their limits."
+
+_Answer = TypeVar("_Answer", bound=Answer)
 
 log = structlog.get_logger()
 
@@ -57,10 +62,14 @@ class Unavailable(Exception):
 
 
 class Backend(Protocol):
-    """What answers the API's questions; every method may raise Unavailable."""
+    """What answers the API's questions; every method but `histories` may raise Unavailable."""
 
     model_version: str
-    features: FeatureSource
+    """Of the latest answer: what errors and pages carry, which no model gave."""
+
+    async def histories(self, user_ids: list[str]) -> Histories:
+        """Recent items of some users, as far as the feature store answers in time."""
+        ...
 
     async def recommend(self, request: RecommendRequest, histories: list[list[str]]) -> RecommendResponse:
         """See Recommender."""
@@ -74,17 +83,18 @@ class Backend(Protocol):
         """See Recommender."""
         ...
 
-    async def model(self) -> ModelInfo:
-        """See Recommender."""
-        ...
-
-    def count_degraded(self, reason: str) -> None:
-        """Counts one degraded answer."""
+    async def model(self) -> ModelResponse:
+        """The bundle, and the state of the feature store."""
         ...
 
 
-def create_app(backend: Backend) -> FastAPI:
-    """The API over one backend."""
+def create_app(backend: Backend, tokens: Tokens | None = None) -> FastAPI:
+    """The API over one backend.
+
+    Args:
+        backend: what answers.
+        tokens: who may ask; everybody without.
+    """
     app = FastAPI(
         title="CLLMR: debiased recommendations",
         version="1",
@@ -92,13 +102,16 @@ def create_app(backend: Backend) -> FastAPI:
         "what the side information says by itself is estimated and taken out of every score.",
         docs_url=None,
         redoc_url=None,
+        dependencies=[Depends(HTTPBearer(auto_error=False))] if tokens and tokens.are_needed else [],  # for the docs alone
         responses={
+            401: {"model": ErrorBody, "description": "No token, or one that is not known."},
+            403: {"model": ErrorBody, "description": "The token lacks the scope."},
             413: {"model": ErrorBody, "description": "The body is too large."},
             422: {"model": ErrorBody, "description": "The request is not valid."},
             503: {"model": ErrorBody, "description": "Overloaded or starting; try again after Retry-After seconds."},
         },
     )
-    app.add_middleware(_Envelope, model_version=backend.model_version)
+    app.add_middleware(_Envelope, backend=backend, tokens=tokens or Tokens({}))
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Unavailable, _unavailable)
@@ -111,24 +124,22 @@ def _add_routes(app: FastAPI, backend: Backend) -> None:
     @app.post("/v1/recommend", tags=["recommend"], summary="Rank items for users")
     async def recommend(request: Annotated[RecommendRequest, Body()], response: Response) -> RecommendResponse:
         """Debiased rankings, best first. `compare` adds the factual ranking, `debias` sets the strength per request."""
-        return await backend.recommend(request, await histories(request.users, response))
+        return _signed(await backend.recommend(request, await histories(request.users, response)), response)
 
     @app.post("/v1/score", tags=["recommend"], summary="Score given items")
-    async def score(request: Annotated[ScoreRequest, Body()]) -> ScoreResponse:
+    async def score(request: Annotated[ScoreRequest, Body()], response: Response) -> ScoreResponse:
         """The debiased, factual and direct score of each item; unknown items are listed and have none."""
-        return await backend.score(request)
+        return _signed(await backend.score(request), response)
 
     @app.post("/v1/explain", tags=["recommend"], summary="Take a score apart")
     async def explain(request: Annotated[ExplainRequest, Body()], response: Response) -> ExplainResponse:
         """Total effect, natural direct effect, what debiasing removed, and the liked items that are nearest."""
-        return await backend.explain(request, (await histories([request.user_id], response))[0])
+        return _signed(await backend.explain(request, (await histories([request.user_id], response))[0]), response)
 
     @app.get("/v1/model", tags=["operate"], summary="What is being served")
-    async def model() -> ModelResponse:
+    async def model(response: Response) -> ModelResponse:
         """The bundle and the state of the feature store."""
-        return ModelResponse(
-            model_version=backend.model_version, model=await backend.model(), features=backend.features.state()
-        )
+        return _signed(await backend.model(), response)
 
     @app.get("/healthz", tags=["operate"], summary="Liveness")
     async def healthz() -> Health:
@@ -136,17 +147,27 @@ def _add_routes(app: FastAPI, backend: Backend) -> None:
         return Health(status="ok")
 
     @app.get("/readyz", tags=["operate"], summary="Readiness", responses={503: {"model": ErrorBody}})
-    async def readyz() -> Health:
+    async def readyz(response: Response) -> Health:
         """Answers 200 once the model answers; a missing feature store degrades answers and does not make it unready."""
-        await backend.model()
-        return Health(status="ok", reason=backend.features.state().reason)
+        model = _signed(await backend.model(), response)
+        return Health(status="ok", reason=model.features.reason)
 
     async def histories(user_ids: list[str], response: Response) -> list[list[str]]:
-        found = await backend.features.histories(user_ids)
+        found = await backend.histories(user_ids)
         if found.degraded is not None:
-            backend.count_degraded(found.degraded)
             response.headers["X-Degraded"] = found.degraded
         return found.item_ids
+
+
+def _signed(answer: _Answer, response: Response) -> _Answer:
+    """The answer, its headers naming the very model that gave it, whatever is served by now."""
+    response.headers["X-Model-Version"] = _ascii(answer.model_version)
+    return answer
+
+
+def _ascii(text: str) -> str:
+    """Fit for a header or a message: a name may hold anything, lone surrogates included, that cannot be sent as it is."""
+    return text.encode("ascii", "backslashreplace").decode()
 
 
 def _add_docs(app: FastAPI) -> None:
@@ -185,8 +206,7 @@ async def _invalid(request: Request, error: Exception) -> Response:
         message, hint = "the body is not JSON.", "Send a JSON object with Content-Type: application/json."
     else:
         message, hint = f"{place + ': ' if place else ''}{problem['msg']}.", _SEE_DOCS
-    # ASCII only: a name may hold anything, lone surrogates included, that cannot be sent back as UTF-8
-    return error_response(422, "invalid_request", message.encode("ascii", "backslashreplace").decode(), hint, _id(request))
+    return error_response(422, "invalid_request", _ascii(message), hint, _id(request))
 
 
 _HTTP_ERRORS = {
@@ -221,9 +241,10 @@ def _id(request: Request) -> str:
 class _Envelope:
     """Around every request: its id, the headers, the cap on the body, the last resort for errors, one log line."""
 
-    def __init__(self, app: ASGIApp, model_version: str) -> None:
+    def __init__(self, app: ASGIApp, backend: Backend, tokens: Tokens) -> None:
         self._app = app
-        self._model_version = model_version.encode("ascii", "backslashreplace")
+        self._backend = backend
+        self._tokens = tokens
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -233,19 +254,22 @@ class _Envelope:
         given = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"x-request-id"), None)
         request_id = given if given is not None and _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
-        own_headers = [(b"x-model-version", self._model_version)]
-        if given is None:  # Serve's proxy gives every request an id and answers it itself
-            own_headers.append((b"x-request-id", request_id.encode()))
+        # Serve's proxy gives every request an id and answers it itself
+        id_header = [] if given is not None else [(b"x-request-id", request_id.encode())]
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message = {**message, "headers": [*message.get("headers", []), *own_headers]}
+                headers = [*message.get("headers", []), *id_header]
+                if not any(name == b"x-model-version" for name, _ in headers):
+                    headers.append((b"x-model-version", _ascii(self._backend.model_version).encode()))
+                message = {**message, "headers": headers}
             await send(message)
 
         try:
-            await self._app(scope, _capped(scope, receive), send_with_headers)
+            refusal = _refusal(scope, self._tokens)
+            await (refusal or self._app)(scope, _capped(scope, receive), send_with_headers)
         except Exception:
             log.exception("request failed", request_id=request_id)
             if status:
@@ -262,6 +286,30 @@ class _Envelope:
                 milliseconds=round(1000 * (time.perf_counter() - started), 1),
                 request_id=request_id,
             )
+
+
+_OPEN_PATHS = ("/healthz", "/readyz", "/docs", "/openapi.json")
+_ADMIN_PATHS = ("/v1/model",)
+
+
+def _refusal(scope: Scope, tokens: Tokens) -> Response | None:
+    """The answer to a request that its token does not allow, None when it does."""
+    path = scope["path"].removeprefix(scope.get("root_path", ""))
+    if not tokens.are_needed or path in _OPEN_PATHS or path.startswith("/docs/assets/"):
+        return None
+    needed: TokenScope = "admin" if path in _ADMIN_PATHS else "score"
+    headers = [value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"]
+    scheme, _, token = headers[0].partition(" ") if len(headers) == 1 else ("", "", "")
+    allowed = tokens.scopes(token.strip()) if scheme.lower() == "bearer" else frozenset()
+    if needed in allowed:
+        return None
+    request_id = scope["state"]["request_id"]
+    if allowed:
+        return error_response(403, "forbidden", f"this needs the scope '{needed}'.", "Use a token that has it.", request_id)
+    message, hint = "this needs a token that is known here.", "Send it as: Authorization: Bearer TOKEN"
+    response = error_response(401, "unauthorized", message, hint, request_id)
+    response.headers["WWW-Authenticate"] = "Bearer"
+    return response
 
 
 def _capped(scope: Scope, receive: Receive) -> Receive:

@@ -7,7 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve import Application
 
-from serving.deployments import GatewayReplica, ScorerReplica
+from serving.deployments import GatewayReplica, RegistryReplica, ScorerReplica
+from serving.lifecycle import Target
 
 IMPORT_PATH = "serving.app:build_app"
 
@@ -33,6 +34,22 @@ class ReplicaArgs(BaseModel):
         }
 
 
+REGISTRY = ReplicaArgs(num_cpus=0.1, max_ongoing_requests=1_000, max_queued_requests=-1)
+"""The one replica that asks the registry; while it is away, models stay as they are."""
+
+
+class RegistryArgs(BaseModel):
+    """The model registry whose champion is followed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tracking_uri: str
+    """Of MLflow, without a password: a configuration file is no secret."""
+    model_name: str
+    poll_interval_s: float = Field(default=2.0, gt=0)
+    """How often each scorer replica asks for the champion, a quarter more or less."""
+
+
 class AppArgs(BaseModel):
     """Arguments of the application: the ``args`` of the Serve configuration file."""
 
@@ -45,7 +62,9 @@ class AppArgs(BaseModel):
     features: str | None = None
     """Fingerprint of the feature set the bundle was trained on; None: no feature store."""
     model_version: str
-    """What the registry calls the bundle; in every answer."""
+    """What the registry calls the bundle."""
+    registry: RegistryArgs | None = None
+    """The bundle above is served while this registry has no other champion or cannot be asked; None: it alone is served."""
     bundle_dir: Path | None = None
     """A bundle outside the store, used instead of the train artifact's."""
     drain_interval_s: float = Field(default=2.0, gt=0)
@@ -61,18 +80,24 @@ class AppArgs(BaseModel):
 
 
 def build_app(args: AppArgs) -> Application:
-    """The application: a gateway bound to a scorer."""
+    """The application: a gateway bound to a scorer, which is bound to a replica that asks the registry."""
+    registry, poll_interval_s = None, 0.0
+    if args.registry is not None:
+        poll_interval_s = args.registry.poll_interval_s
+        registry = serve.deployment(name="Registry", **REGISTRY.options(args.drain_interval_s))(RegistryReplica).bind(
+            tracking_uri=args.registry.tracking_uri, model_name=args.registry.model_name, max_age_s=poll_interval_s / 2
+        )
+    bundle_dir = None if args.bundle_dir is None else str(args.bundle_dir)
     scorer = serve.deployment(name="Scorer", **args.scorer.options(args.drain_interval_s))(ScorerReplica).bind(
-        storage_root=args.storage_root,
-        fingerprint=args.train,
-        bundle_dir=None if args.bundle_dir is None else str(args.bundle_dir),
-        model_version=args.model_version,
+        deployed=Target(args.model_version, args.train, args.storage_root, bundle_dir),
+        registry=registry,
+        poll_interval_s=poll_interval_s,
     )
     return serve.deployment(name="Gateway", **args.gateway.options(args.drain_interval_s))(GatewayReplica).bind(
         scorer,
         storage_root=args.storage_root,
         feature_fingerprint=args.features,
-        model_version=args.model_version,
+        deployed_version=args.model_version,
         feature_deadline_ms=args.feature_deadline_ms,
         feature_loading_s=args.feature_loading_s,
     )

@@ -36,6 +36,7 @@ class Client:
         timeout: seconds one try may take.
         retries: further tries after the first.
         backoff: seconds before the first retry, doubled each time; a server's Retry-After counts if it is longer.
+        token: to show, where the endpoint needs one.
         transport: for tests.
     """
 
@@ -45,11 +46,13 @@ class Client:
         timeout: float = 10.0,
         retries: int = 2,
         backoff: float = 0.2,
+        token: str | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._url = url.rstrip("/")
         self._retries, self._backoff = retries, backoff
-        self._http = httpx.Client(base_url=self._url, timeout=timeout, transport=transport)
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._http = httpx.Client(base_url=self._url, timeout=timeout, headers=headers, transport=transport)
 
     def __enter__(self) -> Self:
         return self

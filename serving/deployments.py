@@ -1,14 +1,19 @@
-"""The endpoint's Ray Serve deployments: a gateway that speaks HTTP and a scorer that holds the model, scaled apart.
+"""The endpoint's Ray Serve deployments: a gateway that speaks HTTP and a scorer that holds the model, scaled apart, and one
+replica that asks the model registry for all scorers.
 
-Both are thin: the gateway runs the API of `serving.api` over a handle to the scorer, the scorer runs `serving.recommender`.
+They are thin: the gateway runs the API of `serving.api` over a handle to the scorer, the scorer runs `serving.recommender` and
+follows the registry's champion with `serving.lifecycle`.
 A full queue in front of the scorer refuses a request at once (503, Retry-After) instead of letting everybody wait.
 """
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+import math
+import time
+from collections.abc import Awaitable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import structlog
 from fastapi import FastAPI
@@ -16,87 +21,200 @@ from ray import serve
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
-from ray.util.metrics import Counter
 
 from components.progress import configure_logging
+from components.tracking import Registry, RegistryError
 from serving.api import Unavailable, create_app
-from serving.features import FeatureSource, NoFeatures, OnlineFeatures, open_history_reader
-from serving.recommender import Recommender
+from serving.auth import read_tokens
+from serving.features import (
+    FeatureSet,
+    FeatureSource,
+    FollowingFeatures,
+    Histories,
+    NoFeatures,
+    OnlineFeatures,
+    open_history_reader,
+)
+from serving.lifecycle import Follower, Live, Target
+from serving.metrics import GatewayMetrics, RegistryMetrics, ScorerMetrics
 from serving.schemas import (
     ExplainRequest,
     ExplainResponse,
     ModelInfo,
+    ModelResponse,
     RecommendRequest,
     RecommendResponse,
     ScoreRequest,
     ScoreResponse,
 )
-from serving.scorer import Scorer, find_bundle
 
 SCORER_DEADLINE_SECONDS = 10.0  # a request that waited so long for the scorer is refused: its caller has given up
+REGISTRY_DEADLINE_SECONDS = 10.0  # a registry that is slower is asked again later
 
 _T = TypeVar("_T")
 
 log = structlog.get_logger()
 
 
-class ScorerReplica:
-    """Holds one bundle; it is loaded and its golden requests are replayed before the replica takes requests."""
+class Answered(NamedTuple, Generic[_T]):
+    """What a scorer sends: the answer and whose it is."""
 
-    def __init__(self, storage_root: str, fingerprint: str, bundle_dir: str | None, model_version: str) -> None:
+    answer: _T
+    model_version: str
+    feature_set: FeatureSet | None
+
+
+class RegistryReplica:
+    """Asks the model registry, so that one process holds its client and not every scorer; remembers the last answers.
+
+    Args:
+        tracking_uri: of the registry, see `components.tracking`.
+        model_name: in the registry.
+        max_age_s: how old an answer may be before the registry is asked again, seconds.
+    """
+
+    def __init__(self, tracking_uri: str, model_name: str, max_age_s: float) -> None:
         configure_logging()
-        scorer = Scorer.load(bundle_dir or find_bundle(storage_root, fingerprint))
-        self._golden_requests = scorer.replay_golden()
-        self._recommender = Recommender(scorer, model_version)
-        log.info("bundle loaded", fingerprint=scorer.fingerprint, golden_requests=self._golden_requests)
+        self._registry = Registry(tracking_uri, model_name)
+        self._max_age_s = max_age_s
+        self._metrics = RegistryMetrics()
+        self._champions: list[Target] = []
+        self._asked_at = -math.inf
+        self._is_up = True
+        self._asking = asyncio.Lock()
 
-    async def recommend(self, request: RecommendRequest, histories: list[list[str]]) -> RecommendResponse:
-        """See Recommender."""
-        return self._recommender.recommend(request, histories)
+    async def champions(self) -> list[Target]:
+        """The champion and the champion before it, as far as there are any; of earlier while the registry is down."""
+        async with self._asking:
+            if time.monotonic() - self._asked_at >= self._max_age_s:
+                await asyncio.to_thread(self._ask)
+                self._asked_at = time.monotonic()
+        return self._champions
 
-    async def score(self, request: ScoreRequest) -> ScoreResponse:
-        """See Recommender."""
-        return self._recommender.score(request)
+    def _ask(self) -> None:
+        try:
+            found = [version for version in (self._registry.champion(), self._registry.previous()) if version is not None]
+        except Exception as error:  # whatever MLflow raises, models stay as they are and it is asked again
+            if self._is_up:
+                reason = error.message if isinstance(error, RegistryError) else f"{type(error).__name__}: {error}"
+                log.warning("registry does not answer", reason=reason)
+            self._is_up = False
+        else:
+            self._champions = [Target(version.version, version.fingerprint, version.storage_root) for version in found]
+            self._is_up = True
+        self._metrics.registry_up.set(int(self._is_up))
 
-    async def explain(self, request: ExplainRequest, history: list[str]) -> ExplainResponse:
-        """See Recommender."""
-        return self._recommender.explain(request, history)
 
-    async def model(self) -> ModelInfo:
+class ScorerReplica:
+    """Holds one model at a time; it is loaded and its golden requests are replayed before the replica takes requests.
+
+    Args:
+        deployed: the bundle that the configuration names.
+        registry: a handle to the `RegistryReplica`, whose champion comes before it; None: no other bundle is ever served.
+        poll_interval_s: how often the champion is asked for, seconds.
+    """
+
+    def __init__(self, deployed: Target, registry: DeploymentHandle[Any] | None, poll_interval_s: float) -> None:
+        configure_logging()
+        self._metrics = ScorerMetrics()
+
+        def champions() -> list[Target]:
+            found: list[Target] = registry.champions.remote().result(timeout_s=REGISTRY_DEADLINE_SECONDS) if registry else []
+            return found
+
+        def begin() -> Follower:
+            """With what other replicas serve: the configuration's bundle may be of long ago."""
+            try:
+                first = champions()
+            except Exception as error:  # as in Follower.look
+                log.warning("champion cannot be asked for", error=type(error).__name__)
+                first = []
+            candidates = dict.fromkeys([*first, deployed])
+            return Follower(candidates, lambda: next(iter(champions()), None), self._metrics, poll_interval_s)
+
+        with ThreadPoolExecutor(1) as pool:  # a handle cannot be waited for in the event loop, where a replica is made
+            self._follower = pool.submit(begin).result()
+        if registry is not None:
+            self._follower.start()
+
+    async def recommend(self, request: RecommendRequest, histories: list[list[str]]) -> Answered[RecommendResponse]:
         """See Recommender."""
-        return self._recommender.describe(self._golden_requests)
+        live = self._follower.live
+        with self._metrics.timed("model"):
+            answer = live.recommender.recommend(request, histories)
+        self._metrics.recommended(answer, live.recommender.scorer.item_vocabulary, live.head)
+        return _answered(answer, live)
+
+    async def score(self, request: ScoreRequest) -> Answered[ScoreResponse]:
+        """See Recommender."""
+        live = self._follower.live
+        with self._metrics.timed("model"):
+            answer = live.recommender.score(request)
+        self._metrics.scored(answer)
+        return _answered(answer, live)
+
+    async def explain(self, request: ExplainRequest, history: list[str]) -> Answered[ExplainResponse]:
+        """See Recommender."""
+        live = self._follower.live
+        with self._metrics.timed("model"):
+            answer = live.recommender.explain(request, history)
+        self._metrics.explained(answer)
+        return _answered(answer, live)
+
+    async def model(self) -> Answered[ModelInfo]:
+        """See Recommender."""
+        live = self._follower.live
+        return _answered(live.recommender.describe(live.golden_requests), live)
+
+
+def _answered(answer: _T, live: Live) -> Answered[_T]:
+    return Answered(answer, live.target.model_version, live.feature_set)
 
 
 class RayBackend:
     """The API's backend over a handle to the scorer."""
 
-    def __init__(self, scorer: DeploymentHandle[Any], features: FeatureSource, model_version: str) -> None:
-        self.model_version = model_version
-        self.features = features
+    def __init__(self, scorer: DeploymentHandle[Any], features: FeatureSource, deployed_version: str) -> None:
+        self.model_version = deployed_version
+        self._deployed_version = deployed_version
+        self._features = features
         self._scorer = scorer
-        self._degraded = Counter(
-            "cllmr_degraded_answers", description="Answers given without the feature store, by reason.", tag_keys=("reason",)
-        )
+        self._metrics = GatewayMetrics()
+
+    async def histories(self, user_ids: list[str]) -> Histories:
+        """See Backend."""
+        with self._metrics.timed("features"):
+            found = await self._features.histories(user_ids)
+        self._metrics.count_degraded(found.degraded)
+        return found
 
     async def recommend(self, request: RecommendRequest, histories: list[list[str]]) -> RecommendResponse:
         """See Backend."""
-        return await _answer(self._scorer.recommend.remote(request, histories))
+        return await self._ask(self._scorer.recommend.remote(request, histories))
 
     async def score(self, request: ScoreRequest) -> ScoreResponse:
         """See Backend."""
-        return await _answer(self._scorer.score.remote(request))
+        return await self._ask(self._scorer.score.remote(request))
 
     async def explain(self, request: ExplainRequest, history: list[str]) -> ExplainResponse:
         """See Backend."""
-        return await _answer(self._scorer.explain.remote(request, history))
+        return await self._ask(self._scorer.explain.remote(request, history))
 
-    async def model(self) -> ModelInfo:
+    async def model(self) -> ModelResponse:
         """See Backend."""
-        return await _answer(self._scorer.model.remote())
+        info: ModelInfo = await self._ask(self._scorer.model.remote())
+        return ModelResponse(
+            model_version=self.model_version,
+            deployed_version=self._deployed_version,
+            model=info,
+            features=self._features.state(),
+        )
 
-    def count_degraded(self, reason: str) -> None:
-        """See Backend."""
-        self._degraded.inc(tags={"reason": reason})
+    async def _ask(self, response: Awaitable[Answered[_T]]) -> _T:
+        with self._metrics.timed("scorer"):
+            answer, self.model_version, feature_set = await _answer(response)
+        self._features.follow(feature_set)
+        return answer
 
 
 async def _answer(response: Awaitable[_T]) -> _T:
@@ -131,18 +249,24 @@ class GatewayReplica:
         scorer: DeploymentHandle[Any],
         storage_root: str,
         feature_fingerprint: str | None,
-        model_version: str,
+        deployed_version: str,
         feature_deadline_ms: int,
         feature_loading_s: int,
     ) -> None:
         configure_logging()
         logging.getLogger("httpx").setLevel(logging.WARNING)
+        self._tokens = read_tokens()
         features: FeatureSource = NoFeatures()
         if feature_fingerprint is not None:
-            open_reader: Callable[[], Any] = partial(open_history_reader, storage_root, feature_fingerprint)
-            features = OnlineFeatures(open_reader, feature_deadline_ms / 1000)
+
+            def open_source(wanted: FeatureSet) -> OnlineFeatures:
+                return OnlineFeatures(
+                    partial(open_history_reader, wanted.storage_root, wanted.fingerprint), feature_deadline_ms / 1000
+                )
+
+            features = FollowingFeatures(open_source, FeatureSet(storage_root, feature_fingerprint))
             features.wait(feature_loading_s)
-        self._backend = RayBackend(scorer, features, model_version)
+        self._backend = RayBackend(scorer, features, deployed_version)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(self._backend)
+        return create_app(self._backend, self._tokens)

@@ -4,7 +4,9 @@ The feature store's client takes seconds to import, so it is loaded beside the m
 store that is slow, down or not there yet costs freshness, never an answer. The caller then knows only the interactions
 the model was trained on, and the reason is in the answer (``X-Degraded``) and counted.
 
-A history is used to leave out what the user has seen, and that stays true however old it is: its age is not checked.
+A history is used to leave out what the user has seen, and that stays true however old it is: its age is not checked. It
+holds raw item ids, so it needs no certain bundle either: when another bundle begins to answer, histories come from the feature
+set of the one before until the new one's is open.
 """
 
 import asyncio
@@ -51,6 +53,14 @@ class Histories:
     """Why the feature store was not used, None when it was."""
 
 
+@dataclass(frozen=True)
+class FeatureSet:
+    """The features that one bundle was trained on."""
+
+    storage_root: str
+    fingerprint: str
+
+
 class FeatureSource(Protocol):
     """Where request-time features come from."""
 
@@ -60,6 +70,10 @@ class FeatureSource(Protocol):
 
     def state(self) -> FeaturesState:
         """Whether it can be used right now."""
+        ...
+
+    def follow(self, feature_set: FeatureSet | None) -> None:
+        """Told after every answer which feature set its bundle was trained on."""
         ...
 
 
@@ -73,6 +87,9 @@ class NoFeatures:
     def state(self) -> FeaturesState:
         """See FeatureSource."""
         return FeaturesState(state="not_configured")
+
+    def follow(self, feature_set: FeatureSet | None) -> None:
+        """See FeatureSource; the choice holds for later bundles too."""
 
 
 class OnlineFeatures:
@@ -111,14 +128,19 @@ class OnlineFeatures:
             if self._closed.wait(_RETRY_SECONDS[min(attempt, len(_RETRY_SECONDS) - 1)]):
                 return
 
+    @property
+    def is_open(self) -> bool:
+        """Whether look-ups are tried."""
+        return self._reader is not None
+
     def wait(self, seconds: float) -> None:
         """Waits until the store is open or has failed once, at most so long."""
         self._settled.wait(seconds)
 
     def close(self) -> None:
-        """Ends the background threads; look-ups in flight are abandoned."""
+        """Ends the background threads once look-ups in flight are through."""
         self._closed.set()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool.shutdown(wait=False)
 
     async def histories(self, user_ids: Sequence[str]) -> Histories:
         """See FeatureSource."""
@@ -149,6 +171,51 @@ class OnlineFeatures:
         if self._reader is not None:
             return FeaturesState(state="ready")
         return FeaturesState(state="unavailable" if self._problem else "loading", reason=self._problem)
+
+
+class FollowingFeatures:
+    """The feature set of the bundle that answers.
+
+    Args:
+        open_source: begins to open a feature set.
+        first: the feature set to begin with.
+    """
+
+    def __init__(self, open_source: Callable[[FeatureSet], OnlineFeatures], first: FeatureSet) -> None:
+        self._open_source = open_source
+        self._wanted = first
+        self._used = open_source(first)
+        self._sources = {first: self._used}
+
+    def wait(self, seconds: float) -> None:
+        """See OnlineFeatures."""
+        self._sources[self._wanted].wait(seconds)
+
+    def close(self) -> None:
+        """See OnlineFeatures."""
+        for source in self._sources.values():
+            source.close()
+
+    async def histories(self, user_ids: Sequence[str]) -> Histories:
+        """See FeatureSource."""
+        if self._sources[self._wanted].is_open:
+            self._used = self._sources[self._wanted]
+        return await self._used.histories(user_ids)
+
+    def state(self) -> FeaturesState:
+        """See FeatureSource."""
+        return self._sources[self._wanted].state()
+
+    def follow(self, feature_set: FeatureSet | None) -> None:
+        """See FeatureSource. The one used until now stays open: a rollback, or replicas that swap one after another, return."""
+        if feature_set is None or feature_set == self._wanted:
+            return
+        self._wanted = feature_set
+        if feature_set not in self._sources:
+            log.info("feature set follows the bundle", fingerprint=feature_set.fingerprint)
+            for other in [key for key, source in self._sources.items() if source is not self._used]:
+                self._sources.pop(other).close()
+            self._sources[feature_set] = self._open_source(feature_set)
 
 
 @contextmanager

@@ -27,7 +27,9 @@ READY_SECONDS = 120.0
 
 
 @contextmanager
-def running_endpoint(config: str | os.PathLike[str], host: str = "127.0.0.1", port: int = 8000) -> Iterator[str]:
+def running_endpoint(
+    config: str | os.PathLike[str], host: str = "127.0.0.1", port: int = 8000, follows: bool = True
+) -> Iterator[str]:
     """The endpoint, ready, while the block runs; yields its base URL, for example ``http://127.0.0.1:8000``.
 
     Starts a Ray of its own on this machine, unless `prepare_endpoint` did, and ends it with the block. One endpoint per process
@@ -37,6 +39,7 @@ def running_endpoint(config: str | os.PathLike[str], host: str = "127.0.0.1", po
         config: the serve stage's serve.yaml.
         host: address to listen on.
         port: TCP port; 0 picks a free one.
+        follows: whether to follow the registry's champion, where the configuration names a registry.
 
     Raises:
         ServingError: the port is taken, or the endpoint does not become ready.
@@ -44,6 +47,8 @@ def running_endpoint(config: str | os.PathLike[str], host: str = "127.0.0.1", po
         ConfigError: the configuration has an argument that is not allowed.
     """
     args = read_app_args(config)
+    if not follows:
+        args["registry"] = None
     # Here too, though every replica does it: a bad bundle is refused at once, not after a minute of restarted replicas.
     Scorer.load(args.get("bundle_dir") or find_bundle(args["storage_root"], args["train"])).replay_golden()
     server = _server(host, port)

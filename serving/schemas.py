@@ -105,11 +105,13 @@ class UserRecommendations(_Strict):
     factual: list[RankedItem] | None = Field(default=None, description="With compare: the ranking without debiasing.")
 
 
-class _Answer(_Strict):
+class Answer(_Strict):
+    """What a model answered."""
+
     model_version: str
 
 
-class RecommendResponse(_Answer):
+class RecommendResponse(Answer):
     """Rankings, in the order the users were given."""
 
     debias: float = Field(description="The debias strength used.")
@@ -127,7 +129,7 @@ class ItemScore(_Strict):
     popularity: int | None = Field(description="Training interactions of the item.")
 
 
-class ScoreResponse(_Answer):
+class ScoreResponse(Answer):
     """Scores, in the order the items were given."""
 
     user_id: str
@@ -162,7 +164,7 @@ class Explanation(_Strict):
     debiased_rank: int = Field(description="Rank among all items with debiasing.")
 
 
-class ExplainResponse(_Answer):
+class ExplainResponse(Answer):
     """Why an item has its score for a user."""
 
     user_id: str
@@ -200,9 +202,12 @@ class ModelInfo(_Strict):
     golden_requests: int = Field(description="Recorded requests that were replayed when the bundle was loaded.")
 
 
-class ModelResponse(_Answer):
+class ModelResponse(Answer):
     """What is being served."""
 
+    deployed_version: str = Field(
+        description="The model of the endpoint's configuration; another one is served once the registry's champion is another."
+    )
     model: ModelInfo
     features: FeaturesState
 

@@ -39,6 +39,9 @@ class ServeConfig(StageConfig):
     """How long a request waits for the feature store, milliseconds; after that it is answered without, and says so."""
     feature_loading_s: int = Field(default=30, ge=0, le=600)
     """How long a starting replica waits for the feature store's client before it takes requests without it, seconds."""
+    poll_interval_s: float = Field(default=2.0, ge=0, le=600)
+    """How often a replica asks the model registry for the champion, to serve it without a restart, seconds; 0: never, the
+    model that is deployed is served until another one is."""
 
     def identity(self) -> dict[str, Any]:
         """All but host and port, which are no part of what the stage writes."""

@@ -8,10 +8,13 @@ import yaml
 
 from components.artifacts import Manifest, Stage, Store, run_stage, write_json
 from components.errors import ArtifactError
+from components.progress import emit
+from components.promote.config import PromoteConfig
 from components.serve.config import ReplicaConfig, ServeConfig
+from components.tracking import default_tracking_uri, without_password
 from serving import APPLICATION
 
-STAGE = Stage("serve", version=1)
+STAGE = Stage("serve", version=2)
 
 CONFIG_FILE = "serve.yaml"
 CHECK_FILE = "check.json"
@@ -35,7 +38,7 @@ def run(config: dict[str, Any], storage_root: str, features: Manifest, promote: 
     def build(directory: Path) -> dict[str, Any]:
         champion = read_champion(promote.path() / "verdict.json", storage_root)
         golden_requests, feature_fingerprint = check_bundle(champion["storage_root"], champion["fingerprint"])
-        document = serve_document(settings, champion, feature_fingerprint)
+        document = serve_document(settings, champion, feature_fingerprint, *registry_of(promote, storage_root))
         check_document(document)
         text = yaml.safe_dump(document, sort_keys=False)
         (directory / CONFIG_FILE).write_text(text, encoding="utf-8")
@@ -106,15 +109,32 @@ def check_bundle(storage_root: str, fingerprint: str) -> tuple[int, str | None]:
     return golden_requests, feature_fingerprint
 
 
-def serve_document(settings: ServeConfig, champion: dict[str, str], feature_fingerprint: str | None) -> dict[str, Any]:
-    """The Ray Serve configuration: one application, whose arguments say which bundle and how many replicas."""
-    from serving.app import IMPORT_PATH, AppArgs
+def registry_of(promote: Manifest, storage_root: str) -> tuple[str, str]:
+    """Tracking URI and model name that a promote stage wrote to."""
+    settings = PromoteConfig.model_validate({name: promote.config[name] for name in PromoteConfig.model_fields})
+    return default_tracking_uri(storage_root, settings.tracking_uri), settings.model_name
 
+
+def serve_document(
+    settings: ServeConfig, champion: dict[str, str], feature_fingerprint: str | None, tracking_uri: str, model_name: str
+) -> dict[str, Any]:
+    """The Ray Serve configuration: one application, whose arguments say which bundle, how many replicas and which registry."""
+    from serving.app import IMPORT_PATH, AppArgs, RegistryArgs
+
+    registry: RegistryArgs | None = None
+    if without_password(tracking_uri) != tracking_uri:
+        message = (
+            f"'{without_password(tracking_uri)}' has a password, which is not written: the endpoint will follow no champion"
+        )
+        emit("warning", stage=STAGE.name, message=message)
+    elif settings.poll_interval_s:
+        registry = RegistryArgs(tracking_uri=tracking_uri, model_name=model_name, poll_interval_s=settings.poll_interval_s)
     args = AppArgs(
         storage_root=champion["storage_root"],
         train=champion["fingerprint"],
         features=feature_fingerprint,
         model_version=champion["version"],
+        registry=registry,
         feature_deadline_ms=settings.feature_deadline_ms,
         feature_loading_s=settings.feature_loading_s,
         gateway=_replicas(settings.gateway),

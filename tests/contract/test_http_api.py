@@ -12,7 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
+from components.errors import ServingError
 from serving.api import MAX_BODY_BYTES, Unavailable, create_app
+from serving.auth import Tokens
+from serving.client import Client
 from serving.features import FeatureSource, Histories, NoFeatures
 from serving.recommender import Recommender
 from serving.schemas import (
@@ -20,7 +23,7 @@ from serving.schemas import (
     ExplainRequest,
     ExplainResponse,
     FeaturesState,
-    ModelInfo,
+    ModelResponse,
     RecommendRequest,
     RecommendResponse,
     ScoreRequest,
@@ -40,7 +43,6 @@ class LocalBackend:
         self.model_version = recommender.model_version
         self.features: FeatureSource = NoFeatures()
         self.failure: Exception | None = None
-        self.degraded: list[str] = []
 
     def _check(self) -> None:
         if self.failure is not None:
@@ -58,12 +60,17 @@ class LocalBackend:
         self._check()
         return self.recommender.explain(request, history)
 
-    async def model(self) -> ModelInfo:
+    async def model(self) -> ModelResponse:
         self._check()
-        return self.recommender.describe(golden_requests=3)
+        return ModelResponse(
+            model_version=self.recommender.model_version,
+            deployed_version="6",
+            model=self.recommender.describe(golden_requests=3),
+            features=self.features.state(),
+        )
 
-    def count_degraded(self, reason: str) -> None:
-        self.degraded.append(reason)
+    async def histories(self, user_ids: list[str]) -> Histories:
+        return await self.features.histories(user_ids)
 
 
 class Silent:
@@ -124,6 +131,17 @@ def test_every_answer_names_the_model_and_the_request(http: TestClient) -> None:
         assert "x-degraded" not in response.headers
 
 
+def test_an_answer_names_the_model_that_gave_it_and_an_error_the_one_that_answered_last(
+    http: TestClient, backend: LocalBackend, recommender: Recommender
+) -> None:
+    backend.model_version = "9"  # another request was answered by another model meanwhile
+    answer = http.post("/v1/recommend", json={"users": ["ann"]})
+    assert (answer.headers.get_list("x-model-version"), answer.json()["model_version"]) == (["7"], "7")
+    assert http.post("/v1/recommend", json={}).headers.get_list("x-model-version") == ["9"]
+    backend.recommender = Recommender(recommender.scorer, "größer")
+    assert http.get("/v1/model").headers["x-model-version"] == r"gr\xf6\xdfer"
+
+
 def test_a_callers_request_id_is_used_when_it_is_a_plain_token(http: TestClient) -> None:
     given_id = http.post("/v1/recommend", json={}, headers={"X-Request-Id": "order-66"})
     assert given_id.json()["request_id"] == "order-66"
@@ -148,20 +166,19 @@ def test_debias_zero_is_the_factual_ranking(http: TestClient) -> None:
 
 def test_the_model_route_describes_the_bundle(http: TestClient) -> None:
     answer = http.get("/v1/model").json()
-    assert answer["model_version"] == "7"
+    assert (answer["model_version"], answer["deployed_version"]) == ("7", "6")
     assert answer["model"]["name"] == "tiny"
     assert (answer["model"]["num_users"], answer["model"]["num_items"], answer["model"]["golden_requests"]) == (3, 4, 3)
     assert answer["features"] == {"state": "not_configured", "reason": None}
 
 
-def test_a_missing_feature_store_degrades_answers_says_so_and_is_counted(http: TestClient, backend: LocalBackend) -> None:
+def test_a_missing_feature_store_degrades_answers_and_says_so(http: TestClient, backend: LocalBackend) -> None:
     backend.features = Silent()
     response = http.post("/v1/recommend", json={"users": ["bob"]})
     assert response.status_code == 200
     assert response.headers["x-degraded"] == "features_timeout"
     assert [item["item_id"] for item in response.json()["results"][0]["items"]] == ["i0", "i3"]
     assert http.post("/v1/explain", json={"user_id": "ann", "item_id": "i0"}).headers["x-degraded"] == "features_timeout"
-    assert backend.degraded == ["features_timeout", "features_timeout"]
     assert http.get("/readyz").json() == {"status": "ok", "reason": "ConnectionError: refused"}
 
 
@@ -361,3 +378,86 @@ def test_logs_name_routes_and_request_ids_but_no_users(http: TestClient, capsys:
     assert response.headers["x-request-id"] in logged
     assert "/v1/recommend" in logged
     assert "someone-private" not in logged
+
+
+# -- tokens -----------------------------------------------------------------------------------------------------------
+
+READER, ADMIN = "r" * 20, "a" * 20
+
+
+@pytest.fixture
+def closed(backend: LocalBackend) -> Iterator[TestClient]:
+    tokens = Tokens({READER: frozenset({"score"}), ADMIN: frozenset({"admin"})})
+    with TestClient(create_app(backend, tokens), raise_server_exceptions=False) as client:
+        yield client
+
+
+def shown(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+def test_a_token_allows_what_its_scope_says(closed: TestClient) -> None:
+    ask = {"users": ["ann"]}
+    assert closed.post("/v1/recommend", json=ask, headers=shown(READER)).status_code == 200
+    assert closed.get("/v1/model", headers=shown(ADMIN)).status_code == 200
+    refused(closed.post("/v1/recommend", json=ask, headers=shown(ADMIN)), 403, "forbidden")
+    refused(closed.get("/v1/model", headers=shown(READER)), 403, "forbidden")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Authorization": ""},
+        {"Authorization": READER},
+        {"Authorization": f"Basic {READER}"},
+        shown(READER[:-1]),
+        {"Authorization": "Bearer"},
+    ],
+)
+@pytest.mark.parametrize("path", [*ROUTES, "/v1/nowhere"])
+def test_who_shows_no_known_token_is_refused_before_the_body_is_looked_at(
+    closed: TestClient, path: str, headers: dict[str, str]
+) -> None:
+    response = closed.post(path, content=b"no json", headers=headers)
+    refused(response, 401, "unauthorized")
+    assert response.headers["www-authenticate"] == "Bearer"
+
+
+def test_two_tokens_in_one_request_are_none(closed: TestClient) -> None:
+    response = closed.post(
+        "/v1/recommend", json={}, headers=[("Authorization", f"Bearer {token}") for token in (READER, ADMIN)]
+    )
+    refused(response, 401, "unauthorized")
+
+
+def test_health_and_documentation_need_no_token(closed: TestClient) -> None:
+    for path in ("/healthz", "/readyz", "/docs", "/openapi.json"):
+        assert closed.get(path).status_code == 200
+    assert "HTTPBearer" in closed.get("/openapi.json").json()["components"]["securitySchemes"]
+
+
+def test_a_path_that_is_written_in_another_way_is_no_way_around(closed: TestClient) -> None:
+    for path in (
+        "/v1//recommend",
+        "//v1/recommend",
+        "/v1/recommend/",
+        "/%76%31/recommend",
+        "/V1/recommend",
+        "/v1/../v1/recommend",
+    ):
+        assert closed.post(path, json={"users": ["ann"]}).status_code in (401, 404, 405), path
+
+
+def test_the_client_shows_its_token(closed: TestClient) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked = closed.post(request.url.path, content=request.content, headers=dict(request.headers))
+        return httpx.Response(asked.status_code, content=asked.content)
+
+    with Client("http://endpoint", token=READER, transport=httpx.MockTransport(answer)) as client:
+        assert client.recommend(["ann"], 1).model_version == "7"
+    with (
+        Client("http://endpoint", transport=httpx.MockTransport(answer)) as client,
+        pytest.raises(ServingError, match="needs a token"),
+    ):
+        client.recommend(["ann"], 1)

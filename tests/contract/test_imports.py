@@ -87,13 +87,9 @@ def test_of_serving_only_the_stages_that_score_or_start_it_know_anything(path: P
 
 
 @pytest.mark.parametrize("path", modules("serving"), ids=name_of)
-def test_serving_knows_the_foundation_the_method_and_the_feature_names_only(path: Path) -> None:
-    strangers = [
-        name
-        for name in ours(path)
-        if name not in FOUNDATION and not is_below(name, "serving", "components.cllmr", "feature_repo")
-    ]
-    assert strangers == []
+def test_serving_knows_the_foundation_the_method_the_registry_and_the_feature_names_only(path: Path) -> None:
+    allowed = ("serving", "components.cllmr", "components.tracking", "feature_repo")
+    assert [name for name in ours(path) if name not in FOUNDATION and not is_below(name, *allowed)] == []
 
 
 @pytest.mark.parametrize("path", modules("serving"), ids=name_of)

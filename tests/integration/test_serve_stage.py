@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +15,17 @@ import yaml
 from components.artifacts import Manifest, Stage, StageConfig, run_stage, write_json
 from components.errors import ArtifactError, ConfigError
 from components.features import stage as features_stage
+from components.promote.config import PromoteConfig
 from components.serve import stage
 from components.serve.config import ServeConfig
+from components.tracking import Registry, default_tracking_uri
 from feature_repo.store import sqlite_path
 from serving.client import Client
 from serving.run import running_endpoint
 from tests.bundles import write_bundle
-from tests.features_parents import ITEMS, USERS, Small
+from tests.features_parents import EVENTS, ITEMS, USERS, Small
 
+REGISTRY = "http://mlflow:5000"
 KEPT = {
     "verdict": "kept",
     "reasons": [
@@ -37,6 +41,10 @@ class Label(StageConfig):
     """Names a stand-in for a stage, so that others have other fingerprints."""
 
     name: str
+
+
+class Verdict(PromoteConfig, Label):
+    """A stand-in for the promote stage."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,7 @@ def decide(root: str, verdict: dict[str, Any], name: str) -> Manifest:
         write_json(directory / "verdict.json", verdict)
         return {}
 
-    return run_stage(Stage("promote", 1), Label(name=name), root, {}, build)
+    return run_stage(Stage("promote", 1), Verdict(name=name), root, {}, build)
 
 
 def train(root: str, features: Manifest, name: str, feature_fingerprint: str | None = None) -> Manifest:
@@ -110,7 +118,29 @@ def test_the_configuration_names_the_champion_and_its_feature_set(world: World) 
         world.features.fingerprint,
         "3",
     )
+    assert args["registry"] == {
+        "tracking_uri": f"sqlite:///{world.root}/mlflow.db",
+        "model_name": "cllmr",
+        "poll_interval_s": 2.0,
+    }
     assert (args["scorer"]["num_replicas"], args["gateway"]["num_replicas"], args["feature_deadline_ms"]) == (3, 1, 50)
+
+
+@pytest.mark.parametrize(
+    ("poll_interval_s", "tracking_uri", "warned"),
+    [(0, "http://mlflow:5000", False), (2, "postgresql://me:secret@db/mlflow", True)],
+)
+def test_no_champion_is_followed_where_that_is_set_or_would_need_a_password_in_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, poll_interval_s: float, tracking_uri: str, warned: bool
+) -> None:
+    monkeypatch.setenv("CLLMR_EVENTS", str(tmp_path / "events"))
+    champion = {"version": "1", "fingerprint": "0" * 16, "storage_root": "/store", "bundle": "b"}
+    settings = ServeConfig(poll_interval_s=poll_interval_s)
+    document = stage.serve_document(settings, champion, None, tracking_uri, "cllmr")
+    assert document["applications"][0]["args"]["registry"] is None
+    told = (tmp_path / "events").read_text() if warned else ""
+    assert ("me:***@db/mlflow' has a password" in told) == warned
+    assert "secret" not in told + str(document)
 
 
 def test_the_check_is_recorded(world: World) -> None:
@@ -162,7 +192,11 @@ def test_a_wrong_setting_is_named_with_what_is_allowed(world: World, config: dic
 
 def test_a_field_that_ray_serve_does_not_know_is_not_written() -> None:
     document = stage.serve_document(
-        ServeConfig(), {"version": "1", "fingerprint": "0" * 16, "storage_root": "/store", "bundle": "b"}, None
+        ServeConfig(),
+        {"version": "1", "fingerprint": "0" * 16, "storage_root": "/store", "bundle": "b"},
+        None,
+        REGISTRY,
+        "cllmr",
     )
     stage.check_document(document)
     document["applications"][0]["route_prefx"] = "/"
@@ -170,7 +204,7 @@ def test_a_field_that_ray_serve_does_not_know_is_not_written() -> None:
         stage.check_document(document)
 
 
-# -- the written configuration, run; the last test takes the feature store away ---------------------------------------
+# -- the written configuration, run; the last tests take the feature store away and bring another ---------------------
 
 
 @pytest.fixture(scope="module")
@@ -217,3 +251,24 @@ def test_without_the_feature_store_answers_are_degraded_and_say_so(url: str, wor
     assert response.headers["x-degraded"] == "features_unavailable"
     assert [item["item_id"] for item in response.json()["results"][0]["items"]] == [ITEMS[0], ITEMS[3]]  # training only
     assert httpx.get(f"{url}/readyz").status_code == 200
+
+
+@pytest.mark.ray
+def test_histories_follow_a_new_champion_to_its_own_feature_set(url: str, world: World) -> None:
+    """The new one's history of "7" has the one item that was left; the store of the old one is gone by now."""
+    later = Small(world.root, name="later", events=[*EVENTS, (0, 2, 1_000_000_950, "train")])
+    features = features_stage.run({}, world.root, **later.write().as_arguments())
+    trained = train(world.root, features, "later")
+    registry = Registry(default_tracking_uri(world.root), "cllmr")
+    registry.register(trained.fingerprint, world.root, f"train/{trained.fingerprint}/bundle", {})
+    registry.promote(trained.fingerprint)
+    seen, deadline = [], time.monotonic() + 60
+    while not seen or seen[-1] != ("1", None, []):
+        assert time.monotonic() < deadline, seen[-1]
+        response = httpx.post(f"{url}/v1/recommend", json={"users": ["7"], "k": 4}, timeout=30)
+        assert response.status_code == 200
+        items = sorted(item["item_id"] for item in response.json()["results"][0]["items"])
+        seen.append((response.headers["x-model-version"], response.headers.get("x-degraded"), items))
+        time.sleep(0.1)
+    assert seen[0] == ("3", "features_unavailable", sorted(ITEMS[1:]))
+    assert httpx.get(f"{url}/v1/model").json()["features"] == {"state": "ready", "reason": None}

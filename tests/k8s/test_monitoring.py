@@ -50,6 +50,7 @@ def test_every_alert_fires_and_is_silent_as_its_unit_tests_say(tmp_path: Path) -
     ("alert", "found", "put"),
     [
         ("ServingSlow", "> 250", "> 2500"),
+        ("ServingOffChampion", "== 1", "== 2"),
         ("ServingErrorBudgetFast", "rate1h > 14.4", "rate1h > 144"),
         ("RedisMemoryHigh", "(redis_memory_max_bytes > 0)", "(redis_memory_max_bytes > 1000)"),
         ("RayJobStuck", "Initializing|", ""),
@@ -140,6 +141,35 @@ def test_every_metric_that_is_not_rays_own_is_known() -> None:
         if strange := {name for name in names if not name.startswith("ray_")}:
             unknown[who] = strange
     assert unknown == {}
+
+
+@cache
+def endpoint_metrics() -> dict[str, set[str]]:
+    """What each metric of the endpoint is exported as, from serving/metrics.py."""
+    from ray.util.metrics import Counter, Histogram, Metric
+
+    from serving.metrics import GatewayMetrics, RegistryMetrics, ScorerMetrics
+
+    found = {}
+    for of_a_replica in (GatewayMetrics(), RegistryMetrics(), ScorerMetrics()):
+        parts = vars(of_a_replica)
+        for metric in [*parts.values(), *vars(parts.get("timed", object)).values()]:
+            if isinstance(metric, Metric):
+                name = f"ray_{metric.info['name']}"
+                is_histogram = isinstance(metric, Histogram)
+                endings = (
+                    ("_bucket", "_sum", "_count") if is_histogram else ("_total",) if isinstance(metric, Counter) else ("",)
+                )
+                found[name] = {name + ending for ending in endings}
+    return found
+
+
+def test_every_metric_of_the_endpoint_that_is_asked_for_is_one_and_each_is_asked_for() -> None:
+    asked = set().union(*(metrics(query) for query in queries(overlay("prod")).values()))
+    exported = set().union(*endpoint_metrics().values())
+    assert {name for name in asked if name.startswith("ray_cllmr_")} - exported == set()
+    assert [name for name, samples in endpoint_metrics().items() if not samples & asked] == []
+    assert len(endpoint_metrics()) >= 11
 
 
 def test_every_exporter_that_is_described_is_asked() -> None:

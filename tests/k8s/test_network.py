@@ -123,6 +123,7 @@ FLOWS = [
     (STEP, TRAIN_HEAD, 8265),
     (STEP, FEATURES, 6379),
     (STEP, MLFLOW, 5000),
+    (WORKER, MLFLOW, 5000),
     (STEP, "kfp", 8887),
     (MLFLOW, POSTGRES, 5432),
     (MLFLOW, "object store", 443),

@@ -11,7 +11,7 @@ import yaml
 
 from components.serve.stage import serve_document
 from pipelines.config import load as load_settings
-from serving.app import AppArgs
+from serving.app import REGISTRY, AppArgs
 from tests.k8s.manifests import K8S, OVERLAYS, Object, named, needs_kubectl, overlay, ray_cluster, templates, title
 from tests.k8s.rules import QUEUE_LABEL, ray_kinds, ray_problems, serve_problems
 
@@ -186,13 +186,14 @@ def test_what_is_served_is_what_the_serve_stage_writes_for_the_preset_cluster(na
     champion = {"version": args.model_version, "fingerprint": args.train, "storage_root": args.storage_root, "bundle": ""}
     settings = load_settings("cluster")
     assert args.storage_root == settings.storage_root
-    assert document == serve_document(settings.serve, champion, args.features)
+    registry = (settings.promote.tracking_uri, settings.promote.model_name)
+    assert document == serve_document(settings.serve, champion, args.features, *registry)
 
 
 def test_replicas_fit_on_the_workers_that_are_always_there() -> None:
     item = named(overlay("prod"), "RayService", "serving")
     args = AppArgs.model_validate(yaml.safe_load(item["spec"]["serveConfigV2"])["applications"][0]["args"])
-    wanted = sum(replicas.num_replicas * replicas.num_cpus for replicas in (args.gateway, args.scorer))
+    wanted = sum(replicas.num_replicas * replicas.num_cpus for replicas in (args.gateway, args.scorer, REGISTRY))
     group = worker(item)
     per_worker = int(group["rayStartParams"]["num-cpus"])
     # head-room: one worker less, as while a node is drained, still holds them all

@@ -33,17 +33,22 @@ LABELS = {"namespace": "cllmr", "endpoint": "metrics", "app_instance": "serving"
 WAIT_SECONDS = 120
 QUIET_METRICS = {
     "ray_node_gpus_utilization",  # a machine without GPUs exports none
+    # a counter begins to exist when it first counts: tests/integration/test_model_swap.py
+    "ray_cllmr_model_swaps_total",
+    "ray_cllmr_refused_bundles_total",
 }
 
 SERVE = """
 import sys
 from ray import serve
 import ray
-from serving.app import AppArgs, build_app
+from serving.app import AppArgs, RegistryArgs, build_app
 address, port, bundle, root = sys.argv[1:]
 ray.init(address=address, log_to_driver=False)
 serve.start(http_options={"host": "127.0.0.1", "port": int(port)}, proxy_location="HeadOnly")
-args = AppArgs(storage_root=root, train="0" * 16, features="0" * 16, model_version="1", bundle_dir=bundle, feature_loading_s=0)
+registry = RegistryArgs(tracking_uri=f"sqlite:///{root}/mlflow.db", model_name="cllmr")
+args = {"storage_root": root, "train": "0" * 16, "features": "0" * 16, "model_version": "1", "bundle_dir": bundle}
+args = AppArgs(**args, registry=registry, feature_loading_s=0)
 serve.run(build_app(args), name="cllmr", route_prefix="/")
 """
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from serving import features as features_module
-from serving.features import Histories, HistoryReader, NoFeatures, OnlineFeatures
+from serving.features import FeatureSet, FollowingFeatures, Histories, HistoryReader, NoFeatures, OnlineFeatures
 
 DEADLINE = 0.15
 
@@ -147,3 +147,64 @@ def test_feast_is_imported_without_torch_and_leaves_both_as_they_were() -> None:
         "import torch; assert torch.ones(1).item() == 1"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+# -- bundles that change ------------------------------------------------------------------------------------------------
+
+FIRST, SECOND, THIRD = (FeatureSet("/store", name) for name in ("first", "second", "third"))
+
+
+def test_another_feature_set_is_used_once_it_is_open_and_the_one_before_until_then() -> None:
+    release, opened = threading.Event(), []
+
+    def open_source(wanted: FeatureSet) -> OnlineFeatures:
+        def open_reader() -> HistoryReader:
+            opened.append(wanted.fingerprint)
+            if wanted != FIRST:
+                release.wait(5)
+            return lambda users: [[f"{wanted.fingerprint} of {user}"] for user in users]
+
+        return OnlineFeatures(open_reader, deadline=5)
+
+    source = FollowingFeatures(open_source, FIRST)
+    source.wait(5)
+    try:
+        source.follow(FIRST)
+        source.follow(None)  # a bundle that was trained without
+        assert asyncio.run(source.histories(["a"])) == Histories([["first of a"]])
+        source.follow(SECOND)
+        assert asyncio.run(source.histories(["a"])) == Histories([["first of a"]])
+        assert source.state().state == "loading"
+        release.set()
+        source.wait(5)
+        assert asyncio.run(source.histories(["a"])) == Histories([["second of a"]])
+        assert source.state().state == "ready"
+        for back_and_forth in (FIRST, SECOND, FIRST):
+            source.follow(back_and_forth)
+            assert asyncio.run(source.histories(["a"])) == Histories([[f"{back_and_forth.fingerprint} of a"]])
+        source.follow(THIRD)
+        source.wait(5)
+        assert asyncio.run(source.histories(["a"])) == Histories([["third of a"]])
+        assert opened == ["first", "second", "third"]  # each once
+    finally:
+        source.close()
+
+
+def test_a_feature_set_that_cannot_be_opened_leaves_the_one_before_and_is_told_in_the_state() -> None:
+    def open_source(wanted: FeatureSet) -> OnlineFeatures:
+        def open_reader() -> HistoryReader:
+            if wanted == SECOND:
+                raise ConnectionError("refused")
+            return known
+
+        return OnlineFeatures(open_reader, deadline=5)
+
+    source = FollowingFeatures(open_source, FIRST)
+    source.wait(5)
+    try:
+        source.follow(SECOND)
+        source.wait(5)
+        assert asyncio.run(source.histories(["a"])) == Histories([["seen by a"]])
+        assert (source.state().state, source.state().reason) == ("unavailable", "ConnectionError: refused")
+    finally:
+        source.close()

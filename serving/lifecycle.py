@@ -1,0 +1,160 @@
+"""Which model is served: the registry's champion, loaded beside the one that answers and swapped in when it is proven.
+
+A replica asks for the champion every few seconds. Another one than before is loaded and its golden requests are replayed in a
+background thread, so both are in memory for that time; then one assignment swaps it in. A request works with the model it
+began with, so its answer is of one model. A bundle that cannot be loaded is refused: the model before goes on, the refusal is
+counted and logged once, and the bundle is tried again after a while, as it may be the storage that failed.
+"""
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import structlog
+
+from components.errors import UserError
+from serving.features import FeatureSet
+from serving.metrics import Head
+from serving.recommender import Recommender
+from serving.scorer import Scorer, find_bundle
+
+JITTER = 0.25  # of the interval: replicas that started together do not ask together
+RETRY_SECONDS = (30.0, 120.0, 600.0)  # between tries of one refused bundle
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Target:
+    """A bundle to serve, as the registry or the configuration file names it."""
+
+    model_version: str
+    fingerprint: str
+    """Of the train artifact."""
+    storage_root: str = field(compare=False)
+    bundle_dir: str | None = field(default=None, compare=False)
+    """A bundle outside the store, used instead of the train artifact's."""
+
+
+@dataclass(frozen=True)
+class Live:
+    """A loaded bundle with all that a request needs of it, so that one assignment swaps everything."""
+
+    target: Target
+    recommender: Recommender
+    head: Head
+    golden_requests: int
+
+    @property
+    def feature_set(self) -> FeatureSet | None:
+        """What the bundle was trained on."""
+        fingerprint: str | None = self.recommender.scorer.bundle.get("feature_fingerprint")
+        return None if fingerprint is None else FeatureSet(self.target.storage_root, fingerprint)
+
+
+def load(target: Target) -> Live:
+    """Loads a bundle and replays its golden requests; raises ArtifactError when it is missing or damaged."""
+    scorer = Scorer.load(target.bundle_dir or find_bundle(target.storage_root, target.fingerprint))
+    golden_requests = scorer.replay_golden()
+    log.info(
+        "bundle loaded", model_version=target.model_version, fingerprint=target.fingerprint, golden_requests=golden_requests
+    )
+    return Live(target, Recommender(scorer, target.model_version), Head(scorer.popularity), golden_requests)
+
+
+class Events(Protocol):
+    """Who is told what happens."""
+
+    def swapped(self, before: Target | None, now: Target) -> None:
+        """Another model answers; `before` is None for the first one."""
+        ...
+
+    def refused(self, target: Target) -> None:
+        """A bundle was refused for the first time."""
+        ...
+
+    def settled(self, on_champion: bool) -> None:
+        """The champion was asked for, and is what is served, or not."""
+        ...
+
+
+class Follower:
+    """Serves one bundle, `live`, and follows the champion.
+
+    Args:
+        candidates: bundles to begin with, the first that can be loaded; the last one's error is raised when none can.
+        read_champion: asks for the champion; None where there is none. May take long and may raise.
+        events: who is told.
+        interval: seconds between two questions.
+    """
+
+    def __init__(
+        self, candidates: Iterable[Target], read_champion: Callable[[], Target | None], events: Events, interval: float
+    ) -> None:
+        self._read_champion = read_champion
+        self._events = events
+        self._interval = interval
+        self._is_reachable = True
+        self._refused: Target | None = None
+        self._refusals, self._try_again_at = 0, 0.0
+        self._closed = threading.Event()
+        self.live = self._first(list(candidates))
+        self._events.swapped(None, self.live.target)
+
+    def _first(self, candidates: list[Target]) -> Live:
+        for target in candidates[:-1]:
+            try:
+                return load(target)
+            except Exception as error:  # whatever it is, the next one may do
+                self._refuse(target, error)
+        return load(candidates[-1])
+
+    def start(self) -> None:
+        """Begins to follow, in a thread of its own."""
+        threading.Thread(target=self._follow, daemon=True, name="follow-champion").start()
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._closed.set()
+
+    def _follow(self) -> None:
+        while not self._closed.wait(self._interval * random.uniform(1 - JITTER, 1 + JITTER)):
+            self.look()
+
+    def look(self) -> None:
+        """Asks once, and swaps if there is something to swap to; never raises."""
+        try:
+            champion = self._read_champion()
+        except Exception as error:  # the model that is served goes on, whatever is wrong with the registry or the way to it
+            if self._is_reachable:
+                log.warning("champion cannot be asked for", error=type(error).__name__)
+            self._is_reachable = False
+            return
+        self._is_reachable = True
+        if champion is None or champion == self.live.target:
+            self._refused = None
+        elif champion != self._refused or time.monotonic() >= self._try_again_at:
+            self._swap(champion)
+        self._events.settled(champion in (None, self.live.target))
+
+    def _swap(self, champion: Target) -> None:
+        try:
+            live = load(champion)
+        except Exception as error:  # as in _first
+            self._refuse(champion, error)
+            return
+        before, self.live, self._refused = self.live.target, live, None
+        log.info("model swapped", before=before.model_version, now=champion.model_version)
+        self._events.swapped(before, champion)
+
+    def _refuse(self, target: Target, error: Exception) -> None:
+        if target != self._refused:
+            self._refused, self._refusals = target, 0
+            reason = error.message if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            log.error("bundle refused", model_version=target.model_version, fingerprint=target.fingerprint, reason=reason)
+            self._events.refused(target)
+        self._try_again_at = time.monotonic() + RETRY_SECONDS[min(self._refusals, len(RETRY_SECONDS) - 1)]
+        self._refusals += 1

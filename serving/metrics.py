@@ -1,0 +1,175 @@
+"""What the endpoint counts and times; Ray exports it for Prometheus, as ``ray_<name>``, counters with ``_total`` behind.
+
+Ray Serve adds the labels deployment, replica and application. Ours are routes, stages, reasons and model versions: never a
+user, an item or a text.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from ray.serve.metrics import Counter, Gauge, Histogram
+
+from components.ids import Vocabulary
+from serving.schemas import ExplainResponse, RecommendResponse, ScoreResponse
+from serving.scorer import Rows
+
+if TYPE_CHECKING:
+    from serving.lifecycle import Target
+
+HEAD_SHARE = 0.2
+"""The head is this share of the items, the most popular in training, as in the evaluation."""
+
+_LATENCY_MS = [0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000]
+_STRENGTHS = [0.01, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99, 1]
+
+
+def _labels(*names: str) -> Any:
+    return names  # Serve's types say a tuple of one
+
+
+class StageTimer:
+    """Milliseconds that requests spend in one stage, by route."""
+
+    def __init__(self) -> None:
+        self.latency = Histogram(
+            "cllmr_stage_latency_ms",
+            description="Time of a request in one stage: features (look-up), scorer (asked over its handle), model (the "
+            "scorer's own work).",
+            boundaries=_LATENCY_MS,
+            tag_keys=_labels("route", "stage"),  # Serve fills in the route
+        )
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Times a block that ends without an error."""
+        started = perf_counter()
+        yield
+        self.latency.observe(1000 * (perf_counter() - started), tags={"stage": stage})
+
+
+class GatewayMetrics:
+    """Of a gateway replica."""
+
+    def __init__(self) -> None:
+        self.timed = StageTimer()
+        self.degraded = Counter(
+            "cllmr_degraded_answers",
+            description="Answers given without the feature store, by reason.",
+            tag_keys=_labels("reason"),
+        )
+
+    def count_degraded(self, reason: str | None) -> None:
+        """Counts an answer that had to do without something."""
+        if reason is not None:
+            self.degraded.inc(tags={"reason": reason})
+
+
+class ScorerMetrics:
+    """Of a scorer replica; told by `serving.lifecycle` which model it serves."""
+
+    def __init__(self) -> None:
+        self.timed = StageTimer()
+        self.answers = Counter(
+            "cllmr_answers",
+            description="Users answered, by how their ranking was made and why it is not personalised.",
+            tag_keys=_labels("model_version", "method", "reason"),
+        )
+        self.unknown_ids = Counter(
+            "cllmr_unknown_ids",
+            description="Users asked for, and items to score or explain, that the model does not know.",
+            tag_keys=_labels("model_version", "kind"),
+        )
+        self.debias_strength = Histogram(
+            "cllmr_debias_strength",
+            description="Debias strength of answers; its sum over its count is the mean.",
+            boundaries=_STRENGTHS,
+            tag_keys=_labels("model_version"),
+        )
+        self.recommended_items = Counter(
+            "cllmr_recommended_items",
+            description="Places of rankings given to the most popular fifth of the items (head) and to the others (tail).",
+            tag_keys=_labels("model_version", "group"),
+        )
+        self.model_info = Gauge(
+            "cllmr_model_info",
+            description="1 for the model that a replica answers with, 0 for one that it answered with before.",
+            tag_keys=_labels("model_version", "fingerprint"),
+        )
+        self.off_champion = Gauge(
+            "cllmr_off_champion", description="1 where a replica serves another model than the registry's champion, else 0."
+        )
+        self.swaps = Counter("cllmr_model_swaps", description="Models that a running replica has taken over.")
+        self.refused_bundles = Counter(
+            "cllmr_refused_bundles",
+            description="Bundles that a replica could not load or whose golden requests it answered otherwise.",
+            tag_keys=_labels("model_version"),
+        )
+
+    def swapped(self, before: "Target | None", now: "Target") -> None:
+        """See serving.lifecycle.Events."""
+        if before is not None:
+            self.model_info.set(0, tags={"model_version": before.model_version, "fingerprint": before.fingerprint})
+            self.swaps.inc()
+        self.model_info.set(1, tags={"model_version": now.model_version, "fingerprint": now.fingerprint})
+
+    def refused(self, target: "Target") -> None:
+        """See serving.lifecycle.Events."""
+        self.refused_bundles.inc(tags={"model_version": target.model_version})
+
+    def settled(self, on_champion: bool) -> None:
+        """See serving.lifecycle.Events."""
+        self.off_champion.set(0 if on_champion else 1)
+
+    def recommended(self, answer: RecommendResponse, items: Vocabulary, head: "Head") -> None:
+        """Counts rankings of items with these rows."""
+        version = {"model_version": answer.model_version}
+        for result in answer.results:
+            self.answers.inc(tags={**version, "method": result.method, "reason": result.reason or "none"})
+        self._unknown("user", sum(result.cold for result in answer.results), version)
+        rows = items.rows([item.item_id for result in answer.results for item in result.items])
+        in_head = head.count(rows)
+        for group, places in (("head", in_head), ("tail", len(rows) - in_head)):
+            if places:
+                self.recommended_items.inc(places, tags={**version, "group": group})
+        self.debias_strength.observe(answer.debias, tags=version)
+
+    def scored(self, answer: ScoreResponse) -> None:
+        """Counts scores of given items."""
+        version = {"model_version": answer.model_version}
+        self._unknown("user", int(answer.cold), version)
+        self._unknown("item", len(answer.unknown_items), version)
+        self.debias_strength.observe(answer.debias, tags=version)
+
+    def explained(self, answer: ExplainResponse) -> None:
+        """Counts an explanation."""
+        version = {"model_version": answer.model_version}
+        self._unknown("user", int(answer.cold), version)
+        self._unknown("item", int(answer.title is None), version)
+        self.debias_strength.observe(answer.debias, tags=version)
+
+    def _unknown(self, kind: str, number: int, version: dict[str, str]) -> None:
+        if number:
+            self.unknown_ids.inc(number, tags={**version, "kind": kind})
+
+
+class RegistryMetrics:
+    """Of the replica that asks the registry."""
+
+    def __init__(self) -> None:
+        self.registry_up = Gauge("cllmr_registry_up", description="1 if the model registry answered when last asked, else 0.")
+
+
+class Head:
+    """The most popular items of a bundle: at least one, ties by the lower row."""
+
+    def __init__(self, popularity: Rows) -> None:
+        self.members = np.zeros(len(popularity), dtype=bool)
+        size = max(1, round(HEAD_SHARE * len(popularity)))
+        self.members[np.argsort(-popularity, kind="stable")[:size]] = True
+
+    def count(self, rows: Rows) -> int:
+        """How many of these items are in the head."""
+        return int(self.members[rows].sum())

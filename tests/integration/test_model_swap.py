@@ -1,0 +1,240 @@
+"""Another champion under load: served without a restart and without a failed request, refused when it is damaged, rolled back.
+
+One endpoint as it is deployed, a real registry, and clients that never pause.
+"""
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import ray
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from components.artifacts import Manifest, Stage, StageConfig, run_stage
+from components.serve.config import ServeConfig
+from components.serve.stage import serve_document
+from components.tracking import Registry, default_tracking_uri
+from serving.client import Client
+from serving.run import running_endpoint
+from tests.bundles import write_random_bundle
+
+pytestmark = pytest.mark.ray
+
+CLIENTS = 4
+SEEN_WITHIN = 10.0  # seconds from a command to answers of the other model
+
+
+class Seed(StageConfig):
+    """Tells a bundle from others."""
+
+    seed: int
+
+
+def train(root: str, seed: int) -> Manifest:
+    def build(directory: Path) -> dict[str, Any]:
+        write_random_bundle(directory / "bundle", seed=seed, feature_fingerprint=None)
+        return {}
+
+    return run_stage(Stage("train", 1), Seed(seed=seed), root, {}, build)
+
+
+@dataclass
+class Load:
+    """Clients that ask one after another until they are told to stop, and what each was answered, in order."""
+
+    url: str
+    stop: threading.Event = field(default_factory=threading.Event)
+    answers: list[list[tuple[int, str, str, float]]] = field(default_factory=lambda: [[] for _ in range(CLIENTS)])
+
+    def ask(self, client: int) -> None:
+        with httpx.Client(base_url=self.url, timeout=30) as http:
+            number = client
+            while not self.stop.is_set():
+                started = time.perf_counter()
+                response = http.post("/v1/recommend", json={"users": [f"u{number % 50}"], "k": 5})
+                seconds = time.perf_counter() - started
+                version = response.json().get("model_version", "") if response.status_code == 200 else ""
+                self.answers[client].append((response.status_code, response.headers["x-model-version"], version, seconds))
+                number += 1
+
+    def __enter__(self) -> "Load":
+        self.threads = [threading.Thread(target=self.ask, args=(client,)) for client in range(CLIENTS)]
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop.set()
+        for thread in self.threads:
+            thread.join()
+
+    def wait_for(self, version: str, seconds: float = 60.0) -> float:
+        """Seconds until every client was answered by a version and by no other since."""
+        return until(lambda: all(answers and answers[-1][1] == version for answers in self.answers), seconds)
+
+
+def until(is_so: Callable[[], bool], seconds: float) -> float:
+    started = time.monotonic()
+    while not is_so():
+        assert time.monotonic() - started < seconds, f"not so after {seconds:g} s"
+        time.sleep(0.05)
+    return time.monotonic() - started
+
+
+def metrics() -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    """What Ray exports of ours, by name and by the labels that are ours; summed over replicas."""
+    (node,) = ray.nodes()
+    text = httpx.get(f"http://127.0.0.1:{node['MetricsExportPort']}/metrics", timeout=10).text
+    ours = ("model_version", "reason", "kind", "group", "method", "stage", "route")
+    found: dict[tuple[str, frozenset[tuple[str, str]]], float] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples if family.name.startswith("ray_cllmr_") else ():
+            key = sample.name.removeprefix("ray_"), frozenset((k, v) for k, v in sample.labels.items() if k in ours)
+            found[key] = found.get(key, 0.0) + sample.value
+    return found
+
+
+def metric(name: str, **labels: str) -> float:
+    return metrics().get((name, frozenset(labels.items())), 0.0)
+
+
+@dataclass(frozen=True)
+class World:
+    root: str
+    registry: Registry
+    trained: list[Manifest]
+
+    def cllmr(self, *command: str) -> None:
+        subprocess.run([sys.executable, "-m", "pipelines.cli", *command, "--storage", self.root], check=True, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    root = str(tmp_path_factory.mktemp("store"))
+    registry = Registry(default_tracking_uri(root), "cllmr")
+    trained = [train(root, seed) for seed in range(3)]
+    for manifest in trained:
+        registry.register(manifest.fingerprint, root, f"train/{manifest.fingerprint}/bundle", {})
+    registry.promote(trained[0].fingerprint)
+    damaged = trained[2].path() / "bundle" / "model.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-4] + b"\x00\x00\xc0\x7f")  # the last number is now NaN
+    return World(root, registry, trained)
+
+
+@pytest.fixture(scope="module")
+def url(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    champion = {"version": "1", "fingerprint": world.trained[0].fingerprint, "storage_root": world.root, "bundle": ""}
+    document = serve_document(ServeConfig(), champion, None, world.registry.tracking_uri, world.registry.model_name)
+    config = tmp_path_factory.mktemp("serve") / "serve.yaml"
+    config.write_text(yaml.safe_dump(document))
+    with running_endpoint(config, port=0) as url:
+        yield url
+
+
+def test_models_are_swapped_refused_and_rolled_back_under_load_without_a_failed_request(url: str, world: World) -> None:
+    with Load(url) as load:
+        load.wait_for("1")
+        world.registry.promote(world.trained[1].fingerprint)
+        load.wait_for("2", SEEN_WITHIN)
+        world.registry.promote(world.trained[2].fingerprint)
+        until(lambda: metric("cllmr_refused_bundles_total", model_version="3") == 1, 30)
+        assert metric("cllmr_off_champion") == 1
+        time.sleep(5)  # it is asked for again and again, and neither served nor told again
+        world.cllmr("rollback")
+        until(lambda: metric("cllmr_off_champion") == 0, 30)
+        world.cllmr("rollback")
+        load.wait_for("1", SEEN_WITHIN)
+        time.sleep(1)
+    answers = [answer for client in load.answers for answer in client]
+    assert {status for status, *_ in answers} == {200}
+    assert all(header == body for _, header, body, _ in answers)
+    for client in load.answers:
+        assert [version for version, _ in groupby(header for _, header, _, _ in client)] == ["1", "2", "1"]
+    assert max(seconds for *_, seconds in answers) < SEEN_WITHIN
+    until(lambda: metric("cllmr_model_swaps_total") == 2, 30)
+    assert metric("cllmr_refused_bundles_total", model_version="3") == 1  # counted once, though asked for many times
+    counted = {
+        version: metric("cllmr_answers_total", model_version=version, method="personalised", reason="none") for version in "12"
+    }
+    assert counted == {version: sum(body == version for _, _, body, _ in answers) for version in "12"}
+    assert [metric("cllmr_model_info", model_version=version) for version in "12"] == [1, 0]
+
+
+def test_the_model_route_tells_what_is_deployed_from_what_is_served(url: str, world: World) -> None:
+    with Client(url) as client:
+        world.registry.promote(world.trained[1].fingerprint)
+        until(lambda: client.model().model_version == "2", SEEN_WITHIN)
+        answer = client.model()
+    assert (answer.deployed_version, answer.model.name) == ("1", "random")
+
+
+def test_requests_are_counted_by_what_they_met(url: str) -> None:
+    with Client(url) as client:
+        version = client.model().model_version
+        before = metrics()
+        client.recommend(["nobody"], 5)
+        client.score("u1", ["what", "i1"])
+        client.explain("nobody", "what")
+
+    def grown(name: str, **labels: str) -> float:
+        return metric(name, **labels) - before.get((name, frozenset(labels.items())), 0.0)
+
+    until(lambda: grown("cllmr_unknown_ids_total", model_version=version, kind="item") == 2, 30)
+    assert grown("cllmr_unknown_ids_total", model_version=version, kind="user") == 2
+    assert grown("cllmr_answers_total", model_version=version, method="popularity", reason="unknown_user") == 1
+    places = {group: grown("cllmr_recommended_items_total", model_version=version, group=group) for group in ("head", "tail")}
+    assert places == {"head": 5, "tail": 0}  # popularity shows nothing but the head
+    for stage, route in (("model", "/v1/score"), ("scorer", "/v1/explain"), ("features", "/v1/recommend")):
+        assert metric("cllmr_stage_latency_ms_count", stage=stage, route=route) > 0, (stage, route)
+
+
+def test_labels_hold_no_user_and_no_item(url: str) -> None:
+    (node,) = ray.nodes()
+    with Client(url) as client:
+        client.recommend(["somebody-private"], 5, recent={"somebody-private": ["an-item-of-theirs"]})
+    text = httpx.get(f"http://127.0.0.1:{node['MetricsExportPort']}/metrics", timeout=10).text
+    assert "ray_cllmr_answers_total" in text
+    assert "somebody-private" not in text
+    assert "an-item-of-theirs" not in text
+
+
+def kill(deployment: str) -> None:
+    """Kills every replica of a deployment; Serve starts others."""
+    for actor in ray.util.list_named_actors(all_namespaces=True):
+        if f"#{deployment}#" in actor["name"]:
+            ray.kill(ray.get_actor(actor["name"], namespace=actor["namespace"]))
+
+
+def test_the_replica_that_asks_the_registry_may_die_and_no_request_notices(url: str, world: World) -> None:
+    with Client(url) as client, Load(url) as load:
+        load.wait_for(client.model().model_version)
+        kill("Registry")
+        world.registry.promote(world.trained[0].fingerprint)
+        load.wait_for("1")
+        world.registry.promote(world.trained[1].fingerprint)
+        load.wait_for("2", SEEN_WITHIN)
+    assert {status for answers in load.answers for status, *_ in answers} == {200}
+
+
+def test_a_replica_that_starts_late_begins_with_the_champion_and_not_with_what_was_deployed(url: str, world: World) -> None:
+    """Serve starts another replica for one that died; the registry's champion is 2, the configuration names 1."""
+    kill("Scorer")
+    versions = []
+
+    def is_back() -> bool:
+        response = httpx.post(f"{url}/v1/recommend", json={"users": ["u1"]}, timeout=30)
+        if response.status_code == 200:
+            versions.append(response.headers["x-model-version"])
+        return len(versions) == 20
+
+    until(is_back, 60)
+    assert set(versions) == {"2"}

@@ -1,0 +1,239 @@
+"""Which bundle is served: what is swapped in, what is refused, what is told, and what a new replica begins with."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from structlog.testing import capture_logs
+
+from components.artifacts import Stage, StageConfig, run_stage
+from components.errors import ArtifactError
+from components.evaluate.bias import head_items
+from components.tracking import Registry, default_tracking_uri
+from serving import lifecycle
+from serving.deployments import RegistryReplica
+from serving.lifecycle import Follower, Target
+from serving.metrics import Head
+from tests.bundles import write_bundle
+
+
+class Name(StageConfig):
+    """Tells a bundle from others."""
+
+    name: str
+
+
+class Told:
+    """Remembers what happened."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, str]] = []
+        self.on_champion: bool | None = None
+
+    def swapped(self, before: Target | None, now: Target) -> None:
+        self.events.append(("swapped", now.model_version))
+
+    def refused(self, target: Target) -> None:
+        self.events.append(("refused", target.model_version))
+
+    def settled(self, on_champion: bool) -> None:
+        self.on_champion = on_champion
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture
+def make(root: str) -> Callable[[str], Target]:
+    """Trains the bundle of a model version, once."""
+
+    def made(version: str) -> Target:
+        def build(directory: Path) -> dict[str, object]:
+            write_bundle(directory / "bundle", header={"name": version})
+            return {}
+
+        return Target(version, run_stage(Stage("train", 1), Name(name=version), root, {}, build).fingerprint, root)
+
+    return made
+
+
+@pytest.fixture
+def damaged(make: Callable[[str], Target], root: str) -> Iterator[Target]:
+    """A bundle with a changed byte; mended afterwards."""
+    target = make("damaged")
+    file = Path(root) / "train" / target.fingerprint / "bundle" / "model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    yield target
+    file.write_bytes(whole)
+
+
+class Registered:
+    """A champion that a test moves; or an error."""
+
+    def __init__(self) -> None:
+        self.champion: Target | None = None
+        self.error: Exception | None = None
+
+    def __call__(self) -> Target | None:
+        if self.error:
+            raise self.error
+        return self.champion
+
+
+def test_another_champion_is_swapped_in_and_the_one_before_is_kept_by_requests_that_hold_it(
+    make: Callable[[str], Target],
+) -> None:
+    told, registered = Told(), Registered()
+    follower = Follower([make("1")], registered, told, interval=1)
+    held = follower.live
+    follower.look()
+    assert follower.live is held  # no champion: what was deployed is served
+    registered.champion = make("2")
+    follower.look()
+    assert (held.recommender.model_version, held.target) == ("1", make("1"))
+    assert (follower.live.recommender.model_version, follower.live.recommender.scorer.name) == ("2", "2")
+    follower.look()
+    assert told.events == [("swapped", "1"), ("swapped", "2")]
+    assert told.on_champion
+
+
+def test_a_refused_champion_is_told_once_and_tried_again_after_a_while(
+    make: Callable[[str], Target], damaged: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = []
+    real = lifecycle.load
+    monkeypatch.setattr(lifecycle, "load", lambda target: tries.append(target) or real(target))
+    told, registered = Told(), Registered()
+    follower = Follower([make("1")], registered, told, interval=1)
+    registered.champion = damaged
+    with capture_logs() as logs:
+        for _ in range(5):
+            follower.look()
+        assert tries[1:] == [damaged]
+        assert follower.live.target == make("1")
+        assert told.on_champion is False
+        now = time.monotonic()
+        monkeypatch.setattr(time, "monotonic", lambda: now + lifecycle.RETRY_SECONDS[0] + 1)
+        follower.look()
+    assert tries[1:] == [damaged, damaged]
+    assert told.events == [("swapped", "1"), ("refused", "damaged")]
+    (line,) = [entry for entry in logs if entry["event"] == "bundle refused"]
+    assert "model.safetensors is not what its manifest says" in line["reason"]
+
+
+def test_a_rollback_from_a_refused_champion_settles_and_the_refused_one_promoted_again_is_told_again(
+    make: Callable[[str], Target], damaged: Target
+) -> None:
+    told, registered = Told(), Registered()
+    follower = Follower([make("1")], registered, told, interval=1)
+    for champion in (damaged, make("1"), damaged):
+        registered.champion = champion
+        follower.look()
+        assert told.on_champion == (champion == make("1"))
+    assert told.events == [("swapped", "1"), ("refused", "damaged"), ("refused", "damaged")]
+
+
+def test_a_bundle_that_was_mended_is_served(make: Callable[[str], Target], root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lifecycle, "RETRY_SECONDS", (0.0,))
+    told, registered = Told(), Registered()
+    follower = Follower([make("1")], registered, told, interval=1)
+    registered.champion = Target("9", make("mended").fingerprint, root)
+    file = Path(root) / "train" / registered.champion.fingerprint / "bundle" / "users.json"
+    whole = file.read_bytes()
+    file.write_bytes(b"{")
+    follower.look()
+    file.write_bytes(whole)
+    follower.look()
+    assert told.events == [("swapped", "1"), ("refused", "9"), ("swapped", "9")]
+
+
+def test_a_registry_that_fails_changes_nothing_and_is_told_once_each_time_it_goes_away(make: Callable[[str], Target]) -> None:
+    told, registered = Told(), Registered()
+    follower = Follower([make("1")], registered, told, interval=1)
+    with capture_logs() as logs:
+        for error in (OSError("down"), TimeoutError(), None, OSError("down")):
+            registered.error = error
+            follower.look()
+    assert follower.live.target == make("1")
+    assert [entry["error"] for entry in logs if entry["event"] == "champion cannot be asked for"] == ["OSError", "OSError"]
+    registered.error, registered.champion = None, make("2")
+    follower.look()
+    assert follower.live.target == make("2")
+
+
+def test_a_replica_begins_with_the_first_bundle_that_loads(make: Callable[[str], Target], damaged: Target) -> None:
+    told = Told()
+    assert Follower([damaged, make("2"), make("1")], Registered(), told, interval=1).live.target == make("2")
+    assert told.events == [("refused", "damaged"), ("swapped", "2")]
+    with pytest.raises(ArtifactError, match=r"model.safetensors is not what its manifest says"):
+        Follower([damaged], Registered(), Told(), interval=1)
+
+
+def test_what_was_refused_at_the_start_is_not_refused_again_at_once(make: Callable[[str], Target], damaged: Target) -> None:
+    told, registered = Told(), Registered()
+    follower = Follower([damaged, make("1")], registered, told, interval=1)
+    registered.champion = damaged
+    follower.look()
+    assert told.events == [("refused", "damaged"), ("swapped", "1")]
+    assert told.on_champion is False
+
+
+def test_it_follows_by_itself_until_it_is_closed(make: Callable[[str], Target]) -> None:
+    registered = Registered()
+    follower = Follower([make("1")], registered, Told(), interval=0.05)
+    registered.champion = make("2")
+    follower.start()
+    deadline = time.monotonic() + 20
+    while follower.live.target != make("2"):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    follower.close()
+    time.sleep(0.2)
+    registered.champion = make("1")
+    time.sleep(0.3)
+    assert follower.live.target == make("2")
+
+
+# -- the registry -------------------------------------------------------------------------------------------------------
+
+
+def test_the_registry_is_asked_at_most_once_in_an_age_and_remembered_while_it_is_down(tmp_path: Path) -> None:
+    registry = Registry(default_tracking_uri(str(tmp_path)), "cllmr")
+    for name in ("a", "b"):
+        registry.register(name * 16, "/store", f"train/{name * 16}/bundle", {})
+        registry.promote(name * 16)
+    champions = [Target("2", "b" * 16, "/store"), Target("1", "a" * 16, "/store")]
+    replica = RegistryReplica(registry.tracking_uri, "cllmr", max_age_s=0.5)
+
+    async def asked_at_once() -> list[list[Target]]:
+        return await asyncio.gather(*(replica.champions() for _ in range(20)))
+
+    assert asyncio.run(asked_at_once()) == [champions] * 20
+    registry.rollback()
+    assert asyncio.run(replica.champions()) == champions
+    time.sleep(0.6)
+    assert asyncio.run(replica.champions()) == [Target("1", "a" * 16, "/store")]
+    (tmp_path / "mlflow.db").write_bytes(b"no database")
+    time.sleep(0.6)
+    down = RegistryReplica(registry.tracking_uri, "cllmr", max_age_s=0)
+    with capture_logs() as logs:
+        assert asyncio.run(replica.champions()) == [Target("1", "a" * 16, "/store")]
+        assert [asyncio.run(down.champions()) for _ in range(3)] == [[]] * 3
+    assert [entry["event"] for entry in logs] == ["registry does not answer"] * 2
+
+
+# -- exposure -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_items", [1, 4, 7, 1000])
+def test_the_head_is_that_of_the_evaluation(num_items: int) -> None:
+    popularity = np.random.default_rng(num_items).integers(0, 5, num_items)  # with ties
+    head = Head(popularity)
+    np.testing.assert_array_equal(head.members, head_items(popularity))
+    assert head.count(np.arange(num_items)) == head_items(popularity).sum()
