@@ -43,6 +43,8 @@ TINY_MODEL: dict[str, npt.NDArray[Any]] = {
     "seen_indptr": np.array([0, 1, 3, 3], dtype=np.int64),
     "seen_items": np.array([0, 1, 2], dtype=np.int32),
 }
+NO_BLOCKS: dict[str, Any] = {"factual": [], "counterfactual": []}
+"""Of a model that nobody can be folded into."""
 TINY_USERS = ["ann", "bob", "cat"]
 TINY_ITEMS = [
     {"item_id": "i0", "title": "Alien (1979)", "profile": "A horror film in space."},
@@ -58,7 +60,7 @@ TINY_HEADER = {
     "debias_strength": 0.5,
     "effect": "gates",
     "members": {"graph": 1.0},
-    "history_blocks": {"factual": [], "counterfactual": []},
+    "history_blocks": NO_BLOCKS,
     "backbone": "lightgcn",
     "side_encoder": "sse",
     "seed": 1,

@@ -20,7 +20,7 @@ from components.train.graph import as_arrays
 from components.train.loop import SingleProcess, build_model, fit, make_sampler
 from serving.scorer import Scorer
 from tests.behaviour.training import small_config, small_data
-from tests.bundles import graph_alone
+from tests.bundles import NO_BLOCKS, graph_alone
 
 
 def test_the_divergence_of_gaussians_equals_torchs() -> None:
@@ -198,7 +198,9 @@ def test_the_trained_models_served_inner_product_equals_the_definition() -> None
     world = small_data()
     model, state = fit(world, small_config(max_epochs=3, model={"user_gate": True}), SingleProcess())
     graph = as_arrays(model, state)
-    described = header(embedding_dim=8, name="planted", fingerprint="0" * 16, effect="gates", debias_strength=0.3)
+    described = header(
+        embedding_dim=8, name="planted", fingerprint="0" * 16, effect="gates", history_blocks=NO_BLOCKS, debias_strength=0.3
+    )
     num_users, num_items = world.train.shape
     items = [{"item_id": str(row), "title": ""} for row in range(num_items)]
     tensors = model_tensors(graph_alone(graph), graph.items, world.train)

@@ -22,7 +22,7 @@ from components.train.strength import choose_strength, strength_curve
 from components.train.validation import validation_sums
 from serving.scorer import Scorer
 from tests.behaviour.training import SMALL, small_config, small_data
-from tests.bundles import graph_alone
+from tests.bundles import NO_BLOCKS, graph_alone
 
 FILES = ("model.safetensors", "best.safetensors", "optimizer.safetensors")
 
@@ -240,7 +240,9 @@ def test_the_strength_curve_is_the_served_scores_ndcg(data: TrainData) -> None:
     model, state = fit(data, small_config(max_epochs=2), SingleProcess())
     found = model.representations()
     graph = as_arrays(model, state)
-    described = header(embedding_dim=8, name="planted", fingerprint="0" * 16, effect="gates", debias_strength=0.0)
+    described = header(
+        embedding_dim=8, name="planted", fingerprint="0" * 16, effect="gates", history_blocks=NO_BLOCKS, debias_strength=0.0
+    )
     num_users, num_items = data.train.shape
     items = [{"item_id": str(row), "title": ""} for row in range(num_items)]
     tensors = model_tensors(graph_alone(graph), graph.items, data.train)
