@@ -145,7 +145,8 @@ def _context(facts: Facts) -> dict[str, Any]:
         "profile_rows": _profile_rows(metrics["bias"]["profiles"]),
         "group_columns": GROUP_COLUMNS,
         "representations": REPRESENTATIONS,
-        "training": _shown(facts.training),
+        "training": _shown({name: value for name, value in facts.training.items() if name != "members"}),
+        "members": facts.training.get("members", {}),
         "settings": {
             **{name: _shown(manifest.config) for name, manifest in facts.manifests.items()},
             "evaluate": _shown(facts.settings),

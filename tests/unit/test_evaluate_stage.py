@@ -76,6 +76,9 @@ def sideinfo(root: str, data: Manifest, llm: bool = False) -> Manifest:
     return run_stage(Stage("sideinfo", 1), Settings(backend=str(llm)), root, {"ingest": data}, build)
 
 
+MEMBER = {"validation": 0.4321, "weight": 0.75, "l2": 100.0}
+
+
 def train(root: str, data: Manifest, num_items: int = NUM_ITEMS, profile: str = "A wonderful film.") -> Manifest:
     """A bundle that knows the blocks, with a gate that favours the first half of the items."""
 
@@ -110,7 +113,7 @@ def train(root: str, data: Manifest, num_items: int = NUM_ITEMS, profile: str = 
         write_json(
             built / "curve.json", [{"epoch": epoch, "ranking": 2 / epoch, "ndcg@10": 0.1 * epoch} for epoch in (3, 6, 9)]
         )
-        write_json(built / "training.json", {"epochs": 9, "best_epoch": 9})
+        write_json(built / "training.json", {"epochs": 9, "best_epoch": 9, "members": {"ease": MEMBER}})
         save_file(
             {"users": rng.normal(size=(NUM_USERS, 4)), "items": rng.normal(size=(num_items, 4))},
             built / "side_representations.safetensors",
@@ -226,6 +229,14 @@ def test_new_users_are_measured_beside_what_else_could_answer_them(figures):
     assert set(figures["new_users"]) == {"popularity", "text_cosine"}  # a model of factors alone folds nobody in
     for name, mean in figures["new_users"].items():
         assert mean == pytest.approx({metric: entry["mean"] for metric, entry in figures["results"][name].items()}, abs=1e-6)
+
+
+def test_the_page_shows_what_the_score_is_made_of(page):
+    row = re.search(r"<th scope=\"row\">ease</th>(.*?)</tr>", page)
+    assert row is not None
+    assert "0.4321" in row.group(1)
+    assert "+0.75" in row.group(1)
+    assert "l2 100" in row.group(1)
 
 
 def test_facts_carry_the_main_figures_flat(done, figures):
