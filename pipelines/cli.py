@@ -795,6 +795,7 @@ def asked_of_the_endpoint(
 ) -> tuple[str, list[str], dict[str, Any]]:
     """Starts the endpoint for the run's champion, asks it for one user, shuts it down: the user, their titles, the answer."""
     from components.progress import configure_logging
+    from serving.client import Client
     from serving.run import running_endpoint
 
     configure_logging()

@@ -40,7 +40,7 @@ SETTINGS = {
     "model": "tiny",
     "min_coverage": 0.8,
     "repair_attempts": 2,
-    "request_timeout": 0.5,
+    "request_timeout": 2.0,
     "request_attempts": 2,
     "concurrency": 4,
 }
