@@ -795,7 +795,6 @@ def asked_of_the_endpoint(
 ) -> tuple[str, list[str], dict[str, Any]]:
     """Starts the endpoint for the run's champion, asks it for one user, shuts it down: the user, their titles, the answer."""
     from components.progress import configure_logging
-    from serving.client import Client
     from serving.run import running_endpoint
 
     configure_logging()
@@ -806,7 +805,7 @@ def asked_of_the_endpoint(
         # port 0: beside an endpoint that may be up on its own port
         with (
             running_endpoint(config, settings.serve.host, port=0, follows=False) as url,
-            Client(url, token=os.environ.get("CLLMR_TOKEN")) as client,
+            endpoint(url) as client,
         ):
             user_id, titles = chosen.result()
             return user_id, titles, client.recommend([user_id], k=10, compare=True).model_dump(mode="json")
