@@ -75,6 +75,7 @@ class Scorer:
         user_ids: user_id by row.
         items: item_id, title and profile by row.
         golden: recorded requests with their answers.
+        models: the factual and the counterfactual model of `model`, where they have been made already.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Scorer:
         user_ids: Sequence[str],
         items: Sequence[dict[str, Any]],
         golden: Sequence[dict[str, Any]] = (),
+        models: tuple[LinearScores, LinearScores] | None = None,
     ) -> None:
         self.bundle = bundle
         self.name = str(bundle["name"])
@@ -95,7 +97,7 @@ class Scorer:
         self.profiles = [str(item.get("profile") or "") for item in items]
         self.propensity: Floats = model["propensity"]  # (num_items,)
         self.popularity: Rows = model["popularity"]  # (num_items,)
-        self.factual, self.counterfactual = models_of(model)
+        self.factual, self.counterfactual = models_of(model) if models is None else models
         self.num_users, self.num_items = len(self.factual.users), len(self.factual.items)
         self._blocks = {name: [float(weight) for _, weight in blocks] for name, blocks in bundle["history_blocks"].items()}
         self._popularity_weight = float(bundle.get("members", {}).get("popularity", 0.0))
@@ -125,11 +127,11 @@ class Scorer:
             model = load_file(path)
         except (OSError, SafetensorError, ValueError) as error:
             raise _damaged(path, f"cannot be read: {str(error).splitlines()[0]}") from None
-        _check_model(model, path)
-        _check_blocks(bundle["history_blocks"], models_of(model), directory / BUNDLE_FILE)
+        models = _check_model(model, path)
+        _check_blocks(bundle["history_blocks"], models, directory / BUNDLE_FILE)
         _check_ids(user_ids, len(model["factual.users"]), directory / USERS_FILE)
         _check_items(items, len(model["factual.items"]), directory / ITEMS_FILE)
-        return cls(model, bundle, user_ids, items, golden)
+        return cls(model, bundle, user_ids, items, golden, models)
 
     # -- scores ---------------------------------------------------------------------------------------------------------
 
@@ -445,8 +447,8 @@ def _check_header(bundle: dict[str, Any], path: Path) -> None:
         raise _damaged(path, f"has debias_strength = {bundle['debias_strength']!r}, allowed are 0 to 1")
 
 
-def _check_model(model: dict[str, npt.NDArray[Any]], path: Path) -> None:
-    """Refuses tensors of wrong type or shape, with NaN, or a broken interaction list."""
+def _check_model(model: dict[str, npt.NDArray[Any]], path: Path) -> tuple[LinearScores, LinearScores]:
+    """The factual and the counterfactual model; refuses tensors of wrong type or shape, NaN, or a broken interaction list."""
     try:
         factual, counterfactual = models_of(model)
     except ValueError as error:
@@ -482,6 +484,7 @@ def _check_model(model: dict[str, npt.NDArray[Any]], path: Path) -> None:
         raise _damaged(path, "has a list of seen items that is not in order or names items that do not exist")
     if model["popularity"].min() < 0:
         raise _damaged(path, f"has a negative popularity ({model['popularity'].min()})")
+    return factual, counterfactual
 
 
 def _check_blocks(blocks: dict[str, Any], models: tuple[LinearScores, LinearScores], path: Path) -> None:

@@ -42,6 +42,7 @@ from components.spectrum.decompose import spectrum
 from components.train.config import EffectName, TrainConfig
 from components.train.graph import trained_here
 from components.train.recipe import RecipeData, fit_recipe
+from tests.behaviour.training import SMALL_RECIPE
 from tests.llm_server import Asked, Handler, completion, llm_server, profile_of
 
 WriterName = Literal["metadata", "llm"]
@@ -60,23 +61,7 @@ CROWD = "gardening"
 INTERESTS = "gardening, roses, compost, seeds, soil and lawn"
 """What an attack claims."""
 USERS_OF_CROWD, USERS_PER_TOPIC, ITEMS_PER_TOPIC = 150, 30, 40
-SETTINGS: dict[str, Any] = {
-    "model": {"embedding_dim": 16, "num_negatives": 64},
-    "max_epochs": 12,
-    "recipe": {
-        "ease_l2": [50.0],
-        "ease_side_weight": [12.0],
-        "ease_user_power": [0.15],
-        "ease_item_power": [0.2],
-        "ease_popularity_power": [0.2],
-        "side_mix": [0.0],
-        "ials_factors": [16],
-        "ials_alpha": [10.0],
-        "ials_regularization": [10.0],
-        "ials_prior": [1.0],
-        "text_power": [1.0],
-    },
-}
+SETTINGS: dict[str, Any] = {**SMALL_RECIPE, "recipe": {**SMALL_RECIPE["recipe"], "ease_side_weight": [12.0]}}
 """Small, and fixed but for the weights of the members: what differs between two runs is then the text."""
 
 

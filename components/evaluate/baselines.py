@@ -213,8 +213,8 @@ def skip_reason(name: BaselineName, inputs: Inputs, config: EvaluateConfig) -> s
     num_items = inputs.train.shape[1]
     if name in ("ease", "ease_text") and num_items > config.ease_max_items:
         return f"{num_items:,} items are more than ease_max_items = {config.ease_max_items:,}"
-    if name in ("text_cosine", "ease_text") and not inputs.item_text.size:
-        return "there are no text embeddings"
+    if name in ("text_cosine", "ease_text") and not inputs.item_text.any():
+        return "no item has text"
     return None
 
 

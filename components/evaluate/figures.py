@@ -184,8 +184,10 @@ def debias_curve(rows: Sequence[Mapping[str, float]], chosen: float) -> str:
     return draw("debias", (8.6, 2.7), panels, "trade-off between accuracy and exposure by debias strength")
 
 
-def singular_values(values: Mapping[str, Sequence[float]], labels: Mapping[str, str]) -> str:
-    """Relative singular values of centred representations, largest first, on a log scale."""
+def singular_values(values: Mapping[str, Sequence[float]], labels: Mapping[str, str]) -> str | None:
+    """Relative singular values of centred representations, largest first, on a log scale; None where nothing varies."""
+    if not any(values[name][0] > 0 for name in labels if name in values):
+        return None  # without text there is no side information
     colours = {
         "side_items": COLOURS["debiased"],
         "side_users": COLOURS["debiased"],

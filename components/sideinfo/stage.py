@@ -72,10 +72,11 @@ def _build(built: Path, config: SideinfoConfig, storage_root: str, ingest: Manif
     missing = {"items": items.count(None), "users": users.count(None)}
     for kind, count in missing.items():
         if count:
+            instead = "the model learns what stands for it" if count < len(arrays[kind]) else "the model does without"
             emit(
                 "warning",
                 stage=STAGE.name,
-                message=f"{count} of {len(arrays[kind])} {kind} have no text: no profile; the model learns what stands for it",
+                message=f"{count} of {len(arrays[kind])} {kind} have no text: no profile; {instead}",
             )
     save_file(arrays, built / EMBEDDINGS_FILE)
     tables: tuple[tuple[str, Side, str, str, pd.DataFrame, Profiles], ...] = (

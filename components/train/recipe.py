@@ -56,7 +56,7 @@ class RecipeData:
     """(num_users, num_items), binary."""
     validation: sp.csr_array
     user_text: FloatMatrix
-    """Centred unit rows, or zero, (num_users, text_dim); text_dim 0 without text."""
+    """Centred unit rows, or zero where there is no text, (num_users, text_dim)."""
     item_text: FloatMatrix
     """The same of the items: what all texts share says nothing."""
     user_spectrum: FloatMatrix
@@ -65,8 +65,8 @@ class RecipeData:
 
     @property
     def has_text(self) -> bool:
-        """Whether there are text embeddings."""
-        return bool(self.item_text.shape[1])
+        """Whether any item has text."""
+        return bool(self.item_text.any())
 
     def validation_ndcg(self, member: Scores) -> float:
         """What everything is chosen by."""

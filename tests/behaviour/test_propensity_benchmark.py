@@ -28,6 +28,7 @@ from components.spectrum.decompose import spectrum
 from components.train.config import TrainConfig
 from components.train.graph import trained_here
 from components.train.recipe import FittedRecipe, RecipeData, fit_recipe
+from tests.behaviour.training import SMALL_RECIPE
 from tests.planted import propensity_world
 
 MODEL = partial(ease, settings=EaseSettings(50.0, side_weight=20.0))
@@ -110,32 +111,12 @@ def test_an_impossible_injection_is_refused_with_what_is_allowed(kind: str, stre
 
 
 def recipe(data: Data, effect: str) -> FittedRecipe:
-    """All members, lightly tuned, as the train stage fits them."""
+    """All members, as the train stage fits them."""
     found = spectrum(data.train, 16)
     users, items = (rows.astype(np.float32) for rows in (found.users, found.items))
     text = centred_unit_rows(data.item_text)
     recipe_data = RecipeData(data.train, data.validation, centred_unit_rows(data.train @ text), text, users, items)
-    config = TrainConfig.parse(
-        {
-            "model": {"embedding_dim": 16, "num_negatives": 64},
-            "max_epochs": 12,
-            "recipe": {
-                "ease_l2": [50.0],
-                "ease_side_weight": [20.0],
-                "ease_user_power": [0.15],
-                "ease_item_power": [0.2],
-                "ease_popularity_power": [0.2],
-                "side_mix": [0.0],
-                "ials_factors": [16],
-                "ials_alpha": [10.0],
-                "ials_regularization": [10.0],
-                "ials_prior": [1.0],
-                "text_power": [1.0],
-            },
-            "effect": effect,
-        },
-        "train",
-    )
+    config = TrainConfig.parse({**SMALL_RECIPE, "effect": effect}, "train")
     return fit_recipe(recipe_data, config, trained_here())
 
 
@@ -148,6 +129,6 @@ def test_the_whole_recipe_comes_nearer_to_the_clean_one_and_clean_items_lose_not
     assert found.propensity[changed.items].mean() > 3 * found.propensity[~changed.items].mean()
     removal = measure(clean.factual.score, found.factual.score, found.counterfactual.score, changed, data)
     before, after = (value - removal.exposure_clean for value in (removal.exposure_inflated, removal.exposure_debiased))
-    # measured: -0.08 -> -0.05 (a negative weight of popularity had taken too much), 0.18 -> -0.01, SEED2
+    # measured: -0.08 -> -0.05 (a negative weight of popularity had taken too much), 0.18 -> -0.01, 0.18 -> -0.02
     assert abs(after) < 0.7 * abs(before), removal
     assert removal.ndcg_change_percent >= -1.0, removal

@@ -28,6 +28,26 @@ SMALL: dict[str, Any] = {
 }
 
 
+SMALL_RECIPE: dict[str, Any] = {
+    "model": {"embedding_dim": 16, "num_negatives": 64},
+    "max_epochs": 12,
+    "recipe": {
+        "ease_l2": [50.0],
+        "ease_side_weight": [20.0],
+        "ease_user_power": [0.15],
+        "ease_item_power": [0.2],
+        "ease_popularity_power": [0.2],
+        "side_mix": [0.0],
+        "ials_factors": [16],
+        "ials_alpha": [10.0],
+        "ials_regularization": [10.0],
+        "ials_prior": [1.0],
+        "text_power": [1.0],
+    },
+}
+"""All members, with settings that are fixed but for their weights."""
+
+
 def training_data(world: World, rank: int) -> TrainData:
     """What the train stage would make of `world`; its test interactions are the held-out ones."""
     train, held_out = (sp.csr_array(world.matrix(pairs)) for pairs in (world.train, world.test))

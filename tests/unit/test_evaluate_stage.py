@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from components.artifacts import Manifest, Stage, StageConfig, Store, run_stage, write_json
 from components.errors import ArtifactError, ConfigError, DataError
 from components.evaluate import baselines, metrics, report, stage, summary
+from components.evaluate import figures as drawings
 from components.evaluate.config import LABELS, EvaluateConfig
 from components.ids import TEST, TRAIN, VALIDATION
 from components.ingest.dataset import Dataset
@@ -270,6 +271,31 @@ def test_a_catalogue_too_large_for_ease_leaves_it_out_and_the_page_says_so(root,
     figures = json.loads((small.path() / "metrics.json").read_text())
     assert "ease" not in figures["results"]
     assert "EASE was left out: 40 items are more than ease_max_items = 10." in (small.path() / "report.html").read_text()
+
+
+def test_without_any_text_what_needs_it_is_left_out_and_the_page_is_whole(root, parents):
+    def build(built: Path) -> dict:
+        save_file(
+            {name: np.zeros((count, 8), np.float32) for name, count in (("users", NUM_USERS), ("items", NUM_ITEMS))},
+            built / "embeddings.safetensors",
+        )
+        return {"backend": "metadata", "llm": False, "encoder": "MiniLM", "model": ""}
+
+    silent = run_stage(Stage("sideinfo", 1), Settings(backend="silent"), root, {"ingest": parents["ingest"]}, build)
+    done = stage.run(
+        {**CONFIG, "baselines": ["popularity", "text_cosine", "ease_text"]}, root, **{**parents, "sideinfo": silent}
+    )
+    figures = json.loads((done.path() / "metrics.json").read_text())
+    assert set(figures["results"]) == {"popularity", "factual", "debiased"}
+    assert figures["baselines_skipped"] == {"text_cosine": "no item has text", "ease_text": "no item has text"}
+    assert figures["effective_rank"]["text_items"]["effective_rank"] == 0.0
+    assert "EASE + text was left out: no item has text." in (done.path() / "report.html").read_text()
+
+
+def test_singular_values_that_are_all_zero_have_no_figure():
+    labels = {"text_items": "Text embedding, items"}
+    assert drawings.singular_values({"text_items": [0.0, 0.0]}, labels) is None
+    assert drawings.singular_values({"text_items": [1.0, 0.5]}, labels) is not None
 
 
 def test_a_bundle_of_other_items_is_refused(root, parents):

@@ -112,13 +112,12 @@ class Standard:
     @classmethod
     def of(cls, scores: LinearScores, block_size: int = 512) -> "Standard":
         """Mean and standard deviation over all items of every user's scores."""
-        blocks = [
-            scores.score(np.arange(start, min(start + block_size, len(scores.users))))
-            for start in range(0, len(scores.users), block_size)
-        ]
-        mean = [block.mean(axis=1, dtype=np.float64) for block in blocks]
-        deviation = [block.std(axis=1, dtype=np.float64) for block in blocks]
-        return cls(np.concatenate(mean), np.concatenate(deviation))
+        mean, deviation = np.empty((2, len(scores.users)))
+        for start in range(0, len(mean), block_size):  # the table of all users and items may not fit into memory
+            rows = slice(start, min(start + block_size, len(mean)))
+            block = scores.score(np.arange(rows.start, rows.stop))
+            mean[rows], deviation[rows] = block.mean(axis=1, dtype=np.float64), block.std(axis=1, dtype=np.float64)
+        return cls(mean, deviation)
 
 
 def joined(members: Sequence[LinearScores], weights: Sequence[float], standards: Sequence[Standard]) -> LinearScores:
