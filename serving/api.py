@@ -205,7 +205,8 @@ async def _invalid(request: Request, error: Exception) -> Response:
     if problem["type"] == "json_invalid":
         message, hint = "the body is not JSON.", "Send a JSON object with Content-Type: application/json."
     else:
-        message, hint = f"{place + ': ' if place else ''}{problem['msg']}.", _SEE_DOCS
+        said = problem["msg"].removeprefix("Value error, ")  # pydantic's, of a check of ours
+        message, hint = f"{place + ': ' if place else ''}{said}.", _SEE_DOCS
     return error_response(422, "invalid_request", _ascii(message), hint, _id(request))
 
 

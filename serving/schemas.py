@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator
 
 MAX_USERS = 100
 MAX_K = 200
@@ -59,6 +59,14 @@ class RecommendRequest(_Strict):
     compare: bool = Field(default=False, description="Also answer the factual ranking, with every item's rank in both.")
     allow: list[RawId] | None = Field(default=None, max_length=MAX_FILTER_ITEMS, description="Only these items are candidates.")
     deny: list[RawId] = Field(default=[], max_length=MAX_FILTER_ITEMS, description="These items are no candidates.")
+
+    @field_validator("recent")
+    @classmethod
+    def _of_users_asked_for(cls, recent: dict[str, list[str]], info: ValidationInfo) -> dict[str, list[str]]:
+        asked = info.data.get("users")  # not there when they are wrong themselves
+        if asked is not None and (strangers := recent.keys() - set(asked)):
+            raise ValueError(f"it names {len(strangers)} users that are not in users")
+        return recent
 
 
 class ScoreRequest(_Strict):

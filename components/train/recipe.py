@@ -36,6 +36,7 @@ from components.cllmr.linear.ensemble import Candidates, Scores, choose_weights
 from components.cllmr.linear.factors import aligned_item_factors, side_map
 from components.cllmr.linear.kernel import KernelScores
 from components.cllmr.linear.scores import LinearScores, Standard, joined
+from components.errors import DataError
 from components.evaluate.baselines import Inputs, ials
 from components.evaluate.metrics import PRIMARY, rank
 from components.train.config import EffectName, MemberName, TrainConfig
@@ -176,7 +177,15 @@ def fit_recipe(
         train_graph: how a graph model is trained.
         settings: `FittedRecipe.settings`.
         on_progress: told the member and its figures.
+
+    Raises:
+        DataError: there are no validation interactions, by which everything is chosen.
     """
+    if not data.validation.nnz:
+        raise DataError(
+            f"there are no validation interactions: {data.train.nnz} are in the training split.",
+            "Give more interactions, or lower the thresholds and the k-core of ingest.",
+        )
     left_out: dict[str, str] = {
         name: reason for name in config.recipe.members if (reason := _reason_against(name, data, config))
     }

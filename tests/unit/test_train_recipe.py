@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from components.errors import ConfigError
+from components.errors import ConfigError, DataError
 from components.evaluate.metrics import rank
 from components.experiment.config import ModelSpec
 from components.experiment.models import check
@@ -90,6 +90,12 @@ def test_without_text_the_rest_of_the_recipe_stands(rows: str) -> None:
     assert found.graph.item_side.shape == (36, 0)
     assert found.counterfactual is found.factual
     assert found.settings["ease"]["side_weight"] == found.settings["factors"]["prior"] == 0
+
+
+def test_without_validation_interactions_nothing_is_fitted() -> None:
+    data, _ = world()
+    with pytest.raises(DataError, match=r"there are no validation interactions: \d+ are in the training split\. Give more"):
+        fitted(replace(data, validation=sp.csr_array(data.validation.shape, dtype=np.float32)))
 
 
 def test_a_catalogue_that_is_too_large_for_item_matrices_does_without_them_and_says_so() -> None:
