@@ -460,4 +460,4 @@ def test_the_verdict_says_who_is_ahead_also_when_it_is_the_baseline(ours, theirs
 
 def test_the_verdict_says_when_validation_chose_not_to_debias():
     told = summary.sentences(compared(0.2, 0.25, [-0.06, -0.04], strength=0.0))
-    assert told[1] == "Validation chose a debias strength of 0: the ranking that is served is the factual one."
+    assert told[1] == "The debias strength is 0: the ranking that is served is the factual one."
