@@ -49,7 +49,10 @@ def _signed(value: float) -> str:
 def _debiasing(figures: Mapping[str, Any]) -> str:
     strength = figures["debias_strength"]
     if strength == 0:
-        return "The debias strength is 0: no propensity was found, or validation chose so. The ranking that is served is the factual one."
+        return (
+            "The debias strength is 0, as no propensity was found or validation chose so: the ranking that is served is the "
+            "factual one."
+        )
     exposure, results = figures["bias"]["exposure"], figures["results"]
     before, after = (exposure[name] for name in ("factual", "debiased"))
     change = results["debiased"][PRIMARY]["mean"] - results["factual"][PRIMARY]["mean"]

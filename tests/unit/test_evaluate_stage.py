@@ -458,6 +458,6 @@ def test_the_verdict_says_who_is_ahead_also_when_it_is_the_baseline(ours, theirs
     assert summary.sentences(compared(ours, theirs, ci95))[0] == sentence
 
 
-def test_the_verdict_says_when_validation_chose_not_to_debias():
+def test_the_verdict_says_when_nothing_is_debiased():
     told = summary.sentences(compared(0.2, 0.25, [-0.06, -0.04], strength=0.0))
-    assert told[1] == "The debias strength is 0: the ranking that is served is the factual one."
+    assert told[1].startswith("The debias strength is 0, as no propensity was found or validation chose so")
