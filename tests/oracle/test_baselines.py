@@ -129,7 +129,7 @@ def test_baselines_that_cannot_run_say_why():
     )
     assert baselines.skip_reason("ease", inputs, EvaluateConfig()) is None
     no_text = Inputs(inputs.train, inputs.validation, np.empty((60, 0)), np.empty((50, 0)), {})
-    assert baselines.skip_reason("text_cosine", no_text, EvaluateConfig()) == "there are no text embeddings"
+    assert baselines.skip_reason("text_cosine", no_text, EvaluateConfig()) == "no item has text"
 
 
 def test_the_bare_backbone_is_trained_by_the_train_stage_with_its_own_settings(monkeypatch):
