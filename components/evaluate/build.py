@@ -35,7 +35,8 @@ def build(built: Path, config: EvaluateConfig, ingest: Manifest, sideinfo: Manif
     from components.evaluate import report  # matplotlib and jinja2: only when there is something to draw
 
     dataset = Dataset.load(ingest.path())
-    text = load_file(sideinfo.path() / "embeddings.safetensors")
+    stored = load_file(sideinfo.path() / "embeddings.safetensors")
+    text = {name: array.astype(np.float32) for name, array in stored.items()}
     scorer = Scorer.load(train.path() / "bundle")
     _check_same_vocabulary(scorer, dataset)
     representations = load_file(train.path() / "side_representations.safetensors")

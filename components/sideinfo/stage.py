@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from components.sideinfo.profiles import Profiles, ProfileWriter, Side
 
-STAGE = Stage("sideinfo", version=3)
+STAGE = Stage("sideinfo", version=4)
 
 EMBEDDINGS_FILE = "embeddings.safetensors"
 REFERENCES_FILE = "references.parquet"
@@ -24,7 +24,7 @@ def run(config: dict[str, Any], storage_root: str, ingest: Manifest) -> Manifest
     """Writes and embeds the profiles of `ingest`'s users and items, from its training interactions alone.
 
     Writes items.parquet and users.parquet (row, id, `profile`: text or null), embeddings.safetensors (`items`
-    (num_items, dim), `users` (num_users, dim), float32, rows of length 1, or 0 where there is no profile), report.json and
+    (num_items, dim), `users` (num_users, dim), float16, rows of length 1, or 0 where there is no profile), report.json and
     report.html. Where an LLM writes, the tables also have `tags`, `confidence` and `groups` (names of the references that
     belong to the row), quarantine.parquet has the rows without a usable answer, and references.parquet (side, group, profile)
     with `references` (num_references, dim) in embeddings.safetensors what was written without evidence. Facts of the manifest:
@@ -58,27 +58,12 @@ def _build(built: Path, config: SideinfoConfig, storage_root: str, ingest: Manif
             message=f"no LLM is used: backend '{config.backend}' puts the items' own text and summaries of the users' training "
             "items into sentences; results say nothing about an LLM's knowledge or its bias",
         )
-    model = encoder.load(config.encoder)  # before the texts: a wrong name is told at once
+    text_encoder = encoder.TextEncoder(config)  # before the texts: a wrong name is told at once
     dataset = Dataset.load(ingest.path())
     training = dataset.only(TRAIN)
     items = writer.write_items(training)
     users = writer.write_users(training, items)
     references = writer.write_references(training)
-    texts = {"items": items, "users": users}
-    if references:
-        texts["references"] = [reference.profile for reference in references]
-    with progress(STAGE.name, sum(len(listed) - listed.count(None) for listed in texts.values()), "texts") as bar:
-        arrays = {name: encoder.encode(model, listed, config.batch_size, bar.advance) for name, listed in texts.items()}
-    missing = {"items": items.count(None), "users": users.count(None)}
-    for kind, count in missing.items():
-        if count:
-            instead = "the model learns what stands for it" if count < len(arrays[kind]) else "the model does without"
-            emit(
-                "warning",
-                stage=STAGE.name,
-                message=f"{count} of {len(arrays[kind])} {kind} have no text: no profile; {instead}",
-            )
-    save_file(arrays, built / EMBEDDINGS_FILE)
     tables: tuple[tuple[str, Side, str, str, pd.DataFrame, Profiles], ...] = (
         ("items", "item", ITEM, ITEM_ID, dataset.items, items),
         ("users", "user", USER, USER_ID, dataset.users, users),
@@ -87,20 +72,34 @@ def _build(built: Path, config: SideinfoConfig, storage_root: str, ingest: Manif
         columns = {
             row: pa.array(frame[row].to_numpy(), pa.int32()),
             raw_id: pa.array(frame[raw_id], pa.string()),
-            "profile": pa.array(profiles, pa.string()),
+            encoder.PROFILE: pa.array(profiles, pa.string()),
         }
         pq.write_table(pa.table(columns | writer.columns(training, side)), built / f"{name}.parquet")
+        if missing := profiles.count(None):
+            instead = "the model learns what stands for it" if missing < len(profiles) else "the model does without"
+            emit(
+                "warning",
+                stage=STAGE.name,
+                message=f"{missing} of {len(profiles)} {name} have no text: no profile; {instead}",
+            )
+    if writer.account:
+        pq.write_table(report.references_table(references), built / REFERENCES_FILE)
+    texts = {"items": items, "users": users}
+    if references:
+        texts["references"] = [reference.profile for reference in references]
+    with progress(STAGE.name, sum(len(listed) - listed.count(None) for listed in texts.values()), "texts") as bar:
+        arrays = {name: encoder.embed(text_encoder, built / f"{name}.parquet", bar.advance) for name in texts}
+    save_file(arrays, built / EMBEDDINGS_FILE)
     facts: dict[str, Any] = {
         "backend": config.backend,
         "llm": writer.account is not None,
         "encoder": config.encoder,
         "dim": arrays["items"].shape[1],
-        "items_without_profile": missing["items"],
-        "users_without_profile": missing["users"],
+        "items_without_profile": items.count(None),
+        "users_without_profile": users.count(None),
     }
     if account := writer.account:
         facts |= {"model": config.model, "references": len(references), **account.facts(config.price_in, config.price_out)}
-        pq.write_table(report.references_table(references), built / REFERENCES_FILE)
         pq.write_table(report.quarantine_table(account), built / QUARANTINE_FILE)
     report.write(built, dataset, facts, account, writer.guarded, references, texts)
     return facts

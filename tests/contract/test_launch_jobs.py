@@ -237,7 +237,7 @@ def test_a_model_trained_by_a_ray_job_is_the_model_trained_here(
     cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ray Train on the workers of the cluster, joined by its token, and Ray Train in a process: one seed, one bundle."""
-    monkeypatch.setattr(encoder, "load", lambda name: HashEncoder())
+    monkeypatch.setattr(encoder, "load", lambda name, truncate_dim: HashEncoder())
     here = Run(tmp_path / "here").prepare().start()
     there = Run(tmp_path / "there").prepare()
     parents = [Manifest.read(there.root / f"{name}.json") for name in ("ingest", "features")]

@@ -50,7 +50,7 @@ REQUESTS = NUM_ITEMS + NUM_USERS + REFERENCES
 
 @pytest.fixture(autouse=True)
 def _no_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoder, "load", lambda name: HashEncoder())
+    monkeypatch.setattr(encoder, "load", lambda name, truncate_dim: HashEncoder())
 
 
 @pytest.fixture

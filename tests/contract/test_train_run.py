@@ -169,7 +169,7 @@ class Run:
 
 @pytest.fixture
 def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
-    monkeypatch.setattr(encoder, "load", lambda name: HashEncoder())
+    monkeypatch.setattr(encoder, "load", lambda name, truncate_dim: HashEncoder())
     run = Run(tmp_path / "run").prepare()
     yield run
     if run.process is not None and run.process.poll() is None:
@@ -181,7 +181,7 @@ def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Manifest, list[int]]:
     """A run that nothing happened to, and the epochs it told."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encoder, "load", lambda name: HashEncoder())
+        patch.setattr(encoder, "load", lambda name, truncate_dim: HashEncoder())
         run = Run(tmp_path_factory.mktemp("unbroken") / "run").prepare()
     return run.start().finish(), run.epochs()
 

@@ -33,6 +33,19 @@ def test_an_encoder_that_cannot_be_loaded_is_named_with_what_to_give_instead(tmp
         encoder.load(str(tmp_path))
 
 
+def test_leading_components_are_kept_and_scaled_to_length_1_again() -> None:
+    whole, short = (encoder.encode(encoder.load(DEFAULT_ENCODER, dim), TEXTS, 2, lambda count: None) for dim in (None, 128))
+    assert short.shape == (4, 128)
+    np.testing.assert_allclose(short, encoder.unit_rows(whole[:, :128]), atol=1e-5)
+
+
+def test_more_components_than_there_are_is_told_with_the_number_there_is() -> None:
+    with pytest.raises(
+        ConfigError, match=r"'sideinfo.truncate_dim' = 385 is more than the 384 .* of 'all-MiniLM.*Give 1 to 384"
+    ):
+        encoder.load(DEFAULT_ENCODER, 385)
+
+
 def test_a_missing_package_of_the_default_encoder_is_named_with_the_command_that_installs_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

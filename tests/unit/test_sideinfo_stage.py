@@ -32,7 +32,7 @@ class HashEncoder:
 
 @pytest.fixture(autouse=True)
 def _no_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoder, "load", lambda name: HashEncoder())
+    monkeypatch.setattr(encoder, "load", lambda name, truncate_dim: HashEncoder())
 
 
 def _run(root: Path, world: Small = SMALL, **config: object) -> Manifest:
@@ -43,11 +43,11 @@ def test_the_stage_writes_a_profile_and_a_unit_embedding_for_every_row(tmp_path:
     found = _run(tmp_path, batch_size=2.0)  # KFP gives integers as floats
     arrays = load_file(found.path() / "embeddings.safetensors")
     assert {name: (array.shape, str(array.dtype)) for name, array in arrays.items()} == {
-        "items": ((5, 6), "float32"),
-        "users": ((4, 6), "float32"),
+        "items": ((5, 6), "float16"),
+        "users": ((4, 6), "float16"),
     }
-    np.testing.assert_allclose(np.linalg.norm(arrays["items"], axis=1), [1, 1, 1, 1, 0], atol=1e-6)
-    np.testing.assert_allclose(np.linalg.norm(arrays["users"], axis=1), [1, 1, 1, 0], atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(arrays["items"], axis=1), [1, 1, 1, 1, 0], atol=1e-3)
+    np.testing.assert_allclose(np.linalg.norm(arrays["users"], axis=1), [1, 1, 1, 0], atol=1e-3)
     items, users = (pq.read_table(found.path() / f"{name}.parquet").to_pydict() for name in ("items", "users"))
     assert list(items) == ["item", "item_id", "profile"]
     assert list(users) == ["user", "user_id", "profile"]
@@ -55,7 +55,7 @@ def test_the_stage_writes_a_profile_and_a_unit_embedding_for_every_row(tmp_path:
     assert (items["profile"][4], users["profile"][3]) == (None, None)
     for row, text in enumerate(items["profile"][:4]):  # whatever batch it was in
         own = HashEncoder().encode([text])[0]
-        np.testing.assert_allclose(arrays["items"][row], own / np.linalg.norm(own), atol=1e-6)
+        np.testing.assert_allclose(arrays["items"][row], own / np.linalg.norm(own), atol=1e-3)
     assert found.facts == {
         "backend": "metadata",
         "llm": False,
