@@ -62,10 +62,11 @@ manifests: $(VENV)/.installed-dev  ## render what is derived of the Kubernetes m
 venv: $(VENV)/.installed  ## the virtual environment with pinned packages (.venv)
 
 .PHONY: system
-system:  ## system packages that some tests need (redis-server, promtool)
+system:  ## system packages that some tests need (redis-server, promtool, chromium)
 	@missing=""; \
 	command -v redis-server >/dev/null || missing="$$missing redis-server"; \
 	command -v promtool >/dev/null || missing="$$missing prometheus"; \
+	command -v chromium >/dev/null || command -v google-chrome >/dev/null || missing="$$missing chromium"; \
 	if [ -z "$$missing" ]; then exit 0; fi; \
 	as_root=""; if [ "$$(id -u)" != 0 ]; then as_root="sudo -n"; fi; \
 	if command -v apt-get >/dev/null && $$as_root true 2>/dev/null && \

@@ -502,7 +502,7 @@ def serve(
     out = make_console()
     with champion_endpoint(settings) as url:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # after Ray's own: `docker stop` ends it as Ctrl-C does
-        out.print(f"serving at {url} (questions and answers: {url}/docs); Ctrl-C ends it", soft_wrap=True)
+        out.print(f"serving at {url} (a page to try it: {url}/ui/, the API: {url}/docs); Ctrl-C ends it", soft_wrap=True)
         with suppress(KeyboardInterrupt):  # the way to end it, so not an error
             threading.Event().wait()
     out.print("the endpoint has ended")

@@ -116,6 +116,7 @@ def create_app(backend: Backend, tokens: Tokens | None = None) -> FastAPI:
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Unavailable, _unavailable)
     _add_docs(app)
+    app.mount("/ui", StaticFiles(directory=Path(__file__).parent / "ui", html=True), name="ui")
     _add_routes(app, backend)
     return app
 
@@ -289,14 +290,15 @@ class _Envelope:
             )
 
 
-_OPEN_PATHS = ("/healthz", "/readyz", "/docs", "/openapi.json")
+_OPEN_PATHS = ("/healthz", "/readyz", "/docs", "/openapi.json", "/ui")
+_OPEN_FILES = ("/docs/assets/", "/ui/")
 _ADMIN_PATHS = ("/v1/model",)
 
 
 def _refusal(scope: Scope, tokens: Tokens) -> Response | None:
     """The answer to a request that its token does not allow, None when it does."""
     path = scope["path"].removeprefix(scope.get("root_path", ""))
-    if not tokens.are_needed or path in _OPEN_PATHS or path.startswith("/docs/assets/"):
+    if not tokens.are_needed or path in _OPEN_PATHS or path.startswith(_OPEN_FILES):
         return None
     needed: TokenScope = "admin" if path in _ADMIN_PATHS else "score"
     headers = [value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"]

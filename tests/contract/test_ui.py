@@ -1,0 +1,169 @@
+"""The page at /ui in a real browser (headless Chromium), asking a real server."""
+
+import shutil
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import uvicorn
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from serving.api import create_app
+from serving.auth import Tokens
+from serving.recommender import Recommender
+from serving.scorer import Scorer
+from tests.bundles import write_bundle, write_random_bundle
+from tests.contract.test_http_api import LocalBackend
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+TOKEN = "a-token-that-is-long-enough"
+
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="the page is looked at in Chromium: make system, or apt-get install chromium"
+)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def served(recommender: Recommender, tokens: Tokens | None = None) -> Iterator[str]:
+    listening = socket.create_server(("127.0.0.1", 0))  # before the thread runs: who comes early waits
+    server = uvicorn.Server(uvicorn.Config(create_app(LocalBackend(recommender), tokens), log_level="error"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}/ui/"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def recommender(tmp_path_factory: pytest.TempPathFactory) -> Recommender:
+    bundle = write_random_bundle(tmp_path_factory.mktemp("ui") / "bundle", num_users=20, num_items=80)
+    return Recommender(Scorer.load(bundle), "7")
+
+
+@pytest.fixture(scope="module")
+def url(recommender: Recommender) -> Iterator[str]:
+    with served(recommender) as url:
+        yield url
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A tab without a past; whatever it writes to its console as an error fails the test."""
+    context = browser.new_context()
+    page = context.new_page()
+    problems: list[str] = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    yield page
+    context.close()
+    assert [problem for problem in problems if "Failed to load resource" not in problem] == []  # refusals are told on the page
+
+
+def titles(page: Page, ranking: str) -> list[str]:
+    return page.locator(f"#{ranking} .title").all_text_contents()
+
+
+def ranked(recommender: Recommender, user: int, debias: float | None, k: int = 10) -> list[str]:
+    scorer = recommender.scorer
+    return [scorer.titles[row] for row in scorer.recommend(user, k, debias, exclude=scorer.seen(user)).rows]
+
+
+def test_both_rankings_of_a_user_stand_side_by_side(page: Page, url: str, recommender: Recommender) -> None:
+    page.goto(url)
+    page.fill("#user", "u3")
+    page.click("text=Show")
+    expect(page.locator("#debiased .title")).to_have_count(10)
+    assert titles(page, "factual") == ranked(recommender, 3, 0.0)
+    assert titles(page, "debiased") == ranked(recommender, 3, None)
+    expect(page.locator("#lambda")).to_have_text(f"{recommender.scorer.debias_strength:.2f}")
+    expect(page.locator("#how")).to_have_text("Ranked by the trained model. Model 7.")
+
+
+def test_the_slider_debiases_and_says_how_far_items_moved(page: Page, url: str, recommender: Recommender) -> None:
+    page.goto(f"{url}#user=u3&k=40&debias=0")
+    expect(page.locator("#debiased .title")).to_have_count(40)
+    assert titles(page, "debiased") == ranked(recommender, 3, 0.0, 40)
+    assert "".join(page.locator("#debiased .move").all_text_contents()) == ""
+    page.locator("#debias").fill("1")
+    expect(page.locator("#lambda-of-ranking")).to_have_text("1.00")
+    after, before = ranked(recommender, 3, 1.0, 40), ranked(recommender, 3, 0.0, 80)
+    assert titles(page, "debiased") == after
+    told = dict(zip(after, page.locator("#debiased .move").all_text_contents(), strict=True))
+    for place, title in enumerate(after):
+        gained = before.index(title) - place
+        assert told[title] == (f"▲ {gained}" if gained > 0 else f"▼ {-gained}" if gained < 0 else "")
+    assert any(told.values())
+    page.click("text=As trained")
+    expect(page.locator("#lambda")).to_have_text(f"{recommender.scorer.debias_strength:.2f}")
+    assert "user=u3" in page.evaluate("location.hash")
+
+
+def test_a_chosen_item_is_taken_apart(page: Page, url: str) -> None:
+    page.goto(f"{url}#user=u3&debias=1")
+    with page.expect_response("**/v1/explain") as answered:
+        page.locator("#debiased .item").first.click()
+    explanation = answered.value.json()["explanation"]
+    expect(page.locator("#why dd").first).to_have_text(f"{explanation['total_effect']:.3f}")
+    expect(page.locator("#why")).to_contain_text(f"{explanation['factual_rank']} → {explanation['debiased_rank']}")
+    expect(page.locator("#debiased .item").first).to_have_attribute("aria-pressed", "true")
+
+
+def test_somebody_new_is_ranked_from_pasted_items_and_from_nothing(page: Page, url: str) -> None:
+    page.goto(url)
+    page.fill("#liked", "i3, i4;i5  i3")
+    page.click("text=Show")
+    expect(page.locator("#how")).to_contain_text("ranked from the liked items")
+    page.locator("#debiased .item").first.click()
+    expect(page.locator("#why")).to_contain_text("for users of the training data only")
+    page.fill("#liked", "")
+    page.fill("#user", "nobody")
+    page.click("text=Show")
+    expect(page.locator("#how")).to_contain_text("the most popular items")
+
+
+def test_what_the_server_refuses_is_told_in_its_words(page: Page, url: str) -> None:
+    page.goto(url)
+    page.click("text=Show")
+    expect(page.get_by_role("alert")).to_contain_text("Type a user")
+    page.fill("#user", "u3")
+    page.evaluate("document.getElementById('ask').noValidate = true")
+    page.fill("#k", "1000")
+    page.click("text=Show")
+    expect(page.get_by_role("alert")).to_contain_text("less than or equal to 200")
+    expect(page.get_by_role("alert")).to_contain_text("See /docs")
+
+
+def test_titles_are_text_whatever_they_hold(page: Page, tmp_path: Path) -> None:
+    hostile = "<img src=x onerror=document.title='owned'>"
+    bundle = write_bundle(tmp_path / "bundle")
+    recommender = Recommender(Scorer.load(bundle), "7")
+    recommender.scorer.titles[:] = [hostile] * len(recommender.scorer.titles)
+    with served(recommender) as url:
+        page.goto(f"{url}#user=ann")
+        expect(page.locator("#debiased .title").first).to_have_text(hostile)
+        assert page.locator("#debiased img").count() == 0
+        assert page.title() != "owned"
+
+
+def test_a_closed_endpoint_is_asked_with_the_token_that_is_typed(page: Page, recommender: Recommender) -> None:
+    with served(recommender, Tokens({TOKEN: frozenset({"score"})})) as url:
+        page.goto(f"{url}#user=u3")
+        expect(page.get_by_role("alert")).to_contain_text("a token that is known here")
+        page.click("summary")
+        page.fill("#token", TOKEN)
+        page.click("text=Show")
+        expect(page.locator("#debiased .title")).to_have_count(10)
+        assert TOKEN not in page.url
