@@ -10,6 +10,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from opentelemetry import trace
 from ray.serve.metrics import Counter, Gauge, Histogram
 
 from components.ids import Vocabulary
@@ -44,9 +45,10 @@ class StageTimer:
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        """Times a block that ends without an error."""
+        """Times a block that ends without an error; a span of the request's trace, where it has one."""
         started = perf_counter()
-        yield
+        with trace.get_tracer("cllmr").start_as_current_span(stage):
+            yield
         self.latency.observe(1000 * (perf_counter() - started), tags={"stage": stage})
 
 
