@@ -104,6 +104,7 @@ def create_app(backend: Backend, tokens: Tokens | None = None) -> FastAPI:
         redoc_url=None,
         dependencies=[Depends(HTTPBearer(auto_error=False))] if tokens and tokens.are_needed else [],  # for the docs alone
         responses={
+            400: {"model": ErrorBody, "description": "The body is no text that can be read."},
             401: {"model": ErrorBody, "description": "No token, or one that is not known."},
             403: {"model": ErrorBody, "description": "The token lacks the scope."},
             413: {"model": ErrorBody, "description": "The body is too large."},
