@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve import Application
 
-from serving.deployments import GatewayReplica, RegistryReplica, ScorerReplica
+from serving.deployments import GatewayReplica, HistoryReplica, RegistryReplica, ScorerReplica
 from serving.lifecycle import Target
 
 IMPORT_PATH = "serving.app:build_app"
@@ -36,6 +36,9 @@ class ReplicaArgs(BaseModel):
 
 REGISTRY = ReplicaArgs(num_cpus=0.1, max_ongoing_requests=1_000, max_queued_requests=-1)
 """The one replica that asks the registry; while it is away, models stay as they are."""
+
+HISTORY = ReplicaArgs(num_cpus=0.1, max_ongoing_requests=64)
+"""The one replica that writes the online history; while it is away, events are refused with 503."""
 
 
 class RegistryArgs(BaseModel):
@@ -80,12 +83,18 @@ class AppArgs(BaseModel):
 
 
 def build_app(args: AppArgs) -> Application:
-    """The application: a gateway bound to a scorer, which is bound to a replica that asks the registry."""
+    """The application: a gateway bound to a scorer, which is bound to a replica that asks the registry, and to the writer of the
+    online history."""
     registry, poll_interval_s = None, 0.0
     if args.registry is not None:
         poll_interval_s = args.registry.poll_interval_s
         registry = serve.deployment(name="Registry", **REGISTRY.options(args.drain_interval_s))(RegistryReplica).bind(
             tracking_uri=args.registry.tracking_uri, model_name=args.registry.model_name, max_age_s=poll_interval_s / 2
+        )
+    history = None
+    if args.features is not None:
+        history = serve.deployment(name="History", **HISTORY.options(args.drain_interval_s))(HistoryReplica).bind(
+            storage_root=args.storage_root, feature_fingerprint=args.features
         )
     bundle_dir = None if args.bundle_dir is None else str(args.bundle_dir)
     scorer = serve.deployment(name="Scorer", **args.scorer.options(args.drain_interval_s))(ScorerReplica).bind(
@@ -100,4 +109,5 @@ def build_app(args: AppArgs) -> Application:
         deployed_version=args.model_version,
         feature_deadline_ms=args.feature_deadline_ms,
         feature_loading_s=args.feature_loading_s,
+        history=history,
     )

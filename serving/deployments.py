@@ -1,5 +1,5 @@
-"""The endpoint's Ray Serve deployments: a gateway that speaks HTTP and a scorer that holds the model, scaled apart, and one
-replica that asks the model registry for all scorers.
+"""The endpoint's Ray Serve deployments: a gateway that speaks HTTP and a scorer that holds the model, scaled apart, and two of
+which there is one replica each: one asks the model registry for all scorers, one writes the online history for all gateways.
 
 They are thin: the gateway runs the API of `serving.api` over a handle to the scorer, the scorer runs `serving.recommender` and
 follows the registry's champion with `serving.lifecycle`.
@@ -13,6 +13,7 @@ import time
 from collections.abc import Awaitable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import islice
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import structlog
@@ -22,22 +23,30 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from components.ids import UNKNOWN
 from components.progress import configure_logging
 from components.tracking import Registry, RegistryError
-from serving.api import Unavailable, create_app
+from serving.api import Impossible, Unavailable, create_app
 from serving.auth import read_tokens
+from serving.events import OnlineHistory, open_history
 from serving.features import (
+    UNAVAILABLE,
     FeatureSet,
     FeatureSource,
     FollowingFeatures,
     Histories,
+    HistoryReader,
     NoFeatures,
     OnlineFeatures,
     open_history_reader,
 )
 from serving.lifecycle import Follower, Live, Target
-from serving.metrics import GatewayMetrics, RegistryMetrics, ScorerMetrics
+from serving.metrics import GatewayMetrics, HistoryMetrics, RegistryMetrics, ScorerMetrics
 from serving.schemas import (
+    Event,
+    EventsRequest,
+    EventsResponse,
+    EventStatus,
     ExplainRequest,
     ExplainResponse,
     ModelInfo,
@@ -105,6 +114,43 @@ class RegistryReplica:
         self._metrics.registry_up.set(int(self._is_up))
 
 
+class HistoryReplica:
+    """Writes the online history for all gateways: one writer, so that no event is lost between reading a list and writing it.
+
+    Requests that come while one is written are written together. While there is no such replica, or no store, events are
+    refused and told again by whoever sent them.
+
+    Args:
+        storage_root: of the endpoint.
+        feature_fingerprint: of a feature set there.
+    """
+
+    def __init__(self, storage_root: str, feature_fingerprint: str) -> None:
+        configure_logging()
+        self._open = partial(open_history, storage_root, feature_fingerprint)
+        self._history: OnlineHistory | None = None
+        self._metrics = HistoryMetrics()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="online-history")
+        self._thread.submit(self._write, [])  # opens it
+
+    @serve.batch(max_batch_size=64, batch_wait_timeout_s=0.0)
+    async def write(self, requests: list[list[Event]]) -> list[list[EventStatus] | None]:
+        """What became of each event, in order; None if the feature store cannot be written."""
+        events = [event for request in requests for event in request]
+        statuses = await asyncio.get_running_loop().run_in_executor(self._thread, self._write, events)
+        self._metrics.count(statuses or ["failed"] * len(events))
+        left = None if statuses is None else iter(statuses)
+        return [None if left is None else list(islice(left, len(request))) for request in requests]
+
+    def _write(self, events: list[Event]) -> list[EventStatus] | None:
+        try:
+            self._history = self._history or self._open()
+            return self._history.write(events) if events else []
+        except Exception as error:  # whatever a store's client raises, the events are told again and it is tried again
+            log.warning("online history cannot be written", error=type(error).__name__)
+            return None
+
+
 class ScorerReplica:
     """Holds one model at a time; it is loaded and its golden requests are replayed before the replica takes requests.
 
@@ -161,6 +207,14 @@ class ScorerReplica:
         self._metrics.explained(answer)
         return _answered(answer, live)
 
+    async def unknown_items(self, item_ids: list[str]) -> Answered[list[str]]:
+        """Those of some items that the model does not know, each once, in their order."""
+        live = self._follower.live
+        rows = live.recommender.scorer.item_vocabulary.rows(item_ids)
+        unknown = list(dict.fromkeys(item_id for item_id, row in zip(item_ids, rows, strict=True) if row == UNKNOWN))
+        self._metrics.told(len(unknown), live.target.model_version)
+        return _answered(unknown, live)
+
     async def model(self) -> Answered[ModelInfo]:
         """See Recommender."""
         live = self._follower.live
@@ -172,21 +226,32 @@ def _answered(answer: _T, live: Live) -> Answered[_T]:
 
 
 class RayBackend:
-    """The API's backend over a handle to the scorer."""
+    """The API's backend over handles to the scorer and to the writer of the online history, if there is one.
 
-    def __init__(self, scorer: DeploymentHandle[Any], features: FeatureSource, deployed_version: str) -> None:
+    `events` looks the online history up.
+    """
+
+    def __init__(
+        self,
+        scorer: DeploymentHandle[Any],
+        features: FeatureSource,
+        deployed_version: str,
+        events: OnlineFeatures | NoFeatures,
+        history: DeploymentHandle[Any] | None,
+    ) -> None:
         self.model_version = deployed_version
         self._deployed_version = deployed_version
-        self._features = features
-        self._scorer = scorer
+        self._features, self._events = features, events
+        self._scorer, self._history = scorer, history
         self._metrics = GatewayMetrics()
 
     async def histories(self, user_ids: list[str]) -> Histories:
         """See Backend."""
-        with self._metrics.timed("features"):
-            found = await self._features.histories(user_ids)
-        self._metrics.count_degraded(found.degraded)
-        return found
+        with self._metrics.timed("features"):  # at the same time: one wait
+            found, since = await asyncio.gather(self._features.histories(user_ids), self._events.histories(user_ids))
+        degraded = found.degraded or since.degraded
+        self._metrics.count_degraded(degraded)
+        return Histories(found.item_ids, degraded, since.item_ids)
 
     async def recommend(self, request: RecommendRequest, histories: list[list[str]]) -> RecommendResponse:
         """See Backend."""
@@ -199,6 +264,27 @@ class RayBackend:
     async def explain(self, request: ExplainRequest, history: list[str]) -> ExplainResponse:
         """See Backend."""
         return await self._ask(self._scorer.explain.remote(request, history))
+
+    async def events(self, request: EventsRequest) -> EventsResponse:
+        """See Backend."""
+        if self._history is None:
+            raise Impossible(
+                "no_feature_store",
+                "this endpoint has no feature store, so it keeps no events.",
+                "Send them with the question, as 'recent', or serve a model that was trained with features.",
+            )
+        item_ids = list(dict.fromkeys(event.item_id for event in request.events))
+        writing: Awaitable[list[EventStatus] | None] = self._history.write.remote(request.events)
+        asking: Awaitable[Answered[list[str]]] = self._scorer.unknown_items.remote(item_ids)
+        statuses, unknown = await asyncio.gather(_answer(writing, "history"), _answer(asking))
+        if statuses is None:
+            raise Unavailable(UNAVAILABLE, "the feature store cannot be written.")
+        return EventsResponse(
+            model_version=unknown.model_version,
+            stored=statuses.count("stored"),
+            statuses=statuses,
+            unknown_items=unknown.answer,
+        )
 
     async def model(self) -> ModelResponse:
         """See Backend."""
@@ -217,19 +303,19 @@ class RayBackend:
         return answer
 
 
-async def _answer(response: Awaitable[_T]) -> _T:
-    """Waits for the scorer; raises Unavailable when it is overloaded, gone or too slow."""
+async def _answer(response: Awaitable[_T], who: str = "scorer") -> _T:
+    """Waits for another deployment; raises Unavailable when it is overloaded, gone or too slow."""
     try:
         return await asyncio.wait_for(_awaited(response), SCORER_DEADLINE_SECONDS)
     except BackPressureError:
         raise Unavailable("overloaded", "too many requests are waiting.") from None
     except TimeoutError:
-        raise Unavailable("overloaded", f"the scorer did not answer within {SCORER_DEADLINE_SECONDS:g} s.") from None
+        raise Unavailable("overloaded", f"the {who} did not answer within {SCORER_DEADLINE_SECONDS:g} s.") from None
     except RayTaskError:
-        raise  # the scorer's own code failed: a bug, not an outage
+        raise  # its own code failed: a bug, not an outage
     except (RayActorError, DeploymentUnavailableError, RayServeException) as error:
-        log.warning("scorer unavailable", error=type(error).__name__)
-        raise Unavailable("scorer_unavailable", "no scorer replica answers.") from None
+        log.warning(f"{who} unavailable", error=type(error).__name__)
+        raise Unavailable(f"{who}_unavailable", f"no {who} replica answers.") from None
 
 
 async def _awaited(response: Awaitable[_T]) -> _T:
@@ -252,21 +338,28 @@ class GatewayReplica:
         deployed_version: str,
         feature_deadline_ms: int,
         feature_loading_s: int,
+        history: DeploymentHandle[Any] | None,
     ) -> None:
         configure_logging()
         logging.getLogger("httpx").setLevel(logging.WARNING)
         self._tokens = read_tokens()
         features: FeatureSource = NoFeatures()
+        events: OnlineFeatures | NoFeatures = NoFeatures()
+        deadline = feature_deadline_ms / 1000
         if feature_fingerprint is not None:
 
+            def open_events() -> HistoryReader:
+                return open_history(storage_root, feature_fingerprint).read
+
             def open_source(wanted: FeatureSet) -> OnlineFeatures:
-                return OnlineFeatures(
-                    partial(open_history_reader, wanted.storage_root, wanted.fingerprint), feature_deadline_ms / 1000
-                )
+                return OnlineFeatures(partial(open_history_reader, wanted.storage_root, wanted.fingerprint), deadline)
 
             features = FollowingFeatures(open_source, FeatureSet(storage_root, feature_fingerprint))
-            features.wait(feature_loading_s)
-        self._backend = RayBackend(scorer, features, deployed_version)
+            events = OnlineFeatures(open_events, deadline)
+            give_up = time.monotonic() + feature_loading_s
+            for source in (features, events):
+                source.wait(max(0.0, give_up - time.monotonic()))
+        self._backend = RayBackend(scorer, features, deployed_version, events, history)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_app(self._backend, self._tokens)

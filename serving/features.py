@@ -1,4 +1,4 @@
-"""Features at request time from the Feast online store: each user's recent items.
+"""Features at request time from the Feast online store: each user's recent items, and what he did since.
 
 The feature store's client takes seconds to import, so it is loaded beside the model, and every look-up has a deadline: a
 store that is slow, down or not there yet costs freshness, never an answer. The caller then knows only the interactions
@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import structlog
@@ -51,6 +51,12 @@ class Histories:
     """Recent items per user, in the order asked; empty where nothing is known."""
     degraded: str | None = None
     """Why the feature store was not used, None when it was."""
+    events: list[list[str]] = field(default_factory=list)
+    """Items of what each user did since, oldest first, in the same order."""
+
+    def __post_init__(self) -> None:
+        if not self.events:
+            object.__setattr__(self, "events", [[] for _ in self.item_ids])
 
 
 @dataclass(frozen=True)
@@ -218,8 +224,11 @@ class FollowingFeatures:
             self._sources[feature_set] = self._open_source(feature_set)
 
 
+_IMPORTING = threading.Lock()
+
+
 @contextmanager
-def _lean_import() -> Iterator[None]:
+def lean_import() -> Iterator[None]:
     """Lets Feast be imported in one second instead of six, and in 130 MB less.
 
     Feast imports torch where it is installed, which an endpoint has no use for, and lets typeguard rewrite its classes to
@@ -227,17 +236,18 @@ def _lean_import() -> Iterator[None]:
     """
     import typeguard
 
-    checked, torch = typeguard.typechecked, "torch"
-    hide_torch = torch not in sys.modules
-    if hide_torch:
-        sys.modules[torch] = None  # type: ignore[assignment]  # Python's own way to say: cannot be imported
-    typeguard.typechecked = _unchecked
-    try:
-        yield
-    finally:
-        typeguard.typechecked = checked
+    with _IMPORTING:
+        checked, torch = typeguard.typechecked, "torch"
+        hide_torch = torch not in sys.modules
         if hide_torch:
-            del sys.modules[torch]
+            sys.modules[torch] = None  # type: ignore[assignment]  # Python's own way to say: cannot be imported
+        typeguard.typechecked = _unchecked
+        try:
+            yield
+        finally:
+            typeguard.typechecked = checked
+            if hide_torch:
+                del sys.modules[torch]
 
 
 def _unchecked(target: Any = None, **options: Any) -> Any:
@@ -258,7 +268,7 @@ def open_history_reader(storage_root: str, fingerprint: str) -> HistoryReader:
         )
     from feature_repo.store import feature_refs, open_store
 
-    with _lean_import():
+    with lean_import():
         import feast  # noqa: F401  # here, before anything else imports it the slow way
 
     store = open_store(manifest.path(), storage_root)

@@ -4,7 +4,8 @@ Ray Serve adds the labels deployment, replica and application. Ours are routes, 
 user, an item or a text.
 """
 
-from collections.abc import Iterator
+import collections
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -79,7 +80,7 @@ class ScorerMetrics:
         )
         self.unknown_ids = Counter(
             "cllmr_unknown_ids",
-            description="Users asked for, and items to score or explain, that the model does not know.",
+            description="Users asked for, and items to score, explain or of events, that the model does not know.",
             tag_keys=_labels("model_version", "kind"),
         )
         self.debias_strength = Histogram(
@@ -150,9 +151,29 @@ class ScorerMetrics:
         self._unknown("item", int(answer.title is None), version)
         self.debias_strength.observe(answer.debias, tags=version)
 
+    def told(self, unknown_items: int, model_version: str) -> None:
+        """Counts unknown items of events."""
+        self._unknown("item", unknown_items, {"model_version": model_version})
+
     def _unknown(self, kind: str, number: int, version: dict[str, str]) -> None:
         if number:
             self.unknown_ids.inc(number, tags={**version, "kind": kind})
+
+
+class HistoryMetrics:
+    """Of the replica that writes the online history."""
+
+    def __init__(self) -> None:
+        self.events = Counter(
+            "cllmr_events",
+            description="Events of users, by what became of them: stored, duplicate, too_old, in_the_future, or failed.",
+            tag_keys=_labels("status"),
+        )
+
+    def count(self, statuses: Iterable[str]) -> None:
+        """Counts events."""
+        for status, number in collections.Counter(statuses).items():
+            self.events.inc(number, tags={"status": status})
 
 
 class RegistryMetrics:

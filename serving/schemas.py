@@ -10,6 +10,7 @@ MAX_CANDIDATES = 1_000
 MAX_FILTER_ITEMS = 10_000
 MAX_NEIGHBOURS = 20
 MAX_RECENT = 200
+MAX_EVENTS = 1_000
 MAX_ID_LENGTH = 256
 
 RawId = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_LENGTH)]
@@ -25,6 +26,7 @@ Debias = Annotated[
     ),
 ]
 Method = Literal["personalised", "fold_in", "popularity"]
+EventStatus = Literal["stored", "duplicate", "too_old", "in_the_future"]
 
 
 class _Strict(BaseModel):
@@ -90,6 +92,35 @@ class ExplainRequest(_Strict):
     num_neighbours: int = Field(default=5, ge=0, le=MAX_NEIGHBOURS, description="Nearest liked items to name.")
 
 
+class Event(_Strict):
+    """A user interacted with an item."""
+
+    user_id: RawId
+    item_id: RawId
+    timestamp: int = Field(ge=0, lt=2**40, description="When, Unix seconds.")
+
+
+class EventsRequest(_Strict):
+    """New interactions of one or many users, for their next recommendations."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "events": [
+                        {"user_id": "1", "item_id": "50", "timestamp": 1764000000},
+                        {"user_id": "somebody new", "item_id": "181", "timestamp": 1764000060},
+                    ]
+                }
+            ]
+        }
+    )
+
+    events: list[Event] = Field(
+        min_length=1, max_length=MAX_EVENTS, description="In any order; the same user, item and time again changes nothing."
+    )
+
+
 class RankedItem(_Strict):
     """One place of a ranking."""
 
@@ -146,6 +177,19 @@ class ScoreResponse(Answer):
     debias: float
     scores: list[ItemScore]
     unknown_items: list[str]
+
+
+class EventsResponse(Answer):
+    """What became of the events."""
+
+    stored: int = Field(description="Events that are new in the online history.")
+    statuses: list[EventStatus] = Field(
+        description="Of each event, in the order they were given: stored; duplicate, known before; too_old, beyond what is "
+        "kept of a user; in_the_future, by more than five minutes."
+    )
+    unknown_items: list[str] = Field(
+        description="Items of the events that the model does not know: their events are kept and count once a model does."
+    )
 
 
 class Neighbour(_Strict):

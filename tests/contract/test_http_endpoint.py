@@ -122,7 +122,7 @@ def test_a_malformed_request_is_refused_with_help(url: str, content: bytes, stat
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    path=st.sampled_from(["/v1/recommend", "/v1/score", "/v1/explain"]),
+    path=st.sampled_from(["/v1/recommend", "/v1/score", "/v1/explain", "/v1/events"]),
     body=st.binary(max_size=60)
     | st.dictionaries(
         st.sampled_from(["users", "user_id", "item_ids", "item_id", "k", "debias"]),

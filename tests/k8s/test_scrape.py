@@ -106,6 +106,8 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         for _ in range(15):  # a rate needs a counter that has grown while it was watched
             for path in ("recommend", "recommend", "nowhere"):
                 httpx.post(f"{url}/v1/{path}", json={"users": ["9"], "k": 2}, timeout=30)
+            event = {"user_id": "9", "item_id": "i1", "timestamp": int(time.time())}
+            httpx.post(f"{url}/v1/events", json={"events": [event]}, timeout=30)
             time.sleep(1)
         yield f"http://127.0.0.1:{ports['prometheus']}"
     finally:

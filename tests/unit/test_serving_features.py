@@ -141,8 +141,8 @@ def test_an_endpoint_without_a_feature_store_is_not_degraded() -> None:
 def test_feast_is_imported_without_torch_and_leaves_both_as_they_were() -> None:
     code = (
         "import sys, typeguard; before = typeguard.typechecked\n"
-        "from serving.features import _lean_import\n"
-        "with _lean_import():\n    import feast\n"
+        "from serving.features import lean_import\n"
+        "with lean_import():\n    import feast\n"
         "assert 'torch' not in sys.modules and typeguard.typechecked is before\n"
         "import torch; assert torch.ones(1).item() == 1"
     )
