@@ -1,4 +1,4 @@
-"""The views. All but `user_history` and `user_events` are computed from training interactions alone, and training may read them.
+"""The views. All but `user_history` and `user_events` are computed from training interactions: training may read them.
 
 A feature set is a snapshot: the event timestamp of a training view is the last training interaction of the whole data set,
 that of a history is the user's own last interaction. ``ttl`` is how long a row may be used after that; Feast applies it to

@@ -32,6 +32,8 @@ from serving.schemas import (
     ExplainRequest,
     ExplainResponse,
     Health,
+    ItemsRequest,
+    ItemsResponse,
     ModelResponse,
     RecommendRequest,
     RecommendResponse,
@@ -103,6 +105,10 @@ class Backend(Protocol):
         """Writes events to the online history; raises Impossible where there is no feature store."""
         ...
 
+    async def items(self, request: ItemsRequest, histories: list[list[str]]) -> ItemsResponse:
+        """See Recommender.new_items; raises Impossible where the model has no texts, or their encoder is not installed."""
+        ...
+
     async def model(self) -> ModelResponse:
         """The bundle, and the state of the feature store."""
         ...
@@ -147,7 +153,10 @@ def _add_routes(app: FastAPI, backend: Backend) -> None:
     async def recommend(request: Annotated[RecommendRequest, Body()], response: Response) -> RecommendResponse:
         """Debiased rankings, best first. `compare` adds the factual ranking, `debias` sets the strength per request."""
         found = await histories(request.users, response)
-        return _signed(await backend.recommend(_with_events(request, found), found.item_ids), response)
+        answer = await backend.recommend(_with_events(request, found), found.item_ids)
+        if answer.results[0].method == "static" and (reason := answer.results[0].reason):
+            response.headers["X-Degraded"] = reason
+        return _signed(answer, response)
 
     @app.post("/v1/score", tags=["recommend"], summary="Score given items")
     async def score(request: Annotated[ScoreRequest, Body()], response: Response) -> ScoreResponse:
@@ -159,6 +168,17 @@ def _add_routes(app: FastAPI, backend: Backend) -> None:
         """Total effect, natural direct effect, what debiasing removed, and the liked items that are nearest."""
         found = await histories([request.user_id], response)
         return _signed(await backend.explain(request, found.item_ids[0] + found.events[0]), response)
+
+    @app.post("/v1/items", tags=["recommend"], summary="Score new items from their text")
+    async def items(request: Annotated[ItemsRequest, Body()], response: Response) -> ItemsResponse:
+        """What items that were not there in training are to some users, and which known items are nearest to them.
+
+        Their texts are read by the encoder that read the training texts, which takes some milliseconds each, and seconds when
+        it is first needed.
+        """
+        found = await histories(request.users, response) if request.users else Histories([])
+        known = [[*before, *since] for before, since in zip(found.item_ids, found.events, strict=True)]
+        return _signed(await backend.items(request, known), response)
 
     @app.post("/v1/events", tags=["recommend"], summary="Tell what users did")
     async def events(request: Annotated[EventsRequest, Body()], response: Response) -> EventsResponse:

@@ -15,7 +15,10 @@ from serving.schemas import (
     EventsResponse,
     ExplainRequest,
     ExplainResponse,
+    ItemsRequest,
+    ItemsResponse,
     ModelResponse,
+    NewItem,
     RecommendRequest,
     RecommendResponse,
     ScoreRequest,
@@ -110,6 +113,18 @@ class Client:
         """One score taken apart, see ExplainRequest; raises as `recommend`."""
         request = ExplainRequest(user_id=user_id, item_id=item_id, debias=debias, num_neighbours=num_neighbours)
         return self._ask("/v1/explain", request, ExplainResponse)
+
+    def new_items(
+        self,
+        items: list[NewItem],
+        users: list[str] | None = None,
+        *,
+        recent: dict[str, list[str]] | None = None,
+        num_neighbours: int = 0,
+    ) -> ItemsResponse:
+        """Scores of items that the model does not know, from their text, see ItemsRequest; raises as `recommend`."""
+        request = ItemsRequest(items=items, users=users or [], recent=recent or {}, num_neighbours=num_neighbours)
+        return self._ask("/v1/items", request, ItemsResponse)
 
     def tell(self, events: list[Event]) -> EventsResponse:
         """Writes what users did to the online history, see EventsRequest; raises as `recommend`."""

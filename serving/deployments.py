@@ -1,5 +1,6 @@
-"""The endpoint's Ray Serve deployments: a gateway that speaks HTTP and a scorer that holds the model, scaled apart, and two of
-which there is one replica each: one asks the model registry for all scorers, one writes the online history for all gateways.
+"""The endpoint's Ray Serve deployments: a gateway that speaks HTTP and a scorer that holds the model, scaled apart, and three
+of one replica: one asks the model registry for all scorers, one writes the online history for all gateways, and one
+reads the texts of new items.
 
 They are thin: the gateway runs the API of `serving.api` over a handle to the scorer, the scorer runs `serving.recommender` and
 follows the registry's champion with `serving.lifecycle`.
@@ -23,13 +24,19 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from components.errors import ConfigError
 from components.ids import UNKNOWN
 from components.progress import configure_logging
-from components.tracking import Registry, RegistryError
+from components.tracking import ModelVersion, Registry, RegistryError
 from serving.api import Impossible, Unavailable, create_app
 from serving.auth import read_tokens
+from serving.breaker import Breaker
+from serving.degrade import Static
+from serving.events import VIEW as EVENTS_VIEW
 from serving.events import OnlineHistory, open_history
 from serving.features import (
+    BREAKER_FAILURES,
+    BREAKER_SECONDS,
     UNAVAILABLE,
     FeatureSet,
     FeatureSource,
@@ -49,6 +56,8 @@ from serving.schemas import (
     EventStatus,
     ExplainRequest,
     ExplainResponse,
+    ItemsRequest,
+    ItemsResponse,
     ModelInfo,
     ModelResponse,
     RecommendRequest,
@@ -56,8 +65,13 @@ from serving.schemas import (
     ScoreRequest,
     ScoreResponse,
 )
+from serving.scorer import Floats
+from serving.texts import TextEncoder
+from serving.trial import Shadow, Trial, joined, part, parts
 
 SCORER_DEADLINE_SECONDS = 10.0  # a request that waited so long for the scorer is refused: its caller has given up
+OVERLOADED = "overloaded"
+STATIC_ITEMS = 1_000  # kept for when no scorer answers: the longest ranking, and what may have to be left out of it
 REGISTRY_DEADLINE_SECONDS = 10.0  # a registry that is slower is asked again later
 
 _T = TypeVar("_T")
@@ -88,30 +102,45 @@ class RegistryReplica:
         self._max_age_s = max_age_s
         self._metrics = RegistryMetrics()
         self._champions: list[Target] = []
+        self._challenger: Target | None = None
         self._asked_at = -math.inf
         self._is_up = True
         self._asking = asyncio.Lock()
 
     async def champions(self) -> list[Target]:
         """The champion and the champion before it, as far as there are any; of earlier while the registry is down."""
+        await self._refresh()
+        return self._champions
+
+    async def challenger(self) -> Target | None:
+        """The challenger, if there is one; of earlier while the registry is down."""
+        await self._refresh()
+        return self._challenger
+
+    async def _refresh(self) -> None:
         async with self._asking:
             if time.monotonic() - self._asked_at >= self._max_age_s:
                 await asyncio.to_thread(self._ask)
                 self._asked_at = time.monotonic()
-        return self._champions
 
     def _ask(self) -> None:
         try:
             found = [version for version in (self._registry.champion(), self._registry.previous()) if version is not None]
+            challenger = self._registry.challenger()
         except Exception as error:  # whatever MLflow raises, models stay as they are and it is asked again
             if self._is_up:
                 reason = error.message if isinstance(error, RegistryError) else f"{type(error).__name__}: {error}"
                 log.warning("registry does not answer", reason=reason)
             self._is_up = False
         else:
-            self._champions = [Target(version.version, version.fingerprint, version.storage_root) for version in found]
+            self._champions = [_target(version) for version in found]
+            self._challenger = None if challenger is None else _target(challenger)
             self._is_up = True
         self._metrics.registry_up.set(int(self._is_up))
+
+
+def _target(version: ModelVersion) -> Target:
+    return Target(version.version, version.fingerprint, version.storage_root)
 
 
 class HistoryReplica:
@@ -128,6 +157,7 @@ class HistoryReplica:
     def __init__(self, storage_root: str, feature_fingerprint: str) -> None:
         configure_logging()
         self._open = partial(open_history, storage_root, feature_fingerprint)
+        self._breaker = Breaker(BREAKER_FAILURES, BREAKER_SECONDS)  # as where it is read: nobody queues up behind a dead store
         self._history: OnlineHistory | None = None
         self._metrics = HistoryMetrics()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="online-history")
@@ -143,16 +173,43 @@ class HistoryReplica:
         return [None if left is None else list(islice(left, len(request))) for request in requests]
 
     def _write(self, events: list[Event]) -> list[EventStatus] | None:
+        if not self._breaker.allows():
+            return None
         try:
             self._history = self._history or self._open()
-            return self._history.write(events) if events else []
+            statuses = self._history.write(events) if events else []
         except Exception as error:  # whatever a store's client raises, the events are told again and it is tried again
             log.warning("online history cannot be written", error=type(error).__name__)
+            self._breaker.failed()
             return None
+        self._breaker.succeeded()
+        return statuses
+
+
+class EncoderReplica:
+    """Reads texts of new items: in a process of its own, so that nobody who asks for a ranking waits for it or its memory.
+
+    It is started when it is first needed, and stopped when nobody asks for long. Who asks before it has loaded its encoder may
+    be told to come back; the loading goes on meanwhile. What waits is bounded by the deployment's queue.
+    """
+
+    def __init__(self) -> None:
+        configure_logging()
+        self._encoder = TextEncoder()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="text-encoder")
+
+    async def encode(self, encoder: str, texts: list[str]) -> Floats | str:
+        """Embeddings, (len(texts), dim), or why there are none."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, self._encoder.encode, encoder, texts)
+        except (ConfigError, ImportError) as error:
+            log.error("text encoder cannot be loaded", encoder=encoder, reason=str(error))
+            return f"the text encoder '{encoder}' is not installed here."
 
 
 class ScorerReplica:
-    """Holds one model at a time; it is loaded and its golden requests are replayed before the replica takes requests.
+    """Holds one model, and a challenger while one is on trial; the model is loaded and its golden requests are replayed before
+    the replica takes requests.
 
     Args:
         deployed: the bundle that the configuration names.
@@ -168,6 +225,12 @@ class ScorerReplica:
             found: list[Target] = registry.champions.remote().result(timeout_s=REGISTRY_DEADLINE_SECONDS) if registry else []
             return found
 
+        def read_challenger() -> Target | None:
+            found: Target | None = (
+                registry.challenger.remote().result(timeout_s=REGISTRY_DEADLINE_SECONDS) if registry else None
+            )
+            return found
+
         def begin() -> Follower:
             """With what other replicas serve: the configuration's bundle may be of long ago."""
             try:
@@ -176,24 +239,46 @@ class ScorerReplica:
                 log.warning("champion cannot be asked for", error=type(error).__name__)
                 first = []
             candidates = dict.fromkeys([*first, deployed])
-            return Follower(candidates, lambda: next(iter(champions()), None), self._metrics, poll_interval_s)
+            return Follower(candidates, lambda: next(iter(champions()), None), self._metrics, poll_interval_s, read_challenger)
 
         with ThreadPoolExecutor(1) as pool:  # a handle cannot be waited for in the event loop, where a replica is made
             self._follower = pool.submit(begin).result()
+        self._trial, self._shadow = Trial(), Shadow(self._metrics)
         if registry is not None:
             self._follower.start()
 
+    def reconfigure(self, trial: dict[str, Any]) -> None:
+        """Ray Serve's way to change a running replica: its `user_config`, see Trial."""
+        self._trial = Trial.model_validate(trial)
+        self._follower.tries = self._trial.needs()
+        log.info("trial", **trial)
+
     async def recommend(self, request: RecommendRequest, histories: list[list[str]]) -> Answered[RecommendResponse]:
-        """See Recommender."""
-        live = self._follower.live
-        with self._metrics.timed("model"):
-            answer = live.recommender.recommend(request, histories)
-        self._metrics.recommended(answer, live.recommender.scorer.item_vocabulary, live.head)
-        return _answered(answer, live)
+        """See Recommender; users of the share that a challenger is tried on are answered by it."""
+        live, challenger, trial = self._follower.live, self._follower.challenger, self._trial
+        answers = []
+        for model, places in parts(trial, live, challenger, request.users):
+            asked, known = part(request, places), [histories[at] for at in places]
+            with self._metrics.timed("model"):
+                answer = model.recommender.recommend(asked, known)
+            self._metrics.recommended(answer, model.recommender.scorer.item_vocabulary, model.head)
+            answers.append((places, answer))
+        answer = joined(answers)
+        if challenger is not None and trial.mode == "shadow":
+            held = [at for at, user in enumerate(request.users) if trial.holds(user, challenger.target.fingerprint)]
+            if held:
+                compared = answer.model_copy(update={"results": [answer.results[at] for at in held]})
+                self._shadow.compare(challenger, part(request, held), [histories[at] for at in held], compared)
+        return Answered(answer, answer.model_version, live.feature_set)
+
+    def _model_of(self, user_id: str) -> Live:
+        """What answers one user."""
+        ((model, _),) = parts(self._trial, self._follower.live, self._follower.challenger, [user_id])
+        return model
 
     async def score(self, request: ScoreRequest) -> Answered[ScoreResponse]:
         """See Recommender."""
-        live = self._follower.live
+        live = self._model_of(request.user_id)
         with self._metrics.timed("model"):
             answer = live.recommender.score(request)
         self._metrics.scored(answer)
@@ -201,10 +286,33 @@ class ScorerReplica:
 
     async def explain(self, request: ExplainRequest, history: list[str]) -> Answered[ExplainResponse]:
         """See Recommender."""
-        live = self._follower.live
+        live = self._model_of(request.user_id)
         with self._metrics.timed("model"):
             answer = live.recommender.explain(request, history)
         self._metrics.explained(answer)
+        return _answered(answer, live)
+
+    async def popular(self, k: int) -> Answered[Static]:
+        """See Recommender."""
+        live = self._follower.live
+        return _answered(live.recommender.popular(k), live)
+
+    async def text_encoder(self) -> Answered[str | None]:
+        """Which encoder new items' texts must be read by, None without texts."""
+        live = self._follower.live
+        return _answered(live.texts.encoder, live)
+
+    async def new_items(
+        self, request: ItemsRequest, histories: list[list[str]], encoder: str, embeddings: Floats
+    ) -> Answered[ItemsResponse | None]:
+        """See Recommender; None when the texts were encoded for another model than the one that is live by now."""
+        live = self._follower.live
+        if live.texts.encoder != encoder:
+            return _answered(None, live)
+        with self._metrics.timed("model"):
+            texts = await asyncio.to_thread(live.texts.read)
+            answer = live.recommender.new_items(request, histories, encoder, texts, embeddings)
+        self._metrics.new_items_scored(answer)
         return _answered(answer, live)
 
     async def unknown_items(self, item_ids: list[str]) -> Answered[list[str]]:
@@ -238,12 +346,16 @@ class RayBackend:
         deployed_version: str,
         events: OnlineFeatures | NoFeatures,
         history: DeploymentHandle[Any] | None,
+        encoder: DeploymentHandle[Any],
+        metrics: GatewayMetrics,
     ) -> None:
         self.model_version = deployed_version
         self._deployed_version = deployed_version
         self._features, self._events = features, events
-        self._scorer, self._history = scorer, history
-        self._metrics = GatewayMetrics()
+        self._scorer, self._history, self._encoder = scorer, history, encoder
+        self._metrics = metrics
+        self._static: Static | None = None
+        self._keeping: asyncio.Task[None] | None = None
 
     async def histories(self, user_ids: list[str]) -> Histories:
         """See Backend."""
@@ -255,7 +367,16 @@ class RayBackend:
 
     async def recommend(self, request: RecommendRequest, histories: list[list[str]]) -> RecommendResponse:
         """See Backend."""
-        return await self._ask(self._scorer.recommend.remote(request, histories))
+        try:
+            answer: RecommendResponse = await self._ask(self._scorer.recommend.remote(request, histories))
+        except Unavailable as error:
+            if (
+                self._static is None or error.code == OVERLOADED
+            ):  # an overload is told: who comes back later gets a model's answer
+                raise
+            self._metrics.count_degraded(error.code)
+            return self._static.recommend(request, histories, error.code)
+        return answer
 
     async def score(self, request: ScoreRequest) -> ScoreResponse:
         """See Backend."""
@@ -264,6 +385,25 @@ class RayBackend:
     async def explain(self, request: ExplainRequest, history: list[str]) -> ExplainResponse:
         """See Backend."""
         return await self._ask(self._scorer.explain.remote(request, history))
+
+    async def items(self, request: ItemsRequest, histories: list[list[str]]) -> ItemsResponse:
+        """See Backend."""
+        encoder: str | None = await self._ask(self._scorer.text_encoder.remote())
+        if encoder is None:
+            raise Impossible(
+                "no_texts",
+                "the model was trained without texts, or before new items could be scored.",
+                "Give the items texts and train again: cllmr run --from train",
+            )
+        with self._metrics.timed("encoder"):
+            texts: Awaitable[Floats | str] = self._encoder.encode.remote(encoder, [item.text for item in request.items])
+            embeddings = await _answer(texts, "encoder")
+        if isinstance(embeddings, str):
+            raise Impossible("no_encoder", embeddings, "Install it: pip install 'cllmr-platform[embed]'")
+        answer: ItemsResponse | None = await self._ask(self._scorer.new_items.remote(request, histories, encoder, embeddings))
+        if answer is None:
+            raise Unavailable("model_changed", "another model has taken over meanwhile.")
+        return answer
 
     async def events(self, request: EventsRequest) -> EventsResponse:
         """See Backend."""
@@ -300,7 +440,21 @@ class RayBackend:
         with self._metrics.timed("scorer"):
             answer, self.model_version, feature_set = await _answer(response)
         self._features.follow(feature_set)
+        if self._keeping is None and (self._static is None or self._static.model_version != self.model_version):
+            self._keeping = asyncio.create_task(self._keep_popular())
         return answer
+
+    async def _keep_popular(self) -> None:
+        """Asks the model that answers for what to answer when it does not."""
+        try:
+            self._static = (await _answer(self._popular())).answer
+        except Unavailable as error:
+            log.warning("popular items cannot be asked for", reason=error.message)
+        finally:
+            self._keeping = None
+
+    def _popular(self) -> Awaitable[Answered[Static]]:
+        return self._scorer.popular.remote(STATIC_ITEMS)
 
 
 async def _answer(response: Awaitable[_T], who: str = "scorer") -> _T:
@@ -308,9 +462,9 @@ async def _answer(response: Awaitable[_T], who: str = "scorer") -> _T:
     try:
         return await asyncio.wait_for(_awaited(response), SCORER_DEADLINE_SECONDS)
     except BackPressureError:
-        raise Unavailable("overloaded", "too many requests are waiting.") from None
+        raise Unavailable(OVERLOADED, "too many requests are waiting.") from None
     except TimeoutError:
-        raise Unavailable("overloaded", f"the {who} did not answer within {SCORER_DEADLINE_SECONDS:g} s.") from None
+        raise Unavailable(f"{who}_timeout", f"the {who} did not answer within {SCORER_DEADLINE_SECONDS:g} s.") from None
     except RayTaskError:
         raise  # its own code failed: a bug, not an outage
     except (RayActorError, DeploymentUnavailableError, RayServeException) as error:
@@ -339,10 +493,12 @@ class GatewayReplica:
         feature_deadline_ms: int,
         feature_loading_s: int,
         history: DeploymentHandle[Any] | None,
+        encoder: DeploymentHandle[Any],
     ) -> None:
         configure_logging()
         logging.getLogger("httpx").setLevel(logging.WARNING)
         self._tokens = read_tokens()
+        metrics = GatewayMetrics()
         features: FeatureSource = NoFeatures()
         events: OnlineFeatures | NoFeatures = NoFeatures()
         deadline = feature_deadline_ms / 1000
@@ -352,14 +508,15 @@ class GatewayReplica:
                 return open_history(storage_root, feature_fingerprint).read
 
             def open_source(wanted: FeatureSet) -> OnlineFeatures:
-                return OnlineFeatures(partial(open_history_reader, wanted.storage_root, wanted.fingerprint), deadline)
+                reader = partial(open_history_reader, wanted.storage_root, wanted.fingerprint, metrics.count_ages)
+                return OnlineFeatures(reader, deadline, metrics.told_of("user_history"))
 
             features = FollowingFeatures(open_source, FeatureSet(storage_root, feature_fingerprint))
-            events = OnlineFeatures(open_events, deadline)
+            events = OnlineFeatures(open_events, deadline, metrics.told_of(EVENTS_VIEW))
             give_up = time.monotonic() + feature_loading_s
             for source in (features, events):
                 source.wait(max(0.0, give_up - time.monotonic()))
-        self._backend = RayBackend(scorer, features, deployed_version, events, history)
+        self._backend = RayBackend(scorer, features, deployed_version, events, history, encoder, metrics)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_app(self._backend, self._tokens)

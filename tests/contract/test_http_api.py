@@ -6,14 +6,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from fastapi import FastAPI
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
+from components.cllmr.linear.kernel import NewItems
 from components.errors import ServingError
-from serving.api import MAX_BODY_BYTES, Unavailable, create_app
+from serving.api import MAX_BODY_BYTES, Impossible, Unavailable, create_app
 from serving.auth import Tokens
 from serving.client import Client
 from serving.features import FeatureSource, Histories, NoFeatures
@@ -25,6 +27,8 @@ from serving.schemas import (
     ExplainRequest,
     ExplainResponse,
     FeaturesState,
+    ItemsRequest,
+    ItemsResponse,
     ModelResponse,
     RecommendRequest,
     RecommendResponse,
@@ -75,6 +79,11 @@ class LocalBackend:
     async def histories(self, user_ids: list[str]) -> Histories:
         found = await self.features.histories(user_ids)
         return Histories(found.item_ids, found.degraded, [self.told.get(user_id, []) for user_id in user_ids])
+
+    async def items(self, request: ItemsRequest, histories: list[list[str]]) -> ItemsResponse:
+        self._check()
+        texts = NewItems.of(np.eye(4, 3, dtype=np.float32), power=2.0)
+        return self.recommender.new_items(request, histories, "MiniLM", texts, np.ones((len(request.items), 3)))
 
     async def events(self, request: EventsRequest) -> EventsResponse:
         self._check()
@@ -202,6 +211,18 @@ def test_health_is_about_the_process_and_readiness_about_the_model(http: TestCli
 
 
 # -- refusals ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_the_endpoint_cannot_do_is_a_conflict_with_the_way_out(http: TestClient, backend: LocalBackend) -> None:
+    backend.failure = Impossible("no_texts", "the model was trained without texts.", "Train again.")
+    error = refused(http.post("/v1/items", json={"items": [{"item_id": "new", "text": "A film."}]}), 409, "no_texts")
+    assert (error.message, error.hint) == ("the model was trained without texts.", "Train again.")
+
+
+@pytest.mark.parametrize("text", ["", " \n\t", "x" * 10_001], ids=["empty", "blank", "long"])
+def test_a_new_item_needs_a_text_that_can_be_read(http: TestClient, text: str) -> None:
+    error = refused(http.post("/v1/items", json={"items": [{"item_id": "new", "text": text}]}), 422, "invalid_request")
+    assert error.message.startswith("items.0.text: ")
 
 
 def test_an_overload_is_a_503_with_retry_after(http: TestClient, backend: LocalBackend) -> None:

@@ -4,6 +4,7 @@ One endpoint as it is deployed, with the feature set in Redis, asked over HTTP.
 """
 
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,21 +12,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import yaml
 
 from components.artifacts import Stage, StageConfig, run_stage
+from components.errors import ServingError
 from components.features import stage as features_stage
 from components.serve.config import ServeConfig
 from components.serve.stage import serve_document
 from serving.client import Client
 from serving.run import running_endpoint
-from serving.schemas import Event
+from serving.schemas import Event, NewItem
 from serving.scorer import Scorer, top_k
 from tests.bundles import write_random_bundle
 from tests.features_parents import Small
 from tests.integration.test_feast_redis import RedisServer
+from tests.integration.test_model_swap import metric, until
 
 pytestmark = [
     pytest.mark.ray,
@@ -130,6 +134,11 @@ def test_the_same_events_again_change_nothing_and_what_is_wrong_with_one_does_no
     assert {"i51", "i52"} <= {item.item_id for item in six.items} | {f"i{row}" for row in world.scorer.seen(6)}
 
 
+def test_a_model_without_texts_says_that_it_cannot_score_new_items(world: World) -> None:
+    with pytest.raises(ServingError, match="trained without texts.*cllmr run --from train"):
+        world.client.new_items([NewItem(item_id="new", text="A film.")], ["u1"])
+
+
 def test_of_events_that_many_send_at_once_none_is_lost(world: World) -> None:
     def send(number: int) -> int:
         with Client(world.url) as client:
@@ -140,3 +149,48 @@ def test_of_events_that_many_send_at_once_none_is_lost(world: World) -> None:
         assert sum(pool.map(send, range(48))) == 48
     (result,) = world.client.recommend(["busy"], NUM_ITEMS).results
     assert {item.item_id for item in result.items} == {f"i{row}" for row in range(48, NUM_ITEMS)}
+
+
+def test_redis_stopped_under_load_costs_freshness_and_no_answer(world: World) -> None:
+    """What was last known is used, events are refused and told so, the store is left alone, and used again when it is back."""
+    world.tell(("u8", "i30", 10))
+    stop, answers = threading.Event(), [[] for _ in range(3)]
+
+    def ask(mine: list[tuple[int, str | None, bool, float]]) -> None:
+        with httpx.Client(base_url=world.url, timeout=30) as http:
+            while not stop.is_set():
+                started = time.perf_counter()
+                response = http.post("/v1/recommend", json={"users": ["u8"], "k": NUM_ITEMS})
+                knows = '"i30"' not in response.text
+                mine.append((response.status_code, response.headers.get("x-degraded"), knows, time.perf_counter() - started))
+
+    threads = [threading.Thread(target=ask, args=(mine,)) for mine in answers]
+    for thread in threads:
+        thread.start()
+
+    def latest() -> set[str | None]:
+        return {mine[-1][1] if mine else "" for mine in answers}
+
+    try:
+        until(lambda: latest() == {None}, 30)
+        world.redis.stop()
+        until(lambda: latest() == {"features_circuit_open"}, 30)
+        event = {"user_id": "u8", "item_id": "i31", "timestamp": int(time.time())}
+        refused = httpx.post(f"{world.url}/v1/events", json={"events": [event]}, timeout=30)
+        assert (refused.status_code, refused.json()["code"]) == (503, "features_unavailable")
+        assert refused.headers["retry-after"] == "1"
+        until(lambda: metric("cllmr_features_circuit_open") == 2, 30)  # of histories and of events
+        assert all(mine[-1][2] for mine in answers)  # the last known events are still left out
+        world.redis.start()
+        until(lambda: latest() == {None}, 30)
+        until(lambda: world.tell(("u8", "i31", 0)).stored == 1, 30)
+        until(lambda: metric("cllmr_features_circuit_open") == 0, 30)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    given = [answer for mine in answers for answer in mine]
+    assert {status for status, *_ in given} == {200}
+    assert {reason for _, reason, *_ in given} <= {None, "features_unavailable", "features_timeout", "features_circuit_open"}
+    assert metric("cllmr_last_good_histories_total") > 0
+    assert metric("cllmr_degraded_answers_total", reason="features_circuit_open") > 0
