@@ -122,6 +122,14 @@ class Registry:
         with self._call() as client:
             return self._by_alias(client, PREVIOUS)
 
+    def challenger(self) -> ModelVersion | None:
+        """The version that was registered last, unless it is the champion or a rollback took it out of service; or None."""
+        if not self._may_exist():
+            return None
+        with self._call() as client:
+            found = self._by_alias(client, CHALLENGER)
+        return None if found is None or found.withdrawn_at or CHAMPION in found.aliases else found
+
     def versions(self) -> list[ModelVersion]:
         """All versions, newest first."""
         if not self._may_exist():

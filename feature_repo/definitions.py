@@ -1,4 +1,5 @@
-"""All that is registered with Feast, by name: what ``feast apply`` finds (see .feastignore) and the features stage applies."""
+"""All that is registered with Feast, by name: what ``feast apply`` finds (see .feastignore), what the features stage applies of
+it for a feature set, and what belongs to none of them, the online history."""
 
 from typing import Any
 
@@ -9,10 +10,12 @@ from feature_repo.feature_views import (
     item_side_information,
     item_spectrum,
     user_counts,
+    user_events,
     user_history,
     user_side_information,
     user_spectrum,
 )
+from feature_repo.sources import interactions
 
 VIEWS = [
     item_side_information,
@@ -24,3 +27,4 @@ VIEWS = [
     user_history,
 ]
 DEFINITIONS: list[Any] = [item, user, *(view.batch_source for view in VIEWS), *VIEWS, training, serving]
+ONLINE_HISTORY: list[Any] = [user, interactions, user_events]

@@ -1,4 +1,4 @@
-"""The views. All but `user_history` are computed from training interactions only, so that training may read them.
+"""The views. All but `user_history` and `user_events` are computed from training interactions: training may read them.
 
 A feature set is a snapshot: the event timestamp of a training view is the last training interaction of the whole data set,
 that of a history is the user's own last interaction. ``ttl`` is how long a row may be used after that; Feast applies it to
@@ -12,6 +12,7 @@ from feast.types import Array, Float32, Int64, String
 
 from feature_repo.entities import item, user
 from feature_repo.sources import (
+    interactions,
     item_counts_table,
     item_side_information_table,
     item_spectrum_table,
@@ -26,6 +27,9 @@ SNAPSHOT_TTL = timedelta(days=30)
 
 HISTORY_TTL = timedelta(days=365)
 """A user who has not been seen for longer is better served as a new one."""
+
+EVENTS_TTL = timedelta(days=30)
+"""What happened since the last ingest: after so long it has been in several of them."""
 
 _SIDE_INFORMATION = [
     Field(name="embedding", dtype=Array(Float32), description="Embedding of the profile text, (dim,), L2-normalised."),
@@ -74,4 +78,16 @@ user_history = FeatureView(
     ],
     source=user_history_table,
     ttl=HISTORY_TTL,
+)
+
+user_events = FeatureView(
+    name="user_events",
+    description="What a user did since the feature set was built, pushed through the endpoint; never materialised.",
+    entities=[user],
+    schema=[
+        Field(name="item_ids", dtype=Array(String), description="Items, most recent last, bounded."),
+        Field(name="timestamps", dtype=Array(Int64), description="When, Unix seconds, beside item_ids."),
+    ],
+    source=interactions,
+    ttl=EVENTS_TTL,
 )

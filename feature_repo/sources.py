@@ -1,10 +1,10 @@
-"""Offline tables: one Parquet file per view, one row per entity.
+"""Offline tables: one Parquet file per view, one row per entity; and the push source of what happens between two of them.
 
 Paths are relative to the feature set's directory (the Feast repo path), so a feature set can be moved or fetched from an
 object store and still be read.
 """
 
-from feast import FileSource
+from feast import FileSource, PushSource
 from feast.data_format import ParquetFormat
 
 EVENT_TIMESTAMP = "event_timestamp"
@@ -26,3 +26,9 @@ user_spectrum_table = _table("user_spectrum")
 item_counts_table = _table("item_counts")
 user_counts_table = _table("user_counts")
 user_history_table = _table("user_history")
+
+interactions = PushSource(
+    name="interactions",
+    description="What users did since the tables were made, written online only: the next ingest brings it into the tables.",
+    batch_source=_table("user_events"),  # Feast wants one; the table is never written
+)

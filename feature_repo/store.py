@@ -3,10 +3,12 @@
 A feature set is a directory that never changes: ``feature_store.yaml``, ``registry.db`` and ``data/<view>.parquet``. What does
 change, the online store, lies outside: with SQLite in ``<storage_root>/online_store/<project>.db``, with Redis where
 ``CLLMR_ONLINE_STORE`` says. Each feature set is a Feast project of its own, so an older model finds its own features again.
+What users do between two feature sets is in one project for all of them (`open_online_history`): it outlives a retraining.
 """
 
 import os
 import re
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from string import Template
@@ -26,6 +28,9 @@ REDIS = "redis"
 
 CONFIG_FILE = "feature_store.yaml"
 REGISTRY_FILE = "registry.db"
+
+HISTORY_PROJECT = "cllmr"
+"""Feast project of the online history, the same for all feature sets: that of a cluster's shared catalogue."""
 
 _TEMPLATES = {SQLITE: "feature_store.yaml", REDIS: "feature_store.redis.yaml"}
 _REDIS_ADDRESS = re.compile(r"[^\s,:=@/]+:\d{1,5}(,\w+=[^,]*)*")
@@ -55,14 +60,51 @@ def open_store(directory: Path, storage_root: str, online: bool = True) -> "Feat
         FeatureStoreError: no feature set there, SQLite on a remote storage root, or no usable Redis address.
     """
     settings = load_settings(directory)
-    if not online:
-        settings["online_store"] = None
-    elif settings["online_store"]["type"] == SQLITE:
-        path = sqlite_path(storage_root, settings["project"])
-        settings = _expand(settings, {ONLINE_STORE_VARIABLE: str(path)})
+    if online:
+        settings = _connected(settings, storage_root)
     else:
-        settings = _expand(settings, {ONLINE_STORE_VARIABLE: redis_connection()})
+        settings["online_store"] = None
+    return _opened(settings, directory)
 
+
+def open_online_history(directory: Path, storage_root: str) -> "FeatureStore":
+    """The Feast store of the online history: a push source and a view, in the kind of online store that a feature set has.
+
+    Its definitions are registered in memory; with SQLite the table is made if it is not there.
+
+    Args:
+        directory: a feature set, see `open_store`.
+        storage_root: tells where the SQLite online store lies.
+
+    Raises FeatureStoreError as `open_store` does.
+    """
+    settings = load_settings(directory)
+    with tempfile.TemporaryDirectory() as registry:
+        settings["project"] = HISTORY_PROJECT
+        settings["registry"]["path"] = str(Path(registry) / REGISTRY_FILE)
+        settings = _connected(settings, storage_root)
+        from feature_repo.definitions import ONLINE_HISTORY
+        from feature_repo.feature_views import EVENTS_TTL
+
+        if settings["online_store"]["type"] == REDIS:
+            settings["online_store"]["key_ttl_seconds"] = int(EVENTS_TTL.total_seconds())
+        else:
+            Path(settings["online_store"]["path"]).parent.mkdir(parents=True, exist_ok=True)
+        store = _opened(settings, directory)
+        store.apply(ONLINE_HISTORY)
+        store.list_feature_views(allow_cache=True)  # from here on the registry is read from memory
+    return store
+
+
+def _connected(settings: dict[str, Any], storage_root: str) -> dict[str, Any]:
+    """Settings with the online store's address filled in."""
+    is_sqlite = settings["online_store"]["type"] == SQLITE
+    address = str(sqlite_path(storage_root, settings["project"])) if is_sqlite else redis_connection()
+    expanded: dict[str, Any] = _expand(settings, {ONLINE_STORE_VARIABLE: address})
+    return expanded
+
+
+def _opened(settings: dict[str, Any], directory: Path) -> "FeatureStore":
     from feast import FeatureStore, RepoConfig
 
     config = RepoConfig(**settings)

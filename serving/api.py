@@ -27,9 +27,13 @@ from serving.features import Histories
 from serving.schemas import (
     Answer,
     ErrorBody,
+    EventsRequest,
+    EventsResponse,
     ExplainRequest,
     ExplainResponse,
     Health,
+    ItemsRequest,
+    ItemsResponse,
     ModelResponse,
     RecommendRequest,
     RecommendResponse,
@@ -61,6 +65,20 @@ class Unavailable(Exception):
         self.code, self.message = code, message
 
 
+class Impossible(Exception):
+    """What is asked for cannot be done by this endpoint, now or later.
+
+    Args:
+        code: what is missing: "no_feature_store".
+        message: one line for the caller.
+        hint: what to do about it.
+    """
+
+    def __init__(self, code: str, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.code, self.message, self.hint = code, message, hint
+
+
 class Backend(Protocol):
     """What answers the API's questions; every method but `histories` may raise Unavailable."""
 
@@ -68,7 +86,7 @@ class Backend(Protocol):
     """Of the latest answer: what errors and pages carry, which no model gave."""
 
     async def histories(self, user_ids: list[str]) -> Histories:
-        """Recent items of some users, as far as the feature store answers in time."""
+        """Recent items of some users, and what they did since, as far as the feature store answers in time."""
         ...
 
     async def recommend(self, request: RecommendRequest, histories: list[list[str]]) -> RecommendResponse:
@@ -81,6 +99,14 @@ class Backend(Protocol):
 
     async def explain(self, request: ExplainRequest, history: list[str]) -> ExplainResponse:
         """See Recommender."""
+        ...
+
+    async def events(self, request: EventsRequest) -> EventsResponse:
+        """Writes events to the online history; raises Impossible where there is no feature store."""
+        ...
+
+    async def items(self, request: ItemsRequest, histories: list[list[str]]) -> ItemsResponse:
+        """See Recommender.new_items; raises Impossible where the model has no texts, or their encoder is not installed."""
         ...
 
     async def model(self) -> ModelResponse:
@@ -107,6 +133,7 @@ def create_app(backend: Backend, tokens: Tokens | None = None) -> FastAPI:
             400: {"model": ErrorBody, "description": "The body is no text that can be read."},
             401: {"model": ErrorBody, "description": "No token, or one that is not known."},
             403: {"model": ErrorBody, "description": "The token lacks the scope."},
+            409: {"model": ErrorBody, "description": "This endpoint lacks what that needs."},
             413: {"model": ErrorBody, "description": "The body is too large."},
             422: {"model": ErrorBody, "description": "The request is not valid."},
             503: {"model": ErrorBody, "description": "Overloaded or starting; try again after Retry-After seconds."},
@@ -116,6 +143,7 @@ def create_app(backend: Backend, tokens: Tokens | None = None) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Unavailable, _unavailable)
+    app.add_exception_handler(Impossible, _impossible)
     _add_docs(app)
     app.mount("/ui", StaticFiles(directory=Path(__file__).parent / "ui", html=True), name="ui")
     _add_routes(app, backend)
@@ -126,7 +154,11 @@ def _add_routes(app: FastAPI, backend: Backend) -> None:
     @app.post("/v1/recommend", tags=["recommend"], summary="Rank items for users")
     async def recommend(request: Annotated[RecommendRequest, Body()], response: Response) -> RecommendResponse:
         """Debiased rankings, best first. `compare` adds the factual ranking, `debias` sets the strength per request."""
-        return _signed(await backend.recommend(request, await histories(request.users, response)), response)
+        found = await histories(request.users, response)
+        answer = await backend.recommend(_with_events(request, found), found.item_ids)
+        if answer.results[0].method == "static" and (reason := answer.results[0].reason):
+            response.headers["X-Degraded"] = reason
+        return _signed(answer, response)
 
     @app.post("/v1/score", tags=["recommend"], summary="Score given items")
     async def score(request: Annotated[ScoreRequest, Body()], response: Response) -> ScoreResponse:
@@ -136,7 +168,24 @@ def _add_routes(app: FastAPI, backend: Backend) -> None:
     @app.post("/v1/explain", tags=["recommend"], summary="Take a score apart")
     async def explain(request: Annotated[ExplainRequest, Body()], response: Response) -> ExplainResponse:
         """Total effect, natural direct effect, what debiasing removed, and the liked items that are nearest."""
-        return _signed(await backend.explain(request, (await histories([request.user_id], response))[0]), response)
+        found = await histories([request.user_id], response)
+        return _signed(await backend.explain(request, found.item_ids[0] + found.events[0]), response)
+
+    @app.post("/v1/items", tags=["recommend"], summary="Score new items from their text")
+    async def items(request: Annotated[ItemsRequest, Body()], response: Response) -> ItemsResponse:
+        """What items that were not there in training are to some users, and which known items are nearest to them.
+
+        Their texts are read by the encoder that read the training texts, which takes some milliseconds each, and seconds when
+        it is first needed.
+        """
+        found = await histories(request.users, response) if request.users else Histories([])
+        known = [[*before, *since] for before, since in zip(found.item_ids, found.events, strict=True)]
+        return _signed(await backend.items(request, known), response)
+
+    @app.post("/v1/events", tags=["recommend"], summary="Tell what users did")
+    async def events(request: Annotated[EventsRequest, Body()], response: Response) -> EventsResponse:
+        """Writes new interactions to the online history: the next answers to these users use them."""
+        return _signed(await backend.events(request), response)
 
     @app.get("/v1/model", tags=["operate"], summary="What is being served")
     async def model(response: Response) -> ModelResponse:
@@ -154,11 +203,20 @@ def _add_routes(app: FastAPI, backend: Backend) -> None:
         model = _signed(await backend.model(), response)
         return Health(status="ok", reason=model.features.reason)
 
-    async def histories(user_ids: list[str], response: Response) -> list[list[str]]:
+    async def histories(user_ids: list[str], response: Response) -> Histories:
         found = await backend.histories(user_ids)
         if found.degraded is not None:
             response.headers["X-Degraded"] = found.degraded
-        return found.item_ids
+        return found
+
+
+def _with_events(request: RecommendRequest, found: Histories) -> RecommendRequest:
+    """The request as if it had brought what its users did lately, oldest first."""
+    events = {user_id: items for user_id, items in zip(request.users, found.events, strict=True) if items}
+    if not events:
+        return request
+    recent = {user_id: [*events.get(user_id, []), *request.recent.get(user_id, [])] for user_id in request.users}
+    return request.model_copy(update={"recent": recent})
 
 
 def _signed(answer: _Answer, response: Response) -> _Answer:
@@ -237,6 +295,11 @@ async def _unavailable(request: Request, error: Exception) -> Response:
     return error_response(503, error.code, error.message, f"Try again in {RETRY_AFTER_SECONDS} s.", _id(request))
 
 
+async def _impossible(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Impossible)
+    return error_response(409, error.code, error.message, error.hint, _id(request))
+
+
 def _id(request: Request) -> str:
     return str(request.scope["state"]["request_id"])
 
@@ -293,7 +356,8 @@ class _Envelope:
 
 _OPEN_PATHS = ("/healthz", "/readyz", "/docs", "/openapi.json", "/ui")
 _OPEN_FILES = ("/docs/assets/", "/ui/")
-_ADMIN_PATHS = ("/v1/model",)
+_SCOPES: dict[str, tuple[TokenScope, ...]] = {"/v1/model": ("admin",), "/v1/events": ("events", "admin")}
+"""Scopes one of which a path needs; all others need "score"."""
 
 
 def _refusal(scope: Scope, tokens: Tokens) -> Response | None:
@@ -301,15 +365,16 @@ def _refusal(scope: Scope, tokens: Tokens) -> Response | None:
     path = scope["path"].removeprefix(scope.get("root_path", ""))
     if not tokens.are_needed or path in _OPEN_PATHS or path.startswith(_OPEN_FILES):
         return None
-    needed: TokenScope = "admin" if path in _ADMIN_PATHS else "score"
+    needed = _SCOPES.get(path, ("score",))
     headers = [value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"]
     scheme, _, token = headers[0].partition(" ") if len(headers) == 1 else ("", "", "")
     allowed = tokens.scopes(token.strip()) if scheme.lower() == "bearer" else frozenset()
-    if needed in allowed:
+    if not allowed.isdisjoint(needed):
         return None
     request_id = scope["state"]["request_id"]
     if allowed:
-        return error_response(403, "forbidden", f"this needs the scope '{needed}'.", "Use a token that has it.", request_id)
+        scopes = " or ".join(f"'{scope}'" for scope in needed)
+        return error_response(403, "forbidden", f"this needs the scope {scopes}.", "Use a token that has it.", request_id)
     message, hint = "this needs a token that is known here.", "Send it as: Authorization: Bearer TOKEN"
     response = error_response(401, "unauthorized", message, hint, request_id)
     response.headers["WWW-Authenticate"] = "Bearer"

@@ -7,10 +7,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve import Application
 
-from serving.deployments import GatewayReplica, RegistryReplica, ScorerReplica
+from serving.deployments import EncoderReplica, GatewayReplica, HistoryReplica, RegistryReplica, ScorerReplica
 from serving.lifecycle import Target
+from serving.trial import Trial
 
 IMPORT_PATH = "serving.app:build_app"
+SCORER = "Scorer"
 
 
 class ReplicaArgs(BaseModel):
@@ -36,6 +38,13 @@ class ReplicaArgs(BaseModel):
 
 REGISTRY = ReplicaArgs(num_cpus=0.1, max_ongoing_requests=1_000, max_queued_requests=-1)
 """The one replica that asks the registry; while it is away, models stay as they are."""
+
+HISTORY = ReplicaArgs(num_cpus=0.1, max_ongoing_requests=64)
+"""The one replica that writes the online history; while it is away, events are refused with 503."""
+
+
+ENCODER = ReplicaArgs(num_cpus=0.1, max_ongoing_requests=4, max_queued_requests=16)
+"""The one replica that reads the texts of new items, there while they are asked for; when it is busy they are refused."""
 
 
 class RegistryArgs(BaseModel):
@@ -80,15 +89,30 @@ class AppArgs(BaseModel):
 
 
 def build_app(args: AppArgs) -> Application:
-    """The application: a gateway bound to a scorer, which is bound to a replica that asks the registry."""
+    """The application of a Serve configuration file, whose ``user_config`` of the Scorer says what is tried: see Trial."""
+    return application(args, Trial())
+
+
+def application(args: AppArgs, trial: Trial) -> Application:
+    """The application: a gateway bound to a scorer, which is bound to a replica that asks the registry, and to those that write
+    the online history and encode texts."""
     registry, poll_interval_s = None, 0.0
     if args.registry is not None:
         poll_interval_s = args.registry.poll_interval_s
         registry = serve.deployment(name="Registry", **REGISTRY.options(args.drain_interval_s))(RegistryReplica).bind(
             tracking_uri=args.registry.tracking_uri, model_name=args.registry.model_name, max_age_s=poll_interval_s / 2
         )
+    history = None
+    if args.features is not None:
+        history = serve.deployment(name="History", **HISTORY.options(args.drain_interval_s))(HistoryReplica).bind(
+            storage_root=args.storage_root, feature_fingerprint=args.features
+        )
+    encoder = ENCODER.options(args.drain_interval_s)
+    del encoder["num_replicas"]
+    encoder["autoscaling_config"] = {"min_replicas": 0, "max_replicas": 1, "upscale_delay_s": 0, "downscale_delay_s": 1800}
     bundle_dir = None if args.bundle_dir is None else str(args.bundle_dir)
-    scorer = serve.deployment(name="Scorer", **args.scorer.options(args.drain_interval_s))(ScorerReplica).bind(
+    options = {**args.scorer.options(args.drain_interval_s), "user_config": trial.model_dump()}
+    scorer = serve.deployment(name=SCORER, **options)(ScorerReplica).bind(
         deployed=Target(args.model_version, args.train, args.storage_root, bundle_dir),
         registry=registry,
         poll_interval_s=poll_interval_s,
@@ -100,4 +124,6 @@ def build_app(args: AppArgs) -> Application:
         deployed_version=args.model_version,
         feature_deadline_ms=args.feature_deadline_ms,
         feature_loading_s=args.feature_loading_s,
+        history=history,
+        encoder=serve.deployment(name="Encoder", **encoder)(EncoderReplica).bind(),
     )

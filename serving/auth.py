@@ -17,10 +17,10 @@ TOKENS_FILE = "CLLMR_TOKENS_FILE"
 TOKENS = "CLLMR_TOKENS"
 MIN_LENGTH = 20  # characters; of random ones, far beyond guessing
 
-TokenScope = Literal["score", "admin"]
-"""``score`` asks for answers, ``admin`` for what is being served."""
+TokenScope = Literal["score", "events", "admin"]
+"""``score`` asks for answers, ``events`` writes what users did, ``admin`` does that too and asks for what is being served."""
 
-_FORM = "One line each: the token, a space, its scopes: score, admin or score,admin"
+_FORM = "One line each: the token, a space, its scopes with commas between: score, events, admin"
 
 
 class Tokens:

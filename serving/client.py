@@ -10,9 +10,15 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, retry_if
 from components.errors import ServingError
 from serving.schemas import (
     ErrorBody,
+    Event,
+    EventsRequest,
+    EventsResponse,
     ExplainRequest,
     ExplainResponse,
+    ItemsRequest,
+    ItemsResponse,
     ModelResponse,
+    NewItem,
     RecommendRequest,
     RecommendResponse,
     ScoreRequest,
@@ -29,7 +35,8 @@ def _is_overloaded(response: httpx.Response) -> bool:
 class Client:
     """Asks one endpoint; use it as a context manager, or call `close`.
 
-    Every question only reads, so all are asked again after a dropped connection and after 503.
+    Every question only reads, and events that are written twice are there once, so all are asked again after a dropped
+    connection and after 503.
 
     Args:
         url: base URL, for example ``http://127.0.0.1:8000``.
@@ -106,6 +113,22 @@ class Client:
         """One score taken apart, see ExplainRequest; raises as `recommend`."""
         request = ExplainRequest(user_id=user_id, item_id=item_id, debias=debias, num_neighbours=num_neighbours)
         return self._ask("/v1/explain", request, ExplainResponse)
+
+    def new_items(
+        self,
+        items: list[NewItem],
+        users: list[str] | None = None,
+        *,
+        recent: dict[str, list[str]] | None = None,
+        num_neighbours: int = 0,
+    ) -> ItemsResponse:
+        """Scores of items that the model does not know, from their text, see ItemsRequest; raises as `recommend`."""
+        request = ItemsRequest(items=items, users=users or [], recent=recent or {}, num_neighbours=num_neighbours)
+        return self._ask("/v1/items", request, ItemsResponse)
+
+    def tell(self, events: list[Event]) -> EventsResponse:
+        """Writes what users did to the online history, see EventsRequest; raises as `recommend`."""
+        return self._ask("/v1/events", EventsRequest(events=events), EventsResponse)
 
     def model(self) -> ModelResponse:
         """What is being served; raises ServingError as `recommend`."""

@@ -1,6 +1,8 @@
 """The ladder a request goes down when it cannot be answered at its best: one rung after another, until one answers.
 
-Personalised -> fold-in of the history -> popularity. A rung says why it has no answer; that reason is in the response.
+Personalised -> fold-in of the history -> side information only -> popularity -> static. A rung says why it has no answer; that
+reason is in the response. All but the last are of a bundle (`Ladder`); the last one needs none and so stands with whoever asks
+for an answer: it is what was popular when a model last answered (`Static`).
 """
 
 from collections.abc import Sequence
@@ -11,12 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from components.ids import UNKNOWN
-from serving.schemas import Method
+from serving.schemas import Method, RankedItem, RecommendRequest, RecommendResponse, UserRecommendations
 from serving.scorer import Scorer
+from serving.texts import Texts
 
 UNKNOWN_USER = "unknown_user"
 NO_HISTORY = "no_history"
 NO_FOLD_IN = "no_fold_in"
+NO_TEXTS = "no_texts"
 
 Floats = npt.NDArray[np.float32]
 
@@ -83,6 +87,25 @@ class FoldIn:
         return self._scorer.fold_in(query.history, debias)
 
 
+class SideInformation:
+    """The texts of a history alone, for a model whose members that know histories have no weight; needs texts in the bundle."""
+
+    method: Method = "side_information"
+
+    def __init__(self, texts: Texts) -> None:
+        self._texts = texts
+
+    def reason_against(self, query: Query) -> str | None:
+        """See Rung."""
+        if not self._texts.are_there():
+            return NO_TEXTS
+        return None if query.history.size else NO_HISTORY
+
+    def scores(self, query: Query, debias: float) -> Floats:
+        """See Rung; what the texts say by themselves is not known of a history, so nothing is taken out."""
+        return self._texts.read().of_history(query.history)
+
+
 class Popularity:
     """Training interactions; always answers."""
 
@@ -107,9 +130,10 @@ class Ladder:
         self._rungs = list(rungs)
 
     @classmethod
-    def of(cls, scorer: Scorer) -> "Ladder":
-        """The ladder of this platform for one bundle."""
-        return cls([Personalised(scorer), FoldIn(scorer), Popularity(scorer)])
+    def of(cls, scorer: Scorer, texts: Texts | None = None) -> "Ladder":
+        """The ladder of this platform for one bundle, and its texts where they are at hand."""
+        sides = [] if texts is None else [SideInformation(texts)]
+        return cls([Personalised(scorer), FoldIn(scorer), *sides, Popularity(scorer)])
 
     def rung(self, query: Query) -> tuple[Rung, str | None]:
         """The first rung that has an answer, and the reason of the first one that had none."""
@@ -120,3 +144,41 @@ class Ladder:
                 return rung, reason
             reason = reason or against
         raise AssertionError(f"the last rung has no answer: {reason}")
+
+
+@dataclass(frozen=True)
+class Static:
+    """The last rung: what was most popular when a model last answered, for when none does."""
+
+    items: tuple[RankedItem, ...]
+    """Best first."""
+    model_version: str
+    """Of the model that told it."""
+
+    def recommend(self, request: RecommendRequest, histories: Sequence[Sequence[str]], reason: str) -> RecommendResponse:
+        """The same list for everybody, without what is known to be seen or is not to be shown.
+
+        Args:
+            request: the question.
+            histories: recent item ids of each user.
+            reason: why no model answers.
+        """
+        allow, deny = None if request.allow is None else set(request.allow), set(request.deny)
+        allowed = [item for item in self.items if (allow is None or item.item_id in allow) and item.item_id not in deny]
+        results = []
+        for user_id, history in zip(request.users, histories, strict=True):
+            seen = {*history, *request.recent.get(user_id, [])} if request.exclude_seen else set()
+            kept = [item for item in allowed if item.item_id not in seen][: request.k]
+            items = [item.model_copy(update={"rank": rank}) for rank, item in enumerate(kept, start=1)]
+            results.append(
+                UserRecommendations(
+                    user_id=user_id,
+                    cold=True,
+                    method="static",
+                    reason=reason,
+                    model_version=self.model_version,
+                    items=items,
+                    factual=items if request.compare else None,
+                )
+            )
+        return RecommendResponse(model_version=self.model_version, debias=0.0, results=results)

@@ -1,5 +1,6 @@
-"""The endpoint's Ray Serve deployments: a gateway that speaks HTTP and a scorer that holds the model, scaled apart, and one
-replica that asks the model registry for all scorers.
+"""The endpoint's Ray Serve deployments: a gateway that speaks HTTP and a scorer that holds the model, scaled apart, and three
+of one replica: one asks the model registry for all scorers, one writes the online history for all gateways, and one
+reads the texts of new items.
 
 They are thin: the gateway runs the API of `serving.api` over a handle to the scorer, the scorer runs `serving.recommender` and
 follows the registry's champion with `serving.lifecycle`.
@@ -13,6 +14,7 @@ import time
 from collections.abc import Awaitable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import islice
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import structlog
@@ -22,24 +24,40 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from components.errors import ConfigError
+from components.ids import UNKNOWN
 from components.progress import configure_logging
-from components.tracking import Registry, RegistryError
-from serving.api import Unavailable, create_app
+from components.tracking import ModelVersion, Registry, RegistryError
+from serving.api import Impossible, Unavailable, create_app
 from serving.auth import read_tokens
+from serving.breaker import Breaker
+from serving.degrade import Static
+from serving.events import VIEW as EVENTS_VIEW
+from serving.events import OnlineHistory, open_history
 from serving.features import (
+    BREAKER_FAILURES,
+    BREAKER_SECONDS,
+    UNAVAILABLE,
     FeatureSet,
     FeatureSource,
     FollowingFeatures,
     Histories,
+    HistoryReader,
     NoFeatures,
     OnlineFeatures,
     open_history_reader,
 )
 from serving.lifecycle import Follower, Live, Target
-from serving.metrics import GatewayMetrics, RegistryMetrics, ScorerMetrics
+from serving.metrics import GatewayMetrics, HistoryMetrics, RegistryMetrics, ScorerMetrics
 from serving.schemas import (
+    Event,
+    EventsRequest,
+    EventsResponse,
+    EventStatus,
     ExplainRequest,
     ExplainResponse,
+    ItemsRequest,
+    ItemsResponse,
     ModelInfo,
     ModelResponse,
     RecommendRequest,
@@ -47,8 +65,13 @@ from serving.schemas import (
     ScoreRequest,
     ScoreResponse,
 )
+from serving.scorer import Floats
+from serving.texts import TextEncoder
+from serving.trial import Shadow, Trial, joined, part, parts
 
 SCORER_DEADLINE_SECONDS = 10.0  # a request that waited so long for the scorer is refused: its caller has given up
+OVERLOADED = "overloaded"
+STATIC_ITEMS = 1_000  # kept for when no scorer answers: the longest ranking, and what may have to be left out of it
 REGISTRY_DEADLINE_SECONDS = 10.0  # a registry that is slower is asked again later
 
 _T = TypeVar("_T")
@@ -79,34 +102,114 @@ class RegistryReplica:
         self._max_age_s = max_age_s
         self._metrics = RegistryMetrics()
         self._champions: list[Target] = []
+        self._challenger: Target | None = None
         self._asked_at = -math.inf
         self._is_up = True
         self._asking = asyncio.Lock()
 
     async def champions(self) -> list[Target]:
         """The champion and the champion before it, as far as there are any; of earlier while the registry is down."""
+        await self._refresh()
+        return self._champions
+
+    async def challenger(self) -> Target | None:
+        """The challenger, if there is one; of earlier while the registry is down."""
+        await self._refresh()
+        return self._challenger
+
+    async def _refresh(self) -> None:
         async with self._asking:
             if time.monotonic() - self._asked_at >= self._max_age_s:
                 await asyncio.to_thread(self._ask)
                 self._asked_at = time.monotonic()
-        return self._champions
 
     def _ask(self) -> None:
         try:
             found = [version for version in (self._registry.champion(), self._registry.previous()) if version is not None]
+            challenger = self._registry.challenger()
         except Exception as error:  # whatever MLflow raises, models stay as they are and it is asked again
             if self._is_up:
                 reason = error.message if isinstance(error, RegistryError) else f"{type(error).__name__}: {error}"
                 log.warning("registry does not answer", reason=reason)
             self._is_up = False
         else:
-            self._champions = [Target(version.version, version.fingerprint, version.storage_root) for version in found]
+            self._champions = [_target(version) for version in found]
+            self._challenger = None if challenger is None else _target(challenger)
             self._is_up = True
         self._metrics.registry_up.set(int(self._is_up))
 
 
+def _target(version: ModelVersion) -> Target:
+    return Target(version.version, version.fingerprint, version.storage_root)
+
+
+class HistoryReplica:
+    """Writes the online history for all gateways: one writer, so that no event is lost between reading a list and writing it.
+
+    Requests that come while one is written are written together. While there is no such replica, or no store, events are
+    refused and told again by whoever sent them.
+
+    Args:
+        storage_root: of the endpoint.
+        feature_fingerprint: of a feature set there.
+    """
+
+    def __init__(self, storage_root: str, feature_fingerprint: str) -> None:
+        configure_logging()
+        self._open = partial(open_history, storage_root, feature_fingerprint)
+        self._breaker = Breaker(BREAKER_FAILURES, BREAKER_SECONDS)  # as where it is read: nobody queues up behind a dead store
+        self._history: OnlineHistory | None = None
+        self._metrics = HistoryMetrics()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="online-history")
+        self._thread.submit(self._write, [])  # opens it
+
+    @serve.batch(max_batch_size=64, batch_wait_timeout_s=0.0)
+    async def write(self, requests: list[list[Event]]) -> list[list[EventStatus] | None]:
+        """What became of each event, in order; None if the feature store cannot be written."""
+        events = [event for request in requests for event in request]
+        statuses = await asyncio.get_running_loop().run_in_executor(self._thread, self._write, events)
+        self._metrics.count(statuses or ["failed"] * len(events))
+        left = None if statuses is None else iter(statuses)
+        return [None if left is None else list(islice(left, len(request))) for request in requests]
+
+    def _write(self, events: list[Event]) -> list[EventStatus] | None:
+        if not self._breaker.allows():
+            return None
+        try:
+            self._history = self._history or self._open()
+            statuses = self._history.write(events) if events else []
+        except Exception as error:  # whatever a store's client raises, the events are told again and it is tried again
+            log.warning("online history cannot be written", error=type(error).__name__)
+            self._breaker.failed()
+            return None
+        self._breaker.succeeded()
+        return statuses
+
+
+class EncoderReplica:
+    """Reads texts of new items: in a process of its own, so that nobody who asks for a ranking waits for it or its memory.
+
+    It is started when it is first needed, and stopped when nobody asks for long. Who asks before it has loaded its encoder may
+    be told to come back; the loading goes on meanwhile. What waits is bounded by the deployment's queue.
+    """
+
+    def __init__(self) -> None:
+        configure_logging()
+        self._encoder = TextEncoder()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="text-encoder")
+
+    async def encode(self, encoder: str, texts: list[str]) -> Floats | str:
+        """Embeddings, (len(texts), dim), or why there are none."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, self._encoder.encode, encoder, texts)
+        except (ConfigError, ImportError) as error:
+            log.error("text encoder cannot be loaded", encoder=encoder, reason=str(error))
+            return f"the text encoder '{encoder}' is not installed here."
+
+
 class ScorerReplica:
-    """Holds one model at a time; it is loaded and its golden requests are replayed before the replica takes requests.
+    """Holds one model, and a challenger while one is on trial; the model is loaded and its golden requests are replayed before
+    the replica takes requests.
 
     Args:
         deployed: the bundle that the configuration names.
@@ -122,6 +225,12 @@ class ScorerReplica:
             found: list[Target] = registry.champions.remote().result(timeout_s=REGISTRY_DEADLINE_SECONDS) if registry else []
             return found
 
+        def read_challenger() -> Target | None:
+            found: Target | None = (
+                registry.challenger.remote().result(timeout_s=REGISTRY_DEADLINE_SECONDS) if registry else None
+            )
+            return found
+
         def begin() -> Follower:
             """With what other replicas serve: the configuration's bundle may be of long ago."""
             try:
@@ -130,24 +239,46 @@ class ScorerReplica:
                 log.warning("champion cannot be asked for", error=type(error).__name__)
                 first = []
             candidates = dict.fromkeys([*first, deployed])
-            return Follower(candidates, lambda: next(iter(champions()), None), self._metrics, poll_interval_s)
+            return Follower(candidates, lambda: next(iter(champions()), None), self._metrics, poll_interval_s, read_challenger)
 
         with ThreadPoolExecutor(1) as pool:  # a handle cannot be waited for in the event loop, where a replica is made
             self._follower = pool.submit(begin).result()
+        self._trial, self._shadow = Trial(), Shadow(self._metrics)
         if registry is not None:
             self._follower.start()
 
+    def reconfigure(self, trial: dict[str, Any]) -> None:
+        """Ray Serve's way to change a running replica: its `user_config`, see Trial."""
+        self._trial = Trial.model_validate(trial)
+        self._follower.tries = self._trial.needs()
+        log.info("trial", **trial)
+
     async def recommend(self, request: RecommendRequest, histories: list[list[str]]) -> Answered[RecommendResponse]:
-        """See Recommender."""
-        live = self._follower.live
-        with self._metrics.timed("model"):
-            answer = live.recommender.recommend(request, histories)
-        self._metrics.recommended(answer, live.recommender.scorer.item_vocabulary, live.head)
-        return _answered(answer, live)
+        """See Recommender; users of the share that a challenger is tried on are answered by it."""
+        live, challenger, trial = self._follower.live, self._follower.challenger, self._trial
+        answers = []
+        for model, places in parts(trial, live, challenger, request.users):
+            asked, known = part(request, places), [histories[at] for at in places]
+            with self._metrics.timed("model"):
+                answer = model.recommender.recommend(asked, known)
+            self._metrics.recommended(answer, model.recommender.scorer.item_vocabulary, model.head)
+            answers.append((places, answer))
+        answer = joined(answers)
+        if challenger is not None and trial.mode == "shadow":
+            held = [at for at, user in enumerate(request.users) if trial.holds(user, challenger.target.fingerprint)]
+            if held:
+                compared = answer.model_copy(update={"results": [answer.results[at] for at in held]})
+                self._shadow.compare(challenger, part(request, held), [histories[at] for at in held], compared)
+        return Answered(answer, answer.model_version, live.feature_set)
+
+    def _model_of(self, user_id: str) -> Live:
+        """What answers one user."""
+        ((model, _),) = parts(self._trial, self._follower.live, self._follower.challenger, [user_id])
+        return model
 
     async def score(self, request: ScoreRequest) -> Answered[ScoreResponse]:
         """See Recommender."""
-        live = self._follower.live
+        live = self._model_of(request.user_id)
         with self._metrics.timed("model"):
             answer = live.recommender.score(request)
         self._metrics.scored(answer)
@@ -155,11 +286,42 @@ class ScorerReplica:
 
     async def explain(self, request: ExplainRequest, history: list[str]) -> Answered[ExplainResponse]:
         """See Recommender."""
-        live = self._follower.live
+        live = self._model_of(request.user_id)
         with self._metrics.timed("model"):
             answer = live.recommender.explain(request, history)
         self._metrics.explained(answer)
         return _answered(answer, live)
+
+    async def popular(self, k: int) -> Answered[Static]:
+        """See Recommender."""
+        live = self._follower.live
+        return _answered(live.recommender.popular(k), live)
+
+    async def text_encoder(self) -> Answered[str | None]:
+        """Which encoder new items' texts must be read by, None without texts."""
+        live = self._follower.live
+        return _answered(live.texts.encoder, live)
+
+    async def new_items(
+        self, request: ItemsRequest, histories: list[list[str]], encoder: str, embeddings: Floats
+    ) -> Answered[ItemsResponse | None]:
+        """See Recommender; None when the texts were encoded for another model than the one that is live by now."""
+        live = self._follower.live
+        if live.texts.encoder != encoder:
+            return _answered(None, live)
+        with self._metrics.timed("model"):
+            texts = await asyncio.to_thread(live.texts.read)
+            answer = live.recommender.new_items(request, histories, encoder, texts, embeddings)
+        self._metrics.new_items_scored(answer)
+        return _answered(answer, live)
+
+    async def unknown_items(self, item_ids: list[str]) -> Answered[list[str]]:
+        """Those of some items that the model does not know, each once, in their order."""
+        live = self._follower.live
+        rows = live.recommender.scorer.item_vocabulary.rows(item_ids)
+        unknown = list(dict.fromkeys(item_id for item_id, row in zip(item_ids, rows, strict=True) if row == UNKNOWN))
+        self._metrics.told(len(unknown), live.target.model_version)
+        return _answered(unknown, live)
 
     async def model(self) -> Answered[ModelInfo]:
         """See Recommender."""
@@ -172,25 +334,49 @@ def _answered(answer: _T, live: Live) -> Answered[_T]:
 
 
 class RayBackend:
-    """The API's backend over a handle to the scorer."""
+    """The API's backend over handles to the scorer and to the writer of the online history, if there is one.
 
-    def __init__(self, scorer: DeploymentHandle[Any], features: FeatureSource, deployed_version: str) -> None:
+    `events` looks the online history up.
+    """
+
+    def __init__(
+        self,
+        scorer: DeploymentHandle[Any],
+        features: FeatureSource,
+        deployed_version: str,
+        events: OnlineFeatures | NoFeatures,
+        history: DeploymentHandle[Any] | None,
+        encoder: DeploymentHandle[Any],
+        metrics: GatewayMetrics,
+    ) -> None:
         self.model_version = deployed_version
         self._deployed_version = deployed_version
-        self._features = features
-        self._scorer = scorer
-        self._metrics = GatewayMetrics()
+        self._features, self._events = features, events
+        self._scorer, self._history, self._encoder = scorer, history, encoder
+        self._metrics = metrics
+        self._static: Static | None = None
+        self._keeping: asyncio.Task[None] | None = None
 
     async def histories(self, user_ids: list[str]) -> Histories:
         """See Backend."""
-        with self._metrics.timed("features"):
-            found = await self._features.histories(user_ids)
-        self._metrics.count_degraded(found.degraded)
-        return found
+        with self._metrics.timed("features"):  # at the same time: one wait
+            found, since = await asyncio.gather(self._features.histories(user_ids), self._events.histories(user_ids))
+        degraded = found.degraded or since.degraded
+        self._metrics.count_degraded(degraded)
+        return Histories(found.item_ids, degraded, since.item_ids)
 
     async def recommend(self, request: RecommendRequest, histories: list[list[str]]) -> RecommendResponse:
         """See Backend."""
-        return await self._ask(self._scorer.recommend.remote(request, histories))
+        try:
+            answer: RecommendResponse = await self._ask(self._scorer.recommend.remote(request, histories))
+        except Unavailable as error:
+            if (
+                self._static is None or error.code == OVERLOADED
+            ):  # an overload is told: who comes back later gets a model's answer
+                raise
+            self._metrics.count_degraded(error.code)
+            return self._static.recommend(request, histories, error.code)
+        return answer
 
     async def score(self, request: ScoreRequest) -> ScoreResponse:
         """See Backend."""
@@ -199,6 +385,46 @@ class RayBackend:
     async def explain(self, request: ExplainRequest, history: list[str]) -> ExplainResponse:
         """See Backend."""
         return await self._ask(self._scorer.explain.remote(request, history))
+
+    async def items(self, request: ItemsRequest, histories: list[list[str]]) -> ItemsResponse:
+        """See Backend."""
+        encoder: str | None = await self._ask(self._scorer.text_encoder.remote())
+        if encoder is None:
+            raise Impossible(
+                "no_texts",
+                "the model was trained without texts, or before new items could be scored.",
+                "Give the items texts and train again: cllmr run --from train",
+            )
+        with self._metrics.timed("encoder"):
+            texts: Awaitable[Floats | str] = self._encoder.encode.remote(encoder, [item.text for item in request.items])
+            embeddings = await _answer(texts, "encoder")
+        if isinstance(embeddings, str):
+            raise Impossible("no_encoder", embeddings, "Install it: pip install 'cllmr-platform[embed]'")
+        answer: ItemsResponse | None = await self._ask(self._scorer.new_items.remote(request, histories, encoder, embeddings))
+        if answer is None:
+            raise Unavailable("model_changed", "another model has taken over meanwhile.")
+        return answer
+
+    async def events(self, request: EventsRequest) -> EventsResponse:
+        """See Backend."""
+        if self._history is None:
+            raise Impossible(
+                "no_feature_store",
+                "this endpoint has no feature store, so it keeps no events.",
+                "Send them with the question, as 'recent', or serve a model that was trained with features.",
+            )
+        item_ids = list(dict.fromkeys(event.item_id for event in request.events))
+        writing: Awaitable[list[EventStatus] | None] = self._history.write.remote(request.events)
+        asking: Awaitable[Answered[list[str]]] = self._scorer.unknown_items.remote(item_ids)
+        statuses, unknown = await asyncio.gather(_answer(writing, "history"), _answer(asking))
+        if statuses is None:
+            raise Unavailable(UNAVAILABLE, "the feature store cannot be written.")
+        return EventsResponse(
+            model_version=unknown.model_version,
+            stored=statuses.count("stored"),
+            statuses=statuses,
+            unknown_items=unknown.answer,
+        )
 
     async def model(self) -> ModelResponse:
         """See Backend."""
@@ -214,22 +440,36 @@ class RayBackend:
         with self._metrics.timed("scorer"):
             answer, self.model_version, feature_set = await _answer(response)
         self._features.follow(feature_set)
+        if self._keeping is None and (self._static is None or self._static.model_version != self.model_version):
+            self._keeping = asyncio.create_task(self._keep_popular())
         return answer
 
+    async def _keep_popular(self) -> None:
+        """Asks the model that answers for what to answer when it does not."""
+        try:
+            self._static = (await _answer(self._popular())).answer
+        except Unavailable as error:
+            log.warning("popular items cannot be asked for", reason=error.message)
+        finally:
+            self._keeping = None
 
-async def _answer(response: Awaitable[_T]) -> _T:
-    """Waits for the scorer; raises Unavailable when it is overloaded, gone or too slow."""
+    def _popular(self) -> Awaitable[Answered[Static]]:
+        return self._scorer.popular.remote(STATIC_ITEMS)
+
+
+async def _answer(response: Awaitable[_T], who: str = "scorer") -> _T:
+    """Waits for another deployment; raises Unavailable when it is overloaded, gone or too slow."""
     try:
         return await asyncio.wait_for(_awaited(response), SCORER_DEADLINE_SECONDS)
     except BackPressureError:
-        raise Unavailable("overloaded", "too many requests are waiting.") from None
+        raise Unavailable(OVERLOADED, "too many requests are waiting.") from None
     except TimeoutError:
-        raise Unavailable("overloaded", f"the scorer did not answer within {SCORER_DEADLINE_SECONDS:g} s.") from None
+        raise Unavailable(f"{who}_timeout", f"the {who} did not answer within {SCORER_DEADLINE_SECONDS:g} s.") from None
     except RayTaskError:
-        raise  # the scorer's own code failed: a bug, not an outage
+        raise  # its own code failed: a bug, not an outage
     except (RayActorError, DeploymentUnavailableError, RayServeException) as error:
-        log.warning("scorer unavailable", error=type(error).__name__)
-        raise Unavailable("scorer_unavailable", "no scorer replica answers.") from None
+        log.warning(f"{who} unavailable", error=type(error).__name__)
+        raise Unavailable(f"{who}_unavailable", f"no {who} replica answers.") from None
 
 
 async def _awaited(response: Awaitable[_T]) -> _T:
@@ -252,21 +492,31 @@ class GatewayReplica:
         deployed_version: str,
         feature_deadline_ms: int,
         feature_loading_s: int,
+        history: DeploymentHandle[Any] | None,
+        encoder: DeploymentHandle[Any],
     ) -> None:
         configure_logging()
         logging.getLogger("httpx").setLevel(logging.WARNING)
         self._tokens = read_tokens()
+        metrics = GatewayMetrics()
         features: FeatureSource = NoFeatures()
+        events: OnlineFeatures | NoFeatures = NoFeatures()
+        deadline = feature_deadline_ms / 1000
         if feature_fingerprint is not None:
 
+            def open_events() -> HistoryReader:
+                return open_history(storage_root, feature_fingerprint).read
+
             def open_source(wanted: FeatureSet) -> OnlineFeatures:
-                return OnlineFeatures(
-                    partial(open_history_reader, wanted.storage_root, wanted.fingerprint), feature_deadline_ms / 1000
-                )
+                reader = partial(open_history_reader, wanted.storage_root, wanted.fingerprint, metrics.count_ages)
+                return OnlineFeatures(reader, deadline, metrics.told_of("user_history"))
 
             features = FollowingFeatures(open_source, FeatureSet(storage_root, feature_fingerprint))
-            features.wait(feature_loading_s)
-        self._backend = RayBackend(scorer, features, deployed_version)
+            events = OnlineFeatures(open_events, deadline, metrics.told_of(EVENTS_VIEW))
+            give_up = time.monotonic() + feature_loading_s
+            for source in (features, events):
+                source.wait(max(0.0, give_up - time.monotonic()))
+        self._backend = RayBackend(scorer, features, deployed_version, events, history, encoder, metrics)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_app(self._backend, self._tokens)

@@ -1,42 +1,52 @@
-"""Features at request time from the Feast online store: each user's recent items.
+"""Features at request time from the Feast online store: each user's recent items, and what he did since.
 
 The feature store's client takes seconds to import, so it is loaded beside the model, and every look-up has a deadline: a
-store that is slow, down or not there yet costs freshness, never an answer. The caller then knows only the interactions
-the model was trained on, and the reason is in the answer (``X-Degraded``) and counted.
+store that is slow, down or not there yet costs freshness, never an answer. The caller then gets what was last known of the
+user, or nothing beside what the model was trained on, and the reason is in the answer (``X-Degraded``) and counted. A store
+that fails again and again is left alone for a while (`serving.breaker`): nobody waits for it.
 
-A history is used to leave out what the user has seen, and that stays true however old it is: its age is not checked. It
-holds raw item ids, so it needs no certain bundle either: when another bundle begins to answer, histories come from the feature
-set of the one before until the new one's is open.
+Feast does not apply a view's ``ttl`` to what it reads online, so event timestamps are looked at here. A history that is older
+is used all the same, as what a user has seen stays true, and counted as stale: many of them say that no feature set was built
+for long. A history holds raw item ids, so it needs no certain bundle either: when another bundle begins to answer, histories
+come from the feature set of the one before until the new one's is open.
 """
 
 import asyncio
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
 
 import structlog
+from cachetools import TTLCache
 
 from components.artifacts import Store
 from components.errors import ArtifactError
+from serving.breaker import Breaker, State
 from serving.schemas import FeaturesState
 
 LOADING = "features_loading"
 TIMEOUT = "features_timeout"
+CIRCUIT_OPEN = "features_circuit_open"
 UNAVAILABLE = "features_unavailable"
 
 SERVICE = "serving"
 JOIN_KEY = "user_id"
 HISTORY = "user_history:item_ids"
 
+BREAKER_FAILURES, BREAKER_SECONDS = 5, 2.0
+
 _THREADS = 4  # look-ups at a time; the store's client blocks
+_LAST_GOOD_USERS, _LAST_GOOD_SECONDS = 10_000, 3600.0  # histories kept for when the store is away: about 20 MB
 _MAX_WAITING = 64  # look-ups that may pile up behind a slow store before new ones are not even tried
 _RETRY_SECONDS = (1.0, 2.0, 5.0, 15.0, 60.0)
 
+Age = Literal["fresh", "stale", "missing"]
 HistoryReader = Callable[[Sequence[str]], list[list[str]]]
 """Recent item ids of each user, empty for a user the store does not know."""
 
@@ -51,6 +61,12 @@ class Histories:
     """Recent items per user, in the order asked; empty where nothing is known."""
     degraded: str | None = None
     """Why the feature store was not used, None when it was."""
+    events: list[list[str]] = field(default_factory=list)
+    """Items of what each user did since, oldest first, in the same order."""
+
+    def __post_init__(self) -> None:
+        if not self.events:
+            object.__setattr__(self, "events", [[] for _ in self.item_ids])
 
 
 @dataclass(frozen=True)
@@ -77,6 +93,28 @@ class FeatureSource(Protocol):
         ...
 
 
+class Told(Protocol):
+    """Who is told how the store does."""
+
+    def circuit(self, is_open: bool) -> None:
+        """The circuit breaker opened or closed."""
+        ...
+
+    def last_good(self, users: int) -> None:
+        """So many users were answered with what was last known of them."""
+        ...
+
+
+class NobodyTold:
+    """See Told."""
+
+    def circuit(self, is_open: bool) -> None:
+        """See Told."""
+
+    def last_good(self, users: int) -> None:
+        """See Told."""
+
+
 class NoFeatures:
     """An endpoint without a feature store, by choice: what is seen is what the model was trained on."""
 
@@ -98,14 +136,18 @@ class OnlineFeatures:
     Args:
         open_reader: opens the store; may take seconds, may fail, is tried again.
         deadline: seconds a look-up may take.
+        told: who is told how the store does.
     """
 
-    def __init__(self, open_reader: Callable[[], HistoryReader], deadline: float) -> None:
+    def __init__(self, open_reader: Callable[[], HistoryReader], deadline: float, told: Told | None = None) -> None:
         self._open_reader = open_reader
         self._deadline = deadline
         self._reader: HistoryReader | None = None
         self._problem: str | None = None
         self._waiting = 0
+        self._told = told or NobodyTold()
+        self._breaker = Breaker(BREAKER_FAILURES, BREAKER_SECONDS, self._circuit)
+        self._last_good: TTLCache[str, list[str]] = TTLCache(_LAST_GOOD_USERS, _LAST_GOOD_SECONDS)
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="features")
         self._settled = threading.Event()  # opened, or failed once
         self._closed = threading.Event()
@@ -145,21 +187,38 @@ class OnlineFeatures:
     async def histories(self, user_ids: Sequence[str]) -> Histories:
         """See FeatureSource."""
         reader = self._reader
-        nothing: list[list[str]] = [[] for _ in user_ids]
         if reader is None:
-            return Histories(nothing, UNAVAILABLE if self._problem else LOADING)
+            return self._without_store(user_ids, UNAVAILABLE if self._problem else LOADING)
         if self._waiting >= _MAX_WAITING:
-            return Histories(nothing, TIMEOUT)
+            return self._without_store(user_ids, TIMEOUT)
+        if not self._breaker.allows():
+            return self._without_store(user_ids, CIRCUIT_OPEN)
         self._waiting += 1
         lookup = asyncio.get_running_loop().run_in_executor(self._pool, reader, list(user_ids))
         lookup.add_done_callback(self._done)
         try:
-            return Histories(await asyncio.wait_for(asyncio.shield(lookup), self._deadline))
+            found = await asyncio.wait_for(asyncio.shield(lookup), self._deadline)
         except TimeoutError:
-            return Histories(nothing, TIMEOUT)
+            self._breaker.failed()
+            return self._without_store(user_ids, TIMEOUT)
         except Exception as error:  # as in _open
+            self._breaker.failed()
             log.warning("feature store look-up failed", error=type(error).__name__)
-            return Histories(nothing, UNAVAILABLE)
+            return self._without_store(user_ids, UNAVAILABLE)
+        self._breaker.succeeded()
+        self._last_good.update(zip(user_ids, found, strict=True))
+        return Histories(found)
+
+    def _without_store(self, user_ids: Sequence[str], reason: str) -> Histories:
+        """What was last known of the users."""
+        if known := sum(user_id in self._last_good for user_id in user_ids):
+            self._told.last_good(known)
+        return Histories([self._last_good.get(user_id, []) for user_id in user_ids], reason)
+
+    def _circuit(self, state: State) -> None:
+        if state != "half_open":
+            log.warning("feature store circuit", state=state)
+            self._told.circuit(state == "open")
 
     def _done(self, lookup: "asyncio.Future[list[list[str]]]") -> None:
         self._waiting -= 1
@@ -218,8 +277,11 @@ class FollowingFeatures:
             self._sources[feature_set] = self._open_source(feature_set)
 
 
+_IMPORTING = threading.Lock()
+
+
 @contextmanager
-def _lean_import() -> Iterator[None]:
+def lean_import() -> Iterator[None]:
     """Lets Feast be imported in one second instead of six, and in 130 MB less.
 
     Feast imports torch where it is installed, which an endpoint has no use for, and lets typeguard rewrite its classes to
@@ -227,25 +289,33 @@ def _lean_import() -> Iterator[None]:
     """
     import typeguard
 
-    checked, torch = typeguard.typechecked, "torch"
-    hide_torch = torch not in sys.modules
-    if hide_torch:
-        sys.modules[torch] = None  # type: ignore[assignment]  # Python's own way to say: cannot be imported
-    typeguard.typechecked = _unchecked
-    try:
-        yield
-    finally:
-        typeguard.typechecked = checked
+    with _IMPORTING:
+        checked, torch = typeguard.typechecked, "torch"
+        hide_torch = torch not in sys.modules
         if hide_torch:
-            del sys.modules[torch]
+            sys.modules[torch] = None  # type: ignore[assignment]  # Python's own way to say: cannot be imported
+        typeguard.typechecked = _unchecked
+        try:
+            yield
+        finally:
+            typeguard.typechecked = checked
+            if hide_torch:
+                del sys.modules[torch]
 
 
 def _unchecked(target: Any = None, **options: Any) -> Any:
     return target if target is not None else lambda decorated: decorated
 
 
-def open_history_reader(storage_root: str, fingerprint: str) -> HistoryReader:
+def open_history_reader(
+    storage_root: str, fingerprint: str, on_ages: Callable[[str, Counter[Age]], None] = lambda view, ages: None
+) -> HistoryReader:
     """Opens the feature set with this fingerprint and looks one user up, so that the first request does not pay for it.
+
+    Args:
+        storage_root: where the feature set lies.
+        fingerprint: of the features artifact.
+        on_ages: told after every look-up how many rows of the view are fresh, stale or missing.
 
     Raises:
         ArtifactError: there is no such feature set.
@@ -258,20 +328,40 @@ def open_history_reader(storage_root: str, fingerprint: str) -> HistoryReader:
         )
     from feature_repo.store import feature_refs, open_store
 
-    with _lean_import():
+    with lean_import():
         import feast  # noqa: F401  # here, before anything else imports it the slow way
 
     store = open_store(manifest.path(), storage_root)
+    view, _, feature = HISTORY.partition(":")
     if HISTORY not in feature_refs(store, SERVICE, JOIN_KEY):
         raise ArtifactError(
             f"feature set {fingerprint} has no {HISTORY} in its service '{SERVICE}'.",
             "Build it again: cllmr run --from features",
         )
 
+    kept = store.get_feature_view(view).ttl
+    ttl = 0.0 if kept is None else kept.total_seconds()
+
     def read(user_ids: Sequence[str]) -> list[list[str]]:
         rows = [{JOIN_KEY: user_id} for user_id in user_ids]
-        values = store.get_online_features(features=[HISTORY], entity_rows=rows).to_dict()
-        return [list(items or []) for items in values[HISTORY.partition(":")[2]]]
+        answer = store.get_online_features(features=[HISTORY], entity_rows=rows)
+        column = list(answer.proto.metadata.feature_names.val).index(feature)
+        now = time.time()
+        on_ages(view, Counter(age_of(stamp.seconds, ttl, now) for stamp in answer.proto.results[column].event_timestamps))
+        return [list(items or []) for items in answer.to_dict()[feature]]
 
     read([""])
     return read
+
+
+def age_of(event_time: int, ttl: float, now: float) -> Age:
+    """Of a row that was looked up.
+
+    Args:
+        event_time: Unix seconds, 0 where there is no row.
+        ttl: of its view, seconds; 0 is without end, as Feast has it.
+        now: Unix seconds.
+    """
+    if not event_time:
+        return "missing"
+    return "stale" if 0 < ttl < now - event_time else "fresh"

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 import structlog
@@ -20,6 +21,7 @@ from serving.features import FeatureSet
 from serving.metrics import Head
 from serving.recommender import Recommender
 from serving.scorer import Scorer, find_bundle
+from serving.texts import Texts
 
 JITTER = 0.25  # of the interval: replicas that started together do not ask together
 RETRY_SECONDS = (30.0, 120.0, 600.0)  # between tries of one refused bundle
@@ -46,6 +48,7 @@ class Live:
     target: Target
     recommender: Recommender
     head: Head
+    texts: Texts
     golden_requests: int
 
     @property
@@ -57,12 +60,19 @@ class Live:
 
 def load(target: Target) -> Live:
     """Loads a bundle and replays its golden requests; raises ArtifactError when it is missing or damaged."""
-    scorer = Scorer.load(target.bundle_dir or find_bundle(target.storage_root, target.fingerprint))
+    directory = Path(target.bundle_dir) if target.bundle_dir else find_bundle(target.storage_root, target.fingerprint)
+    scorer = Scorer.load(directory)
     golden_requests = scorer.replay_golden()
     log.info(
         "bundle loaded", model_version=target.model_version, fingerprint=target.fingerprint, golden_requests=golden_requests
     )
-    return Live(target, Recommender(scorer, target.model_version), Head(scorer.popularity), golden_requests)
+    texts = Texts(directory, scorer)
+    recommender = Recommender(scorer, target.model_version, texts)
+    return Live(target, recommender, Head(scorer.popularity), texts, golden_requests)
+
+
+def _nobody() -> Target | None:
+    return None
 
 
 class Events(Protocol):
@@ -80,26 +90,64 @@ class Events(Protocol):
         """The champion was asked for, and is what is served, or not."""
         ...
 
+    def tried(self, before: Target | None, now: Target | None) -> None:
+        """Another challenger is on trial, or none any more."""
+        ...
+
+
+class _Refusals:
+    """The bundle that was refused last, and when it may be tried again."""
+
+    def __init__(self, events: Events) -> None:
+        self._events = events
+        self._target: Target | None = None
+        self._number, self._try_again_at = 0, 0.0
+
+    def allow(self, target: Target) -> bool:
+        """Whether to try a bundle now."""
+        return target != self._target or time.monotonic() >= self._try_again_at
+
+    def forget(self) -> None:
+        """Something else is served: the bundle is told of again when it is refused again."""
+        self._target = None
+
+    def refuse(self, target: Target, error: Exception) -> None:
+        """Tells of a bundle once."""
+        if target != self._target:
+            self._target, self._number = target, 0
+            reason = error.message if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            log.error("bundle refused", model_version=target.model_version, fingerprint=target.fingerprint, reason=reason)
+            self._events.refused(target)
+        self._try_again_at = time.monotonic() + RETRY_SECONDS[min(self._number, len(RETRY_SECONDS) - 1)]
+        self._number += 1
+
 
 class Follower:
-    """Serves one bundle, `live`, and follows the champion.
+    """Serves one bundle, `live`, and follows the champion; while `tries` is true it holds the challenger too, `challenger`.
 
     Args:
         candidates: bundles to begin with, the first that can be loaded; the last one's error is raised when none can.
         read_champion: asks for the champion; None where there is none. May take long and may raise.
         events: who is told.
         interval: seconds between two questions.
+        read_challenger: asks for the challenger; None where there is none. As `read_champion`.
     """
 
     def __init__(
-        self, candidates: Iterable[Target], read_champion: Callable[[], Target | None], events: Events, interval: float
+        self,
+        candidates: Iterable[Target],
+        read_champion: Callable[[], Target | None],
+        events: Events,
+        interval: float,
+        read_challenger: Callable[[], Target | None] = _nobody,
     ) -> None:
-        self._read_champion = read_champion
+        self._read_champion, self._read_challenger = read_champion, read_challenger
+        self.tries = False
+        self.challenger: Live | None = None
         self._events = events
         self._interval = interval
         self._is_reachable = True
-        self._refused: Target | None = None
-        self._refusals, self._try_again_at = 0, 0.0
+        self._refused, self._refused_challenger = _Refusals(events), _Refusals(events)
         self._closed = threading.Event()
         self.live = self._first(list(candidates))
         self._events.swapped(None, self.live.target)
@@ -109,7 +157,7 @@ class Follower:
             try:
                 return load(target)
             except Exception as error:  # whatever it is, the next one may do
-                self._refuse(target, error)
+                self._refused.refuse(target, error)
         return load(candidates[-1])
 
     def start(self) -> None:
@@ -128,6 +176,7 @@ class Follower:
         """Asks once, and swaps if there is something to swap to; never raises."""
         try:
             champion = self._read_champion()
+            challenger = self._read_challenger() if self.tries else None
         except Exception as error:  # the model that is served goes on, whatever is wrong with the registry or the way to it
             if self._is_reachable:
                 log.warning("champion cannot be asked for", error=type(error).__name__)
@@ -135,26 +184,37 @@ class Follower:
             return
         self._is_reachable = True
         if champion is None or champion == self.live.target:
-            self._refused = None
-        elif champion != self._refused or time.monotonic() >= self._try_again_at:
+            self._refused.forget()
+        elif self._refused.allow(champion):
             self._swap(champion)
         self._events.settled(champion in (None, self.live.target))
+        self._try(None if challenger == self.live.target else challenger)
+
+    def _try(self, target: Target | None) -> None:
+        """Holds this challenger and no other; one that is refused is not tried on anybody."""
+        before = None if self.challenger is None else self.challenger.target
+        if target == before:
+            return
+        if target is not None and not self._refused_challenger.allow(target):
+            return
+        self.challenger = None  # before another is loaded: there are never three models
+        try:
+            self.challenger = None if target is None else load(target)
+        except Exception as error:  # as in _first
+            assert target is not None, "to hold none needs no loading"
+            self._refused_challenger.refuse(target, error)
+        else:
+            self._refused_challenger.forget()
+        self._events.tried(before, None if self.challenger is None else self.challenger.target)
 
     def _swap(self, champion: Target) -> None:
         try:
-            live = load(champion)
+            held = self.challenger  # a challenger that is promoted is here already
+            live = held if held is not None and held.target == champion else load(champion)
         except Exception as error:  # as in _first
-            self._refuse(champion, error)
+            self._refused.refuse(champion, error)
             return
-        before, self.live, self._refused = self.live.target, live, None
+        before, self.live = self.live.target, live
+        self._refused.forget()
         log.info("model swapped", before=before.model_version, now=champion.model_version)
         self._events.swapped(before, champion)
-
-    def _refuse(self, target: Target, error: Exception) -> None:
-        if target != self._refused:
-            self._refused, self._refusals = target, 0
-            reason = error.message if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            log.error("bundle refused", model_version=target.model_version, fingerprint=target.fingerprint, reason=reason)
-            self._events.refused(target)
-        self._try_again_at = time.monotonic() + RETRY_SECONDS[min(self._refusals, len(RETRY_SECONDS) - 1)]
-        self._refusals += 1

@@ -4,7 +4,8 @@ Ray Serve adds the labels deployment, replica and application. Ours are routes, 
 user, an item or a text.
 """
 
-from collections.abc import Iterator
+import collections
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,8 @@ from opentelemetry import trace
 from ray.serve.metrics import Counter, Gauge, Histogram
 
 from components.ids import Vocabulary
-from serving.schemas import ExplainResponse, RecommendResponse, ScoreResponse
+from serving.features import Age
+from serving.schemas import ExplainResponse, ItemsResponse, RecommendResponse, ScoreResponse
 from serving.scorer import Rows
 
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ HEAD_SHARE = 0.2
 """The head is this share of the items, the most popular in training, as in the evaluation."""
 
 _LATENCY_MS = [0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000]
+_SHARES = [0.01, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1]
+_DIFFERENCES = [0.001, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 1, 2, 5]
 _STRENGTHS = [0.01, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99, 1]
 
 
@@ -37,8 +41,8 @@ class StageTimer:
     def __init__(self) -> None:
         self.latency = Histogram(
             "cllmr_stage_latency_ms",
-            description="Time of a request in one stage: features (look-up), scorer (asked over its handle), model (the "
-            "scorer's own work).",
+            description="Time of a request in one stage: features (look-up), scorer (asked over its handle), encoder "
+            "(likewise), model (the scorer's own work).",
             boundaries=_LATENCY_MS,
             tag_keys=_labels("route", "stage"),  # Serve fills in the route
         )
@@ -59,14 +63,54 @@ class GatewayMetrics:
         self.timed = StageTimer()
         self.degraded = Counter(
             "cllmr_degraded_answers",
-            description="Answers given without the feature store, by reason.",
+            description="Answers given without the feature store, or without a scorer, by reason.",
             tag_keys=_labels("reason"),
         )
+
+        self.last_good_histories = Counter(
+            "cllmr_last_good_histories",
+            description="Users whose history is the one last seen, as the feature store does not answer.",
+        )
+        self.features_circuit_open = Gauge(
+            "cllmr_features_circuit_open",
+            description="1 while the feature store is left alone after failures in a row, else 0.",
+            tag_keys=_labels("view"),
+        )
+        self.feature_rows = Counter(
+            "cllmr_feature_rows",
+            description="Rows looked up, by age: fresh, stale (older than the view's ttl), missing.",
+            tag_keys=_labels("view", "age"),
+        )
+
+    def told_of(self, view: str) -> "StoreMetrics":
+        """Who counts how the store does for one view."""
+        return StoreMetrics(self, view)
+
+    def count_ages(self, view: str, ages: collections.Counter[Age]) -> None:
+        """Counts rows that were looked up."""
+        for age, number in ages.items():
+            self.feature_rows.inc(number, tags={"view": view, "age": age})
 
     def count_degraded(self, reason: str | None) -> None:
         """Counts an answer that had to do without something."""
         if reason is not None:
             self.degraded.inc(tags={"reason": reason})
+
+
+class StoreMetrics:
+    """See serving.features.Told."""
+
+    def __init__(self, metrics: GatewayMetrics, view: str) -> None:
+        self._metrics, self._view = metrics, view
+        self.circuit(False)
+
+    def circuit(self, is_open: bool) -> None:
+        """See Told."""
+        self._metrics.features_circuit_open.set(int(is_open), tags={"view": self._view})
+
+    def last_good(self, users: int) -> None:
+        """See Told."""
+        self._metrics.last_good_histories.inc(users)
 
 
 class ScorerMetrics:
@@ -81,7 +125,7 @@ class ScorerMetrics:
         )
         self.unknown_ids = Counter(
             "cllmr_unknown_ids",
-            description="Users asked for, and items to score or explain, that the model does not know.",
+            description="Users asked for, and items to score, explain or of events, that the model does not know.",
             tag_keys=_labels("model_version", "kind"),
         )
         self.debias_strength = Histogram(
@@ -95,10 +139,37 @@ class ScorerMetrics:
             description="Places of rankings given to the most popular fifth of the items (head) and to the others (tail).",
             tag_keys=_labels("model_version", "group"),
         )
+        self.new_items = Counter(
+            "cllmr_new_items",
+            description="Items scored from their text, as the model does not know them.",
+            tag_keys=_labels("model_version"),
+        )
         self.model_info = Gauge(
             "cllmr_model_info",
             description="1 for the model that a replica answers with, 0 for one that it answered with before.",
             tag_keys=_labels("model_version", "fingerprint"),
+        )
+        self.challenger_info = Gauge(
+            "cllmr_challenger_info",
+            description="1 for the challenger that a replica tries, 0 for one that it tried before.",
+            tag_keys=_labels("model_version", "fingerprint"),
+        )
+        self.shadow_overlap = Histogram(
+            "cllmr_shadow_overlap",
+            description="Share of a ranking's items that the challenger ranks as high, by the challenger's version.",
+            boundaries=_SHARES,
+            tag_keys=_labels("model_version"),
+        )
+        self.shadow_score_difference = Histogram(
+            "cllmr_shadow_score_difference",
+            description="How far scores of items in both rankings lie apart, mean of a user, in standard deviations.",
+            boundaries=_DIFFERENCES,
+            tag_keys=_labels("model_version"),
+        )
+        self.shadow_left_out = Counter(
+            "cllmr_shadow_left_out",
+            description="Requests whose rankings were not compared, as too many waited.",
+            tag_keys=_labels("model_version"),
         )
         self.off_champion = Gauge(
             "cllmr_off_champion", description="1 where a replica serves another model than the registry's champion, else 0."
@@ -120,6 +191,24 @@ class ScorerMetrics:
     def refused(self, target: "Target") -> None:
         """See serving.lifecycle.Events."""
         self.refused_bundles.inc(tags={"model_version": target.model_version})
+
+    def tried(self, before: "Target | None", now: "Target | None") -> None:
+        """See serving.lifecycle.Events."""
+        for target, is_tried in ((before, 0), (now, 1)):
+            if target is not None:
+                tags = {"model_version": target.model_version, "fingerprint": target.fingerprint}
+                self.challenger_info.set(is_tried, tags=tags)
+
+    def compared(self, model_version: str, overlap: float, difference: float | None) -> None:
+        """See serving.trial.Told."""
+        tags = {"model_version": model_version}
+        self.shadow_overlap.observe(overlap, tags=tags)
+        if difference is not None:
+            self.shadow_score_difference.observe(difference, tags=tags)
+
+    def left_out(self, model_version: str) -> None:
+        """See serving.trial.Told."""
+        self.shadow_left_out.inc(tags={"model_version": model_version})
 
     def settled(self, on_champion: bool) -> None:
         """See serving.lifecycle.Events."""
@@ -152,9 +241,33 @@ class ScorerMetrics:
         self._unknown("item", int(answer.title is None), version)
         self.debias_strength.observe(answer.debias, tags=version)
 
+    def new_items_scored(self, answer: ItemsResponse) -> None:
+        """Counts new items."""
+        self.new_items.inc(len(answer.results), tags={"model_version": answer.model_version})
+
+    def told(self, unknown_items: int, model_version: str) -> None:
+        """Counts unknown items of events."""
+        self._unknown("item", unknown_items, {"model_version": model_version})
+
     def _unknown(self, kind: str, number: int, version: dict[str, str]) -> None:
         if number:
             self.unknown_ids.inc(number, tags={**version, "kind": kind})
+
+
+class HistoryMetrics:
+    """Of the replica that writes the online history."""
+
+    def __init__(self) -> None:
+        self.events = Counter(
+            "cllmr_events",
+            description="Events of users, by what became of them: stored, duplicate, too_old, in_the_future, or failed.",
+            tag_keys=_labels("status"),
+        )
+
+    def count(self, statuses: Iterable[str]) -> None:
+        """Counts events."""
+        for status, number in collections.Counter(statuses).items():
+            self.events.inc(number, tags={"status": status})
 
 
 class RegistryMetrics:

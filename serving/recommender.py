@@ -9,15 +9,20 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from components.cllmr.linear.kernel import NewItems
 from components.ids import UNKNOWN
-from serving.degrade import UNKNOWN_USER, Ladder, Query
+from serving.degrade import NO_HISTORY, UNKNOWN_USER, Ladder, Query, Static
 from serving.schemas import (
     ExplainRequest,
     ExplainResponse,
     Explanation,
     ItemScore,
+    ItemsRequest,
+    ItemsResponse,
     ModelInfo,
     Neighbour,
+    NewItemAnswer,
+    NewItemScore,
     RankedItem,
     RecommendRequest,
     RecommendResponse,
@@ -26,6 +31,7 @@ from serving.schemas import (
     UserRecommendations,
 )
 from serving.scorer import Floats, Ranking, Scorer, rank_of, top_k
+from serving.texts import Texts
 
 UNKNOWN_ITEM = "unknown_item"
 
@@ -36,12 +42,13 @@ class Recommender:
     Args:
         scorer: the bundle.
         model_version: what the answers call it.
+        texts: of the bundle's items, where they are at hand.
     """
 
-    def __init__(self, scorer: Scorer, model_version: str) -> None:
+    def __init__(self, scorer: Scorer, model_version: str, texts: Texts | None = None) -> None:
         self.scorer = scorer
         self.model_version = model_version
-        self._ladder = Ladder.of(scorer)
+        self._ladder = Ladder.of(scorer, texts)
 
     def recommend(self, request: RecommendRequest, histories: Sequence[Sequence[str]]) -> RecommendResponse:
         """Rankings for `request.users`; `histories[n]` are the recent item ids of user n."""
@@ -67,12 +74,18 @@ class Recommender:
         debiased = rung.scores(query, strength)
         items = self._ranked(top_k(debiased, request.k, candidates))
         factual: list[RankedItem] | None = None
-        if request.compare and rung.method == "popularity":  # nothing to debias: both rankings are the same
-            factual = items
+        if request.compare and rung.method in ("side_information", "popularity"):
+            factual = items  # there is nothing to debias
         elif request.compare:
             items, factual = self._compare(debiased, rung.scores(query, 0.0), request.k, candidates)
         return UserRecommendations(
-            user_id=user_id, cold=user == UNKNOWN, method=rung.method, reason=reason, items=items, factual=factual
+            user_id=user_id,
+            model_version=self.model_version,
+            cold=user == UNKNOWN,
+            method=rung.method,
+            reason=reason,
+            items=items,
+            factual=factual,
         )
 
     def _compare(
@@ -137,11 +150,7 @@ class Recommender:
         seen = self._seen(user, self._known(history))
         neighbours: list[Neighbour] = []
         if item != UNKNOWN and seen.size:
-            nearest = self.scorer.similar_items(item, request.num_neighbours, among=seen)
-            neighbours = [
-                Neighbour(item_id=self.scorer.item_vocabulary.ids[row], title=self.scorer.titles[row], similarity=cosine)
-                for row, cosine in zip(nearest.rows.tolist(), nearest.scores.tolist(), strict=True)
-            ]
+            neighbours = self._near(self.scorer.similar_items(item, request.num_neighbours, among=seen))
         reason = UNKNOWN_USER if user == UNKNOWN else UNKNOWN_ITEM if item == UNKNOWN else None
         return ExplainResponse(
             model_version=self.model_version,
@@ -175,6 +184,60 @@ class Recommender:
             factual_rank=factual_rank,
             debiased_rank=debiased_rank,
         )
+
+    def new_items(
+        self,
+        request: ItemsRequest,
+        histories: Sequence[Sequence[str]],
+        encoder: str,
+        texts: NewItems,
+        embeddings: npt.NDArray[np.floating],
+    ) -> ItemsResponse:
+        """Scores of `request.items` by their texts.
+
+        Args:
+            request: the question.
+            histories: `histories[n]` are the recent item ids of `request.users[n]`.
+            encoder: its name.
+            texts: of the bundle's items.
+            embeddings: of the new items' texts, (len(request.items), dim).
+        """
+        rows = texts.rows(embeddings)
+        users = [self.scorer.user_vocabulary.row(user_id) for user_id in request.users]
+        places = []
+        for user_id, user, history in zip(request.users, users, histories, strict=True):
+            seen = self._seen(user, self._known([*history, *request.recent.get(user_id, [])]))
+            places.append(texts.placed(rows, seen))
+        cosines = texts.cosines(rows) if request.num_neighbours else None
+        everything = self.scorer.candidates()
+        results = []
+        for number, item in enumerate(request.items):
+            nearest = None if cosines is None else top_k(cosines[number], request.num_neighbours, everything)
+            scores = [
+                NewItemScore(
+                    user_id=user_id,
+                    cold=user == UNKNOWN,
+                    score=None if place is None else float(place.scores[number]),
+                    rank=None if place is None else int(place.ranks[number]),
+                    reason=NO_HISTORY if place is None else None,
+                )
+                for user_id, user, place in zip(request.users, users, places, strict=True)
+            ]
+            results.append(
+                NewItemAnswer(item_id=item.item_id, scores=scores, nearest_items=[] if nearest is None else self._near(nearest))
+            )
+        return ItemsResponse(model_version=self.model_version, encoder=encoder, results=results)
+
+    def _near(self, ranking: Ranking) -> list[Neighbour]:
+        return [
+            Neighbour(item_id=self.scorer.item_vocabulary.ids[row], title=self.scorer.titles[row], similarity=cosine)
+            for row, cosine in zip(ranking.rows.tolist(), ranking.scores.tolist(), strict=True)
+        ]
+
+    def popular(self, k: int) -> Static:
+        """The k most popular items, for when no model answers."""
+        ranking = top_k(self.scorer.popularity.astype(np.float32), k, self.scorer.candidates())
+        return Static(tuple(self._ranked(ranking)), self.model_version)
 
     def describe(self, golden_requests: int) -> ModelInfo:
         """What is being served."""

@@ -57,7 +57,7 @@ def running_endpoint(
     server.in_use = True
     try:
         url = f"http://{_reachable(host)}:{_started(server)}"
-        _deploy(args)
+        _deploy(args, read_trial(config))
         wait_until_ready(url)
         yield url
     finally:
@@ -105,6 +105,13 @@ def read_app_args(config: str | os.PathLike[str]) -> dict[str, Any]:
             "Write it again: cllmr run --from serve",
         ) from None
     return args
+
+
+def read_trial(config: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a Serve configuration file says is tried beside the champion; nothing where it does not say."""
+    application = yaml.safe_load(Path(config).read_text(encoding="utf-8"))["applications"][0]
+    found: dict[str, Any] = next((one.get("user_config", {}) for one in application.get("deployments", [])), {})
+    return found
 
 
 def free_port(host: str, port: int) -> int:
@@ -219,14 +226,15 @@ def parse_app_args(args: dict[str, Any]) -> "AppArgs":
         ) from None
 
 
-def _deploy(args: dict[str, Any]) -> None:
+def _deploy(args: dict[str, Any], trial: dict[str, Any]) -> None:
     from ray import serve
     from ray.serve.exceptions import RayServeException
 
-    from serving.app import build_app
+    from serving.app import application
+    from serving.trial import Trial
 
     # When this endpoint stops nothing routes to it any more, so its replicas need not linger.
-    app = build_app(parse_app_args({**args, "drain_interval_s": 0.2}))
+    app = application(parse_app_args({**args, "drain_interval_s": 0.2}), Trial.model_validate(trial))
     try:
         serve.run(app, name=APPLICATION, route_prefix="/", blocking=False)
     except (RuntimeError, RayServeException) as error:

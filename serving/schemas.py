@@ -10,6 +10,9 @@ MAX_CANDIDATES = 1_000
 MAX_FILTER_ITEMS = 10_000
 MAX_NEIGHBOURS = 20
 MAX_RECENT = 200
+MAX_EVENTS = 1_000
+MAX_NEW_ITEMS = 20
+MAX_TEXT_LENGTH = 10_000
 MAX_ID_LENGTH = 256
 
 RawId = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_LENGTH)]
@@ -24,7 +27,8 @@ Debias = Annotated[
         "Left out: the strength chosen when the model was trained.",
     ),
 ]
-Method = Literal["personalised", "fold_in", "popularity"]
+Method = Literal["personalised", "fold_in", "side_information", "popularity", "static"]
+EventStatus = Literal["stored", "duplicate", "too_old", "in_the_future"]
 
 
 class _Strict(BaseModel):
@@ -90,6 +94,69 @@ class ExplainRequest(_Strict):
     num_neighbours: int = Field(default=5, ge=0, le=MAX_NEIGHBOURS, description="Nearest liked items to name.")
 
 
+class Event(_Strict):
+    """A user interacted with an item."""
+
+    user_id: RawId
+    item_id: RawId
+    timestamp: int = Field(ge=0, lt=2**40, description="When, Unix seconds.")
+
+
+class EventsRequest(_Strict):
+    """New interactions of one or many users, for their next recommendations."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "events": [
+                        {"user_id": "1", "item_id": "50", "timestamp": 1764000000},
+                        {"user_id": "somebody new", "item_id": "181", "timestamp": 1764000060},
+                    ]
+                }
+            ]
+        }
+    )
+
+    events: list[Event] = Field(
+        min_length=1, max_length=MAX_EVENTS, description="In any order; the same user, item and time again changes nothing."
+    )
+
+
+class NewItem(_Strict):
+    """An item that the model does not know."""
+
+    item_id: RawId = Field(description="Names it in the answer; it may be anything.")
+    text: Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT_LENGTH, pattern=r"\S")] = Field(
+        description="What is known of it, in the form that profiles have (see /v1/explain): title, description, columns."
+    )
+
+
+class ItemsRequest(_Strict):
+    """Score items that were not there in training, from their text."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "items": [
+                        {"item_id": "new", "text": "Rogue One. Release year: 2016. Genres: Action, Adventure, Sci-Fi, War."}
+                    ],
+                    "users": ["1", "2"],
+                    "num_neighbours": 3,
+                }
+            ]
+        }
+    )
+
+    items: list[NewItem] = Field(min_length=1, max_length=MAX_NEW_ITEMS)
+    users: list[RawId] = Field(default=[], max_length=MAX_USERS, description="For whom; nobody: nearest items alone.")
+    recent: dict[RawId, Annotated[list[RawId], Field(max_length=MAX_RECENT)]] = Field(
+        default={}, max_length=MAX_USERS, description="As in /v1/recommend."
+    )
+    num_neighbours: int = Field(default=0, ge=0, le=MAX_NEIGHBOURS, description="Nearest known items to name.")
+
+
 class RankedItem(_Strict):
     """One place of a ranking."""
 
@@ -106,8 +173,12 @@ class UserRecommendations(_Strict):
     """One user's ranking."""
 
     user_id: str
+    model_version: str = Field(description="Of the model that made it: the champion, or a challenger.")
     cold: bool = Field(description="Whether the user was not in the training data.")
-    method: Method = Field(description="How the ranking was made.")
+    method: Method = Field(
+        description="How the ranking was made, best first: the model; its members that need a history alone; texts "
+        "alone; popularity; where no model answers, popularity as last seen."
+    )
     reason: str | None = Field(description="Why the ranking is not personalised, null when it is.")
     items: list[RankedItem]
     factual: list[RankedItem] | None = Field(default=None, description="With compare: the ranking without debiasing.")
@@ -148,12 +219,50 @@ class ScoreResponse(Answer):
     unknown_items: list[str]
 
 
+class EventsResponse(Answer):
+    """What became of the events."""
+
+    stored: int = Field(description="Events that are new in the online history.")
+    statuses: list[EventStatus] = Field(
+        description="Of each event, in the order they were given: stored; duplicate, known before; too_old, beyond what is "
+        "kept of a user; in_the_future, by more than five minutes."
+    )
+    unknown_items: list[str] = Field(
+        description="Items of the events that the model does not know: their events are kept and count once a model does."
+    )
+
+
 class Neighbour(_Strict):
-    """An item the user liked that is near the explained one."""
+    """A known item that is near the one in question; of an explanation, one that the user liked."""
 
     item_id: str
     title: str
     similarity: float = Field(description="Cosine of the items' representations, -1 to 1.")
+
+
+class NewItemScore(_Strict):
+    """What a new item is to one user; null where the user has no history that the texts could be compared with."""
+
+    user_id: str
+    cold: bool
+    score: float | None = Field(description="Standard deviations above the user's mean item, by the similarity of texts alone.")
+    rank: int | None = Field(description="Its place among the known items, were all ranked by their texts alone.")
+    reason: str | None = Field(description="Why there is no score: no_history.")
+
+
+class NewItemAnswer(_Strict):
+    """What the model makes of a new item."""
+
+    item_id: str
+    scores: list[NewItemScore]
+    nearest_items: list[Neighbour]
+
+
+class ItemsResponse(Answer):
+    """Scores of new items, in the order they were given."""
+
+    encoder: str = Field(description="The text encoder, the same as in training.")
+    results: list[NewItemAnswer]
 
 
 class Explanation(_Strict):

@@ -36,6 +36,8 @@ BUNDLE_FILE = "bundle.json"
 USERS_FILE = "users.json"
 ITEMS_FILE = "items.json"
 GOLDEN_FILE = "golden.json"
+TEXT_FILE = "text.safetensors"
+"""Texts of the items, for items that are new: not read until one is asked for."""
 
 _REBUILD = "Build it again: cllmr run --from train"
 

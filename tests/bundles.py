@@ -1,5 +1,6 @@
 """A tiny valid bundle with numbers one can follow by hand, and a larger random one; shared by the tests."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import scipy.sparse as sp
 from safetensors.numpy import save_file
 
 from components.artifacts import write_json
+from components.cllmr.linear.kernel import NewItems
 from components.cllmr.linear.scores import LinearScores, Standard, as_tensors, joined, strongest
-from components.train.bundle import model_tensors
+from components.train.bundle import model_tensors, write_texts
 from components.train.recipe import FittedRecipe, GraphFit
 from serving.scorer import write_golden
 
@@ -90,6 +92,15 @@ def write_bundle(
     if golden:
         write_golden(directory)
     return directory
+
+
+def write_text(directory: Path, embeddings: npt.NDArray[np.float32], encoder: str, power: float = 3.0) -> NewItems:
+    """Adds texts to a bundle that is there, so that new items can be scored; the golden requests stay."""
+    texts = NewItems.of(embeddings, power)
+    write_texts(directory, texts)
+    header = json.loads((directory / "bundle.json").read_text())
+    write_json(directory / "bundle.json", {**header, "text": {"encoder": encoder, "power": power}})
+    return texts
 
 
 def write_random_bundle(

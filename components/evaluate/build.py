@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import scipy.sparse as sp
 from safetensors.numpy import load_file, save_file
 
 from components.artifacts import Manifest, write_json
+from components.cllmr.linear.ensemble import Scores
+from components.cllmr.linear.kernel import KernelScores, NewItems
 from components.errors import ArtifactError, DataError
 from components.evaluate import baselines, bias, collapse, metrics, profiles, summary
 from components.evaluate.config import ACTIVITY, LABELS, NEW_USERS, SCORES, EvaluateConfig
@@ -21,6 +24,7 @@ from components.progress import Progress, emit, progress
 from components.sideinfo.evidence import item_groups
 from serving.scorer import Scorer
 
+NEW_ITEMS_SHARE = 0.2
 LAMBDAS = tuple(step / 10 for step in range(11))
 MAX_SHIFT_USERS = 1000  # the rank shift sorts the whole catalogue for each of them, twice
 PROTOCOL = (
@@ -168,6 +172,7 @@ def evaluate(
         },
         "lambda_curve": curve,
         "new_users": {name: {key: round(value, 6) for key, value in mean.items()} for name, mean in new_users.items()},
+        "new_items": _new_items(config, scorer, text, seen, test),
     }
     return figures, {"users": users, **per_user}
 
@@ -186,6 +191,44 @@ def _profiles_report(
 def _as_new(scorer: Scorer, users: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
     """Scores of the users as if they were not in the training data, from their histories: (n, num_items)."""
     return np.stack([scorer.fold_in(scorer.seen(user)) for user in users.tolist()])
+
+
+def _new_items(
+    config: EvaluateConfig,
+    scorer: Scorer,
+    text: Mapping[str, npt.NDArray[np.float32]],
+    seen: sp.csr_array,
+    test: sp.csr_array,
+) -> dict[str, Any] | None:
+    """A fifth of the items with text and test interactions, ranked among themselves as if nobody had chosen them; None where
+    the model scores no new items. They are in no history, nor in the mean of the texts."""
+    described = scorer.bundle.get("text")
+    eligible = np.flatnonzero((np.diff(test.T.tocsr().indptr) > 0) & text["items"].any(axis=1))
+    size = round(NEW_ITEMS_SHARE * len(eligible))
+    if described is None or size < 2:
+        return None
+    new = np.sort(np.random.default_rng(config.seed).choice(eligible, size, replace=False))
+    is_new = np.isin(np.arange(seen.shape[1]), new)
+    known = NewItems.of(np.where(is_new[:, None], 0.0, text["items"]), float(described["power"]))
+    side = np.where(is_new[:, None], known.rows(text["items"]), known.side)
+    histories = sp.csr_array(seen @ sp.diags_array((~is_new).astype(np.float32)), dtype=np.float32)
+    scores: dict[str, Scores] = {
+        "text_kernel": KernelScores(histories, side, known.power),
+        "text_cosine": baselines.Factors(text["users"], text["items"]),
+        "popularity": baselines.Factors(np.ones((seen.shape[0], 1), np.float32), np.float32(scorer.popularity[:, None])),
+    }
+    held_out = sp.csr_array(test[:, new])
+    nothing = sp.csr_array(held_out.shape, dtype=np.float32)
+
+    def mean(model: Scores) -> dict[str, float]:
+        ranking = metrics.rank(lambda users: model.score(users)[:, new], nothing, held_out, config.block_size)
+        return {key: round(value, 6) for key, value in ranking.mean().items()}
+
+    return {
+        "items": len(new),
+        "users": int((np.diff(held_out.indptr) > 0).sum()),
+        "results": {name: mean(model) for name, model in scores.items()},
+    }
 
 
 def _tell_epoch(bar: Progress, model: str, **figures: Any) -> None:

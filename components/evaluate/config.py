@@ -28,6 +28,13 @@ LABELS: dict[str, str] = {
 NEW_USERS = {"fold_in": "CLLMR fold-in of the history", "text_cosine": "Text cosine", "popularity": "Popularity"}
 """How users who were not in the training data can be answered, as people read it."""
 
+NEW_ITEMS = {
+    "text_kernel": "CLLMR from the text, as /v1/items answers",
+    "text_cosine": "Text cosine",
+    "popularity": "Popularity (which an item that is new does not have)",
+}
+"""How items that nobody has chosen yet can be ranked, as people read it."""
+
 ACTIVITY = ("least active third", "middle third", "most active third")
 """Groups of users by their number of training interactions, in order."""
 

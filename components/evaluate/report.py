@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from components.artifacts import Manifest
 from components.evaluate import figures
-from components.evaluate.config import ACTIVITY, LABELS, NEW_USERS, SCORES
+from components.evaluate.config import ACTIVITY, LABELS, NEW_ITEMS, NEW_USERS, SCORES
 from components.evaluate.metrics import METRICS, PRIMARY
 from components.pages import templates
 from components.tracking import flat
@@ -127,6 +127,7 @@ def _context(facts: Facts) -> dict[str, Any]:
         "groups": [name for name in ACTIVITY if name in metrics["slices"]],
         "labels": LABELS,
         "new_users": NEW_USERS,
+        "new_items": NEW_ITEMS,
         "scores": SCORES,
         "primary": PRIMARY,
         "compared": ("ndcg@10", "recall@10", "ndcg@20", "recall@20"),

@@ -22,6 +22,18 @@ class ReplicaConfig(BaseModel):
     """Requests that wait in front of this deployment before more are refused with 503 and Retry-After; -1 is unbounded."""
 
 
+class TrialConfig(BaseModel):
+    """What is done with the registry's challenger, beside the champion."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mode: Literal["off", "canary", "shadow"] = "off"
+    """``canary``: it answers a share of the users; ``shadow``: it answers nobody, and its rankings for that share are compared.
+    The challenger is the model that was registered last, whether or not the gate kept it back."""
+    share: float = Field(default=0.0, ge=0, le=1)
+    """Of the users, chosen by a hash of their ids, 0 to 1."""
+
+
 class ServeConfig(StageConfig):
     """The HTTP endpoint."""
 
@@ -35,6 +47,8 @@ class ServeConfig(StageConfig):
     """The deployment that speaks HTTP: checks requests, looks up features, writes answers."""
     scorer: ReplicaConfig = ReplicaConfig()
     """The deployment that holds the model and ranks."""
+    trial: TrialConfig = TrialConfig()
+    """A challenger on trial. A deployed endpoint takes another setting without a restart: its Scorer's ``user_config``."""
     feature_deadline_ms: int = Field(default=200, ge=1, le=60_000)
     """How long a request waits for the feature store, milliseconds; after that it is answered without, and says so."""
     feature_loading_s: int = Field(default=30, ge=0, le=600)

@@ -14,7 +14,7 @@ from components.serve.config import ReplicaConfig, ServeConfig
 from components.tracking import default_tracking_uri, without_password
 from serving import APPLICATION
 
-STAGE = Stage("serve", version=2)
+STAGE = Stage("serve", version=3)
 
 CONFIG_FILE = "serve.yaml"
 CHECK_FILE = "check.json"
@@ -119,7 +119,7 @@ def serve_document(
     settings: ServeConfig, champion: dict[str, str], feature_fingerprint: str | None, tracking_uri: str, model_name: str
 ) -> dict[str, Any]:
     """The Ray Serve configuration: one application, whose arguments say which bundle, how many replicas and which registry."""
-    from serving.app import IMPORT_PATH, AppArgs, RegistryArgs
+    from serving.app import IMPORT_PATH, SCORER, AppArgs, RegistryArgs
 
     registry: RegistryArgs | None = None
     if without_password(tracking_uri) != tracking_uri:
@@ -145,6 +145,7 @@ def serve_document(
         "route_prefix": "/",
         "import_path": IMPORT_PATH,
         "args": args.model_dump(mode="json", exclude={"bundle_dir"}),
+        "deployments": [{"name": SCORER, "user_config": settings.trial.model_dump(mode="json")}],
     }
     return {"applications": [application]}
 

@@ -10,9 +10,20 @@ import scipy.sparse as sp
 from safetensors.numpy import save_file
 
 from components.artifacts import write_json
+from components.cllmr.linear.kernel import NewItems
 from components.cllmr.linear.scores import LinearScores, as_tensors
 from components.train.recipe import FittedRecipe
-from serving.scorer import BUNDLE_FILE, GOLDEN_FILE, ITEMS_FILE, MODEL_FILE, SCHEMA_VERSION, USERS_FILE, Scorer, make_golden
+from serving.scorer import (
+    BUNDLE_FILE,
+    GOLDEN_FILE,
+    ITEMS_FILE,
+    MODEL_FILE,
+    SCHEMA_VERSION,
+    TEXT_FILE,
+    USERS_FILE,
+    Scorer,
+    make_golden,
+)
 
 Floats = npt.NDArray[np.float32]
 
@@ -62,6 +73,11 @@ def write_bundle(directory: Path, scorer: Scorer, model: dict[str, npt.NDArray[A
     rows = zip(scorer.item_vocabulary.ids, scorer.titles, scorer.profiles, strict=True)
     write_json(directory / ITEMS_FILE, [{"item_id": item_id, "title": title, "profile": text} for item_id, title, text in rows])
     write_json(directory / GOLDEN_FILE, make_golden(scorer, seed=seed))
+
+
+def write_texts(directory: Path, texts: NewItems) -> None:
+    """Adds what items that are new are scored by; half precision, as a cosine needs no more."""
+    save_file({"vectors": texts.side.astype(np.float16), "mean": texts.mean}, directory / TEXT_FILE)
 
 
 def header(*, embedding_dim: int, **values: Any) -> dict[str, Any]:

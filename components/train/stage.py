@@ -13,7 +13,9 @@ from components.train.config import TrainConfig
 if TYPE_CHECKING:
     import pandas as pd
 
-STAGE = Stage("train", version=4)
+    from components.train.recipe import FittedRecipe
+
+STAGE = Stage("train", version=5)
 
 
 def run(config: dict[str, Any], storage_root: str, ingest: Manifest, features: Manifest) -> Manifest:
@@ -39,10 +41,11 @@ def _build(out: Path, config: TrainConfig, ingest: Manifest, features: Manifest,
     from safetensors.numpy import save_file
 
     from components.cllmr.linear.ease import centred_unit_rows
+    from components.cllmr.linear.kernel import NewItems
     from components.features.reader import training_features
     from components.ingest.dataset import Dataset
     from components.launch import ray_session
-    from components.train.bundle import header, model_tensors, write_bundle
+    from components.train.bundle import header, model_tensors, write_bundle, write_texts
     from components.train.recipe import RecipeData, fit_recipe
     from components.train.strength import choose_strength, strength_curve
     from serving.scorer import Scorer
@@ -74,11 +77,17 @@ def _build(out: Path, config: TrainConfig, ingest: Manifest, features: Manifest,
         feature_fingerprint=features.fingerprint,
         debias_strength=0.0,
     )
+    encoder = _encoder(features)
+    texts = NewItems.of(inputs.item_embeddings, _text_power(fitted, config)) if data.has_text and encoder else None
+    if texts is not None:
+        described["text"] = {"encoder": encoder, "power": texts.power}
     user_ids, items = dataset.users[USER_ID].tolist(), _described_items(dataset.items, inputs.item_profiles)
     grid = (0.0,) if fitted.counterfactual is fitted.factual else config.debias_grid
     curve = strength_curve(Scorer(model, described, user_ids, items), train, validation, grid)
     described["debias_strength"] = choose_strength(curve, config.debias_tolerance)
     write_bundle(out / "bundle", Scorer(model, described, user_ids, items), model, config.seed)
+    if texts is not None:
+        write_texts(out / "bundle", texts)
     z = (np.empty((count, 0), np.float32) for count in train.shape) if graph is None else (graph.user_side, graph.item_side)
     save_file(
         dict(zip(("users", "items"), map(np.ascontiguousarray, z), strict=True)), out / "side_representations.safetensors"
@@ -104,6 +113,18 @@ def _build(out: Path, config: TrainConfig, ingest: Manifest, features: Manifest,
     kept = ("validation", "epochs", "best_epoch", "effect", "debias_strength", "num_workers")
     weights = {f"weight.{member}": weight for member, weight in fitted.weights.items()}
     return {**{key: training[key] for key in kept}, **weights, "embedding_dim": described["embedding_dim"]}
+
+
+def _encoder(features: Manifest) -> str | None:
+    """Which text encoder made the embeddings of a feature set, None if that is not known any more."""
+    sideinfo = Store(features.storage_root).find("sideinfo", features.parents["sideinfo"])
+    return None if sideinfo is None else sideinfo.facts.get("encoder")
+
+
+def _text_power(fitted: "FittedRecipe", config: TrainConfig) -> float:
+    """Of the member "text"; the first that would be tried where it takes no part."""
+    member = fitted.members.get("text")
+    return float(config.recipe.text_power[0] if member is None else member.settings["power"])
 
 
 def _tell_fits() -> Callable[..., None]:

@@ -6,23 +6,29 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from fastapi import FastAPI
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
+from components.cllmr.linear.kernel import NewItems
 from components.errors import ServingError
-from serving.api import MAX_BODY_BYTES, Unavailable, create_app
+from serving.api import MAX_BODY_BYTES, Impossible, Unavailable, create_app
 from serving.auth import Tokens
 from serving.client import Client
 from serving.features import FeatureSource, Histories, NoFeatures
 from serving.recommender import Recommender
 from serving.schemas import (
     ErrorBody,
+    EventsRequest,
+    EventsResponse,
     ExplainRequest,
     ExplainResponse,
     FeaturesState,
+    ItemsRequest,
+    ItemsResponse,
     ModelResponse,
     RecommendRequest,
     RecommendResponse,
@@ -32,7 +38,7 @@ from serving.schemas import (
 from serving.scorer import Scorer
 from tests.bundles import write_bundle
 
-ROUTES = ("/v1/recommend", "/v1/score", "/v1/explain")
+ROUTES = ("/v1/recommend", "/v1/score", "/v1/explain", "/v1/events")
 
 
 class LocalBackend:
@@ -43,6 +49,7 @@ class LocalBackend:
         self.model_version = recommender.model_version
         self.features: FeatureSource = NoFeatures()
         self.failure: Exception | None = None
+        self.told: dict[str, list[str]] = {}
 
     def _check(self) -> None:
         if self.failure is not None:
@@ -70,7 +77,22 @@ class LocalBackend:
         )
 
     async def histories(self, user_ids: list[str]) -> Histories:
-        return await self.features.histories(user_ids)
+        found = await self.features.histories(user_ids)
+        return Histories(found.item_ids, found.degraded, [self.told.get(user_id, []) for user_id in user_ids])
+
+    async def items(self, request: ItemsRequest, histories: list[list[str]]) -> ItemsResponse:
+        self._check()
+        texts = NewItems.of(np.eye(4, 3, dtype=np.float32), power=2.0)
+        return self.recommender.new_items(request, histories, "MiniLM", texts, np.ones((len(request.items), 3)))
+
+    async def events(self, request: EventsRequest) -> EventsResponse:
+        self._check()
+        for event in request.events:
+            self.told.setdefault(event.user_id, []).append(event.item_id)
+        statuses: list[Any] = ["stored"] * len(request.events)
+        return EventsResponse(
+            model_version=self.recommender.model_version, stored=len(statuses), statuses=statuses, unknown_items=[]
+        )
 
 
 class Silent:
@@ -191,11 +213,23 @@ def test_health_is_about_the_process_and_readiness_about_the_model(http: TestCli
 # -- refusals ---------------------------------------------------------------------------------------------------------
 
 
+def test_what_the_endpoint_cannot_do_is_a_conflict_with_the_way_out(http: TestClient, backend: LocalBackend) -> None:
+    backend.failure = Impossible("no_texts", "the model was trained without texts.", "Train again.")
+    error = refused(http.post("/v1/items", json={"items": [{"item_id": "new", "text": "A film."}]}), 409, "no_texts")
+    assert (error.message, error.hint) == ("the model was trained without texts.", "Train again.")
+
+
+@pytest.mark.parametrize("text", ["", " \n\t", "x" * 10_001], ids=["empty", "blank", "long"])
+def test_a_new_item_needs_a_text_that_can_be_read(http: TestClient, text: str) -> None:
+    error = refused(http.post("/v1/items", json={"items": [{"item_id": "new", "text": text}]}), 422, "invalid_request")
+    assert error.message.startswith("items.0.text: ")
+
+
 def test_an_overload_is_a_503_with_retry_after(http: TestClient, backend: LocalBackend) -> None:
     backend.failure = Unavailable("overloaded", "too many requests are waiting.")
-    for route, body in zip(
-        ROUTES, ({"users": ["a"]}, {"user_id": "a", "item_ids": ["b"]}, {"user_id": "a", "item_id": "b"}), strict=True
-    ):
+    event = {"user_id": "a", "item_id": "b", "timestamp": 1}
+    bodies = ({"users": ["a"]}, {"user_id": "a", "item_ids": ["b"]}, {"user_id": "a", "item_id": "b"}, {"events": [event]})
+    for route, body in zip(ROUTES, bodies, strict=True):
         response = http.post(route, json=body)
         refused(response, 503, "overloaded")
         assert response.headers["retry-after"] == "1"
@@ -384,12 +418,12 @@ def test_logs_name_routes_and_request_ids_but_no_users(http: TestClient, capsys:
 
 # -- tokens -----------------------------------------------------------------------------------------------------------
 
-READER, ADMIN = "r" * 20, "a" * 20
+READER, TELLER, ADMIN = "r" * 20, "e" * 20, "a" * 20
 
 
 @pytest.fixture
 def closed(backend: LocalBackend) -> Iterator[TestClient]:
-    tokens = Tokens({READER: frozenset({"score"}), ADMIN: frozenset({"admin"})})
+    tokens = Tokens({READER: frozenset({"score"}), TELLER: frozenset({"events"}), ADMIN: frozenset({"admin"})})
     with TestClient(create_app(backend, tokens), raise_server_exceptions=False) as client:
         yield client
 
@@ -404,6 +438,12 @@ def test_a_token_allows_what_its_scope_says(closed: TestClient) -> None:
     assert closed.get("/v1/model", headers=shown(ADMIN)).status_code == 200
     refused(closed.post("/v1/recommend", json=ask, headers=shown(ADMIN)), 403, "forbidden")
     refused(closed.get("/v1/model", headers=shown(READER)), 403, "forbidden")
+    tell = {"events": [{"user_id": "ann", "item_id": "i1", "timestamp": 1}]}
+    for token in (TELLER, ADMIN):
+        assert closed.post("/v1/events", json=tell, headers=shown(token)).status_code == 200
+    told = refused(closed.post("/v1/events", json=tell, headers=shown(READER)), 403, "forbidden")
+    assert told.message == "this needs the scope 'events' or 'admin'."
+    refused(closed.post("/v1/recommend", json=ask, headers=shown(TELLER)), 403, "forbidden")
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,12 @@
 """The endpoint as it is deployed: Ray Serve on loopback, asked over HTTP."""
 
 import json
+import re
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,11 +19,15 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from components.cllmr.linear.kernel import NewItems
 from components.errors import ArtifactError, ConfigError, ServingError
+from components.sideinfo.config import DEFAULT_ENCODER
+from components.sideinfo.encoder import encode, load
 from serving.client import Client
 from serving.run import free_port, parse_app_args, read_app_args, running_endpoint, wait_until_ready
+from serving.schemas import Event, NewItem
 from serving.scorer import Scorer, top_k
-from tests.bundles import write_random_bundle
+from tests.bundles import write_random_bundle, write_text
 
 pytestmark = pytest.mark.ray
 
@@ -39,12 +45,27 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def encoder() -> Any:
+    """What the texts of training were read by."""
+    return load(DEFAULT_ENCODER)
+
+
+@pytest.fixture(scope="module")
+def texts(bundle: Path, encoder: Any) -> NewItems:
+    """Of the bundle's items."""
+    things = ("sharks", "love", "war", "a bank robbery", "the moon", "cooking", "a haunted house", "tennis", "spies", "a train")
+    places = ("Paris", "the desert", "a small town", "the sea", "Tokyo", "a prison", "the jungle", "winter", "school", "Mars")
+    told = [f"A film about {thing} in {place}." for place in (*places, "a bar", "a castle") for thing in things]
+    return write_text(bundle, encode(encoder, told, 32, lambda done: None), DEFAULT_ENCODER)
+
+
+@pytest.fixture(scope="module")
 def scorer(bundle: Path) -> Scorer:
     return Scorer.load(bundle)
 
 
 @pytest.fixture(scope="module")
-def url(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def url(bundle: Path, texts: NewItems, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     directory = tmp_path_factory.mktemp("serve")
     config = write_config(directory, bundle, scorer={"max_ongoing_requests": 2, "max_queued_requests": 4})
     with running_endpoint(config, port=0) as url:
@@ -82,6 +103,44 @@ def test_unknown_users_and_items_are_answered(client: Client, scorer: Scorer) ->
     assert [item.item_id for item in result.items] == [f"i{row}" for row in expected.rows]
     assert client.explain("who", "what").reason == "unknown_user"
     assert client.explain("u1", "what").reason == "unknown_item"
+
+
+def test_a_new_item_is_scored_from_its_text_as_if_it_had_been_there(
+    client: Client, scorer: Scorer, texts: NewItems, encoder: Any
+) -> None:
+    """Its neighbours, its score and its rank are those that the same text has among the items that were there."""
+    new = [
+        NewItem(item_id="copy", text="A film about war in Tokyo."),
+        NewItem(item_id="other", text="A film about knights in a castle."),
+    ]
+    answer, deadline = None, time.monotonic() + 120
+    while answer is None:  # the encoder is started and loaded by the first who asks
+        try:
+            answer = client.new_items(new, ["u3", "who", "else"], recent={"who": ["i7", "nope"]}, num_neighbours=3)
+        except ServingError as error:
+            assert re.search("encoder did not answer|does not answer in time", str(error))
+            assert time.monotonic() < deadline
+    assert (answer.model_version, answer.encoder) == ("7", DEFAULT_ENCODER)
+    rows = texts.rows(encode(encoder, [item.text for item in new], 32, lambda done: None))
+    for number, result in enumerate(answer.results):
+        three, who, other = result.scores
+        for scored, history in ((three, scorer.seen(3)), (who, np.array([7]))):
+            expected = texts.placed(rows, history)
+            assert expected is not None
+            assert scored.score == pytest.approx(expected.scores[number], abs=0.02)  # the bundle's texts have half precision
+            assert scored.rank is not None
+            assert abs(scored.rank - expected.ranks[number]) <= 1
+        assert (three.cold, who.cold) == (False, True)
+        assert (other.score, other.rank, other.reason) == (None, None, "no_history")
+        nearest = np.argsort(-texts.cosines(rows)[number], kind="stable")[:3]
+        assert [one.item_id for one in result.nearest_items] == [f"i{row}" for row in nearest]
+    assert answer.results[0].nearest_items[0].item_id == "i42"
+    assert answer.results[0].nearest_items[0].similarity == pytest.approx(1.0, abs=1e-3)
+
+
+def test_an_endpoint_without_a_feature_store_says_that_it_keeps_no_events(client: Client) -> None:
+    with pytest.raises(ServingError, match="no feature store, so it keeps no events. Send them with the question, as 'recent'"):
+        client.tell([Event(user_id="u1", item_id="i1", timestamp=1)])
 
 
 def test_answers_carry_one_request_id_and_the_model_version(url: str) -> None:
@@ -122,7 +181,7 @@ def test_a_malformed_request_is_refused_with_help(url: str, content: bytes, stat
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    path=st.sampled_from(["/v1/recommend", "/v1/score", "/v1/explain"]),
+    path=st.sampled_from(["/v1/recommend", "/v1/score", "/v1/explain", "/v1/events"]),
     body=st.binary(max_size=60)
     | st.dictionaries(
         st.sampled_from(["users", "user_id", "item_ids", "item_id", "k", "debias"]),

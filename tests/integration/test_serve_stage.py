@@ -22,6 +22,7 @@ from components.tracking import Registry, default_tracking_uri
 from feature_repo.store import sqlite_path
 from serving.client import Client
 from serving.run import running_endpoint
+from serving.schemas import Event
 from tests.bundles import write_bundle
 from tests.features_parents import EVENTS, ITEMS, USERS, Small
 
@@ -239,6 +240,19 @@ def test_liked_items_of_the_online_history_explain_a_score(url: str) -> None:
     with Client(url) as client:
         answer = client.explain("7", ITEMS[2], num_neighbours=5)
     assert {neighbour.item_id for neighbour in answer.nearest_liked_items} == {ITEMS[0], ITEMS[1], ITEMS[3]}
+
+
+@pytest.mark.ray
+def test_events_are_kept_in_sqlite_too_and_a_model_that_cannot_fold_them_in_leaves_them_out(url: str) -> None:
+    with Client(url) as client:
+        now = int(time.time())
+        told = client.tell([Event(user_id=user, item_id=ITEMS[0], timestamp=now) for user in ("10", "newcomer")])
+        assert (told.model_version, told.statuses, told.unknown_items) == ("3", ["stored", "stored"], [])
+        ten, newcomer = client.recommend(["10", "newcomer"], 4).results
+    # "10" saw rows 1 and 3 by its history
+    assert [item.item_id for item in ten.items] == [ITEMS[2]]
+    assert (newcomer.method, newcomer.reason) == ("popularity", "unknown_user")
+    assert ITEMS[0] not in {item.item_id for item in newcomer.items}
 
 
 @pytest.mark.ray

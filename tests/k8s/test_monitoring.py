@@ -148,10 +148,10 @@ def endpoint_metrics() -> dict[str, set[str]]:
     """What each metric of the endpoint is exported as, from serving/metrics.py."""
     from ray.util.metrics import Counter, Histogram, Metric
 
-    from serving.metrics import GatewayMetrics, RegistryMetrics, ScorerMetrics
+    from serving.metrics import GatewayMetrics, HistoryMetrics, RegistryMetrics, ScorerMetrics
 
     found = {}
-    for of_a_replica in (GatewayMetrics(), RegistryMetrics(), ScorerMetrics()):
+    for of_a_replica in (GatewayMetrics(), HistoryMetrics(), RegistryMetrics(), ScorerMetrics()):
         parts = vars(of_a_replica)
         for metric in [*parts.values(), *vars(parts.get("timed", object)).values()]:
             if isinstance(metric, Metric):

@@ -11,7 +11,7 @@ import yaml
 
 from components.serve.stage import serve_document
 from pipelines.config import load as load_settings
-from serving.app import REGISTRY, AppArgs
+from serving.app import ENCODER, HISTORY, REGISTRY, AppArgs
 from tests.k8s.manifests import K8S, OVERLAYS, Object, named, needs_kubectl, overlay, ray_cluster, templates, title
 from tests.k8s.rules import QUEUE_LABEL, ray_kinds, ray_problems, serve_problems
 
@@ -193,7 +193,9 @@ def test_what_is_served_is_what_the_serve_stage_writes_for_the_preset_cluster(na
 def test_replicas_fit_on_the_workers_that_are_always_there() -> None:
     item = named(overlay("prod"), "RayService", "serving")
     args = AppArgs.model_validate(yaml.safe_load(item["spec"]["serveConfigV2"])["applications"][0]["args"])
-    wanted = sum(replicas.num_replicas * replicas.num_cpus for replicas in (args.gateway, args.scorer, REGISTRY))
+    wanted = sum(
+        replicas.num_replicas * replicas.num_cpus for replicas in (args.gateway, args.scorer, REGISTRY, HISTORY, ENCODER)
+    )
     group = worker(item)
     per_worker = int(group["rayStartParams"]["num-cpus"])
     # head-room: one worker less, as while a node is drained, still holds them all

@@ -36,6 +36,16 @@ QUIET_METRICS = {
     # a counter begins to exist when it first counts: tests/integration/test_model_swap.py
     "ray_cllmr_model_swaps_total",
     "ray_cllmr_refused_bundles_total",
+    # likewise: tests/integration/test_trial.py, test_online_history.py, tests/contract/test_http_endpoint.py
+    "ray_cllmr_challenger_info",
+    "ray_cllmr_shadow_overlap_sum",
+    "ray_cllmr_shadow_overlap_count",
+    "ray_cllmr_shadow_score_difference_sum",
+    "ray_cllmr_shadow_score_difference_count",
+    "ray_cllmr_shadow_left_out_total",
+    "ray_cllmr_last_good_histories_total",
+    "ray_cllmr_feature_rows_total",
+    "ray_cllmr_new_items_total",
 }
 
 SERVE = """
@@ -106,6 +116,8 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         for _ in range(15):  # a rate needs a counter that has grown while it was watched
             for path in ("recommend", "recommend", "nowhere"):
                 httpx.post(f"{url}/v1/{path}", json={"users": ["9"], "k": 2}, timeout=30)
+            event = {"user_id": "9", "item_id": "i1", "timestamp": int(time.time())}
+            httpx.post(f"{url}/v1/events", json={"events": [event]}, timeout=30)
             time.sleep(1)
         yield f"http://127.0.0.1:{ports['prometheus']}"
     finally:

@@ -14,6 +14,7 @@ from components.artifacts import Manifest, Stage, StageConfig, Store, run_stage,
 from components.errors import ArtifactError, ConfigError, DataError
 from components.evaluate import baselines, metrics, report, stage, summary
 from components.evaluate import figures as drawings
+from components.evaluate.build import _new_items
 from components.evaluate.config import LABELS, EvaluateConfig
 from components.ids import TEST, TRAIN, VALIDATION
 from components.ingest.dataset import Dataset
@@ -230,6 +231,28 @@ def test_new_users_are_measured_beside_what_else_could_answer_them(figures):
     assert set(figures["new_users"]) == {"popularity", "text_cosine"}  # a model of factors alone folds nobody in
     for name, mean in figures["new_users"].items():
         assert mean == pytest.approx({metric: entry["mean"] for metric, entry in figures["results"][name].items()}, abs=1e-6)
+
+
+def test_items_are_measured_as_if_they_were_new_where_the_model_scores_new_ones(figures, page):
+    assert figures["new_items"] is None
+    assert "Items that are new" not in page
+
+
+def test_new_items_are_ranked_by_the_texts_of_the_other_items_alone(root, parents):
+    """The texts say to which block an item belongs: the kernel finds it, popularity does not."""
+    dataset = Dataset.load(parents["ingest"].path())
+    scorer = Scorer.load(parents["train"].path() / "bundle")
+    scorer.bundle["text"] = {"encoder": "MiniLM", "power": 2.0}
+    blocks = np.arange(NUM_ITEMS)[:, None] % 2 == np.arange(2)
+    text = {"items": blocks.astype(np.float32), "users": np.ones((NUM_USERS, 2), dtype=np.float32)}
+    seen, test = dataset.matrix(TRAIN), dataset.matrix(TEST)
+    found = _new_items(EvaluateConfig(), scorer, text, seen, test)
+    assert (found["items"], set(found["results"])) == (8, {"text_kernel", "text_cosine", "popularity"})
+    ndcg = {name: mean["ndcg@10"] for name, mean in found["results"].items()}
+    assert ndcg["text_kernel"] > ndcg["popularity"] + 0.1, ndcg
+    assert ndcg["text_cosine"] < ndcg["text_kernel"]  # users without a text of their own: all the same to it
+    silent = _new_items(EvaluateConfig(), scorer, {**text, "items": np.zeros_like(text["items"])}, seen, test)
+    assert silent is None
 
 
 def test_the_page_shows_what_the_score_is_made_of(page):

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 
@@ -101,7 +102,8 @@ def test_a_slow_store_costs_the_deadline_and_not_more(opened: list[OnlineFeature
     release.set()
 
 
-def test_after_a_stall_the_store_is_used_again(opened: list[OnlineFeatures]) -> None:
+def test_after_a_stall_the_store_is_used_again(opened: list[OnlineFeatures], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features_module, "BREAKER_SECONDS", 0.05)
     release = threading.Event()
 
     def stuck(user_ids: Sequence[str]) -> list[list[str]]:
@@ -133,6 +135,51 @@ def test_a_store_that_fails_at_a_look_up_degrades_the_answer(opened: list[Online
     assert ask(source, "a", "b") == Histories([[], []], "features_unavailable")
 
 
+def test_a_store_that_is_away_costs_nothing_after_a_few_failures_and_answers_are_what_was_last_known(
+    opened: list[OnlineFeatures], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features_module, "BREAKER_SECONDS", 0.3)
+    asked: list[Sequence[str]] = []
+    told: list[tuple[str, Any]] = []
+    is_up = True
+
+    def reader(user_ids: Sequence[str]) -> list[list[str]]:
+        asked.append(user_ids)
+        if not is_up:
+            raise ConnectionError("refused")
+        return known(user_ids)
+
+    class Remembers:
+        def circuit(self, is_open: bool) -> None:
+            told.append(("open", is_open))
+
+        def last_good(self, users: int) -> None:
+            told.append(("last good", users))
+
+    source = OnlineFeatures(lambda: reader, DEADLINE, Remembers())
+    opened.append(source)
+    source.wait(5)
+    assert ask(source, "a") == Histories([["seen by a"]])
+    is_up = False
+    failed = [ask(source, "a", "b") for _ in range(5)]
+    assert failed == [Histories([["seen by a"], []], "features_unavailable")] * 5
+    assert [ask(source, "a") for _ in range(20)] == [Histories([["seen by a"]], "features_circuit_open")] * 20
+    assert len(asked) == 6
+    is_up = True
+    time.sleep(0.4)
+    assert ask(source, "b") == Histories([["seen by b"]])
+    assert ask(source, "a") == Histories([["seen by a"]])
+    assert [one for one in told if one[0] == "open"] == [("open", True), ("open", False)]
+    assert told.count(("last good", 1)) == 25
+
+
+@pytest.mark.parametrize(
+    ("event_time", "ttl", "age"), [(0, 100, "missing"), (900, 100, "fresh"), (899, 100, "stale"), (1, 0, "fresh")]
+)
+def test_rows_older_than_their_view_allows_are_stale(event_time: int, ttl: int, age: str) -> None:
+    assert features_module.age_of(event_time, ttl, now=1000) == age
+
+
 def test_an_endpoint_without_a_feature_store_is_not_degraded() -> None:
     assert ask(NoFeatures(), "a", "b") == Histories([[], []])
     assert NoFeatures().state().state == "not_configured"
@@ -141,8 +188,8 @@ def test_an_endpoint_without_a_feature_store_is_not_degraded() -> None:
 def test_feast_is_imported_without_torch_and_leaves_both_as_they_were() -> None:
     code = (
         "import sys, typeguard; before = typeguard.typechecked\n"
-        "from serving.features import _lean_import\n"
-        "with _lean_import():\n    import feast\n"
+        "from serving.features import lean_import\n"
+        "with lean_import():\n    import feast\n"
         "assert 'torch' not in sys.modules and typeguard.typechecked is before\n"
         "import torch; assert torch.ones(1).item() == 1"
     )

@@ -39,6 +39,9 @@ class Told:
     def refused(self, target: Target) -> None:
         self.events.append(("refused", target.model_version))
 
+    def tried(self, before: Target | None, now: Target | None) -> None:
+        self.events.append(("tried", "nobody" if now is None else now.model_version))
+
     def settled(self, on_champion: bool) -> None:
         self.on_champion = on_champion
 

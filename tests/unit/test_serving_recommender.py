@@ -1,13 +1,17 @@
 """Answers of the recommender and of the degrade ladder, on the tiny bundle whose numbers are known (see test_scorer)."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
 from serving.degrade import Ladder, Query
 from serving.recommender import Recommender
 from serving.schemas import ExplainRequest, RankedItem, RecommendRequest, ScoreRequest
 from serving.scorer import Scorer, top_k
-from tests.bundles import write_bundle, write_random_bundle
+from serving.texts import Texts
+from tests.bundles import write_bundle, write_random_bundle, write_text
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +38,42 @@ def test_a_known_user_gets_the_debiased_ranking_without_what_was_seen_in_trainin
     assert [item.rank for item in result.items] == [1, 2]
     assert [item.score for item in result.items] == [0.375, -0.25]
     assert result.items[0].title == "Alien (1979)"
+
+
+def test_a_model_that_folds_nobody_in_answers_a_history_from_texts_alone(tmp_path: Path) -> None:
+    """Items 0 and 2 are alike, and so are 1 and 3."""
+    directory = write_bundle(tmp_path / "bundle")
+    embeddings = np.array([[1, 0.1], [0, 1], [1, -0.1], [0.1, 1]], dtype=np.float32)
+    write_text(directory, embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True), "MiniLM")
+    scorer = Scorer.load(directory)
+    recommender = Recommender(scorer, "7", Texts(directory, scorer))
+    request = RecommendRequest(users=["new"], k=4, compare=True)
+    (result,) = recommender.recommend(request, [["i0"]]).results
+    assert (result.method, result.reason, ids(result.items)[0]) == ("side_information", "unknown_user", "i2")
+    assert result.items == result.factual
+    (nobody,) = recommender.recommend(request, [[]]).results
+    assert (nobody.method, nobody.reason) == ("popularity", "unknown_user")
+    (directory / "text.safetensors").write_bytes(b"\x00" * 20)
+    damaged = Recommender(scorer, "7", Texts(directory, scorer))
+    with capture_logs() as logs:
+        assert [damaged.recommend(request, [["i0"]]).results[0].method for _ in range(2)] == ["popularity"] * 2
+    assert ["text.safetensors cannot be read" in entry["reason"] for entry in logs] == [True]
+
+
+def test_without_any_model_what_was_popular_is_told_without_what_is_seen_or_denied(recommender: Recommender) -> None:
+    static = recommender.popular(3)
+    assert [item.item_id for item in static.items] == ["i0", "i2", "i1"]
+    request = RecommendRequest(users=["ann", "new"], k=2, deny=["i2"], recent={"new": ["i0"]}, compare=True)
+    answer = static.recommend(request, [["nope"], []], "scorer_unavailable")
+    assert answer.model_version == "7"
+    ann, new = answer.results
+    assert (ann.method, ann.reason, ids(ann.items), [item.rank for item in ann.items]) == (
+        "static",
+        "scorer_unavailable",
+        ["i0", "i1"],
+        [1, 2],
+    )
+    assert ids(new.items) == ids(new.factual) == ["i1"]
 
 
 def test_the_online_history_counts_as_seen_too(recommender: Recommender) -> None:

@@ -9,12 +9,14 @@ which is a kernel density of the user's history. An item needs no interactions t
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
-from components.cllmr.linear.scores import LinearScores, strongest
+from components.cllmr.linear.ease import centred_unit_rows
+from components.cllmr.linear.scores import SMALLEST_DEVIATION, LinearScores, strongest
 
 Floats = npt.NDArray[np.float32]
 
@@ -48,3 +50,61 @@ class KernelScores:
         chosen, column = np.unique(history.indices, return_inverse=True)
         narrow = sp.csr_array((history.data, column, history.indptr), shape=(len(users), len(chosen)))
         return np.asarray(narrow @ self._kernel(self.side[chosen]), dtype=np.float32).reshape(len(users), len(self.side))
+
+
+class Placed(NamedTuple):
+    """New items among those that a user was ranked: each of shape (num_new,)."""
+
+    scores: npt.NDArray[np.float64]
+    """Standard deviations above the mean item, as the member "text" has it before its weight."""
+    ranks: npt.NDArray[np.int64]
+    """1 where no item has a higher score."""
+
+
+@dataclass(frozen=True)
+class NewItems:
+    """Scores of items that nobody has chosen yet, from their text alone, in the units of the items that there are."""
+
+    side: Floats
+    """Of the items that there are, as in `KernelScores`, (num_items, dim)."""
+    mean: Floats
+    """What all their texts share, (dim,): see `ease.centred_unit_rows`."""
+    power: float
+
+    @classmethod
+    def of(cls, embeddings: npt.NDArray[np.floating], power: float) -> "NewItems":
+        """Made of the text embeddings of the items that there are, rows of zeros where there is no text, (num_items, dim)."""
+        told = np.linalg.norm(embeddings, axis=1) > 0
+        mean = embeddings[told].mean(axis=0) if told.any() else np.zeros(embeddings.shape[1])
+        return cls(centred_unit_rows(embeddings), np.asarray(mean, dtype=np.float32), power)
+
+    def rows(self, embeddings: npt.NDArray[np.floating]) -> Floats:
+        """New items' text embeddings to the rows that training would have made of them: (num_new, dim) both."""
+        rows: Floats = np.asarray(embeddings, dtype=np.float32) - self.mean
+        return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.float32(1e-12))
+
+    def placed(self, rows: Floats, history: npt.NDArray[np.int64]) -> Placed | None:
+        """Where new items stand for somebody whose history are these items; None where their texts say nothing about any item.
+
+        Args:
+            rows: of `rows`, (num_new, dim).
+            history: item rows.
+        """
+        known, new = self._similarity(self.side, history), self._similarity(rows, history)
+        deviation = known.std()
+        if deviation <= SMALLEST_DEVIATION:
+            return None
+        return Placed((new - known.mean()) / deviation, 1 + (known[None] > new[:, None]).sum(axis=1))
+
+    def of_history(self, history: npt.NDArray[np.int64]) -> Floats:
+        """Scores of the items that there are for somebody whose history are these items, (num_items,)."""
+        return self._similarity(self.side, history).astype(np.float32)
+
+    def _similarity(self, rows: Floats, history: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """(n, dim) -> (n,)."""
+        kernel = np.maximum(rows @ self.side[history].T, 0.0) ** np.float32(self.power)
+        return np.asarray(kernel.sum(axis=1, dtype=np.float64))
+
+    def cosines(self, rows: Floats) -> Floats:
+        """Of new items with those that there are, (num_new, num_items)."""
+        return np.asarray(rows @ self.side.T, dtype=np.float32)

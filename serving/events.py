@@ -1,0 +1,148 @@
+"""The online history: what users did since the feature set was built, pushed to the feature store as it happens.
+
+It belongs to no feature set: a model that takes over finds it. Writing reads a user's list, adds to it and writes it back, so
+there must be one writer at a time; the same event (user, item, time) written again changes nothing. Lists are bounded, and
+events older than the view's ``ttl`` are left out when they are read: Feast does not do it.
+"""
+
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, NamedTuple
+
+from components.artifacts import Store
+from components.errors import ArtifactError
+from serving.features import JOIN_KEY, lean_import
+from serving.schemas import Event, EventStatus
+
+if TYPE_CHECKING:
+    from feast import FeatureStore
+
+PUSH_SOURCE = "interactions"
+VIEW = "user_events"
+FIELDS = ("item_ids", "timestamps")
+
+MAX_KEPT = 200
+"""Events kept per user, the latest; as many as a history has."""
+MAX_AHEAD_SECONDS = 300
+"""How far a caller's clock may be ahead: an event of the far future would never leave the list."""
+
+
+class Happened(NamedTuple):
+    """An event of a known user; ordered by time."""
+
+    timestamp: int
+    item_id: str
+
+
+class OnlineHistory:
+    """Reads and writes the events of users.
+
+    Args:
+        store: see `feature_repo.store.open_online_history`.
+        ttl: age beyond which an event says nothing any more.
+    """
+
+    def __init__(self, store: "FeatureStore", ttl: timedelta) -> None:
+        self._store = store
+        self._ttl = ttl.total_seconds()
+
+    def read(self, user_ids: Sequence[str]) -> list[list[str]]:
+        """Items of each user's events, oldest first; empty for a user without any. One look-up for all users."""
+        return [[event.item_id for event in events] for events in self._events(user_ids)]
+
+    def _events(self, user_ids: Sequence[str]) -> list[list[Happened]]:
+        oldest = time.time() - self._ttl
+        found = self._store.get_online_features(
+            features=[f"{VIEW}:{field}" for field in FIELDS], entity_rows=[{JOIN_KEY: user_id} for user_id in user_ids]
+        ).to_dict()
+        rows = zip(*(found[field] for field in FIELDS), strict=True)
+        return [
+            [
+                Happened(timestamp, item_id)
+                for item_id, timestamp in zip(item_ids or [], timestamps or [], strict=True)
+                if timestamp >= oldest
+            ]
+            for item_ids, timestamps in rows
+        ]
+
+    def write(self, events: Sequence[Event]) -> list[EventStatus]:
+        """Adds events to their users' lists, one look-up and one write for all; returns what became of each, in order."""
+        import pandas as pd
+
+        places: dict[str, list[int]] = {}
+        for place, event in enumerate(events):
+            places.setdefault(event.user_id, []).append(place)
+        now, statuses, changed = time.time(), list[EventStatus](["stored"] * len(events)), dict[str, list[Happened]]()
+        for (user_id, own), before in zip(places.items(), self._events(list(places)), strict=True):
+            new = [Happened(events[place].timestamp, events[place].item_id) for place in own]
+            kept, found = merged(before, new, now, self._ttl)
+            for place, status in zip(own, found, strict=True):
+                statuses[place] = status
+            if kept != before:
+                changed[user_id] = kept
+        if changed:
+            table = {
+                JOIN_KEY: list(changed),
+                "event_timestamp": [datetime.fromtimestamp(kept[-1].timestamp, UTC) for kept in changed.values()],
+                "item_ids": [[event.item_id for event in kept] for kept in changed.values()],
+                "timestamps": [[event.timestamp for event in kept] for kept in changed.values()],
+            }
+            self._store.push(PUSH_SOURCE, pd.DataFrame(table))
+        return statuses
+
+
+def merged(
+    before: Sequence[Happened], new: Sequence[Happened], now: float, ttl: float
+) -> tuple[list[Happened], list[EventStatus]]:
+    """One user's list with new events in it, oldest first, and what became of each of them.
+
+    Args:
+        before: the list so far.
+        new: in any order, repeats allowed.
+        now: Unix seconds.
+        ttl: age beyond which an event is not kept, seconds.
+    """
+    usable = {event for event in new if now - ttl <= event.timestamp <= now + MAX_AHEAD_SECONDS}
+    kept = sorted({*before, *usable})[-MAX_KEPT:]
+    known = set(before)
+    statuses: list[EventStatus] = []
+    for event in new:
+        if event.timestamp > now + MAX_AHEAD_SECONDS:
+            statuses.append("in_the_future")
+        elif event in known:
+            statuses.append("duplicate")
+        elif event not in kept:
+            statuses.append("too_old")
+        else:
+            statuses.append("stored")
+            known.add(event)
+    return kept, statuses
+
+
+def open_history(storage_root: str, feature_fingerprint: str) -> OnlineHistory:
+    """Opens the online history beside a feature set and looks one user up, so that the first request does not pay for it.
+
+    Args:
+        storage_root: of the endpoint.
+        feature_fingerprint: of a feature set there: it says which kind of online store there is.
+
+    Raises:
+        ArtifactError: there is no such feature set.
+        Exception: whatever Feast raises when the store cannot be reached.
+    """
+    manifest = Store(storage_root).find("features", feature_fingerprint)
+    if manifest is None:
+        raise ArtifactError(
+            f"feature set {feature_fingerprint} is not below '{storage_root}'.", "Build it again: cllmr run --from features"
+        )
+    from feature_repo.store import open_online_history
+
+    with lean_import():
+        import feast  # noqa: F401  # here, before anything else imports it the slow way
+
+    from feature_repo.feature_views import EVENTS_TTL
+
+    history = OnlineHistory(open_online_history(manifest.path(), storage_root), EVENTS_TTL)
+    history.read([""])
+    return history

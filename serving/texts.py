@@ -1,0 +1,87 @@
+"""Texts of items: what a bundle has of its own, loaded when a new item is asked for, and the encoder that reads others."""
+
+import threading
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import structlog
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from components.cllmr.linear.kernel import NewItems
+from components.errors import ArtifactError
+from serving.scorer import TEXT_FILE, Floats, Scorer
+
+BATCH_SIZE = 32
+
+log = structlog.get_logger()
+
+
+class Texts:
+    """The texts of a bundle's items.
+
+    Args:
+        directory: the bundle.
+        scorer: of the bundle.
+    """
+
+    def __init__(self, directory: Path, scorer: Scorer) -> None:
+        self._path = directory / TEXT_FILE
+        self._num_items = scorer.num_items
+        described = scorer.bundle.get("text") or {}
+        self.encoder: str | None = described.get("encoder")
+        """Name of the text encoder, None for a bundle without texts."""
+        self._power = float(described.get("power", 1.0))
+        self._lock = threading.Lock()
+
+    def are_there(self) -> bool:
+        """Whether `read` has something to give; a damaged file is told in the log, once."""
+        if self.encoder is None:
+            return False
+        try:
+            self.read()
+        except ArtifactError as error:
+            log.error("texts of the items cannot be used", reason=error.message)
+            self.encoder = None
+        return self.encoder is not None
+
+    def read(self) -> NewItems:
+        """What new items are scored by; read once.
+
+        Raises:
+            ArtifactError: the file is missing or damaged.
+        """
+        with self._lock:
+            return self._new_items
+
+    @cached_property
+    def _new_items(self) -> NewItems:
+        try:
+            tensors = load_file(self._path)
+            vectors, mean = tensors["vectors"].astype(np.float32), tensors["mean"]
+        except (OSError, SafetensorError, ValueError, KeyError) as error:
+            raise ArtifactError(f"{self._path} cannot be read: {error}.", "Build it again: cllmr run --from train") from None
+        if vectors.shape != (self._num_items, *mean.shape) or not np.isfinite(vectors).all():
+            raise ArtifactError(
+                f"{self._path} has vectors of shape {vectors.shape} for {self._num_items} items.",
+                "Build it again: cllmr run --from train",
+            )
+        return NewItems(vectors, mean, self._power)
+
+
+class TextEncoder:
+    """The encoders of the bundles that are served: each loaded when it is first needed, the last one kept."""
+
+    def __init__(self) -> None:
+        self._loaded: tuple[str, object] | None = None
+
+    def encode(self, encoder: str, texts: Sequence[str]) -> Floats:
+        """Embeddings as training has them, (len(texts), dim); raises ConfigError when the encoder cannot be loaded."""
+        from components.sideinfo.encoder import encode, load
+
+        if self._loaded is None or self._loaded[0] != encoder:
+            self._loaded = (encoder, load(encoder))
+            log.info("text encoder loaded", encoder=encoder)
+        return encode(self._loaded[1], texts, BATCH_SIZE, lambda done: None)  # type: ignore[arg-type]  # its package is not typed

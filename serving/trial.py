@@ -1,0 +1,133 @@
+"""A challenger on trial beside the champion: on a share of the users (canary), or on none of them, for comparison (shadow).
+
+A user belongs to the share by a hash of his id and the challenger's fingerprint: the same user is always answered by the same
+model, a larger share holds everybody of a smaller one, and the next challenger is tried on others.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import structlog
+from pydantic import BaseModel, ConfigDict, Field
+
+from serving.lifecycle import Live
+from serving.schemas import RecommendRequest, RecommendResponse, UserRecommendations
+
+MAX_WAITING = 16  # comparisons that may wait; more are left out and counted, as they must not hold up answers
+
+log = structlog.get_logger()
+
+
+class Trial(BaseModel):
+    """What is done with the registry's challenger; a running endpoint takes another one without a restart."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    mode: Literal["off", "canary", "shadow"] = "off"
+    """``canary``: the challenger answers a share of the users; ``shadow``: the champion answers all, and for that share the
+    challenger's rankings are compared with its own. Either needs the memory of two models."""
+    share: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Of the users, 0 to 1."""
+
+    def needs(self) -> bool:
+        """Whether a challenger is to be loaded."""
+        return self.mode != "off" and self.share > 0
+
+    def holds(self, user_id: str, challenger: str) -> bool:
+        """Whether a user belongs to the share for the challenger with this fingerprint."""
+        return place(user_id, challenger) < self.share
+
+
+def place(user_id: str, challenger: str) -> float:
+    """Where a user stands in [0, 1) when a challenger is tried: evenly spread, and another place for another challenger."""
+    digest = hashlib.sha256(f"{challenger}\n{user_id}".encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8]) / 2**64
+
+
+def part(request: RecommendRequest, places: Sequence[int]) -> RecommendRequest:
+    """The request for some of its users."""
+    users = [request.users[at] for at in places]
+    kept = set(users)
+    recent = {user_id: items for user_id, items in request.recent.items() if user_id in kept}
+    return request.model_copy(update={"users": users, "recent": recent})
+
+
+def joined(answers: Sequence[tuple[Sequence[int], RecommendResponse]]) -> RecommendResponse:
+    """Answers to the parts of a request as one, named after the first."""
+    if len(answers) == 1:
+        return answers[0][1]
+    results: dict[int, UserRecommendations] = {}
+    for places, answer in answers:
+        results |= zip(places, answer.results, strict=True)
+    return answers[0][1].model_copy(update={"results": [results[at] for at in sorted(results)]})
+
+
+class Told(Protocol):
+    """Who is told how the two differ."""
+
+    def compared(self, model_version: str, overlap: float, difference: float | None) -> None:
+        """One user's rankings: the share of the items that both name, and how far their scores for these lie apart."""
+        ...
+
+    def left_out(self, model_version: str) -> None:
+        """A comparison that was not made, as too many waited."""
+        ...
+
+
+class Shadow:
+    """Compares a challenger's rankings with the ones that were answered, in a thread of its own.
+
+    Args:
+        told: who is told.
+    """
+
+    def __init__(self, told: Told) -> None:
+        self._told = told
+        self._waiting = 0
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="shadow")
+
+    def compare(
+        self, challenger: Live, request: RecommendRequest, histories: list[list[str]], answer: RecommendResponse
+    ) -> None:
+        """Does so later, or not at all."""
+        if self._waiting >= MAX_WAITING:
+            self._told.left_out(challenger.target.model_version)
+            return
+        self._waiting += 1
+        self._thread.submit(self._compare, challenger, request, histories, answer).add_done_callback(self._done)
+
+    def _compare(
+        self, challenger: Live, request: RecommendRequest, histories: list[list[str]], answer: RecommendResponse
+    ) -> None:
+        other = challenger.recommender.recommend(request, histories)
+        for ours, theirs in zip(answer.results, other.results, strict=True):
+            self._told.compared(challenger.target.model_version, *difference(ours, theirs))
+
+    def _done(self, comparison: Any) -> None:
+        self._waiting -= 1
+        if error := comparison.exception():
+            log.error("challenger cannot be compared", error=type(error).__name__, reason=str(error))
+
+
+def difference(ours: UserRecommendations, theirs: UserRecommendations) -> tuple[float, float | None]:
+    """Overlap@k, 0 to 1, and the mean absolute difference of the scores of items in both, None where there are none."""
+    first, second = ({item.item_id: item.score for item in ranking.items} for ranking in (ours, theirs))
+    shared = first.keys() & second.keys()
+    overlap = len(shared) / max(len(first), len(second), 1)
+    apart = [abs(first[item_id] - second[item_id]) for item_id in shared]
+    return overlap, float(np.mean(apart)) if apart else None
+
+
+def parts(trial: Trial, champion: Live, challenger: Live | None, user_ids: Sequence[str]) -> list[tuple[Live, list[int]]]:
+    """Which model answers which of some users, by their places; the champion first."""
+    if challenger is None or trial.mode != "canary":
+        return [(champion, list(range(len(user_ids))))]
+    tried = [trial.holds(user_id, challenger.target.fingerprint) for user_id in user_ids]
+    split = (
+        (champion, [at for at, is_tried in enumerate(tried) if not is_tried]),
+        (challenger, [at for at, is_tried in enumerate(tried) if is_tried]),
+    )
+    return [(live, places) for live, places in split if places]
