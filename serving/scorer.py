@@ -37,6 +37,8 @@ USERS_FILE = "users.json"
 ITEMS_FILE = "items.json"
 GOLDEN_FILE = "golden.json"
 
+_CHUNK = 256  # items whose best is looked at first: a hundred thousand scores become four hundred
+
 _REBUILD = "Build it again: cllmr run --from train"
 
 _Json = TypeVar("_Json", dict[str, Any], list[Any])
@@ -195,18 +197,29 @@ class Scorer:
         return np.asarray(total, dtype=np.float32)
 
     def score_user(self, user: int, debias: float | None = None, recent: npt.ArrayLike = ()) -> Floats:
-        """Scores of one user with all items, his history with some items more than the training data knew: (num_items,).
+        """`score_users` of one: (num_items,)."""
+        return self.score_users(np.array([user]), debias, [recent])[0]
+
+    def score_users(self, users: Rows, debias: float | None = None, recent: Sequence[npt.ArrayLike] = ()) -> Floats:
+        """Scores of some users with all items, their histories with some items more than the training data knew.
 
         Args:
-            user: user row.
+            users: user rows, (num_asked,).
             debias: λ in [0, 1]; the bundle's own when None.
-            recent: item rows; those of the training data and `UNKNOWN` are ignored.
+            recent: item rows of each user, or nothing at all; those of the training data and `UNKNOWN` are ignored.
+
+        Returns:
+            float32, (num_asked, num_items).
         """
-        scores = self.score_all(np.array([user]), debias)[0]
-        new = np.setdiff1d(_known(recent), self.seen(user))
-        if new.size:
-            strength = np.float32(self._strength(debias))
-            scores = scores + (1 - strength) * self.factual.added(user, new) + strength * self.counterfactual.added(user, new)
+        scores, strength = self.score_all(users, debias), np.float32(self._strength(debias))
+        for place, items in enumerate(recent):
+            if not np.size(items):
+                continue
+            user = int(users[place])
+            new = np.setdiff1d(_known(items), self.seen(user))
+            if new.size:
+                scores[place] += (1 - strength) * self.factual.added(user, new)
+                scores[place] += strength * self.counterfactual.added(user, new)
         return scores
 
     # -- rankings -------------------------------------------------------------------------------------------------------
@@ -328,11 +341,17 @@ def top_k(scores: Floats, k: int, candidates: npt.NDArray[np.bool_]) -> Ranking:
         k: items wanted.
         candidates: (num_items,) bool.
     """
-    rows: Rows = np.flatnonzero(candidates)
+    allowed = np.where(candidates, scores, -np.inf)
+    whole = len(allowed) // _CHUNK * _CHUNK
+    if 0 < k <= whole // _CHUNK:  # k chunks have a best of at least this, so what is less is not among the k best
+        best_of_chunk = allowed[:whole].reshape(-1, _CHUNK).max(axis=1)
+        rows = np.flatnonzero(allowed >= np.partition(best_of_chunk, -k)[-k])
+    else:
+        rows = np.arange(len(allowed))
+    rows = rows[candidates[rows]]
     values = scores[rows]
     if 0 < k < len(rows):
-        threshold = np.partition(values, len(values) - k)[len(values) - k]
-        kept = values >= threshold  # all that tie with the k-th too
+        kept = values >= np.partition(values, -k)[-k]  # all that tie with the k-th too
         rows, values = rows[kept], values[kept]
     best = np.lexsort((rows, -values))[: max(k, 0)]
     return Ranking(rows[best], values[best])

@@ -3,9 +3,10 @@
     python -m tests.benchmarks.serving --sizes 10000 100000 --servers ours ours-fast numpy faiss-flat faiss-hnsw
 
 Every server in turn, in as many rounds as asked for, gets a few seconds of each number of clients; of the rounds the least
-disturbed counts (most requests per second), as the machine may have other work. Each client is a connection that asks again when
-it is answered: one user, top 20. CPU is of the server's whole process tree, Ray's own processes included, the clients' not.
-Every answer's status is checked, and the servers' answers for the same users are compared. The faiss servers need faiss-cpu.
+disturbed counts (most requests per second), as the machine may have other work. Each client is a connection that asks again
+when it is answered: one user, top 20. CPU is of the server's whole process tree, Ray's own processes included, the clients'
+not. Every answer's status is checked, and the servers' answers for the same users are compared. The faiss servers need
+faiss-cpu.
 """
 
 import argparse

@@ -21,6 +21,9 @@ Rows = npt.NDArray[np.int64]
 
 SMALLEST_DEVIATION = 1e-9
 """Scores of a user that vary less say nothing about items."""
+FEWEST_TOGETHER = 4
+BLOCK_SIZE = 4096
+"""Of `products`: users from which on one product for all is faster than one each, and items of a block; measured."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class LinearScores:
 
     def score(self, users: Rows) -> Floats:
         """Rows of the users (n,) -> (n, num_items)."""
-        scores: Floats = np.matmul(self.users[users], self.items.T)
+        scores = products(self.users[users], self.items)
         if self.weights.nnz:
             scores += (self.history[users] @ self.weights).toarray()
         return scores
@@ -89,6 +92,23 @@ class LinearScores:
             if mine.any():
                 total += history.data[mine].mean() * np.asarray(self.weights[start + items].sum(axis=0), dtype=np.float32)
         return total
+
+
+def products(users: Floats, items: Floats) -> Floats:
+    """Inner products (n, num_items), block by block of the items.
+
+    A matrix product of few rows and very many columns is what BLAS libraries do worst: two rows at once cost more than twice as
+    much as one after the other. Blocks turned round, and transposed while they are in the cache, take the half of it.
+    """
+    scores = np.empty((len(users), len(items)), dtype=np.float32)
+    if len(users) < FEWEST_TOGETHER:
+        for row, user in enumerate(users):
+            np.matmul(items, user, out=scores[row])
+        return scores
+    for start in range(0, len(items), BLOCK_SIZE):
+        block = slice(start, start + BLOCK_SIZE)
+        scores[:, block] = np.matmul(items[block], users.T).T
+    return scores
 
 
 def standardised(scores: npt.NDArray[np.floating]) -> Floats:
