@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve import Application
 
+from serving.approximate import ScoringArgs
 from serving.deployments import GatewayReplica, RegistryReplica, ScorerReplica
 from serving.lifecycle import Target
 
@@ -77,6 +78,8 @@ class AppArgs(BaseModel):
     """Replicas that speak HTTP."""
     scorer: ReplicaArgs = ReplicaArgs()
     """Replicas that hold the model."""
+    scoring: ScoringArgs = ScoringArgs()
+    """How they keep item vectors and look through them."""
 
 
 def build_app(args: AppArgs) -> Application:
@@ -92,6 +95,7 @@ def build_app(args: AppArgs) -> Application:
         deployed=Target(args.model_version, args.train, args.storage_root, bundle_dir),
         registry=registry,
         poll_interval_s=poll_interval_s,
+        scoring=args.scoring,
     )
     return serve.deployment(name="Gateway", **args.gateway.options(args.drain_interval_s))(GatewayReplica).bind(
         scorer,

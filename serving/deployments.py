@@ -26,6 +26,7 @@ from ray.serve.handle import DeploymentHandle
 from components.progress import configure_logging
 from components.tracking import Registry, RegistryError
 from serving.api import Unavailable, create_app
+from serving.approximate import ScoringArgs
 from serving.auth import read_tokens
 from serving.features import (
     FeatureSet,
@@ -36,7 +37,7 @@ from serving.features import (
     OnlineFeatures,
     open_history_reader,
 )
-from serving.lifecycle import Follower, Live, Target
+from serving.lifecycle import EXACT, Follower, Live, Target
 from serving.metrics import GatewayMetrics, RegistryMetrics, ScorerMetrics
 from serving.schemas import (
     ExplainRequest,
@@ -116,9 +117,16 @@ class ScorerReplica:
         deployed: the bundle that the configuration names.
         registry: a handle to the `RegistryReplica`, whose champion comes before it; None: no other bundle is ever served.
         poll_interval_s: how often the champion is asked for, seconds.
+        scoring: how item vectors are kept and looked through.
     """
 
-    def __init__(self, deployed: Target, registry: DeploymentHandle[Any] | None, poll_interval_s: float) -> None:
+    def __init__(
+        self,
+        deployed: Target,
+        registry: DeploymentHandle[Any] | None,
+        poll_interval_s: float,
+        scoring: ScoringArgs = EXACT,
+    ) -> None:
         configure_logging()
         self._metrics = ScorerMetrics()
 
@@ -134,7 +142,7 @@ class ScorerReplica:
                 log.warning("champion cannot be asked for", error=type(error).__name__)
                 first = []
             candidates = dict.fromkeys([*first, deployed])
-            return Follower(candidates, lambda: next(iter(champions()), None), self._metrics, poll_interval_s)
+            return Follower(candidates, lambda: next(iter(champions()), None), self._metrics, poll_interval_s, scoring)
 
         with ThreadPoolExecutor(1) as pool:  # a handle cannot be waited for in the event loop, where a replica is made
             self._follower = pool.submit(begin).result()

@@ -11,11 +11,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 import structlog
 
 from components.errors import UserError
+from serving.approximate import Exactness, ScoringArgs, prepare
 from serving.features import FeatureSet
 from serving.metrics import Head
 from serving.recommender import Recommender
@@ -23,6 +25,8 @@ from serving.scorer import Scorer, find_bundle
 
 JITTER = 0.25  # of the interval: replicas that started together do not ask together
 RETRY_SECONDS = (30.0, 120.0, 600.0)  # between tries of one refused bundle
+
+EXACT = ScoringArgs()
 
 log = structlog.get_logger()
 
@@ -55,14 +59,21 @@ class Live:
         return None if fingerprint is None else FeatureSet(self.target.storage_root, fingerprint)
 
 
-def load(target: Target) -> Live:
+def load(target: Target, scoring: ScoringArgs = EXACT) -> Live:
     """Loads a bundle and replays its golden requests; raises ArtifactError when it is missing or damaged."""
-    scorer = Scorer.load(target.bundle_dir or find_bundle(target.storage_root, target.fingerprint))
+    bundle_dir = Path(target.bundle_dir or find_bundle(target.storage_root, target.fingerprint))
+    scorer = Scorer.load(bundle_dir, scoring.item_storage)
     golden_requests = scorer.replay_golden()
+    index, exactness = prepare(scorer, scoring, bundle_dir)
     log.info(
-        "bundle loaded", model_version=target.model_version, fingerprint=target.fingerprint, golden_requests=golden_requests
+        "bundle loaded",
+        model_version=target.model_version,
+        fingerprint=target.fingerprint,
+        golden_requests=golden_requests,
+        **exactness.model_dump(exclude_none=True),
     )
-    return Live(target, Recommender(scorer, target.model_version), Head(scorer.popularity), golden_requests)
+    recommender = Recommender(scorer, target.model_version, index, exactness)
+    return Live(target, recommender, Head(scorer.popularity), golden_requests)
 
 
 class Events(Protocol):
@@ -70,6 +81,10 @@ class Events(Protocol):
 
     def swapped(self, before: Target | None, now: Target) -> None:
         """Another model answers; `before` is None for the first one."""
+        ...
+
+    def measured(self, target: Target, exactness: Exactness) -> None:
+        """How exact the rankings of the model are that answers now."""
         ...
 
     def refused(self, target: Target) -> None:
@@ -89,11 +104,18 @@ class Follower:
         read_champion: asks for the champion; None where there is none. May take long and may raise.
         events: who is told.
         interval: seconds between two questions.
+        scoring: how item vectors are kept and looked through.
     """
 
     def __init__(
-        self, candidates: Iterable[Target], read_champion: Callable[[], Target | None], events: Events, interval: float
+        self,
+        candidates: Iterable[Target],
+        read_champion: Callable[[], Target | None],
+        events: Events,
+        interval: float,
+        scoring: ScoringArgs = EXACT,
     ) -> None:
+        self._scoring = scoring
         self._read_champion = read_champion
         self._events = events
         self._interval = interval
@@ -102,15 +124,15 @@ class Follower:
         self._refusals, self._try_again_at = 0, 0.0
         self._closed = threading.Event()
         self.live = self._first(list(candidates))
-        self._events.swapped(None, self.live.target)
+        self._swapped(None)
 
     def _first(self, candidates: list[Target]) -> Live:
         for target in candidates[:-1]:
             try:
-                return load(target)
+                return load(target, self._scoring)
             except Exception as error:  # whatever it is, the next one may do
                 self._refuse(target, error)
-        return load(candidates[-1])
+        return load(candidates[-1], self._scoring)
 
     def start(self) -> None:
         """Begins to follow, in a thread of its own."""
@@ -142,13 +164,17 @@ class Follower:
 
     def _swap(self, champion: Target) -> None:
         try:
-            live = load(champion)
+            live = load(champion, self._scoring)
         except Exception as error:  # as in _first
             self._refuse(champion, error)
             return
         before, self.live, self._refused = self.live.target, live, None
         log.info("model swapped", before=before.model_version, now=champion.model_version)
-        self._events.swapped(before, champion)
+        self._swapped(before)
+
+    def _swapped(self, before: Target | None) -> None:
+        self._events.swapped(before, self.live.target)
+        self._events.measured(self.live.target, self.live.recommender.exactness)
 
     def _refuse(self, target: Target, error: Exception) -> None:
         if target != self._refused:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from components.ids import UNKNOWN
+from serving.approximate import Exactness, ItemIndex
 from serving.degrade import UNKNOWN_USER, Ladder, Query, Rung
 from serving.schemas import (
     ExplainRequest,
@@ -53,9 +54,19 @@ class Recommender:
     Args:
         scorer: the bundle.
         model_version: what the answers call it.
+        index: finds the best items of the debiased ranking without looking at all; None: all are looked at.
+        exactness: what was measured of `scorer` and `index`.
     """
 
-    def __init__(self, scorer: Scorer, model_version: str) -> None:
+    def __init__(
+        self,
+        scorer: Scorer,
+        model_version: str,
+        index: ItemIndex | None = None,
+        exactness: Exactness = Exactness(),  # noqa: B008  # frozen
+    ) -> None:
+        self.exactness = exactness
+        self._index = index
         self.scorer = scorer
         self.model_version = model_version
         self._ladder = Ladder.of(scorer)
@@ -92,17 +103,11 @@ class Recommender:
             yield _Task(request, user_id, query, *self._ladder.rung(query), self._strength(request.debias), candidates)
 
     def _recommend(self, tasks: Sequence["_Task"]) -> Iterator[UserRecommendations]:
-        # where there is nothing to debias both rankings are the same
-        compared = [task for task in tasks if task.request.compare and task.rung.method != "popularity"]
-        found = self._scores([(task, task.strength) for task in tasks] + [(task, 0.0) for task in compared])
-        without = iter(found[len(tasks) :])
-        for task, debiased in zip(tasks, found, strict=False):
-            factual: list[RankedItem] | None = None
-            if task in compared:
-                items, factual = self._compare(debiased, next(without), task.request.k, task.candidates)
-            else:
-                items = self._ranked(top_k(debiased, task.request.k, task.candidates))
-                factual = items if task.request.compare else None
+        quick = [self._indexed(task) for task in tasks]
+        slow = [task for task, ranking in zip(tasks, quick, strict=True) if ranking is None]
+        answers = iter(self._exact(slow))
+        for task, ranking in zip(tasks, quick, strict=True):
+            items, factual = next(answers) if ranking is None else (self._ranked(ranking), None)
             yield UserRecommendations(
                 user_id=task.user_id,
                 cold=task.query.user == UNKNOWN,
@@ -111,6 +116,26 @@ class Recommender:
                 items=items,
                 factual=factual,
             )
+
+    def _indexed(self, task: "_Task") -> Ranking | None:
+        """What the index answers, where there is one and it holds what is asked for."""
+        plain = task.strength == self.scorer.debias_strength and not task.request.compare and task.request.allow is None
+        if self._index is None or not plain or task.rung.method != "personalised" or task.query.recent.size:
+            return None
+        return self._index.ranking(task.query.user, task.request.k, task.candidates)
+
+    def _exact(self, tasks: Sequence["_Task"]) -> Iterator[tuple[list[RankedItem], list[RankedItem] | None]]:
+        """The debiased and, where it is asked for, the factual ranking of each task."""
+        # where there is nothing to debias both rankings are the same
+        compared = [task for task in tasks if task.request.compare and task.rung.method != "popularity"]
+        found = self._scores([(task, task.strength) for task in tasks] + [(task, 0.0) for task in compared])
+        without = iter(found[len(tasks) :])
+        for task, debiased in zip(tasks, found, strict=False):
+            if task in compared:
+                yield self._compare(debiased, next(without), task.request.k, task.candidates)
+            else:
+                items = self._ranked(top_k(debiased, task.request.k, task.candidates))
+                yield items, items if task.request.compare else None
 
     def _scores(self, wanted: Sequence[tuple["_Task", float]]) -> list[Floats]:
         """Scores of all items for each task and strength."""
@@ -243,6 +268,7 @@ class Recommender:
             backbone=bundle.get("backbone"),
             side_encoder=bundle.get("side_encoder"),
             golden_requests=golden_requests,
+            **self.exactness.model_dump(),
         )
 
     def _known(self, item_ids: Sequence[str]) -> npt.NDArray[np.int64]:

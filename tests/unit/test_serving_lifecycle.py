@@ -14,6 +14,7 @@ from components.errors import ArtifactError
 from components.evaluate.bias import head_items
 from components.tracking import Registry, default_tracking_uri
 from serving import lifecycle
+from serving.approximate import Exactness
 from serving.deployments import RegistryReplica
 from serving.lifecycle import Follower, Target
 from serving.metrics import Head
@@ -35,6 +36,10 @@ class Told:
 
     def swapped(self, before: Target | None, now: Target) -> None:
         self.events.append(("swapped", now.model_version))
+
+    def measured(self, target: Target, exactness: Exactness) -> None:
+        assert self.events[-1] == ("swapped", target.model_version)
+        self.exactness = exactness
 
     def refused(self, target: Target) -> None:
         self.events.append(("refused", target.model_version))
@@ -108,7 +113,7 @@ def test_a_refused_champion_is_told_once_and_tried_again_after_a_while(
 ) -> None:
     tries = []
     real = lifecycle.load
-    monkeypatch.setattr(lifecycle, "load", lambda target: tries.append(target) or real(target))
+    monkeypatch.setattr(lifecycle, "load", lambda target, scoring: tries.append(target) or real(target, scoring))
     told, registered = Told(), Registered()
     follower = Follower([make("1")], registered, told, interval=1)
     registered.champion = damaged
