@@ -20,7 +20,8 @@ def configure_logging() -> None:
     """Structured logs to standard error: readable on a terminal, JSON elsewhere."""
     import structlog  # here, not above: a stage that is reused tells one event and should cost no more than that
 
-    renderer: Any = structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
+    is_terminal = os.isatty(2)  # not sys.stderr: Ray Serve's stand-in for it says that it is one
+    renderer: Any = structlog.dev.ConsoleRenderer() if is_terminal else structlog.processors.JSONRenderer()
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,

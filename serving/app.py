@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve import Application
 
+from serving.approximate import ScoringArgs
 from serving.deployments import EncoderReplica, GatewayReplica, HistoryReplica, RegistryReplica, ScorerReplica
 from serving.lifecycle import Target
 from serving.trial import Trial
@@ -86,6 +87,8 @@ class AppArgs(BaseModel):
     """Replicas that speak HTTP."""
     scorer: ReplicaArgs = ReplicaArgs()
     """Replicas that hold the model."""
+    scoring: ScoringArgs = ScoringArgs()
+    """How they keep item vectors and look through them."""
 
 
 def build_app(args: AppArgs) -> Application:
@@ -116,6 +119,7 @@ def application(args: AppArgs, trial: Trial) -> Application:
         deployed=Target(args.model_version, args.train, args.storage_root, bundle_dir),
         registry=registry,
         poll_interval_s=poll_interval_s,
+        scoring=args.scoring,
     )
     return serve.deployment(name="Gateway", **args.gateway.options(args.drain_interval_s))(GatewayReplica).bind(
         scorer,

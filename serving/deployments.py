@@ -29,6 +29,7 @@ from components.ids import UNKNOWN
 from components.progress import configure_logging
 from components.tracking import ModelVersion, Registry, RegistryError
 from serving.api import Impossible, Unavailable, create_app
+from serving.approximate import ScoringArgs
 from serving.auth import read_tokens
 from serving.breaker import Breaker
 from serving.degrade import Static
@@ -47,7 +48,7 @@ from serving.features import (
     OnlineFeatures,
     open_history_reader,
 )
-from serving.lifecycle import Follower, Live, Target
+from serving.lifecycle import EXACT, Follower, Live, Target
 from serving.metrics import GatewayMetrics, HistoryMetrics, RegistryMetrics, ScorerMetrics
 from serving.schemas import (
     Event,
@@ -72,6 +73,7 @@ from serving.trial import Shadow, Trial, joined, part, parts
 SCORER_DEADLINE_SECONDS = 10.0  # a request that waited so long for the scorer is refused: its caller has given up
 OVERLOADED = "overloaded"
 STATIC_ITEMS = 1_000  # kept for when no scorer answers: the longest ranking, and what may have to be left out of it
+MAX_BATCH = 32  # requests that are worked on together at most
 REGISTRY_DEADLINE_SECONDS = 10.0  # a registry that is slower is asked again later
 
 _T = TypeVar("_T")
@@ -215,9 +217,16 @@ class ScorerReplica:
         deployed: the bundle that the configuration names.
         registry: a handle to the `RegistryReplica`, whose champion comes before it; None: no other bundle is ever served.
         poll_interval_s: how often the champion is asked for, seconds.
+        scoring: how item vectors are kept and looked through.
     """
 
-    def __init__(self, deployed: Target, registry: DeploymentHandle[Any] | None, poll_interval_s: float) -> None:
+    def __init__(
+        self,
+        deployed: Target,
+        registry: DeploymentHandle[Any] | None,
+        poll_interval_s: float,
+        scoring: ScoringArgs = EXACT,
+    ) -> None:
         configure_logging()
         self._metrics = ScorerMetrics()
 
@@ -239,7 +248,9 @@ class ScorerReplica:
                 log.warning("champion cannot be asked for", error=type(error).__name__)
                 first = []
             candidates = dict.fromkeys([*first, deployed])
-            return Follower(candidates, lambda: next(iter(champions()), None), self._metrics, poll_interval_s, read_challenger)
+            return Follower(
+                candidates, lambda: next(iter(champions()), None), self._metrics, poll_interval_s, read_challenger, scoring
+            )
 
         with ThreadPoolExecutor(1) as pool:  # a handle cannot be waited for in the event loop, where a replica is made
             self._follower = pool.submit(begin).result()
@@ -253,23 +264,34 @@ class ScorerReplica:
         self._follower.tries = self._trial.needs()
         log.info("trial", **trial)
 
-    async def recommend(self, request: RecommendRequest, histories: list[list[str]]) -> Answered[RecommendResponse]:
-        """See Recommender; users of the share that a challenger is tried on are answered by it."""
+    @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=0.0)
+    async def recommend(self, asked: list[tuple[RecommendRequest, list[list[str]]]]) -> list[Answered[str]]:
+        """See Recommender; answers as JSON, which takes a sixth of the time that pickling the models of a ranking does.
+
+        What has come while the batch before was worked on is the next one: nobody waits for company. Users of the share that
+        a challenger is tried on are answered by it.
+        """
         live, challenger, trial = self._follower.live, self._follower.challenger, self._trial
-        answers = []
-        for model, places in parts(trial, live, challenger, request.users):
-            asked, known = part(request, places), [histories[at] for at in places]
+        split = [parts(trial, live, challenger, request.users) for request, _ in asked]
+        answers: list[list[tuple[list[int], RecommendResponse]]] = [[] for _ in asked]
+        for model in (live, challenger):
+            mine = [(number, places) for number, found in enumerate(split) for by, places in found if by is model]
+            if model is None or not mine:
+                continue
+            questions = [(part(asked[number][0], places), [asked[number][1][at] for at in places]) for number, places in mine]
             with self._metrics.timed("model"):
-                answer = model.recommender.recommend(asked, known)
-            self._metrics.recommended(answer, model.recommender.scorer.item_vocabulary, model.head)
-            answers.append((places, answer))
-        answer = joined(answers)
+                found = await asyncio.to_thread(model.recommender.recommend_all, questions)
+            for (number, places), answer in zip(mine, found, strict=True):
+                self._metrics.recommended(answer, model.recommender.scorer.item_vocabulary, model.head)
+                answers[number].append((places, answer))
+        told = [joined(one) for one in answers]
         if challenger is not None and trial.mode == "shadow":
-            held = [at for at, user in enumerate(request.users) if trial.holds(user, challenger.target.fingerprint)]
-            if held:
-                compared = answer.model_copy(update={"results": [answer.results[at] for at in held]})
-                self._shadow.compare(challenger, part(request, held), [histories[at] for at in held], compared)
-        return Answered(answer, answer.model_version, live.feature_set)
+            for (request, histories), answer in zip(asked, told, strict=True):
+                held = [at for at, user in enumerate(request.users) if trial.holds(user, challenger.target.fingerprint)]
+                if held:
+                    compared = answer.model_copy(update={"results": [answer.results[at] for at in held]})
+                    self._shadow.compare(challenger, part(request, held), [histories[at] for at in held], compared)
+        return [Answered(answer.model_dump_json(), answer.model_version, live.feature_set) for answer in told]
 
     def _model_of(self, user_id: str) -> Live:
         """What answers one user."""
@@ -368,15 +390,13 @@ class RayBackend:
     async def recommend(self, request: RecommendRequest, histories: list[list[str]]) -> RecommendResponse:
         """See Backend."""
         try:
-            answer: RecommendResponse = await self._ask(self._scorer.recommend.remote(request, histories))
+            answer: str = await self._ask(self._scorer.recommend.remote((request, histories)))
         except Unavailable as error:
-            if (
-                self._static is None or error.code == OVERLOADED
-            ):  # an overload is told: who comes back later gets a model's answer
+            if self._static is None or error.code == OVERLOADED:  # who comes back later gets a model's answer
                 raise
             self._metrics.count_degraded(error.code)
             return self._static.recommend(request, histories, error.code)
-        return answer
+        return RecommendResponse.model_validate_json(answer)
 
     async def score(self, request: ScoreRequest) -> ScoreResponse:
         """See Backend."""

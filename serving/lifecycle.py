@@ -17,6 +17,7 @@ from typing import Protocol
 import structlog
 
 from components.errors import UserError
+from serving.approximate import Exactness, ScoringArgs, prepare
 from serving.features import FeatureSet
 from serving.metrics import Head
 from serving.recommender import Recommender
@@ -25,6 +26,8 @@ from serving.texts import Texts
 
 JITTER = 0.25  # of the interval: replicas that started together do not ask together
 RETRY_SECONDS = (30.0, 120.0, 600.0)  # between tries of one refused bundle
+
+EXACT = ScoringArgs()
 
 log = structlog.get_logger()
 
@@ -58,16 +61,21 @@ class Live:
         return None if fingerprint is None else FeatureSet(self.target.storage_root, fingerprint)
 
 
-def load(target: Target) -> Live:
+def load(target: Target, scoring: ScoringArgs = EXACT) -> Live:
     """Loads a bundle and replays its golden requests; raises ArtifactError when it is missing or damaged."""
     directory = Path(target.bundle_dir) if target.bundle_dir else find_bundle(target.storage_root, target.fingerprint)
-    scorer = Scorer.load(directory)
+    scorer = Scorer.load(directory, scoring.item_storage)
     golden_requests = scorer.replay_golden()
+    index, exactness = prepare(scorer, scoring, directory)
     log.info(
-        "bundle loaded", model_version=target.model_version, fingerprint=target.fingerprint, golden_requests=golden_requests
+        "bundle loaded",
+        model_version=target.model_version,
+        fingerprint=target.fingerprint,
+        golden_requests=golden_requests,
+        **exactness.model_dump(exclude_none=True),
     )
     texts = Texts(directory, scorer)
-    recommender = Recommender(scorer, target.model_version, texts)
+    recommender = Recommender(scorer, target.model_version, texts, index, exactness)
     return Live(target, recommender, Head(scorer.popularity), texts, golden_requests)
 
 
@@ -80,6 +88,10 @@ class Events(Protocol):
 
     def swapped(self, before: Target | None, now: Target) -> None:
         """Another model answers; `before` is None for the first one."""
+        ...
+
+    def measured(self, target: Target, exactness: Exactness) -> None:
+        """How exact the rankings of the model are that answers now."""
         ...
 
     def refused(self, target: Target) -> None:
@@ -131,6 +143,7 @@ class Follower:
         events: who is told.
         interval: seconds between two questions.
         read_challenger: asks for the challenger; None where there is none. As `read_champion`.
+        scoring: how item vectors are kept and looked through.
     """
 
     def __init__(
@@ -140,7 +153,9 @@ class Follower:
         events: Events,
         interval: float,
         read_challenger: Callable[[], Target | None] = _nobody,
+        scoring: ScoringArgs = EXACT,
     ) -> None:
+        self._scoring = scoring
         self._read_champion, self._read_challenger = read_champion, read_challenger
         self.tries = False
         self.challenger: Live | None = None
@@ -150,15 +165,15 @@ class Follower:
         self._refused, self._refused_challenger = _Refusals(events), _Refusals(events)
         self._closed = threading.Event()
         self.live = self._first(list(candidates))
-        self._events.swapped(None, self.live.target)
+        self._swapped(None)
 
     def _first(self, candidates: list[Target]) -> Live:
         for target in candidates[:-1]:
             try:
-                return load(target)
+                return load(target, self._scoring)
             except Exception as error:  # whatever it is, the next one may do
                 self._refused.refuse(target, error)
-        return load(candidates[-1])
+        return load(candidates[-1], self._scoring)
 
     def start(self) -> None:
         """Begins to follow, in a thread of its own."""
@@ -199,7 +214,7 @@ class Follower:
             return
         self.challenger = None  # before another is loaded: there are never three models
         try:
-            self.challenger = None if target is None else load(target)
+            self.challenger = None if target is None else load(target, self._scoring)
         except Exception as error:  # as in _first
             assert target is not None, "to hold none needs no loading"
             self._refused_challenger.refuse(target, error)
@@ -210,11 +225,15 @@ class Follower:
     def _swap(self, champion: Target) -> None:
         try:
             held = self.challenger  # a challenger that is promoted is here already
-            live = held if held is not None and held.target == champion else load(champion)
+            live = held if held is not None and held.target == champion else load(champion, self._scoring)
         except Exception as error:  # as in _first
             self._refused.refuse(champion, error)
             return
         before, self.live = self.live.target, live
         self._refused.forget()
         log.info("model swapped", before=before.model_version, now=champion.model_version)
-        self._events.swapped(before, champion)
+        self._swapped(before)
+
+    def _swapped(self, before: Target | None) -> None:
+        self._events.swapped(before, self.live.target)
+        self._events.measured(self.live.target, self.live.recommender.exactness)

@@ -20,6 +20,7 @@ from serving.schemas import ExplainResponse, ItemsResponse, RecommendResponse, S
 from serving.scorer import Rows
 
 if TYPE_CHECKING:
+    from serving.approximate import Exactness
     from serving.lifecycle import Target
 
 HEAD_SHARE = 0.2
@@ -171,6 +172,12 @@ class ScorerMetrics:
             description="Requests whose rankings were not compared, as too many waited.",
             tag_keys=_labels("model_version"),
         )
+        self.overlap = Gauge(
+            "cllmr_ranking_overlap",
+            description="Share of the twenty best items that compact item vectors keep (storage) and that the approximate "
+            "index finds (index), measured when the model was loaded; 1 where neither is used.",
+            tag_keys=_labels("model_version", "by"),
+        )
         self.off_champion = Gauge(
             "cllmr_off_champion", description="1 where a replica serves another model than the registry's champion, else 0."
         )
@@ -187,6 +194,12 @@ class ScorerMetrics:
             self.model_info.set(0, tags={"model_version": before.model_version, "fingerprint": before.fingerprint})
             self.swaps.inc()
         self.model_info.set(1, tags={"model_version": now.model_version, "fingerprint": now.fingerprint})
+
+    def measured(self, target: "Target", exactness: "Exactness") -> None:
+        """See serving.lifecycle.Events."""
+        index = exactness.ann_recall if exactness.ann == "on" else None
+        for by, share in (("storage", exactness.storage_overlap), ("index", index)):
+            self.overlap.set(1.0 if share is None else share, tags={"model_version": target.model_version, "by": by})
 
     def refused(self, target: "Target") -> None:
         """See serving.lifecycle.Events."""

@@ -4,14 +4,18 @@ The caller passes each user's history (recent item ids from the feature store, o
 and the training interactions in the bundle.
 """
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
 
 from components.cllmr.linear.kernel import NewItems
 from components.ids import UNKNOWN
-from serving.degrade import NO_HISTORY, UNKNOWN_USER, Ladder, Query, Static
+from serving.approximate import Exactness, ItemIndex
+from serving.degrade import NO_HISTORY, UNKNOWN_USER, Ladder, Query, Rung, Static
 from serving.schemas import (
     ExplainRequest,
     ExplainResponse,
@@ -34,6 +38,20 @@ from serving.scorer import Floats, Ranking, Scorer, rank_of, top_k
 from serving.texts import Texts
 
 UNKNOWN_ITEM = "unknown_item"
+SCORES_AT_ONCE = 1 << 22  # of a block of users and all items: 16 MiB, whatever a batch and a catalogue are
+
+
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """One user of one request."""
+
+    request: RecommendRequest
+    user_id: str
+    query: Query
+    rung: Rung
+    reason: str | None
+    strength: float
+    candidates: npt.NDArray[np.bool_]
 
 
 class Recommender:
@@ -43,50 +61,107 @@ class Recommender:
         scorer: the bundle.
         model_version: what the answers call it.
         texts: of the bundle's items, where they are at hand.
+        index: finds the best items of the debiased ranking without looking at all; None: all are looked at.
+        exactness: what was measured of `scorer` and `index`.
     """
 
-    def __init__(self, scorer: Scorer, model_version: str, texts: Texts | None = None) -> None:
+    def __init__(
+        self,
+        scorer: Scorer,
+        model_version: str,
+        texts: Texts | None = None,
+        index: ItemIndex | None = None,
+        exactness: Exactness = Exactness(),  # noqa: B008  # frozen
+    ) -> None:
+        self.exactness = exactness
+        self._index = index
         self.scorer = scorer
         self.model_version = model_version
         self._ladder = Ladder.of(scorer, texts)
 
     def recommend(self, request: RecommendRequest, histories: Sequence[Sequence[str]]) -> RecommendResponse:
         """Rankings for `request.users`; `histories[n]` are the recent item ids of user n."""
-        strength = self._strength(request.debias)
+        return self.recommend_all([(request, histories)])[0]
+
+    def recommend_all(self, asked: Sequence[tuple[RecommendRequest, Sequence[Sequence[str]]]]) -> list[RecommendResponse]:
+        """Answers to several requests: see `recommend`; scores of all that want the same strength come from one product."""
+        tasks = [task for request, histories in asked for task in self._tasks(request, histories)]
+        at_once = max(1, SCORES_AT_ONCE // self.scorer.num_items)
+        blocks = (tasks[start : start + at_once] for start in range(0, len(tasks), at_once))
+        results = iter([result for block in blocks for result in self._recommend(block)])
+        return [
+            RecommendResponse(
+                model_version=self.model_version,
+                debias=self._strength(request.debias),
+                results=list(islice(results, len(request.users))),
+            )
+            for request, _ in asked
+        ]
+
+    def _tasks(self, request: RecommendRequest, histories: Sequence[Sequence[str]]) -> Iterator["_Task"]:
         allow = None if request.allow is None else self.scorer.item_vocabulary.rows(request.allow)
         filtered = self.scorer.candidates(allow=allow, deny=self.scorer.item_vocabulary.rows(request.deny))
-        results = [
-            self._recommend(user_id, history, request, strength, filtered)
-            for user_id, history in zip(request.users, histories, strict=True)
-        ]
-        return RecommendResponse(model_version=self.model_version, debias=strength, results=results)
+        for user_id, history in zip(request.users, histories, strict=True):
+            user, recent = self.scorer.user_vocabulary.row(user_id), request.recent.get(user_id, [])
+            query = Query(user, *(self._known(items) for items in ([*history, *recent], recent)))
+            candidates = filtered
+            if request.exclude_seen:
+                candidates = filtered.copy()
+                candidates[self._seen(user, query.history)] = False
+            yield _Task(request, user_id, query, *self._ladder.rung(query), self._strength(request.debias), candidates)
 
-    def _recommend(
-        self, user_id: str, history: Sequence[str], request: RecommendRequest, strength: float, filtered: npt.NDArray[np.bool_]
-    ) -> UserRecommendations:
-        user, recent = self.scorer.user_vocabulary.row(user_id), request.recent.get(user_id, [])
-        known = [self._known(items) for items in ([*history, *recent], recent)]
-        query = Query(user, *known)
-        candidates = filtered
-        if request.exclude_seen:
-            candidates = filtered & self.scorer.candidates(exclude=self._seen(user, query.history))
-        rung, reason = self._ladder.rung(query)
-        debiased = rung.scores(query, strength)
-        items = self._ranked(top_k(debiased, request.k, candidates))
-        factual: list[RankedItem] | None = None
-        if request.compare and rung.method in ("side_information", "popularity"):
-            factual = items  # there is nothing to debias
-        elif request.compare:
-            items, factual = self._compare(debiased, rung.scores(query, 0.0), request.k, candidates)
-        return UserRecommendations(
-            user_id=user_id,
-            model_version=self.model_version,
-            cold=user == UNKNOWN,
-            method=rung.method,
-            reason=reason,
-            items=items,
-            factual=factual,
-        )
+    def _recommend(self, tasks: Sequence["_Task"]) -> Iterator[UserRecommendations]:
+        quick = [self._indexed(task) for task in tasks]
+        slow = [task for task, ranking in zip(tasks, quick, strict=True) if ranking is None]
+        answers = iter(self._exact(slow))
+        for task, ranking in zip(tasks, quick, strict=True):
+            items, factual = next(answers) if ranking is None else (self._ranked(ranking), None)
+            yield UserRecommendations(
+                user_id=task.user_id,
+                model_version=self.model_version,
+                cold=task.query.user == UNKNOWN,
+                method=task.rung.method,
+                reason=task.reason,
+                items=items,
+                factual=factual,
+            )
+
+    def _indexed(self, task: "_Task") -> Ranking | None:
+        """What the index answers, where there is one and it holds what is asked for."""
+        plain = task.strength == self.scorer.debias_strength and not task.request.compare and task.request.allow is None
+        if self._index is None or not plain or task.rung.method != "personalised" or task.query.recent.size:
+            return None
+        return self._index.ranking(task.query.user, task.request.k, task.candidates)
+
+    def _exact(self, tasks: Sequence["_Task"]) -> Iterator[tuple[list[RankedItem], list[RankedItem] | None]]:
+        """The debiased and, where it is asked for, the factual ranking of each task."""
+        # where there is nothing to debias both rankings are the same
+        compared = [
+            task for task in tasks if task.request.compare and task.rung.method not in ("side_information", "popularity")
+        ]
+        found = self._scores([(task, task.strength) for task in tasks] + [(task, 0.0) for task in compared])
+        without = iter(found[len(tasks) :])
+        for task, debiased in zip(tasks, found, strict=False):
+            if task in compared:
+                yield self._compare(debiased, next(without), task.request.k, task.candidates)
+            else:
+                items = self._ranked(top_k(debiased, task.request.k, task.candidates))
+                yield items, items if task.request.compare else None
+
+    def _scores(self, wanted: Sequence[tuple["_Task", float]]) -> list[Floats]:
+        """Scores of all items for each task and strength."""
+        found: dict[int, Floats] = {}
+        together: dict[float, list[int]] = defaultdict(list)
+        for place, (task, strength) in enumerate(wanted):
+            if task.rung.method == "personalised":
+                together[strength].append(place)
+            else:
+                found[place] = task.rung.scores(task.query, strength)
+        for strength, places in together.items():
+            queries = [wanted[place][0].query for place in places]
+            users, recent = np.array([query.user for query in queries]), [query.recent for query in queries]
+            found.update(zip(places, self.scorer.score_users(users, strength, recent), strict=True))
+        return [found[place] for place in range(len(wanted))]
 
     def _compare(
         self, debiased: Floats, factual: Floats, k: int, candidates: npt.NDArray[np.bool_]
@@ -254,6 +329,7 @@ class Recommender:
             backbone=bundle.get("backbone"),
             side_encoder=bundle.get("side_encoder"),
             golden_requests=golden_requests,
+            **self.exactness.model_dump(),
         )
 
     def _known(self, item_ids: Sequence[str]) -> npt.NDArray[np.int64]:

@@ -317,6 +317,15 @@ class ModelInfo(_Strict):
     backbone: str | None
     side_encoder: str | None
     golden_requests: int = Field(description="Recorded requests that were replayed when the bundle was loaded.")
+    item_storage: Literal["float32", "float16", "int8"] = Field(description="How item vectors are kept in memory.")
+    storage_overlap: float | None = Field(
+        description="Share of the 20 best items by float32 that are the 20 best as stored; null where float32 is stored."
+    )
+    storage_ndcg: float | None = Field(description="NDCG@20 of the ranking as stored, the 20 best by float32 being relevant.")
+    ann: Literal["off", "on", "refused"] = Field(
+        description="Whether an approximate index answers; refused where it found less than was asked for."
+    )
+    ann_recall: float | None = Field(description="Share of the 20 best items that the index finds, measured at loading.")
 
 
 class ModelResponse(Answer):

@@ -14,16 +14,18 @@ So a debiased score has the form of the others: an inner product and weights fro
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
 from components.artifacts import Store, write_json
-from components.cllmr.linear.scores import LinearScores, from_tensors, mixed, standardised
+from components.cllmr.linear.compact import CompactItems, ItemStorage
+from components.cllmr.linear.scores import LinearScores, from_tensors, mixed, products, standardised
 from components.errors import ArtifactError, ConfigError, did_you_mean
 from components.ids import UNKNOWN, Vocabulary
 
@@ -38,6 +40,9 @@ ITEMS_FILE = "items.json"
 GOLDEN_FILE = "golden.json"
 TEXT_FILE = "text.safetensors"
 """Texts of the items, for items that are new: not read until one is asked for."""
+
+_ROWS_AT_ONCE = 65_536
+_CHUNK = 256  # items whose best is looked at first: a hundred thousand scores become four hundred
 
 _REBUILD = "Build it again: cllmr run --from train"
 
@@ -82,7 +87,7 @@ class Scorer:
 
     def __init__(
         self,
-        model: dict[str, npt.NDArray[Any]],
+        model: Mapping[str, Any],
         bundle: dict[str, Any],
         user_ids: Sequence[str],
         items: Sequence[dict[str, Any]],
@@ -103,16 +108,23 @@ class Scorer:
         self.num_users, self.num_items = len(self.factual.users), len(self.factual.items)
         self._blocks = {name: [float(weight) for _, weight in blocks] for name, blocks in bundle["history_blocks"].items()}
         self._popularity_weight = float(bundle.get("members", {}).get("popularity", 0.0))
-        self._vectors: Floats = model["item_vectors"]  # (num_items, v)
+        self._vectors: Floats | CompactItems = model["item_vectors"]  # (num_items, v)
+        starts = range(0, self.num_items, _ROWS_AT_ONCE)
+        self._lengths: Floats = np.concatenate([np.linalg.norm(self._vectors[n : n + _ROWS_AT_ONCE], axis=1) for n in starts])
         self._seen_indptr: Rows = model["seen_indptr"]
         self._seen_items: npt.NDArray[np.int32] = model["seen_items"]
         self._golden = list(golden)
-        # the score that nearly everybody asks for, as one model
-        self._debiased = mixed(self.factual, self.counterfactual, self.debias_strength)
+        # the score that nearly everybody asks for, as one model; a third matrix is too much where two are compact
+        one_model = not isinstance(self.factual.items, CompactItems) or self.debias_strength in (0.0, 1.0)
+        self.debiased = mixed(self.factual, self.counterfactual, self.debias_strength) if one_model else None
 
     @classmethod
-    def load(cls, bundle_dir: str | Path) -> "Scorer":
+    def load(cls, bundle_dir: str | Path, storage: ItemStorage = "float32") -> "Scorer":
         """Reads and checks a bundle; golden requests are replayed by `replay_golden`, not here.
+
+        Args:
+            bundle_dir: the bundle.
+            storage: of the item vectors in memory; the rest stays as it is.
 
         Raises:
             ArtifactError: a file is missing or unreadable, the schema is of another version, or shapes, ranges or
@@ -126,7 +138,7 @@ class Scorer:
         golden = _read_json(directory / GOLDEN_FILE, list) if (directory / GOLDEN_FILE).exists() else []
         path = directory / MODEL_FILE
         try:
-            model = load_file(path)
+            model = _read_model(path, storage)
         except (OSError, SafetensorError, ValueError) as error:
             raise _damaged(path, f"cannot be read: {str(error).splitlines()[0]}") from None
         models = _check_model(model, path)
@@ -154,8 +166,8 @@ class Scorer:
         strength = self._strength(debias)
         if effect == "factual" or (effect == "debiased" and strength == 0.0):
             return self.factual.score(users)
-        if effect == "debiased" and strength == self.debias_strength:
-            return self._debiased.score(users)
+        if effect == "debiased" and strength == self.debias_strength and self.debiased is not None:
+            return self.debiased.score(users)
         if effect not in get_args(Effect):
             raise ConfigError(f"unknown effect '{effect}'.", did_you_mean(effect, get_args(Effect)))
         factual, counterfactual = self.factual.score(users), self.counterfactual.score(users)
@@ -175,6 +187,15 @@ class Scorer:
         total, indirect = (model.pairs(user, rows) for model in (self.factual, self.counterfactual))
         direct = total - indirect
         return Effects(total, direct, indirect, total - self._strength(debias) * direct)
+
+    def bound(self, users: Rows, debias: float | None = None) -> npt.NDArray[np.float64]:
+        """How far off scores of some users can be because of compact items, (num_asked,); 0 where they are float32."""
+        strength = self._strength(debias)
+        total = np.zeros(len(users))
+        for model, share in ((self.factual, 1 - strength), (self.counterfactual, strength)):
+            if isinstance(model.items, CompactItems) and share:
+                total += share * model.items.bound(model.users[users])
+        return total
 
     @property
     def folds_in(self) -> bool:
@@ -197,18 +218,29 @@ class Scorer:
         return np.asarray(total, dtype=np.float32)
 
     def score_user(self, user: int, debias: float | None = None, recent: npt.ArrayLike = ()) -> Floats:
-        """Scores of one user with all items, his history with some items more than the training data knew: (num_items,).
+        """`score_users` of one: (num_items,)."""
+        return self.score_users(np.array([user]), debias, [recent])[0]
+
+    def score_users(self, users: Rows, debias: float | None = None, recent: Sequence[npt.ArrayLike] = ()) -> Floats:
+        """Scores of some users with all items, their histories with some items more than the training data knew.
 
         Args:
-            user: user row.
+            users: user rows, (num_asked,).
             debias: λ in [0, 1]; the bundle's own when None.
-            recent: item rows; those of the training data and `UNKNOWN` are ignored.
+            recent: item rows of each user, or nothing at all; those of the training data and `UNKNOWN` are ignored.
+
+        Returns:
+            float32, (num_asked, num_items).
         """
-        scores = self.score_all(np.array([user]), debias)[0]
-        new = np.setdiff1d(_known(recent), self.seen(user))
-        if new.size:
-            strength = np.float32(self._strength(debias))
-            scores = scores + (1 - strength) * self.factual.added(user, new) + strength * self.counterfactual.added(user, new)
+        scores, strength = self.score_all(users, debias), np.float32(self._strength(debias))
+        for place, items in enumerate(recent):
+            if not np.size(items):
+                continue
+            user = int(users[place])
+            new = np.setdiff1d(_known(items), self.seen(user))
+            if new.size:
+                scores[place] += (1 - strength) * self.factual.added(user, new)
+                scores[place] += strength * self.counterfactual.added(user, new)
         return scores
 
     # -- rankings -------------------------------------------------------------------------------------------------------
@@ -260,9 +292,8 @@ class Scorer:
             k: neighbours wanted.
             among: item rows to choose from, for example what a user liked; None means all.
         """
-        lengths = np.linalg.norm(self._vectors, axis=1)
-        products = self._vectors @ self._vectors[item]
-        cosines = products / np.maximum(lengths * lengths[item], np.finfo(np.float32).tiny)
+        lengths = np.maximum(self._lengths * self._lengths[item], np.finfo(np.float32).tiny)
+        cosines = products(self._vectors[[item]], self._vectors)[0] / lengths
         return top_k(cosines, k, self.candidates(exclude=[item], allow=among))
 
     # -- golden requests ------------------------------------------------------------------------------------------------
@@ -271,7 +302,7 @@ class Scorer:
         """Asks the bundle's recorded requests again; returns how many there were.
 
         A recorded item may change places with another of the same score (to `tolerance`): sums differ in the last bit
-        between machines.
+        between machines. Compact items may be off by their bound as well, and no further.
 
         Raises:
             ArtifactError: there are no golden requests, or an answer differs.
@@ -298,8 +329,9 @@ class Scorer:
         if len(answer.rows) != len(items) or len(expected) != len(items):
             return f"{len(answer.rows)} items ranked, {len(items)} recorded with {len(expected)} scores"
         own = self.score_all(np.array([user]), debias)[0][rows]
+        off = tolerance + self.bound(np.array([user]), debias)[0]
         for what, scores in (("scores", own), ("ranking", answer.scores)):
-            if not np.allclose(scores, expected, rtol=tolerance, atol=tolerance):
+            if not np.allclose(scores, expected, rtol=tolerance, atol=off):
                 worst = int(np.argmax(np.abs(scores - expected)))
                 return f"{what} differ at place {worst + 1}: {scores[worst]:.7g}, recorded {expected[worst]:.7g}"
         return ""
@@ -330,11 +362,17 @@ def top_k(scores: Floats, k: int, candidates: npt.NDArray[np.bool_]) -> Ranking:
         k: items wanted.
         candidates: (num_items,) bool.
     """
-    rows: Rows = np.flatnonzero(candidates)
+    allowed = np.where(candidates, scores, -np.inf)
+    whole = len(allowed) // _CHUNK * _CHUNK
+    if 0 < k <= whole // _CHUNK:  # k chunks have a best of at least this, so what is less is not among the k best
+        best_of_chunk = allowed[:whole].reshape(-1, _CHUNK).max(axis=1)
+        rows = np.flatnonzero(allowed >= np.partition(best_of_chunk, -k)[-k])
+    else:
+        rows = np.arange(len(allowed))
+    rows = rows[candidates[rows]]
     values = scores[rows]
     if 0 < k < len(rows):
-        threshold = np.partition(values, len(values) - k)[len(values) - k]
-        kept = values >= threshold  # all that tie with the k-th too
+        kept = values >= np.partition(values, -k)[-k]  # all that tie with the k-th too
         rows, values = rows[kept], values[kept]
     best = np.lexsort((rows, -values))[: max(k, 0)]
     return Ranking(rows[best], values[best])
@@ -387,7 +425,7 @@ def write_golden(bundle_dir: str | Path, num_users: int = 8, k: int = 10, seed: 
     return golden
 
 
-def models_of(model: Mapping[str, npt.NDArray[Any]]) -> tuple[LinearScores, LinearScores]:
+def models_of(model: Mapping[str, Any]) -> tuple[LinearScores, LinearScores]:
     """The factual and the counterfactual model; parts that the file holds once are shared.
 
     Raises:
@@ -416,6 +454,26 @@ def _damaged(path: Path, what: str) -> ArtifactError:
 def _known(rows: npt.ArrayLike) -> Rows:
     array = np.asarray(rows, dtype=np.int64)
     return array[array != UNKNOWN]
+
+
+def _read_model(path: Path, storage: ItemStorage) -> dict[str, Any]:
+    """The tensors; item vectors as they are to be stored."""
+    if storage == "float32":
+        return dict(load_file(path))
+    model: dict[str, Any] = {}
+    with safe_open(path, framework="numpy") as file:
+        for name in file.keys():  # noqa: SIM118  # no mapping
+            part: Any = file.get_slice(name)
+            if (name.endswith(".items") or name == "item_vectors") and part.get_dtype() == "F32" and len(part.get_shape()) == 2:
+                model[name] = CompactItems.of(partial(_slice, part), part.get_shape(), storage)
+            else:
+                model[name] = file.get_tensor(name)
+    return model
+
+
+def _slice(part: Any, start: int, stop: int) -> Floats:
+    rows: Floats = part[start:stop]
+    return rows
 
 
 def _read_json(path: Path, kind: type[_Json]) -> _Json:
@@ -449,7 +507,7 @@ def _check_header(bundle: dict[str, Any], path: Path) -> None:
         raise _damaged(path, f"has debias_strength = {bundle['debias_strength']!r}, allowed are 0 to 1")
 
 
-def _check_model(model: dict[str, npt.NDArray[Any]], path: Path) -> tuple[LinearScores, LinearScores]:
+def _check_model(model: Mapping[str, Any], path: Path) -> tuple[LinearScores, LinearScores]:
     """The factual and the counterfactual model; refuses tensors of wrong type or shape, NaN, or a broken interaction list."""
     try:
         factual, counterfactual = models_of(model)
@@ -477,7 +535,7 @@ def _check_model(model: dict[str, npt.NDArray[Any]], path: Path) -> tuple[Linear
         tensor = model[name]
         if tensor.shape != shape or tensor.dtype != dtype:
             raise _damaged(path, f"has {name} of shape {tensor.shape} and type {tensor.dtype}, expected {shape} and {dtype}")
-        if dtype == "float32" and not np.isfinite(tensor).all():
+        if dtype == "float32" and isinstance(tensor, np.ndarray) and not np.isfinite(tensor).all():
             raise _damaged(path, f"has {int((~np.isfinite(tensor)).sum())} values in {name} that are not finite")
     if model["propensity"].min() < 0.0:
         raise _damaged(path, f"has propensities from {model['propensity'].min():.4g}, allowed are 0 and more")

@@ -84,11 +84,29 @@ def write_bundle(
 
     With `golden=False` no golden request is recorded, so that an invalid bundle can be written too.
     """
+    return _write(
+        directory,
+        {**TINY_MODEL, **(model or {})},
+        {**TINY_HEADER, **(header or {})},
+        TINY_USERS if users is None else users,
+        TINY_ITEMS if items is None else items,
+        golden,
+    )
+
+
+def _write(
+    directory: Path,
+    model: dict[str, npt.NDArray[Any]],
+    header: dict[str, Any],
+    users: list[Any],
+    items: list[Any],
+    golden: bool = True,
+) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
-    save_file({**TINY_MODEL, **(model or {})}, str(directory / "model.safetensors"))
-    write_json(directory / "bundle.json", {**TINY_HEADER, **(header or {})})
-    write_json(directory / "users.json", TINY_USERS if users is None else users)
-    write_json(directory / "items.json", TINY_ITEMS if items is None else items)
+    save_file(model, str(directory / "model.safetensors"))
+    write_json(directory / "bundle.json", header)
+    write_json(directory / "users.json", users)
+    write_json(directory / "items.json", items)
     if golden:
         write_golden(directory)
     return directory
@@ -146,4 +164,35 @@ def write_random_bundle(
         items=[
             {"item_id": f"i{row}", "title": f"Film {row}", "profile": f"Profile of film {row}."} for row in range(num_items)
         ],
+    )
+
+
+def write_factor_bundle(
+    directory: Path, num_users: int, num_items: int, embedding_dim: int, num_seen: int = 20, seed: int = 0
+) -> Path:
+    """A bundle of any size that is an inner product alone; ids are u0..., i0....
+
+    The dimensions' scale falls like the square root of their number, as factors of real interactions do: with equal ones every
+    item is as far from every other, and no approximate index finds anything.
+    """
+    rng = np.random.default_rng(seed)
+    scale = (np.arange(1, embedding_dim + 1) ** -0.5).astype(np.float32)
+    users, items, vectors = (
+        rng.standard_normal((rows, embedding_dim), dtype=np.float32) * scale for rows in (num_users, num_items, num_items)
+    )
+    seen = np.sort(rng.integers(0, num_items, (num_users, num_seen)).astype(np.int32), axis=1)
+    return _write(
+        directory,
+        {
+            **as_tensors(LinearScores.of_factors(users, items), "factual"),
+            "counterfactual.items": items + np.float32(0.3) * vectors,  # the users' side is shared, as training writes it
+            "propensity": rng.uniform(0.0, 0.9, num_items).astype(np.float32),
+            "item_vectors": items,
+            "popularity": np.bincount(seen.ravel(), minlength=num_items).astype(np.int64),
+            "seen_indptr": np.arange(0, seen.size + 1, num_seen, dtype=np.int64),
+            "seen_items": seen.ravel(),
+        },
+        {**TINY_HEADER, "name": "factors", "embedding_dim": embedding_dim, "effect": "counterfactual_clicks"},
+        [f"u{row}" for row in range(num_users)],
+        [{"item_id": f"i{row}", "title": f"Film {row}", "profile": f"Film {row}."} for row in range(num_items)],
     )

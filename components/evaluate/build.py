@@ -215,7 +215,7 @@ def _new_items(
     scores: dict[str, Scores] = {
         "text_kernel": KernelScores(histories, side, known.power),
         "text_cosine": baselines.Factors(text["users"], text["items"]),
-        "popularity": baselines.Factors(np.ones((seen.shape[0], 1), np.float32), np.float32(scorer.popularity[:, None])),
+        "popularity": baselines.Factors(np.ones((seen.shape[0], 1), np.float32), scorer.popularity[:, None].astype(np.float32)),
     }
     held_out = sp.csr_array(test[:, new])
     nothing = sp.csr_array(held_out.shape, dtype=np.float32)

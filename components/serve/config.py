@@ -34,6 +34,20 @@ class TrialConfig(BaseModel):
     """Of the users, chosen by a hash of their ids, 0 to 1."""
 
 
+class ScoringConfig(BaseModel):
+    """How a scorer keeps item vectors and looks for the best; both options are measured when a bundle is loaded."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    item_storage: Literal["float32", "float16", "int8"] = "float32"
+    """Of the item vectors in memory: float16 takes half, int8 a quarter, and scores are off by a little."""
+    ann_above: int | None = Field(default=None, ge=1)
+    """Number of items from which on an approximate index answers instead of a look at every item (needs the extra ``ann``);
+    None: never."""
+    ann_recall: float = Field(default=0.95, gt=0, lt=1)
+    """Share of the twenty best items that the index must find on users of the bundle, else every item is looked at."""
+
+
 class ServeConfig(StageConfig):
     """The HTTP endpoint."""
 
@@ -49,6 +63,8 @@ class ServeConfig(StageConfig):
     """The deployment that holds the model and ranks."""
     trial: TrialConfig = TrialConfig()
     """A challenger on trial. A deployed endpoint takes another setting without a restart: its Scorer's ``user_config``."""
+    scoring: ScoringConfig = ScoringConfig()
+    """How it keeps item vectors and looks through them."""
     feature_deadline_ms: int = Field(default=200, ge=1, le=60_000)
     """How long a request waits for the feature store, milliseconds; after that it is answered without, and says so."""
     feature_loading_s: int = Field(default=30, ge=0, le=600)

@@ -120,6 +120,7 @@ def serve_document(
 ) -> dict[str, Any]:
     """The Ray Serve configuration: one application, whose arguments say which bundle, how many replicas and which registry."""
     from serving.app import IMPORT_PATH, SCORER, AppArgs, RegistryArgs
+    from serving.approximate import ScoringArgs
 
     registry: RegistryArgs | None = None
     if without_password(tracking_uri) != tracking_uri:
@@ -139,6 +140,7 @@ def serve_document(
         feature_loading_s=settings.feature_loading_s,
         gateway=_replicas(settings.gateway),
         scorer=_replicas(settings.scorer),
+        scoring=ScoringArgs.model_validate(settings.scoring.model_dump()),
     )
     application = {
         "name": APPLICATION,

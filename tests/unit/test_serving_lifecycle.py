@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from components.artifacts import Stage, StageConfig, run_stage
 from components.errors import ArtifactError
 from components.evaluate.bias import head_items
 from components.tracking import Registry, default_tracking_uri
-from serving import lifecycle
+from serving import deployments, lifecycle
+from serving.approximate import Exactness
 from serving.deployments import RegistryReplica
 from serving.lifecycle import Follower, Target
 from serving.metrics import Head
@@ -35,6 +37,10 @@ class Told:
 
     def swapped(self, before: Target | None, now: Target) -> None:
         self.events.append(("swapped", now.model_version))
+
+    def measured(self, target: Target, exactness: Exactness) -> None:
+        assert self.events[-1] == ("swapped", target.model_version)
+        self.exactness = exactness
 
     def refused(self, target: Target) -> None:
         self.events.append(("refused", target.model_version))
@@ -111,7 +117,7 @@ def test_a_refused_champion_is_told_once_and_tried_again_after_a_while(
 ) -> None:
     tries = []
     real = lifecycle.load
-    monkeypatch.setattr(lifecycle, "load", lambda target: tries.append(target) or real(target))
+    monkeypatch.setattr(lifecycle, "load", lambda target, scoring: tries.append(target) or real(target, scoring))
     told, registered = Told(), Registered()
     follower = Follower([make("1")], registered, told, interval=1)
     registered.champion = damaged
@@ -206,7 +212,11 @@ def test_it_follows_by_itself_until_it_is_closed(make: Callable[[str], Target]) 
 # -- the registry -------------------------------------------------------------------------------------------------------
 
 
-def test_the_registry_is_asked_at_most_once_in_an_age_and_remembered_while_it_is_down(tmp_path: Path) -> None:
+def test_the_registry_is_asked_at_most_once_in_an_age_and_remembered_while_it_is_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(deployments, "time", SimpleNamespace(monotonic=lambda: now))
     registry = Registry(default_tracking_uri(str(tmp_path)), "cllmr")
     for name in ("a", "b"):
         registry.register(name * 16, "/store", f"train/{name * 16}/bundle", {})
@@ -220,10 +230,10 @@ def test_the_registry_is_asked_at_most_once_in_an_age_and_remembered_while_it_is
     assert asyncio.run(asked_at_once()) == [champions] * 20
     registry.rollback()
     assert asyncio.run(replica.champions()) == champions
-    time.sleep(0.6)
+    now = 0.6
     assert asyncio.run(replica.champions()) == [Target("1", "a" * 16, "/store")]
     (tmp_path / "mlflow.db").write_bytes(b"no database")
-    time.sleep(0.6)
+    now = 1.2
     down = RegistryReplica(registry.tracking_uri, "cllmr", max_age_s=0)
     with capture_logs() as logs:
         assert asyncio.run(replica.champions()) == [Target("1", "a" * 16, "/store")]

@@ -16,11 +16,16 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
+from components.cllmr.linear.compact import CompactItems
+
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
 
 SMALLEST_DEVIATION = 1e-9
 """Scores of a user that vary less say nothing about items."""
+FEWEST_TOGETHER = 4
+BLOCK_SIZE = 4096
+"""Of `products`: users from which on one product for all is faster than one each, and items of a block; measured."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +34,8 @@ class LinearScores:
 
     users: Floats
     """a_u, (num_users, d); d = 0 where nothing is an inner product."""
-    items: Floats
-    """b_i, (num_items, d)."""
+    items: Floats | CompactItems
+    """b_i, (num_items, d); compact in an endpoint that is short of memory."""
     history: sp.csr_array
     """h_u, (num_users, m); m = 0 where nothing is a weight between items."""
     weights: sp.csr_array
@@ -51,7 +56,7 @@ class LinearScores:
 
     def score(self, users: Rows) -> Floats:
         """Rows of the users (n,) -> (n, num_items)."""
-        scores: Floats = np.matmul(self.users[users], self.items.T)
+        scores = products(self.users[users], self.items)
         if self.weights.nnz:
             scores += (self.history[users] @ self.weights).toarray()
         return scores
@@ -89,6 +94,23 @@ class LinearScores:
             if mine.any():
                 total += history.data[mine].mean() * np.asarray(self.weights[start + items].sum(axis=0), dtype=np.float32)
         return total
+
+
+def products(users: Floats, items: Floats | CompactItems) -> Floats:
+    """Inner products (n, num_items), block by block of the items.
+
+    A matrix product of few rows and very many columns is what BLAS libraries do worst: two rows at once cost more than twice as
+    much as one after the other. Blocks turned round, and transposed while they are in the cache, take the half of it.
+    """
+    scores = np.empty((len(users), len(items)), dtype=np.float32)
+    if len(users) < FEWEST_TOGETHER and isinstance(items, np.ndarray):
+        for row, user in enumerate(users):
+            np.matmul(items, user, out=scores[row])
+        return scores
+    for start in range(0, len(items), BLOCK_SIZE):
+        block = slice(start, start + BLOCK_SIZE)
+        scores[:, block] = np.matmul(items[block], users.T).T
+    return scores
 
 
 def standardised(scores: npt.NDArray[np.floating]) -> Floats:
@@ -140,7 +162,7 @@ def joined(members: Sequence[LinearScores], weights: Sequence[float], standards:
     history = [sp.diags_array(scale) @ one.history for scale, (one, _, _) in zip(scales, kept, strict=True)]
     return LinearScores(
         np.hstack([*users, np.asarray(offset)[:, None]]).astype(np.float32),
-        np.hstack([*(one.items for one, _, _ in kept), np.ones((num_items, 1), dtype=np.float32)]),
+        np.hstack([*(_array(one.items) for one, _, _ in kept), np.ones((num_items, 1), dtype=np.float32)]),
         sp.csr_array(sp.hstack(history), dtype=np.float32),
         sp.csr_array(sp.vstack([one.weights for one, _, _ in kept]), dtype=np.float32),
     )
@@ -153,10 +175,10 @@ def mixed(factual: LinearScores, counterfactual: LinearScores, strength: float) 
     shares = np.float32(1 - strength), np.float32(strength)
     parts = (factual, counterfactual)
     if factual.users is counterfactual.users:
-        users, items = factual.users, sum(share * part.items for share, part in zip(shares, parts, strict=True))
+        users, items = factual.users, sum(share * _array(part.items) for share, part in zip(shares, parts, strict=True))
     else:
         users = np.hstack([share * part.users for share, part in zip(shares, parts, strict=True)])
-        items = np.hstack([part.items for part in parts])
+        items = np.hstack([_array(part.items) for part in parts])
     if factual.history is counterfactual.history:
         history = factual.history
         weights = sum(share * part.weights for share, part in zip(shares, parts, strict=True))
@@ -164,6 +186,11 @@ def mixed(factual: LinearScores, counterfactual: LinearScores, strength: float) 
         history = sp.hstack([share * part.history for share, part in zip(shares, parts, strict=True)])
         weights = sp.vstack([part.weights for part in parts])
     return LinearScores(users, np.asarray(items), sp.csr_array(history), sp.csr_array(weights))
+
+
+def _array(items: Floats | CompactItems) -> Floats:
+    assert isinstance(items, np.ndarray), "compact items are scored, not computed with"
+    return items
 
 
 def strongest(weights: npt.NDArray[np.floating], count: int) -> sp.csr_array:
@@ -186,7 +213,7 @@ def as_tensors(scores: LinearScores, name: str) -> dict[str, npt.NDArray[Any]]:
     """Plain arrays for a file: ``<name>.users``, ``<name>.history.indptr`` and so on; see `from_tensors`."""
     tensors: dict[str, npt.NDArray[Any]] = {
         f"{name}.users": np.ascontiguousarray(scores.users),
-        f"{name}.items": np.ascontiguousarray(scores.items),
+        f"{name}.items": np.ascontiguousarray(_array(scores.items)),
     }
     for part, matrix in (("history", scores.history), ("weights", scores.weights)):
         tensors[f"{name}.{part}.data"] = matrix.data.astype(np.float32)
@@ -195,8 +222,8 @@ def as_tensors(scores: LinearScores, name: str) -> dict[str, npt.NDArray[Any]]:
     return tensors
 
 
-def from_tensors(tensors: Mapping[str, npt.NDArray[Any]], name: str) -> LinearScores:
-    """The inverse of `as_tensors`.
+def from_tensors(tensors: Mapping[str, Any], name: str) -> LinearScores:
+    """The inverse of `as_tensors`; items may be compact.
 
     Raises:
         ValueError: a tensor is missing, of another type, not finite, or does not fit the others.
@@ -209,7 +236,7 @@ def from_tensors(tensors: Mapping[str, npt.NDArray[Any]], name: str) -> LinearSc
     return LinearScores(users, items, history, _csr(tensors, f"{name}.weights", (rows, len(items))))
 
 
-def _csr(tensors: Mapping[str, npt.NDArray[Any]], name: str, shape: tuple[int, int]) -> sp.csr_array:
+def _csr(tensors: Mapping[str, Any], name: str, shape: tuple[int, int]) -> sp.csr_array:
     data = _tensor(tensors, f"{name}.data", 1, np.float32)
     indices = _tensor(tensors, f"{name}.indices", 1, np.int32)
     indptr = _tensor(tensors, f"{name}.indptr", 1, np.int64)
@@ -219,12 +246,14 @@ def _csr(tensors: Mapping[str, npt.NDArray[Any]], name: str, shape: tuple[int, i
     return sp.csr_array((data, indices, indptr), shape=shape)
 
 
-def _tensor(tensors: Mapping[str, npt.NDArray[Any]], name: str, ndim: int, dtype: type) -> npt.NDArray[Any]:
+def _tensor(tensors: Mapping[str, Any], name: str, ndim: int, dtype: type) -> Any:
     if name not in tensors:
         raise ValueError(f"{name} is missing")
     tensor = tensors[name]
     if tensor.ndim != ndim or tensor.dtype != dtype:
         raise ValueError(f"{name} has shape {tensor.shape} and type {tensor.dtype}, expected {ndim} axes of {np.dtype(dtype)}")
+    if isinstance(tensor, CompactItems):
+        return tensor  # its numbers were looked at when they were read
     if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
         raise ValueError(f"{name} has {int((~np.isfinite(tensor)).sum())} values that are not finite")
     return tensor

@@ -1,0 +1,212 @@
+"""Rankings that are not exact, and how far off they are: compact item vectors, and an approximate index (faiss).
+
+Both are options of the serve configuration, and both are measured when a bundle is loaded, on users of that bundle: what is
+served says what it costs. An index is taken only if it finds the share of the best items that was asked for.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import structlog
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors import safe_open
+
+from components.cllmr.linear.compact import READ_ROWS, ItemStorage
+from components.errors import ConfigError
+from serving.scorer import MODEL_FILE, Floats, Ranking, Rows, Scorer, top_k
+
+MEASURED_K = 20
+_MOST_SCORES = 1 << 23  # of the users that are measured on, and all items: 32 MiB
+_TRAINING_ROWS = 40  # for each cell of the index
+_MOST_FETCHED = 1_000  # where more items than this are left out, the exact ranking is no slower
+
+log = structlog.get_logger()
+
+
+class ScoringArgs(BaseModel):
+    """How a replica keeps item vectors and looks for the best."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    item_storage: ItemStorage = "float32"
+    """Of the item vectors in memory; float16 and int8 take a half and a quarter, and scores are off by as little as is measured
+    when the bundle is loaded."""
+    ann_above: int | None = Field(default=None, ge=1)
+    """Number of items from which on an approximate index (faiss) answers instead of a look at every item; None: never. A
+    request with another debias strength, an allow list, `compare` or items of just now is answered exactly all the same; so
+    are all where item vectors are compact and the bundle's strength is neither 0 nor 1, as two matrices are scored then."""
+    ann_recall: float = Field(default=0.95, gt=0, lt=1)
+    """Share of the twenty best items that the index must find on users of the bundle; else the exact ranking is served."""
+
+
+class Exactness(BaseModel):
+    """What was measured when the bundle was loaded."""
+
+    model_config = ConfigDict(frozen=True)
+
+    item_storage: ItemStorage = "float32"
+    storage_overlap: float | None = None
+    """Share of the twenty best by float32 that are among the twenty best as stored; None where float32 is stored."""
+    storage_ndcg: float | None = None
+    """NDCG@20 of the ranking as stored, where the twenty best by float32 are what is relevant."""
+    ann: Literal["off", "on", "refused"] = "off"
+    """``refused``: the index did not find the share that was asked for, or there is no one matrix to look through."""
+    ann_recall: float | None = None
+    """Share of the twenty best as stored that the index finds; None where there is none."""
+
+
+class ItemIndex:
+    """The debiased items in cells (an inverted file), of which a search looks into the nearest; it is trained in seconds, where
+    a graph (HNSW) takes minutes and finds no more for the same time on the factors that we measured.
+
+    Args:
+        scorer: whose items; at the bundle's own debias strength.
+        num_cells: four times the root of the number of items when None.
+        seed: of the rows it is trained on.
+    """
+
+    def __init__(self, scorer: Scorer, storage: ItemStorage, num_cells: int | None = None, seed: int = 0) -> None:
+        try:
+            import faiss
+        except ImportError:
+            raise ConfigError(
+                "an approximate index needs faiss, which is not installed.",
+                "Install cllmr-platform[ann], or leave scoring.ann_above out.",
+            ) from None
+        assert scorer.debiased is not None
+        self._model = scorer.debiased
+        items, count = self._model.items, scorer.num_items
+        dim = items.shape[1]
+        self.num_cells = num_cells or max(1, min(count // _TRAINING_ROWS, round(4 * count**0.5)))
+        quantizer = faiss.IndexFlatIP(dim)
+        kinds = {"float16": faiss.ScalarQuantizer.QT_fp16, "int8": faiss.ScalarQuantizer.QT_8bit}
+        settings: tuple[Any, ...] = (quantizer, dim, self.num_cells)
+        if storage == "float32":
+            self._index = faiss.IndexIVFFlat(*settings, faiss.METRIC_INNER_PRODUCT)
+        else:
+            self._index = faiss.IndexIVFScalarQuantizer(*settings, kinds[storage], faiss.METRIC_INNER_PRODUCT)
+        wanted = min(count, _TRAINING_ROWS * self.num_cells)
+        trained_on = np.sort(np.random.default_rng(seed).choice(count, wanted, replace=False))
+        self._index.train(np.ascontiguousarray(items[trained_on]))
+        for start in range(0, count, READ_ROWS):
+            self._index.add(np.ascontiguousarray(items[start : start + READ_ROWS]))
+
+    @property
+    def probes(self) -> int:
+        """Cells that a search looks into."""
+        return int(self._index.nprobe)
+
+    @probes.setter
+    def probes(self, number: int) -> None:
+        self._index.nprobe = number
+
+    def ranking(self, user: int, k: int, candidates: npt.NDArray[np.bool_]) -> Ranking | None:
+        """The best of the candidates among what the index finds, by their exact scores; None where it finds too few.
+
+        Items that are near the user's history by weight are looked at as well, wherever the index has them.
+        """
+        left_out = len(candidates) - int(np.count_nonzero(candidates))
+        if (fetched := k + left_out) > min(_MOST_FETCHED, len(candidates)):
+            return None
+        vector = self._model.users[[user]]
+        rows: Rows = self._index.search(vector, fetched)[1][0]
+        rows = rows[rows >= 0]  # less than asked for comes back as -1
+        extra: Floats | None = None
+        if self._model.weights.nnz:
+            near = self._model.history[[user]] @ self._model.weights
+            best = np.argpartition(-near.data, fetched)[:fetched] if near.nnz > fetched else slice(None)
+            rows, extra = np.union1d(rows, near.indices[best]), near.toarray()[0]
+        rows = np.sort(rows[candidates[rows]]).astype(np.int64)
+        if len(rows) < min(k, len(candidates) - left_out):
+            return None
+        scores: Floats = self._model.items[rows] @ vector[0]
+        if extra is not None:
+            scores = scores + extra[rows]
+        best_of = top_k(scores, k, np.ones(len(rows), dtype=bool))
+        return Ranking(rows[best_of.rows], best_of.scores)
+
+
+def build_index(scorer: Scorer, args: ScoringArgs) -> tuple[ItemIndex | None, float]:
+    """An index that finds the share that is asked for, with as few probes as do it, and that share; None where none does.
+
+    A search that looked into a quarter of all cells would be no faster than the exact ranking.
+    """
+    index = ItemIndex(scorer, args.item_storage)
+    users = _sample(scorer)
+    exact = _best(scorer.score_all(users))
+    everything, probes, share = scorer.candidates(), 4, 0.0
+    while probes <= max(4, index.num_cells // 4):
+        index.probes = probes
+        found = [index.ranking(user, MEASURED_K, everything) for user in users.tolist()]
+        share = overlap([[] if one is None else one.rows.tolist() for one in found], exact)
+        if share >= args.ann_recall:
+            return index, share
+        probes *= 2
+    return None, share
+
+
+def prepare(scorer: Scorer, args: ScoringArgs, bundle_dir: Path) -> tuple[ItemIndex | None, Exactness]:
+    """What a replica needs beside the scorer, and what was measured."""
+    figures: dict[str, Any] = {"item_storage": args.item_storage}
+    if args.item_storage != "float32":
+        users = _sample(scorer)
+        exact, found = _best(exact_scores(scorer, bundle_dir, users)), _best(scorer.score_all(users))
+        figures.update(storage_overlap=overlap(found, exact), storage_ndcg=ndcg(found, exact))
+    index = None
+    if args.ann_above is not None and scorer.num_items >= args.ann_above and scorer.debiased is None:
+        figures.update(ann="refused")
+        log.warning("index refused", reason="compact items and a strength between 0 and 1", storage=args.item_storage)
+    elif args.ann_above is not None and scorer.num_items >= args.ann_above:
+        index, share = build_index(scorer, args)
+        figures.update(ann="refused" if index is None else "on", ann_recall=share)
+        if index is None:
+            log.warning("index refused", recall=round(share, 4), wanted=args.ann_recall, num_items=scorer.num_items)
+    return index, Exactness(**figures)
+
+
+def exact_scores(scorer: Scorer, bundle_dir: Path, users: Rows) -> Floats:
+    """Debiased scores by the item vectors in the bundle's file, which is read block by block: (num_asked, num_items)."""
+    strength = scorer.debias_strength
+    scores = np.zeros((len(users), scorer.num_items), dtype=np.float32)
+    with safe_open(bundle_dir / MODEL_FILE, framework="numpy") as file:
+        names = set(file.keys())
+        for name, model, share in (
+            ("factual", scorer.factual, 1 - strength),
+            ("counterfactual", scorer.counterfactual, strength),
+        ):
+            if not share:
+                continue
+            tensor = f"{name}.items" if f"{name}.items" in names else "factual.items"  # the file holds once what is shared
+            part: Any = file.get_slice(tensor)
+            for start in range(0, scorer.num_items, READ_ROWS):
+                block = slice(start, min(start + READ_ROWS, scorer.num_items))
+                scores[:, block] += np.float32(share) * (model.users[users] @ part[block].T)
+            if model.weights.nnz:
+                scores += np.float32(share) * (model.history[users] @ model.weights).toarray()
+    return scores
+
+
+def overlap(found: list[list[int]], exact: list[list[int]]) -> float:
+    """Mean share of the exact items that were found, 0 to 1."""
+    return float(np.mean([len(set(one) & set(best)) / len(best) for one, best in zip(found, exact, strict=True)]))
+
+
+def ndcg(found: list[list[int]], exact: list[list[int]]) -> float:
+    """Mean NDCG of rankings, where the exact items are what is relevant, 0 to 1."""
+    shares = []
+    for one, best in zip(found, exact, strict=True):
+        gains = 1 / np.log2(np.arange(2, len(best) + 2))
+        shares.append(gains[: len(one)][np.isin(one, best)].sum() / gains.sum())
+    return float(np.mean(shares))
+
+
+def _sample(scorer: Scorer) -> Rows:
+    count = min(scorer.num_users, 64, max(8, _MOST_SCORES // scorer.num_items))
+    return np.sort(np.random.default_rng(0).choice(scorer.num_users, count, replace=False))
+
+
+def _best(scores: Floats) -> list[list[int]]:
+    everything = np.ones(scores.shape[1], dtype=bool)
+    return [top_k(row, MEASURED_K, everything).rows.tolist() for row in scores]
