@@ -174,7 +174,7 @@ class UserRecommendations(_Strict):
 
     user_id: str
     model_version: str = Field(description="Of the model that made it: the champion, or a challenger.")
-    cold: bool = Field(description="Whether the user was not in the training data.")
+    cold: bool = Field(description="Whether the user was not in the training data; true where no model could be asked.")
     method: Method = Field(
         description="How the ranking was made, best first: the model; its members that need a history alone; texts "
         "alone; popularity; where no model answers, popularity as last seen."

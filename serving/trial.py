@@ -5,9 +5,10 @@ model, a larger share holds everybody of a smaller one, and the next challenger 
 """
 
 import hashlib
+import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, Protocol
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Literal, Protocol
 
 import numpy as np
 import structlog
@@ -49,6 +50,8 @@ def place(user_id: str, challenger: str) -> float:
 
 def part(request: RecommendRequest, places: Sequence[int]) -> RecommendRequest:
     """The request for some of its users."""
+    if len(places) == len(request.users):
+        return request
     users = [request.users[at] for at in places]
     kept = set(users)
     recent = {user_id: items for user_id, items in request.recent.items() if user_id in kept}
@@ -86,17 +89,16 @@ class Shadow:
 
     def __init__(self, told: Told) -> None:
         self._told = told
-        self._waiting = 0
+        self._room = threading.BoundedSemaphore(MAX_WAITING)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="shadow")
 
     def compare(
         self, challenger: Live, request: RecommendRequest, histories: list[list[str]], answer: RecommendResponse
     ) -> None:
         """Does so later, or not at all."""
-        if self._waiting >= MAX_WAITING:
+        if not self._room.acquire(blocking=False):
             self._told.left_out(challenger.target.model_version)
             return
-        self._waiting += 1
         self._thread.submit(self._compare, challenger, request, histories, answer).add_done_callback(self._done)
 
     def _compare(
@@ -106,8 +108,8 @@ class Shadow:
         for ours, theirs in zip(answer.results, other.results, strict=True):
             self._told.compared(challenger.target.model_version, *difference(ours, theirs))
 
-    def _done(self, comparison: Any) -> None:
-        self._waiting -= 1
+    def _done(self, comparison: "Future[None]") -> None:
+        self._room.release()
         if error := comparison.exception():
             log.error("challenger cannot be compared", error=type(error).__name__, reason=str(error))
 

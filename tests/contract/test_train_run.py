@@ -23,11 +23,15 @@ import psutil
 import pytest
 
 from components.artifacts import Manifest
+from components.cllmr.linear.ease import centred_unit_rows
 from components.features import stage as features_stage
 from components.ingest import stage as ingest_stage
 from components.sideinfo import encoder
 from components.sideinfo import stage as sideinfo_stage
+from components.sideinfo.config import DEFAULT_ENCODER
 from components.spectrum import stage as spectrum_stage
+from serving.scorer import Scorer
+from serving.texts import Texts
 from tests.planted import block_world
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -197,7 +201,19 @@ def test_two_runs_from_scratch_in_two_places_write_the_same_bytes(unbroken: tupl
     assert again.storage_root != manifest.storage_root
     assert again.fingerprint == manifest.fingerprint
     assert digests(again) == digests(manifest)
-    assert {"bundle/model.safetensors", "bundle/bundle.json", "bundle/golden.json", "curve.json"} <= set(again.files)
+    bundle = {"model.safetensors", "bundle.json", "golden.json", "text.safetensors"}
+    assert {"curve.json", *(f"bundle/{name}" for name in bundle)} <= set(again.files)
+
+
+def test_the_bundle_has_the_texts_that_training_had_and_names_their_encoder(unbroken: tuple[Manifest, list[int]]) -> None:
+    directory = unbroken[0].path() / "bundle"
+    texts = Texts(directory, Scorer.load(directory))
+    assert texts.encoder == DEFAULT_ENCODER
+    described = json.loads((directory / "items.json").read_text())
+    embeddings = encoder.unit_rows(np.float32(HashEncoder().encode([item["profile"] for item in described])))
+    read = texts.read()
+    np.testing.assert_allclose(read.side, centred_unit_rows(embeddings), atol=1e-3)  # half precision
+    np.testing.assert_allclose(read.rows(embeddings), centred_unit_rows(embeddings), atol=1e-4)
 
 
 def test_nothing_but_the_artifact_is_left_of_a_finished_run(unbroken: tuple[Manifest, list[int]]) -> None:

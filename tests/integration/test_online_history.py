@@ -135,7 +135,7 @@ def test_the_same_events_again_change_nothing_and_what_is_wrong_with_one_does_no
 
 
 def test_a_model_without_texts_says_that_it_cannot_score_new_items(world: World) -> None:
-    with pytest.raises(ServingError, match="trained without texts.*cllmr run --from train"):
+    with pytest.raises(ServingError, match=r"trained without texts.*cllmr run --from train"):
         world.client.new_items([NewItem(item_id="new", text="A film.")], ["u1"])
 
 

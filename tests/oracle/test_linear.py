@@ -7,7 +7,7 @@ import scipy.sparse as sp
 from components.cllmr.linear.ease import Ease, EaseSettings, centred_unit_rows
 from components.cllmr.linear.ensemble import Candidates, Ensemble, choose_weights
 from components.cllmr.linear.factors import aligned_item_factors, side_map
-from components.cllmr.linear.kernel import KernelScores
+from components.cllmr.linear.kernel import KernelScores, NewItems
 from components.evaluate.metrics import rank
 
 NUM_USERS, NUM_ITEMS = 30, 12
@@ -206,3 +206,33 @@ def test_a_weight_below_the_rounding_of_large_counts_is_no_obstacle() -> None:
     found = Ease(train).fit(EaseSettings(l2=1e-4)).weights
     # each column is the mean of the two others, but for the weight of the ridge
     np.testing.assert_allclose(found, 0.5 * (1 - np.eye(3)), atol=1e-4)
+
+
+# -- new items ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_item_that_is_new_stands_where_it_would_have_stood_had_it_been_there() -> None:
+    """The same text as an item that is there: its row, its score among the others and its rank are that item's."""
+    rng = np.random.default_rng(3)
+    embeddings = rng.normal(size=(30, 6)).astype(np.float32) + 0.5
+    embeddings[7] = 0.0  # no text
+    embeddings /= np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-9)
+    known = NewItems.of(embeddings, power=3.0)
+    told = np.setdiff1d(np.arange(30), [7])
+    rows = known.rows(embeddings[told])
+    np.testing.assert_allclose(rows, known.side[told], atol=1e-6)
+    history = np.array([2, 11, 29])
+    train = sp.csr_array((np.ones(3, np.float32), history, [0, 3]), shape=(1, 30))
+    expected = KernelScores(train, known.side, 3.0).score(np.array([0]))[0]
+    placed = known.placed(rows, history)
+    assert placed is not None
+    np.testing.assert_allclose(known.of_history(history), expected, atol=1e-5)
+    np.testing.assert_allclose(placed.scores, ((expected - expected.mean()) / expected.std())[told], atol=1e-4)
+    best = told[np.argmin(placed.ranks)]
+    assert (placed.ranks.min(), best) == (1, int(np.argmax(expected)))
+    assert known.cosines(rows)[0].argmax() == told[0]
+
+
+def test_texts_that_say_nothing_about_any_item_place_none() -> None:
+    known = NewItems.of(np.eye(4, dtype=np.float32), power=2.0)
+    assert known.placed(known.rows(np.ones((1, 4))), np.array([], dtype=np.int64)) is None

@@ -1,0 +1,88 @@
+"""What a gateway answers when no scorer does: what was popular when one last did."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+
+from serving.api import Unavailable
+from serving.degrade import Static
+from serving.deployments import Answered, RayBackend
+from serving.features import NoFeatures
+from serving.metrics import GatewayMetrics
+from serving.recommender import Recommender
+from serving.schemas import RecommendRequest
+from serving.scorer import Scorer
+from tests.bundles import write_bundle
+
+
+class Method:
+    """A method of a handle."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+        self.failure: Exception | None = None
+        self.asked = 0
+
+    async def remote(self, *arguments: Any) -> Any:
+        self.asked += 1
+        if self.failure is not None:
+            raise self.failure
+        return Answered(self.answer(*arguments), "7", None)
+
+
+class Handle:
+    """A scorer's handle."""
+
+    def __init__(self, recommender: Recommender) -> None:
+        self.recommend, self.popular = Method(recommender.recommend), Method(recommender.popular)
+
+
+@pytest.fixture
+def handle(tmp_path_factory: pytest.TempPathFactory) -> Handle:
+    directory = write_bundle(tmp_path_factory.mktemp("tiny") / "bundle")
+    return Handle(Recommender(Scorer.load(directory), "7"))
+
+
+def backend(handle: Any) -> RayBackend:
+    return RayBackend(handle, NoFeatures(), "7", NoFeatures(), None, None, GatewayMetrics())  # type: ignore[arg-type]
+
+
+REQUEST = RecommendRequest(users=["ann", "new"], k=3)
+GONE = DeploymentUnavailableError("no replica")
+
+
+def test_when_no_scorer_answers_what_was_popular_is_and_says_so(handle: Handle) -> None:
+    async def ask() -> None:
+        asked = backend(handle)
+        before = await asked.recommend(REQUEST, [[], []])
+        assert {result.method for result in before.results} == {"personalised", "popularity"}
+        await asyncio.sleep(0.01)  # what is popular is asked for beside the answer
+        handle.recommend.failure = GONE
+        ann, new = (await asked.recommend(REQUEST, [["i2"], []])).results
+        assert (ann.method, ann.reason, [item.item_id for item in ann.items]) == (
+            "static",
+            "scorer_unavailable",
+            ["i0", "i1", "i3"],
+        )
+        assert [item.item_id for item in new.items] == ["i0", "i2", "i1"]
+        handle.recommend.failure = None
+        assert (await asked.recommend(REQUEST, [[], []])) == before
+        assert handle.popular.asked == 1
+
+    asyncio.run(ask())
+
+
+def test_an_overload_is_told_and_so_is_a_scorer_that_has_never_answered(handle: Handle) -> None:
+    async def ask() -> None:
+        asked = backend(handle)
+        handle.recommend.failure = GONE
+        with pytest.raises(Unavailable, match="no scorer replica answers"):
+            await asked.recommend(REQUEST, [[], []])
+        asked._static = Static((), "7")
+        handle.recommend.failure = BackPressureError(num_queued_requests=4, max_queued_requests=4)
+        with pytest.raises(Unavailable, match="too many requests are waiting"):
+            await asked.recommend(REQUEST, [[], []])
+
+    asyncio.run(ask())
