@@ -292,13 +292,8 @@ def run(
         from serving.run import prepare_endpoint
 
         prepare_endpoint(settings.serve.host, port=0)  # Ray starts while the stages find out that they are done
-    try:
+    with crash_told(progress):
         done = local.run(pipeline, configs, root, lambda stages: make_display(progress, stages), from_, until)
-    except local.StageCrashed as crash:
-        for line in crash.tail:
-            progress.print(line, markup=False, soft_wrap=True, style="dim")
-        progress.print(f"[bold red]error:[/bold red] stage {crash.stage} crashed. The whole log: {crash.log}", soft_wrap=True)
-        raise typer.Exit(1) from None
     if done.all_reused:
         progress.print(f"nothing changed: all {len(done.stages)} stages were reused ({done.seconds:.1f} s)", soft_wrap=True)
     out.print(summary.stage_table(done))
@@ -653,6 +648,49 @@ def experiment(
 
 
 @command
+def batch(
+    k: Annotated[int | None, typer.Option("--k", help="Items per user.")] = None,
+    users: Annotated[
+        Path | None, typer.Option("--users", help="CSV or Parquet with a column user_id; default: all users.")
+    ] = None,
+    debias: Annotated[float | None, typer.Option("--debias", help="Debias strength, 0 to 1; default: the model's own.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Fingerprint of a train artifact; default: the champion's.")
+    ] = None,
+    preset: Preset = "local",
+    config: Files = None,
+    set_: Sets = None,
+    storage: Storage = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Rank items for all users with the champion and write the table as Parquet; what is done already is reused.
+
+    [dim]cllmr batch --k 50
+    cllmr batch --users customers.csv --set batch.num_workers=4[/dim]
+    """
+    from pipelines import local, summary
+    from pipelines.batch_scoring import batch_scoring
+    from pipelines.display import make_display
+    from pipelines.plan import compile_pipeline
+
+    path = None if users is None else str(users.expanduser().absolute())
+    given = {"k": k, "users": path, "debias": debias, "train": model}
+    sets = [f"batch.{name}={json.dumps(value)}" for name, value in given.items() if value is not None]
+    settings = load_config(preset, config, [*(set_ or []), *sets], storage)
+    out, shown = make_console(), make_console(stderr=True)
+    pipeline, configs = compile_pipeline(batch_scoring(settings)), {"batch": settings.batch_of_champion()}
+    with crash_told(shown):
+        done = local.run(pipeline, configs, settings.storage_root, lambda stages: make_display(shown, stages))
+    manifest = done.manifest("batch")
+    out.print(summary.stage_table(done))
+    out.print(
+        f"{manifest.facts['num_users']:,} users, model {manifest.facts['model_version']}: {manifest.uri}/recommendations",
+        soft_wrap=True,
+    )
+    write_result(json_file, {"uri": manifest.uri, "fingerprint": manifest.fingerprint, **manifest.facts})
+
+
+@command
 def promote(
     fingerprint: Annotated[
         str | None, typer.Argument(help="The bundle to promote; without it the versions are listed.")
@@ -695,6 +733,20 @@ def compiled(settings: "PlatformConfig") -> Any:
     from pipelines.retraining import retraining
 
     return compile_pipeline(retraining(settings))
+
+
+@contextmanager
+def crash_told(progress: Console) -> Iterator[None]:
+    """Ends the command with the last lines of a stage that crashed, and where the whole log is."""
+    from pipelines.local import StageCrashed
+
+    try:
+        yield
+    except StageCrashed as crash:
+        for line in crash.tail:
+            progress.print(line, markup=False, soft_wrap=True, style="dim")
+        progress.print(f"[bold red]error:[/bold red] stage {crash.stage} crashed. The whole log: {crash.log}", soft_wrap=True)
+        raise typer.Exit(1) from None
 
 
 @contextmanager

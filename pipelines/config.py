@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from components.artifacts import FINGERPRINT_LENGTH, StageConfig, config_error
+from components.batch.config import BatchConfig
 from components.errors import ConfigError, did_you_mean
 from components.evaluate.config import EvaluateConfig
 from components.features.config import FeaturesConfig
@@ -53,14 +54,20 @@ class PlatformConfig(BaseModel):
     """The gate between challenger and champion, and the model registry."""
     serve: ServeConfig = ServeConfig()
     """The endpoint."""
+    batch: BatchConfig = BatchConfig()
+    """Batch scoring: a pipeline of its own."""
     placement: PlacementConfig = PlacementConfig()
     """Images, CPU, memory, accelerators and retries of the tasks."""
     cluster: ClusterConfig = ClusterConfig()
     """Kubeflow Pipelines, for what is submitted to it."""
 
     def stages(self) -> dict[str, StageConfig]:
-        """The settings of every stage, by stage name."""
-        return {name: value for name, value in self if isinstance(value, StageConfig)}
+        """The settings of every stage of the retraining pipeline, by stage name."""
+        return {name: value for name, value in self if isinstance(value, StageConfig) and name != "batch"}
+
+    def batch_of_champion(self) -> BatchConfig:
+        """The settings of batch scoring, asking the registry that promote writes to."""
+        return self.batch.model_copy(update={"tracking_uri": self.promote.tracking_uri, "model_name": self.promote.model_name})
 
     def fingerprint(self) -> str:
         """A hash of the whole tree: names a configuration, not an output (that is each stage's own fingerprint)."""

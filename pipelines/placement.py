@@ -62,6 +62,8 @@ class PlacementConfig(BaseModel):
     """Placement of promote."""
     serve: TaskPlacement = TaskPlacement()
     """Placement of serve."""
+    batch: TaskPlacement = TaskPlacement(cpu=2)
+    """Placement of batch scoring; with RAY_ADDRESS in the image's environment a Ray cluster does the work."""
 
 
 def place(task, config: PlacementConfig):  # type: ignore[no-untyped-def]  # kfp's PipelineTask; kfp is not imported by the config

@@ -14,6 +14,8 @@ from serving.trial import Trial
 
 IMPORT_PATH = "serving.app:build_app"
 SCORER = "Scorer"
+UPSCALE_SECONDS = 3.0
+DOWNSCALE_SECONDS = 600.0
 
 
 class ReplicaArgs(BaseModel):
@@ -22,14 +24,30 @@ class ReplicaArgs(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     num_replicas: int = 1
+    max_replicas: int | None = None
     num_cpus: float = 0.5
     max_ongoing_requests: int = 32
     max_queued_requests: int = 128
 
     def options(self, drain_interval_s: float) -> dict[str, Any]:
-        """As Ray Serve names them."""
+        """As Ray Serve names them.
+
+        With `max_replicas`, replicas are added within seconds and taken away after ten minutes: a replica too many costs less
+        than a queue. A quarter of what a replica works on at a time is what it is meant to have: from there to the limit
+        requests wait for those before them.
+        """
+        scaling: dict[str, Any] = {"num_replicas": self.num_replicas}
+        if self.max_replicas is not None:
+            autoscaling = {
+                "min_replicas": self.num_replicas,
+                "max_replicas": self.max_replicas,
+                "target_ongoing_requests": self.max_ongoing_requests / 4,
+                "upscale_delay_s": UPSCALE_SECONDS,
+                "downscale_delay_s": DOWNSCALE_SECONDS,
+            }
+            scaling = {"autoscaling_config": autoscaling}
         return {
-            "num_replicas": self.num_replicas,
+            **scaling,
             "max_ongoing_requests": self.max_ongoing_requests,
             "max_queued_requests": self.max_queued_requests,
             "ray_actor_options": {"num_cpus": self.num_cpus},

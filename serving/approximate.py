@@ -83,10 +83,10 @@ class ItemIndex:
         quantizer = faiss.IndexFlatIP(dim)
         kinds = {"float16": faiss.ScalarQuantizer.QT_fp16, "int8": faiss.ScalarQuantizer.QT_8bit}
         settings: tuple[Any, ...] = (quantizer, dim, self.num_cells)
-        if storage == "float32":
-            self._index = faiss.IndexIVFFlat(*settings, faiss.METRIC_INNER_PRODUCT)
-        else:
-            self._index = faiss.IndexIVFScalarQuantizer(*settings, kinds[storage], faiss.METRIC_INNER_PRODUCT)
+        index_of: Any = faiss.IndexIVFFlat  # its types know the C++ side of it only
+        if storage != "float32":
+            index_of, settings = faiss.IndexIVFScalarQuantizer, (*settings, kinds[storage])
+        self._index = index_of(*settings, faiss.METRIC_INNER_PRODUCT)
         wanted = min(count, _TRAINING_ROWS * self.num_cells)
         trained_on = np.sort(np.random.default_rng(seed).choice(count, wanted, replace=False))
         self._index.train(np.ascontiguousarray(items[trained_on]))

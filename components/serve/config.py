@@ -1,8 +1,8 @@
 """Settings of the serve stage and of the endpoint it configures."""
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from components.artifacts import StageConfig
 
@@ -14,12 +14,21 @@ class ReplicaConfig(BaseModel):
 
     num_replicas: int = Field(default=1, ge=1, le=1_000)
     """Processes of this deployment; at least 2 where an answer must survive the loss of a node."""
+    max_replicas: int | None = Field(default=None, ge=1, le=1_000)
+    """Processes at most, where ``num_replicas`` are the fewest: more are started within seconds once requests wait, and ended
+    after ten quiet minutes. None: always ``num_replicas``."""
     num_cpus: float = Field(default=0.5, gt=0, le=256)
     """CPUs Ray reserves per replica: a scheduling share, no limit on threads."""
     max_ongoing_requests: int = Field(default=32, ge=1, le=10_000)
     """Requests one replica works on at a time."""
     max_queued_requests: int = Field(default=128, ge=-1, le=100_000)
     """Requests that wait in front of this deployment before more are refused with 503 and Retry-After; -1 is unbounded."""
+
+    @model_validator(mode="after")
+    def _most_not_below_fewest(self) -> Self:
+        if self.max_replicas is not None and self.max_replicas < self.num_replicas:
+            raise ValueError(f"max_replicas = {self.max_replicas} is less than num_replicas = {self.num_replicas}")
+        return self
 
 
 class TrialConfig(BaseModel):

@@ -82,6 +82,7 @@ def test_of_serving_only_the_stages_that_score_or_start_it_know_anything(path: P
         "train": ("serving.scorer",),  # writes the golden requests that the scorer replays
         "promote": ("serving.scorer",),  # replays them before it promotes
         "serve": ("serving",),
+        "batch": ("serving.scorer", "serving.recommender", "serving.schemas"),  # what answers requests, without HTTP
     }.get(stage, ())
     assert [name for name in ours(path) if is_below(name, "serving") and not is_below(name, *allowed)] == []
 

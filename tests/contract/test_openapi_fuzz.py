@@ -27,7 +27,7 @@ CHECKS = [
     negative_data_rejection,
     unsupported_method,
 ]
-ROUTES = [("POST", path) for path in ("/v1/recommend", "/v1/score", "/v1/explain")] + [
+ROUTES = [("POST", path) for path in ("/v1/recommend", "/v1/score", "/v1/explain", "/v1/items", "/v1/events")] + [
     ("GET", path) for path in ("/v1/model", "/healthz", "/readyz")
 ]
 

@@ -45,7 +45,7 @@ def component_of(stage: str) -> Any:
     return getattr(importlib.import_module(f"components.{stage}.component"), stage)
 
 
-@pytest.mark.parametrize("stage", PARENTS)
+@pytest.mark.parametrize("stage", [*PARENTS, "batch"])
 def test_a_component_calls_its_stage_with_the_manifests_of_its_parents_and_writes_the_result(
     stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -58,7 +58,7 @@ def test_a_component_calls_its_stage_with_the_manifests_of_its_parents_and_write
     module = ModuleType(f"components.{stage}.stage")
     module.run = run  # type: ignore[attr-defined]  # a stage of the test's own
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    for parent in PARENTS[stage]:
+    for parent in PARENTS.get(stage, []):
         manifest(parent, tmp_path).write(tmp_path / f"{parent}-in")
     artifact = tmp_path / stage / f"of-{stage}"
     artifact.mkdir(parents=True)
@@ -71,7 +71,7 @@ def test_a_component_calls_its_stage_with_the_manifests_of_its_parents_and_write
         del outputs["metrics"]
     if stage not in ("evaluate", "sideinfo"):
         del outputs["report"]
-    inputs = {parent: SimpleNamespace(path=str(tmp_path / f"{parent}-in")) for parent in PARENTS[stage]}
+    inputs = {parent: SimpleNamespace(path=str(tmp_path / f"{parent}-in")) for parent in PARENTS.get(stage, [])}
 
     component_of(stage).python_func(config={"a": 1}, storage_root=str(tmp_path), **inputs, **outputs)
 

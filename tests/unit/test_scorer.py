@@ -126,6 +126,22 @@ def test_equal_scores_rank_by_item_row_also_at_the_last_place() -> None:
     assert rank_of(scores, np.array([4]), scores < 3).tolist() == [2]
 
 
+@pytest.mark.parametrize("num_items", [1, 255, 256, 257, 5_000])
+@pytest.mark.parametrize("values", [2, 50, None])
+def test_the_best_of_many_are_those_of_a_full_sort_ties_and_filters_included(num_items: int, values: int | None) -> None:
+    rng = np.random.default_rng(num_items)
+    for k in (0, 1, 7, 20, num_items, num_items + 1):
+        scores = (rng.standard_normal(num_items) if values is None else rng.integers(-values, values, num_items)).astype(
+            np.float32
+        )
+        for share in (0.0, 0.002, 0.5, 1.0):
+            candidates = rng.random(num_items) < share
+            found = top_k(scores, k, candidates)
+            expected = sorted(np.flatnonzero(candidates).tolist(), key=lambda row: (-scores[row], row))[:k]
+            assert found.rows.tolist() == expected
+            np.testing.assert_array_equal(found.scores, scores[expected])
+
+
 def test_a_history_is_scored_by_the_members_that_need_nothing_else(random_dir: Path) -> None:
     """One such member of weight 1: the standardised sum of its rows, for the factual and the counterfactual model."""
     scorer = Scorer.load(random_dir)

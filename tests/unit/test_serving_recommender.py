@@ -183,6 +183,33 @@ def test_a_new_user_without_a_known_item_gets_the_popular_ones(folding: Recommen
     assert (result.cold, result.method, result.reason) == (True, "popularity", "unknown_user")
 
 
+@pytest.mark.parametrize("at_once", [1, 3 * 200, 1 << 22])
+def test_requests_that_are_answered_together_are_answered_as_alone(
+    folding: Recommender, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [
+        (RecommendRequest(users=["u1", "u2"], k=5), [["i3"], []]),
+        (RecommendRequest(users=["u3"], k=200, debias=0.0, allow=["i1", "i2", "i3", "nothing"]), [[]]),
+        (RecommendRequest(users=["u1", "new", "newer"], k=7, compare=True, recent={"u1": ["i9"], "new": ["i4"]}), [[], [], []]),
+        (RecommendRequest(users=["u4"], k=3, debias=0.3, exclude_seen=False, deny=["i7"]), [["i8"]]),
+        (RecommendRequest(users=[f"u{row}" for row in range(20)], k=2), [[]] * 20),
+    ]
+    alone = [folding.recommend(*one) for one in asked]
+    monkeypatch.setattr("serving.recommender.SCORES_AT_ONCE", at_once)
+    together = folding.recommend_all(asked)
+    for found, expected in zip(together, alone, strict=True):
+        assert found.debias == expected.debias
+        for one, other in zip(found.results, expected.results, strict=True):
+            assert (one.user_id, one.cold, one.method, one.reason) == (other.user_id, other.cold, other.method, other.reason)
+            for ours, theirs in ((one.items, other.items), (one.factual or [], other.factual or [])):
+                assert [(i.item_id, i.rank, i.rank_change) for i in ours] == [
+                    (i.item_id, i.rank, i.rank_change) for i in theirs
+                ]
+                np.testing.assert_allclose([i.score for i in ours], [i.score for i in theirs], atol=1e-5)
+    assert [result.method for result in together[2].results] == ["personalised", "fold_in", "popularity"]
+    assert folding.recommend_all([]) == []
+
+
 def test_what_a_known_user_did_just_now_moves_the_ranking_and_the_stored_history_does_not(folding: Recommender) -> None:
     scorer = folding.scorer
     before, stored, now = (

@@ -1,0 +1,198 @@
+"""The batch stage: rankings for many users, by what answers requests, as a Parquet table.
+
+Ray Data gives parts of the users to processes that hold the bundle; each part becomes one file, which is there as a whole or
+not at all. A run that died goes on with the parts that are missing.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from components.artifacts import Manifest, Stage, Store, fingerprint, run_stage
+from components.batch.config import BatchConfig
+from components.errors import ArtifactError, DataError
+from components.ids import USER_ID
+from components.launch import ray_session
+from components.progress import progress
+from components.tracking import Registry, default_tracking_uri
+
+STAGE = Stage("batch", version=1)
+
+TABLE_DIRECTORY = "recommendations"
+SCHEMA = pa.schema(
+    [
+        (USER_ID, pa.string()),
+        ("rank", pa.int32()),
+        ("item_id", pa.string()),
+        ("score", pa.float32()),
+        ("method", pa.string()),
+    ]
+)
+_USERS_AT_ONCE = 100  # of one request
+
+
+def run(config: dict[str, Any], storage_root: str) -> Manifest:
+    """Writes the ranking of every user, one row per place.
+
+    The artifact is ``recommendations/part-*.parquet`` (`SCHEMA`, by user in the order asked for, then rank). Facts of the
+    manifest: ``model_version``, ``num_users``, ``num_rows``, ``num_cold`` (users the bundle does not know), ``k``.
+
+    Raises:
+        ConfigError: an unknown or wrong setting.
+        ArtifactError: there is no champion, or the bundle is missing or damaged.
+        DataError: the file of users cannot be read or has an id that is no id.
+    """
+    settings = BatchConfig.parse(config, STAGE.name)
+    trained, model_version = _bundle_of(settings, storage_root)
+    name = fingerprint(STAGE, settings.identity(), {"train": trained.fingerprint})
+
+    def build(directory: Path) -> dict[str, Any]:
+        user_ids, size = read_users(settings, trained), settings.users_per_part
+        parts = {part_name(start): user_ids[start : start + size] for start in range(0, len(user_ids), size)}
+        shelf, table = _shelf(storage_root, name), directory / TABLE_DIRECTORY
+        shelf.create_dir("/", recursive=True)
+        score_parts(parts, settings, trained, model_version, storage_root, name)
+        table.mkdir()
+        pafs.copy_files(".", str(table), source_filesystem=shelf, destination_filesystem=pafs.LocalFileSystem())
+        facts = _facts(table)
+        Store(storage_root).shelf(STAGE.name).delete_dir(_work(name))
+        return {"model_version": model_version, "k": settings.k, **facts}
+
+    return run_stage(STAGE, settings, storage_root, {"train": trained}, build)
+
+
+def _bundle_of(settings: BatchConfig, storage_root: str) -> tuple[Manifest, str]:
+    """The train artifact that scores, and what its model is called."""
+    root, wanted, version = storage_root, settings.train, settings.train
+    if wanted is None:
+        champion = Registry(default_tracking_uri(storage_root, settings.tracking_uri), settings.model_name).champion()
+        if champion is None:
+            raise ArtifactError(
+                f"no model is champion below '{storage_root}'.", "Make one: cllmr run; or name one: batch.train"
+            )
+        root, wanted, version = champion.storage_root, champion.fingerprint, champion.version
+    trained = Store(root).find("train", wanted)
+    if trained is None:
+        raise ArtifactError(f"train artifact {wanted} is not below '{root}'.", "Build it again: cllmr run --from train")
+    return trained, str(version)
+
+
+def _work(name: str) -> str:
+    """Where finished parts wait for the others: below the root, so that every worker writes there."""
+    return f".work-{name}"
+
+
+def _shelf(storage_root: str, name: str) -> pafs.FileSystem:
+    return Store(storage_root).shelf(STAGE.name, _work(name))
+
+
+def part_name(start: int) -> str:
+    """Of the file whose first user is number `start`; names sort as users do."""
+    return f"part-{start:012d}.parquet"
+
+
+def read_users(settings: BatchConfig, trained: Manifest) -> list[str]:
+    """Users to score, each once, in the order of the file or of the bundle."""
+    from serving.schemas import MAX_ID_LENGTH
+    from serving.scorer import BUNDLE_DIRECTORY, USERS_FILE
+
+    if settings.users is None:
+        known: list[str] = json.loads((trained.path() / BUNDLE_DIRECTORY / USERS_FILE).read_text(encoding="utf-8"))
+        return known
+    try:
+        if Path(settings.users).suffix.lower() == ".parquet":
+            column = pd.read_parquet(settings.users, columns=[USER_ID])[USER_ID]
+        else:
+            column = pd.read_csv(settings.users, usecols=[USER_ID], dtype=str, keep_default_na=False)[USER_ID]
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"users cannot be read from '{settings.users}': {reason}.", f"It needs a column {USER_ID}.") from None
+    user_ids = list(dict.fromkeys(column.astype(str)))
+    if wrong := [one for one in user_ids if not 0 < len(one) <= MAX_ID_LENGTH]:
+        raise DataError(
+            f"'{settings.users}' has {len(wrong)} ids that are empty or too long.", f"Ids have 1 to {MAX_ID_LENGTH} characters."
+        )
+    return user_ids
+
+
+def score_parts(
+    parts: dict[str, list[str]], settings: BatchConfig, trained: Manifest, model_version: str, storage_root: str, name: str
+) -> None:
+    """Scores the parts that are not there yet, over Ray Data."""
+    shelf = _shelf(storage_root, name)
+    there = {info.base_name for info in shelf.get_file_info(pafs.FileSelector("/"))}
+    missing = [{"name": part, "users": users} for part, users in parts.items() if part not in there]
+    with progress(STAGE.name, sum(map(len, parts.values())), "users") as bar:
+        bar.advance(sum(len(users) for part, users in parts.items() if part in there))
+        if not missing:
+            return
+        with ray_session(num_cpus=settings.num_workers):
+            import ray
+
+            ray.data.DataContext.get_current().enable_progress_bars = False  # ours are the platform's
+            scored = ray.data.from_items(missing, override_num_blocks=len(missing)).map(
+                PartScorer,  # type: ignore[arg-type]  # Ray's types do not know that a class may be called too
+                fn_constructor_args=(settings, trained.storage_root, trained.fingerprint, model_version, storage_root, name),
+                compute=ray.data.ActorPoolStrategy(size=min(settings.num_workers, len(missing))),
+                num_cpus=1,
+            )
+            for row in scored.iter_rows():
+                bar.advance(row["count"])
+
+
+class PartScorer:
+    """What answers requests, in a process of Ray Data's."""
+
+    def __init__(
+        self, settings: BatchConfig, bundle_root: str, train: str, model_version: str, storage_root: str, name: str
+    ) -> None:
+        from serving.recommender import Recommender
+        from serving.scorer import Scorer, find_bundle
+
+        self._settings = settings
+        self._recommender = Recommender(Scorer.load(find_bundle(bundle_root, train)), model_version)
+        self._shelf = _shelf(storage_root, name)
+
+    def __call__(self, part: dict[str, Any]) -> dict[str, Any]:
+        """Scores one part's ``users`` and writes the file ``name``."""
+        with (
+            self._shelf.open_output_stream(f".{part['name']}") as stream,
+            pq.ParquetWriter(stream, SCHEMA, compression="zstd") as file,
+        ):
+            for table in self._tables(list(part["users"])):
+                file.write_table(table)
+        self._shelf.move(f".{part['name']}", part["name"])
+        return {"count": len(part["users"])}
+
+    def _tables(self, users: list[str]) -> Iterator[pa.Table]:
+        from serving.schemas import RecommendRequest
+
+        wanted = self._settings
+        for start in range(0, len(users), _USERS_AT_ONCE):
+            asked = users[start : start + _USERS_AT_ONCE]
+            request = RecommendRequest(users=asked, k=wanted.k, debias=wanted.debias, exclude_seen=wanted.exclude_seen)
+            answer = self._recommender.recommend(request, [[] for _ in asked])
+            rows = [
+                (result.user_id, item.rank, item.item_id, item.score, result.method)
+                for result in answer.results
+                for item in result.items
+            ]
+            columns = zip(*rows, strict=True) if rows else [[] for _ in SCHEMA]
+            yield pa.table([pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
+
+
+def _facts(directory: Path) -> dict[str, int]:
+    files = sorted(directory.glob("part-*.parquet"))
+    num_rows = num_users = num_cold = 0
+    for file in files:
+        table = pq.read_table(file, columns=["rank", "method"])
+        first = table.column("rank").to_numpy() == 1
+        num_rows, num_users = num_rows + len(table), num_users + int(first.sum())
+        num_cold += int((first & (table.column("method").to_numpy() != "personalised")).sum())
+    return {"num_users": num_users, "num_rows": num_rows, "num_cold": num_cold, "num_parts": len(files)}

@@ -1,0 +1,158 @@
+"""Batch scoring over Ray Data: the table is what the endpoint answers, a broken run goes on, and wrong input is named."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from components.artifacts import Manifest, Stage, StageConfig, Store, fingerprint, run_stage
+from components.batch import stage
+from components.batch.config import BatchConfig
+from components.errors import ArtifactError, ConfigError, DataError
+from components.tracking import Registry, default_tracking_uri
+from pipelines.batch_scoring import batch_scoring
+from pipelines.config import load
+from pipelines.plan import compile_pipeline
+from serving.client import Client
+from serving.run import running_endpoint
+from serving.scorer import Scorer
+from tests.bundles import write_random_bundle
+
+pytestmark = pytest.mark.ray
+
+NUM_USERS = 250
+
+
+class NoSettings(StageConfig):
+    """Of a train stage that only writes a bundle."""
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="module")
+def trained(root: str) -> Manifest:
+    def build(directory: Path) -> dict[str, Any]:
+        write_random_bundle(directory / "bundle", num_users=NUM_USERS, num_items=150)
+        return {}
+
+    return run_stage(Stage("train", 1), NoSettings(), root, {}, build)
+
+
+@pytest.fixture(scope="module")
+def users(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Known and unknown ones, one of them twice."""
+    path = tmp_path_factory.mktemp("users") / "users.csv"
+    path.write_text("user_id,name\n" + "".join(f"u{row},x\n" for row in (7, 3, 200)) + "stranger,y\nu3,x\n007,z\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def scored(root: str, trained: Manifest) -> Manifest:
+    return stage.run({"train": trained.fingerprint, "users_per_part": 60, "num_workers": 2, "k": 12}, root)
+
+
+def table(manifest: Manifest) -> pd.DataFrame:
+    return pq.read_table(manifest.path() / stage.TABLE_DIRECTORY).to_pandas()
+
+
+def test_every_user_has_the_ranking_of_the_scorer(scored: Manifest, trained: Manifest) -> None:
+    assert scored.facts == {
+        "model_version": trained.fingerprint,
+        "k": 12,
+        "num_users": NUM_USERS,
+        "num_rows": 12 * NUM_USERS,
+        "num_cold": 0,
+        "num_parts": 5,
+    }
+    assert scored.parents == {"train": trained.fingerprint}
+    scorer, rows = Scorer.load(trained.path() / "bundle"), table(scored)
+    assert list(dict.fromkeys(rows["user_id"])) == scorer.user_vocabulary.ids
+    for user in range(NUM_USERS):
+        of_user = rows[12 * user : 12 * (user + 1)]
+        expected = scorer.recommend(user, 12, exclude=scorer.seen(user))
+        assert of_user["item_id"].tolist() == [f"i{row}" for row in expected.rows]
+        assert of_user["rank"].tolist() == list(range(1, 13))
+        np.testing.assert_allclose(of_user["score"], expected.scores, atol=1e-5)
+
+
+def test_the_same_again_is_reused_whoever_scores(
+    scored: Manifest, root: str, trained: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "score_parts", lambda *_: pytest.fail("scored again"))
+    again = stage.run({"train": trained.fingerprint, "users_per_part": 60, "num_workers": 1, "k": 12}, root)
+    assert again == scored
+
+
+def test_a_run_that_died_goes_on_with_what_is_missing(scored: Manifest, root: str, trained: Manifest) -> None:
+    config = {"train": trained.fingerprint, "users_per_part": 60, "k": 12, "exclude_seen": False}
+    name = fingerprint(stage.STAGE, BatchConfig.parse(config, "batch").identity(), {"train": trained.fingerprint})
+    shelf = Store(root).shelf("batch", f".work-{name}")
+    shelf.create_dir("/", recursive=True)
+    done = (scored.path() / stage.TABLE_DIRECTORY / stage.part_name(60)).read_bytes()  # of a run with other settings
+    for file, content in ((stage.part_name(60), done), (f".{stage.part_name(120)}", b"half of a part")):
+        with shelf.open_output_stream(file) as stream:
+            stream.write(content)
+    found = stage.run(config, root)
+    assert found.fingerprint == name
+    assert (found.path() / stage.TABLE_DIRECTORY / stage.part_name(60)).read_bytes() == done  # not scored again
+    assert sorted(file.name for file in (found.path() / stage.TABLE_DIRECTORY).iterdir()) == [
+        stage.part_name(start) for start in range(0, NUM_USERS, 60)
+    ]
+    assert found.facts["num_rows"] == 12 * NUM_USERS
+    assert not (Path(root) / "batch" / f".work-{name}").exists()
+
+
+def test_the_table_equals_what_the_endpoint_answers_for_the_champion_and_a_list_of_users(
+    root: str, trained: Manifest, users: Path, tmp_path: Path
+) -> None:
+    models = Registry(default_tracking_uri(root), "cllmr")
+    models.register(trained.fingerprint, root, f"train/{trained.fingerprint}/bundle", {})
+    champion = models.promote(trained.fingerprint)
+    manifest = stage.run({"users": str(users), "k": 10, "debias": 0.3}, root)
+    rows = table(manifest)
+    assert manifest.facts["model_version"] == champion.version
+    assert manifest.facts["num_cold"] == 2
+    asked = ["u7", "u3", "u200", "stranger", "007"]
+    assert list(dict.fromkeys(rows["user_id"])) == asked
+    values = {"storage_root": root, "train": trained.fingerprint, "model_version": champion.version}
+    config = tmp_path / "serve.yaml"
+    config.write_text(yaml.safe_dump({"applications": [{"import_path": "serving.app:build_app", "args": values}]}))
+    with running_endpoint(config, port=0) as url, Client(url) as client:
+        answer = client.recommend(asked, k=10, debias=0.3)
+    for result in answer.results:
+        of_user = rows[rows["user_id"] == result.user_id]
+        assert of_user["item_id"].tolist() == [item.item_id for item in result.items]
+        np.testing.assert_allclose(of_user["score"], [item.score for item in result.items], atol=1e-5)
+        assert set(of_user["method"]) == {result.method}
+
+
+def test_what_cannot_be_scored_is_named(root: str, trained: Manifest, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="train artifact 0123 is not below"):
+        stage.run({"train": "0123"}, root)
+    with pytest.raises(ArtifactError, match="no model is champion"):
+        stage.run({"model_name": "nobody"}, root)
+    with pytest.raises(ConfigError, match=r"setting 'batch.k' = 0"):
+        stage.run({"k": 0}, root)
+    with pytest.raises(DataError, match="there is no file of users"):
+        stage.run({"train": trained.fingerprint, "users": str(tmp_path / "none.csv")}, root)
+    for text, told in (("user\nu1\n", "cannot be read"), ("user_id,name\n,x\n", "1 ids that are empty or too long")):
+        file = tmp_path / "users.csv"
+        file.write_text(text)
+        with pytest.raises(DataError, match=told):
+            stage.run({"train": trained.fingerprint, "users": str(file)}, root)
+
+
+def test_the_pipeline_has_one_task_that_asks_the_registry_of_promote() -> None:
+    settings = load("local", [], ["promote.model_name=books", "promote.tracking_uri=http://mlflow:5000", "batch.k=7"])
+    pipeline = compile_pipeline(batch_scoring(settings))
+    assert pipeline.stages() == ["batch"]
+    given = pipeline.spec["root"]["inputDefinitions"]["parameters"]["batch_config"]["defaultValue"]
+    assert (given["k"], given["model_name"], given["tracking_uri"]) == (7, "books", "http://mlflow:5000")
+    assert BatchConfig.parse(given, "batch") == settings.batch_of_champion()

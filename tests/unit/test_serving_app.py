@@ -1,0 +1,33 @@
+"""How a deployment's settings become Ray Serve's."""
+
+import pytest
+from ray import serve
+
+from components.errors import ConfigError
+from components.serve.config import ServeConfig
+from serving.app import DOWNSCALE_SECONDS, UPSCALE_SECONDS, ReplicaArgs
+
+
+def deployed(args: ReplicaArgs) -> serve.Deployment:
+    return serve.deployment(name="Some", **args.options(drain_interval_s=2.0))(type("Some", (), {}))
+
+
+def test_a_fixed_number_of_replicas_is_not_scaled() -> None:
+    deployment = deployed(ReplicaArgs(num_replicas=3, max_ongoing_requests=7))
+    assert (deployment.num_replicas, deployment._deployment_config.autoscaling_config) == (3, None)
+    assert deployment.max_ongoing_requests == 7
+
+
+def test_replicas_are_added_fast_and_taken_away_slowly() -> None:
+    scaling = deployed(
+        ReplicaArgs(num_replicas=2, max_replicas=6, max_ongoing_requests=32)
+    )._deployment_config.autoscaling_config
+    assert scaling is not None
+    assert (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests) == (2, 6, 8)
+    assert (scaling.upscale_delay_s, scaling.downscale_delay_s) == (UPSCALE_SECONDS, DOWNSCALE_SECONDS)
+    assert scaling.upscale_delay_s < scaling.downscale_delay_s / 100
+
+
+def test_most_replicas_below_the_fewest_are_refused() -> None:
+    with pytest.raises(ConfigError, match="max_replicas = 1 is less than num_replicas = 2"):
+        ServeConfig.parse({"scorer": {"num_replicas": 2, "max_replicas": 1}}, "serve")
