@@ -36,7 +36,8 @@ class Handle:
     """A scorer's handle."""
 
     def __init__(self, recommender: Recommender) -> None:
-        self.recommend, self.popular = Method(recommender.recommend), Method(recommender.popular)
+        self.recommend = Method(lambda asked: recommender.recommend(*asked).model_dump_json())
+        self.popular = Method(recommender.popular)
 
 
 @pytest.fixture

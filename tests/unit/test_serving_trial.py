@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from serving.approximate import Exactness
 from serving.lifecycle import Follower, Target, load
 from serving.schemas import RankedItem, RecommendRequest, UserRecommendations
 from serving.trial import MAX_WAITING, Shadow, Trial, difference, joined, part, parts, place
@@ -133,6 +134,9 @@ class Events:
 
     def swapped(self, before: Target | None, now: Target) -> None:
         self.told.append(("swapped", now.model_version))
+
+    def measured(self, target: Target, exactness: Exactness) -> None:
+        assert self.told[-1] == ("swapped", target.model_version)
 
     def refused(self, target: Target) -> None:
         self.told.append(("refused", target.model_version))
