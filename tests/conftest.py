@@ -1,0 +1,13 @@
+"""What every test wants."""
+
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
+
+@pytest.fixture(autouse=True)
+def _logs_of_its_own() -> Iterator[None]:
+    """A test that sets logging up does so for itself: its standard error is closed when the next one begins."""
+    yield
+    structlog.reset_defaults()
