@@ -1,16 +1,16 @@
 """Ray clusters on loopback for tests: nodes started as operators do, with `ray start`, a token, and ports that are free."""
 
 import os
-import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
+import psutil
 
 from tests.stores import free_ports, until
 
@@ -20,14 +20,35 @@ HEADERS = {"Authorization": f"Bearer {TOKEN}"}
 OBJECT_STORE_BYTES = 100 * 2**20
 
 
-@dataclass(frozen=True)
+@dataclass
 class RayCluster:
-    """A running cluster."""
+    """A cluster of `ray start --block` processes, each of which leads a process group of its own."""
 
-    dashboard: str
+    folder: Path
+    environment: Mapping[str, str]
+    """Variables of all its processes, as a pod's."""
+    running: ExitStack
+    dashboard: str = ""
     """URL of the dashboard, where the Jobs API and Serve's API are."""
-    nodes: "list[subprocess.Popen[bytes]]"
-    """The `ray start --block` of every node, the head's first; each leads a process group of its own."""
+    gcs: str = ""
+    """What other nodes join."""
+    nodes: "list[subprocess.Popen[bytes]]" = field(default_factory=list)
+
+    def start_node(self, cpus: int) -> "subprocess.Popen[bytes]":
+        """Starts a node, the first one as the head, and waits until the cluster counts it."""
+        if self.nodes:
+            role: dict[str, object] = {"address": self.gcs}
+        else:
+            gcs, dashboard, client = free_ports(3)
+            self.dashboard, self.gcs = f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{gcs}"
+            role = {"head": True, "temp-dir": self.folder, "port": gcs, "ray-client-server-port": client}
+            role |= {"dashboard-host": "127.0.0.1", "dashboard-port": dashboard}
+        log, before = self.folder / f"node-{len(self.nodes)}.log", self.alive() if self.nodes else 0
+        node = self.running.enter_context(_node({**role, "num-cpus": cpus}, self.environment, log))
+        self.nodes.append(node)
+        until(lambda: node.poll() is not None or self.alive() > before, log.name, 120)
+        assert node.poll() is None, log.read_text()
+        return node
 
     def alive(self) -> int:
         """How many nodes the cluster counts."""
@@ -42,12 +63,7 @@ class RayCluster:
 
 @contextmanager
 def ray_cluster(cpus: tuple[int, ...], environment: Mapping[str, str] | None = None) -> Iterator[RayCluster]:
-    """A Ray cluster with one node for each number of CPUs, the head first; ended with all its processes.
-
-    Args:
-        cpus: CPUs that each node offers.
-        environment: variables of all its processes, as a pod's.
-    """
+    """A Ray cluster with one node for each number of CPUs, the head first; ended with all its processes."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "CLLMR_"))}
     variables = {
         **inherited,
@@ -57,19 +73,11 @@ def ray_cluster(cpus: tuple[int, ...], environment: Mapping[str, str] | None = N
         "RAY_AUTH_TOKEN": TOKEN,
         **(environment or {}),
     }
-    gcs, dashboard, client = free_ports(3)
-    address = f"http://127.0.0.1:{dashboard}"
-    head = {"port": gcs, "dashboard-port": dashboard, "ray-client-server-port": client, "dashboard-host": "127.0.0.1"}
-    # Sockets lie below it, and their names must be short.
-    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder, ExitStack() as nodes:
-        cluster = RayCluster(address, [])
-        for number, count in enumerate(cpus):
-            role = {"head": True, "temp-dir": folder, **head} if number == 0 else {"address": f"127.0.0.1:{gcs}"}
-            log = Path(folder) / f"node-{number}.log"
-            node = nodes.enter_context(_node({**role, "num-cpus": count}, variables, log))
-            cluster.nodes.append(node)
-            until(lambda: node.poll() is not None or cluster.alive() > number, log.name)  # noqa: B023  # before the next one
-            assert node.poll() is None, log.read_text()
+    # sockets lie below it, and their names must be short
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder, ExitStack() as running:
+        cluster = RayCluster(Path(folder), variables, running)
+        for count in cpus:
+            cluster.start_node(count)
         yield cluster
 
 
@@ -109,5 +117,13 @@ def end_node(node: "subprocess.Popen[bytes]") -> None:
         try:
             node.wait(20)
         except subprocess.TimeoutExpired:
-            os.killpg(node.pid, signal.SIGKILL)
-            node.wait()
+            lose_node(node)
+
+
+def lose_node(node: "subprocess.Popen[bytes]") -> None:
+    """Kills a node and all its processes at once, as when its machine is taken away."""
+    family = [*psutil.Process(node.pid).children(recursive=True)]
+    for process in (psutil.Process(node.pid), *family):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    node.wait()

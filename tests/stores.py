@@ -86,7 +86,8 @@ def postgres_server(statements: str) -> Iterator[str]:
     process = subprocess.Popen([*as_user, str(programs / "postgres"), *listen], stderr=subprocess.DEVNULL)
     address = f"postgres:{PASSWORD}@127.0.0.1:{port}"
     try:
-        until(lambda: listens(port), "postgres")
+        ready = [str(programs / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port)]
+        until(lambda: subprocess.run(ready, check=False).returncode == 0, "postgres")
         with psycopg.connect(f"postgresql://{address}/postgres", autocommit=True) as connection:
             for statement in statements.split(";"):
                 connection.execute(statement.encode())
