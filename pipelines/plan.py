@@ -201,10 +201,18 @@ def check_order(names: list[str], from_stage: str | None, until: str | None) -> 
 
 
 def forget(planned: list[PlannedStage], from_stage: str, storage_root: str) -> None:
-    """Discards what `from_stage` and the stages after it wrote before, for these inputs and settings."""
+    """Discards what `from_stage` and the stages after it wrote before, for these inputs and settings.
+
+    Raises ConfigError where that would be a champion's own output, which another one would then be built instead of.
+    """
     store = Store(storage_root)
     names = [stage.name for stage in planned]
     first = _position(from_stage, names, "--from")
+    if any(stage.name == "train" and stage.fingerprint is None for stage in planned[first:]):
+        raise ConfigError(
+            f"--from {from_stage} with train.warm_start=champion: which training is to be repeated is not known ahead.",
+            "Name what it began with: --set train.warm_start=none, or a fingerprint.",
+        )
     outputs: dict[str, set[str]] = {}  # fingerprints by stage; of a stage decided at run time, all it wrote from these inputs
     for position, stage in enumerate(planned):
         outputs[stage.name] = {stage.fingerprint} if stage.fingerprint else _written_from(store, stage, outputs)

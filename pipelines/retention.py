@@ -17,7 +17,6 @@ from components.artifacts import Manifest, Store
 from components.errors import UserError
 from components.launch import NOTES
 from components.progress import emit
-from components.tracking import Registry, registered_models
 from pipelines.local import runs_home
 
 ANSWERS = "answers"
@@ -54,6 +53,8 @@ def removable(
     Raises:
         RegistryError: the registry cannot be reached, so nobody knows what is served.
     """
+    from components.tracking import Registry, registered_models
+
     store, cutoff = Store(storage_root), datetime.now(UTC) - older_than
     outputs = [manifest for stage in stages for manifest in store.outputs(stage)]
     pointed_at = {
@@ -110,6 +111,8 @@ def kept_outputs(outputs: Iterable[Manifest], pointed_at: Collection[str], keep:
 
 def remove(storage_root: str, tracking_uri: str, found: Iterable[Removable]) -> list[Removable]:
     """Removes what `removable` found; what is gone. An output that cannot go (its online rows cannot be reached) is told of."""
+    from components.tracking import Registry, registered_models
+
     store, gone, found = Store(storage_root), [], list(found)
     models = [one.manifest.fingerprint for one in found if one.manifest and one.manifest.stage == "train"]
     for name in registered_models(tracking_uri):

@@ -42,6 +42,8 @@ def resolve(config: Mapping[str, Any], storage_root: str, ingest: Manifest, feat
             training begins without it.
         RegistryError: the registry cannot be reached.
     """
+    if config.get("warm_start", NONE) == NONE:
+        return dict(config)
     from components.train.stage import STAGE
 
     with failure_told(STAGE):
@@ -51,8 +53,6 @@ def resolve(config: Mapping[str, Any], storage_root: str, ingest: Manifest, feat
 
 
 def _start(settings: TrainConfig, storage_root: str, parents: Mapping[str, Manifest]) -> str:
-    if settings.warm_start == NONE:
-        return NONE
     if settings.warm_start != CHAMPION:
         if reason := _reason_against(Store(storage_root).find("train", settings.warm_start), settings, parents["ingest"]):
             raise ConfigError(f"setting 'train.warm_start' = '{settings.warm_start}': {reason}.", f"Set it to {NONE}.")
