@@ -697,6 +697,9 @@ def rollback(preset: Preset = "local", config: Files = None, set_: Sets = None, 
 def clean(
     keep: Annotated[int, typer.Option("--keep", min=1, help="Newest models to keep, whatever their age.")] = 5,
     older_than: Annotated[float, typer.Option("--older-than", min=0, help="Days; whatever is younger is kept.")] = 14,
+    deployed: Annotated[
+        list[Path] | None, typer.Option("--deployed", help="A serve.yaml that is in use: its model is kept; may be repeated.")
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Remove it; without, it is only listed.")] = False,
     preset: Preset = "local",
     config: Files = None,
@@ -719,10 +722,12 @@ def clean(
 
     from pipelines import retention, summary
     from pipelines.local import absolute_root
+    from serving.run import read_app_args
 
     settings = load_config(preset, config, set_, storage)
     root, tracking_uri = absolute_root(settings.storage_root), registry(settings).tracking_uri
-    found = retention.removable(root, settings.stages(), tracking_uri, keep, timedelta(days=older_than))
+    in_use = [read_app_args(file)["train"] for file in deployed or []]
+    found = retention.removable(root, settings.stages(), tracking_uri, keep, timedelta(days=older_than), in_use)
     gone = retention.remove(root, tracking_uri, found) if yes else []
     out = make_console()
     if found:

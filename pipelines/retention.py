@@ -1,9 +1,10 @@
 """Which outputs of earlier runs are kept, and the removal of the others.
 
 Kept is whatever is younger than a limit; the newest models; every model that an alias of the registry points at (champion,
-challenger, previous), under whatever name; and what any of these was made from, began with, or was evaluated and served with.
-Answers of an LLM are kept while a kept output was made with that model's answers. A manifest goes before its data and a marker
-before its shard, so that what a broken-off removal leaves does not exist for a run, and the next removal takes the rest.
+challenger, previous), under whatever name, or that an endpoint is configured with; and what any of these was made from, began
+with, or was evaluated and served with. Answers of an LLM are kept while a kept output was made with that model's answers. A
+manifest goes before its data and a marker before its shard, so that what a broken-off removal leaves does not exist for a run,
+and the next removal takes the rest.
 """
 
 import json
@@ -39,7 +40,12 @@ class Removable:
 
 
 def removable(
-    storage_root: str, stages: Collection[str], tracking_uri: str, keep: int, older_than: timedelta
+    storage_root: str,
+    stages: Collection[str],
+    tracking_uri: str,
+    keep: int,
+    older_than: timedelta,
+    deployed: Collection[str] = (),
 ) -> list[Removable]:
     """What can go, outputs first.
 
@@ -49,6 +55,7 @@ def removable(
         tracking_uri: of the registry.
         keep: how many of the newest models are kept, whatever their age.
         older_than: whatever is younger is kept.
+        deployed: fingerprints of models that endpoints are configured with, whatever the registry says.
 
     Raises:
         RegistryError: the registry cannot be reached, so nobody knows what is served.
@@ -63,7 +70,7 @@ def removable(
         for version in Registry(tracking_uri, name).versions()
         if version.aliases
     }
-    kept = kept_outputs(outputs, pointed_at, keep, cutoff)
+    kept = kept_outputs(outputs, pointed_at.union(deployed), keep, cutoff)
     found = [
         Removable("output", f"{one.stage}/{one.fingerprint}", sum(file.bytes for file in one.files.values()), one)
         for one in outputs

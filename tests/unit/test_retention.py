@@ -249,6 +249,14 @@ def test_logs_of_old_runs_go(place: Place) -> None:
 # -- the online store, and the command -----------------------------------------------------------------------------------
 
 
+def test_a_model_that_is_deployed_stays_whatever_the_registry_says(place: Place) -> None:
+    deployed, champion = place.run("deployed", days=90), place.run("champion", days=80)
+    place.register(champion["train"])
+    found = retention.removable(place.root, STAGES, place.tracking_uri, 1, LONG, deployed=[deployed["train"].fingerprint])
+    assert found == []
+    assert {one.manifest.fingerprint for one in place.removable() if one.manifest} == fingerprints(deployed)
+
+
 @pytest.fixture
 def local(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     root = tmp_path / "root"
@@ -303,5 +311,8 @@ def test_the_command_lists_and_only_removes_when_it_is_told_to(local: Place, tmp
     rows = json.loads(file.read_text())["removable"]
     assert {row["where"] for row in rows} == {f"{one.stage}/{one.fingerprint}" for one in old.values()}
     assert all(row["removed"] for row in rows)
+    nowhere = CliRunner().invoke(cli.app, [*call, "--deployed", str(tmp_path / "serve.yaml")])
+    assert nowhere.exit_code == 2
+    assert "serve.yaml' cannot be read" in nowhere.output
     kept = CliRunner().invoke(cli.app, [*call, "--older-than", "14"])
     assert "0 can go" in kept.output
