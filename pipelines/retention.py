@@ -156,7 +156,7 @@ def _remove_online_rows(manifest: Manifest) -> None:
     from feature_repo.store import open_store
 
     with user_errors(manifest.facts["online_store"]), quiet_feast():
-        open_store(manifest.path(), manifest.storage_root).teardown()
+        open_store(manifest.path(), manifest.storage_root).teardown()  # type: ignore[no-untyped-call]  # Feast's has no types
 
 
 def _unused_answers(store: Store, in_use: Iterable[Mapping[str, Any]], cutoff: datetime) -> list[Removable]:

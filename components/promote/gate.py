@@ -238,7 +238,8 @@ def _rescore(metric: str, evaluate: Manifest, champion: ModelVersion) -> tuple[n
 
 
 def _items(matrix: sp.csr_array, row: int) -> npt.NDArray[np.integer]:
-    return matrix.indices[matrix.indptr[row] : matrix.indptr[row + 1]]
+    columns: npt.NDArray[np.integer] = matrix.indices[matrix.indptr[row] : matrix.indptr[row + 1]]
+    return columns
 
 
 def _paired(challenger: npt.NDArray[np.float64], champion: npt.NDArray[np.float64], remark: str = "") -> Comparison:
