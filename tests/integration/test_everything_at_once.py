@@ -310,7 +310,7 @@ def test_a_worker_node_that_is_taken_away_costs_the_epochs_since_the_newest_chec
     with open(tmp_path / "log.txt", "w") as log:
         launcher = subprocess.Popen(command, cwd=tmp_path, env=variables, stdout=log, stderr=subprocess.STDOUT)
     try:
-        until(lambda: launcher.poll() is not None or len(checkpoints(store)) >= 2, "two checkpoints", 300)
+        until(lambda: launcher.poll() is not None or len(checkpoints(store)) >= 2, "two checkpoints", 600)
         text = (tmp_path / "log.txt").read_text()
         assert launcher.poll() is None, f"it ended before it could be interrupted: {text[-3000:]}"
         lose_node(world.cluster.nodes[-1])
