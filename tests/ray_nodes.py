@@ -44,11 +44,13 @@ class RayCluster:
             role = {"head": True, "temp-dir": self.folder, "port": gcs, "ray-client-server-port": client}
             role |= {"dashboard-host": "127.0.0.1", "dashboard-port": dashboard}
         log, before = self.folder / f"node-{len(self.nodes)}.log", self.alive() if self.nodes else 0
-        node = self.running.enter_context(_node({**role, "num-cpus": cpus}, self.environment, log))
-        self.nodes.append(node)
-        until(lambda: node.poll() is not None or self.alive() > before, log.name, 120)
-        assert node.poll() is None, log.read_text()
-        return node
+        for _ in range(3):  # Ray gives a node 30 s to start, which a busy machine may exceed
+            node = self.running.enter_context(_node({**role, "num-cpus": cpus}, self.environment, log))
+            until(lambda: node.poll() is not None or self.alive() > before, log.name, 120)  # noqa: B023  # called at once
+            if node.poll() is None:
+                self.nodes.append(node)
+                return node
+        raise AssertionError(log.read_text())
 
     def alive(self) -> int:
         """How many nodes the cluster counts."""
