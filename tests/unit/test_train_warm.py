@@ -22,10 +22,11 @@ from components.spectrum.decompose import spectrum
 from components.tracking import Registry, default_tracking_uri
 from components.train import warm
 from components.train.config import TrainConfig
-from components.train.graph import as_arrays
+from components.train.graph import as_arrays, trained_here
 from components.train.loop import SingleProcess, Start, TrainData, build_model, fit
+from components.train.recipe import RecipeData, fit_recipe
 from components.train.workers import pack, unpack
-from tests.behaviour.training import small_config, small_data
+from tests.behaviour.training import SMALL_RECIPE, small_config, small_data
 from tests.planted import World, block_world
 
 PLANTED = block_world(num_blocks=4, users_per_block=20, items_per_block=15, keep=0.9)
@@ -275,3 +276,23 @@ def test_the_file_holds_the_tables_and_what_the_lineage_has_seen(days: Days) -> 
     for name in (warm.LEARNED, warm.CHOSEN):
         assert np.isin(before[name], after[name]).all()
         assert after[name].dtype == np.uint64
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_users_whom_the_stable_split_leaves_nothing_to_train_on_are_no_obstacle(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    pairs = [(user, item) for user in range(120) for item in rng.choice(30, 4, replace=False)]
+    file = tmp_path / "clicks.csv"
+    pd.DataFrame(pairs, columns=["user_id", "item_id"]).to_csv(file, index=False)
+    config = {"source": "files", "interactions": str(file), "k_core": 1, "split": {"method": "stable"}}
+    dataset = Dataset.load(ingest_stage.run(config, str(tmp_path)).path())
+    train, found = dataset.matrix(TRAIN), spectrum(dataset.matrix(TRAIN), 4)
+    without = np.diff(train.indptr) == 0
+    assert without.any()
+    text = rng.normal(size=(150, 8)).astype(np.float32)
+    text[:120][without] = 0.0  # no interaction to summarise
+    modes = found.users.astype(np.float32), found.items.astype(np.float32)
+    data = RecipeData(train, dataset.matrix(VALIDATION), text[:120], text[120:], *modes)
+    fitted = fit_recipe(data, TrainConfig.parse({**SMALL_RECIPE, "max_epochs": 4}, "train"), trained_here())
+    assert np.isfinite(fitted.factual.score(np.arange(120))).all()
+    assert fitted.validation["ensemble"] > 0
