@@ -43,24 +43,25 @@ class RayCluster:
             self.dashboard, self.gcs = f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{gcs}"
             role = {"head": True, "temp-dir": self.folder, "port": gcs, "ray-client-server-port": client}
             role |= {"dashboard-host": "127.0.0.1", "dashboard-port": dashboard}
-        log, before = self.folder / f"node-{len(self.nodes)}.log", self.alive() if self.nodes else 0
+        log, before = self.folder / f"node-{len(self.nodes)}.log", self.alive() if self.nodes else set()
         for _ in range(3):  # Ray gives a node 30 s to start, which a busy machine may exceed
             node = self.running.enter_context(_node({**role, "num-cpus": cpus}, self.environment, log))
-            until(lambda: node.poll() is not None or self.alive() > before, log.name, 120)  # noqa: B023  # called at once
+            until(lambda: node.poll() is not None or bool(self.alive() - before), log.name, 120)  # noqa: B023  # called at once
             if node.poll() is None:
                 self.nodes.append(node)
                 return node
         raise AssertionError(log.read_text())
 
-    def alive(self) -> int:
-        """How many nodes the cluster counts."""
+    def alive(self) -> set[str]:
+        """Ids of the nodes that the cluster takes to be alive; one that is lost is for some seconds more."""
         try:
             found = httpx.get(f"{self.dashboard}/nodes?view=summary", headers=HEADERS, timeout=10)
         except httpx.HTTPError:
-            return 0
+            return set()
         if found.status_code != 200:
-            return 0
-        return sum(node["raylet"].get("state") == "ALIVE" for node in found.json()["data"]["summary"])
+            return set()
+        nodes = [node["raylet"] for node in found.json()["data"]["summary"]]
+        return {str(node["nodeId"]) for node in nodes if node.get("state") == "ALIVE"}
 
 
 @contextmanager
