@@ -62,9 +62,10 @@ manifests: $(VENV)/.installed-dev  ## render what is derived of the Kubernetes m
 venv: $(VENV)/.installed  ## the virtual environment with pinned packages (.venv)
 
 .PHONY: system
-system:  ## system packages that some tests need (redis-server, promtool, chromium)
+system:  ## system packages that some tests need (redis-server, PostgreSQL, promtool, chromium)
 	@missing=""; \
 	command -v redis-server >/dev/null || missing="$$missing redis-server"; \
+	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$$missing postgresql"; \
 	command -v promtool >/dev/null || missing="$$missing prometheus"; \
 	command -v chromium >/dev/null || command -v google-chrome >/dev/null || missing="$$missing chromium"; \
 	if [ -z "$$missing" ]; then exit 0; fi; \

@@ -33,8 +33,8 @@ from components.progress import configure_logging, emit
 MANIFEST = "manifest.json"
 FINGERPRINT_LENGTH = 16  # hex digits: 64 bits, no clash in any history of runs
 
-
 _NULL = "null"
+_WORK = ".work-"
 
 
 class StageConfig(BaseModel):
@@ -188,15 +188,16 @@ class Store:
         return pafs.SubTreeFileSystem(self._remote(*parts), self._fs)
 
     def directory(self, stage: str, name: str) -> Path:
-        """A local directory for `stage` that survives a killed run (checkpoints); created on first use."""
-        return _make_directory(self._work(stage, name))
+        """A local directory for `stage` that survives a killed run, on this machine; created on first use."""
+        return _make_directory((self._cache() if self.is_remote else Path(self._base)) / stage / f"{_WORK}{name}")
 
-    def remove_directory(self, stage: str, name: str) -> None:
-        """Removes what `directory` made, if it is there."""
-        shutil.rmtree(self._work(stage, name), ignore_errors=True)
+    def work(self, stage: str, name: str) -> tuple[pafs.FileSystem, str]:
+        """Where in the store `stage` keeps what survives a killed run and its machine (checkpoints): file system and path."""
+        return self._fs, self._remote(stage, f"{_WORK}{name}")
 
-    def _work(self, stage: str, name: str) -> Path:
-        return (self._cache() if self.is_remote else Path(self._base)) / stage / f".work-{name}"
+    def remove_work(self, stage: str, name: str) -> None:
+        """Removes what lies at `work`, if anything does."""
+        self.remove(f"{stage}/{_WORK}{name}")
 
     def find(self, stage: str, name: str) -> Manifest | None:
         """The committed manifest of one output, or None; a damaged manifest counts as none and is reported."""
@@ -234,6 +235,33 @@ class Store:
         names = sorted(info.base_name for info in found if info.type == pafs.FileType.Directory)
         manifests = [self.find(stage, name) for name in names if not name.startswith(".")]
         return sorted((manifest for manifest in manifests if manifest), key=lambda manifest: manifest.created_at)
+
+    def files(self, *parts: str) -> list[tuple[str, int, datetime]]:
+        """Every file below a place: its path below the root, bytes, time of writing."""
+        place = self._remote(*parts)
+        found = self._fs.get_file_info(pafs.FileSelector(place, recursive=True, allow_not_found=True))
+        base = len(self._remote(""))
+        return [(info.path[base:], info.size, info.mtime) for info in found if info.type == pafs.FileType.File]
+
+    def folders(self, stage: str) -> list[tuple[str, int, datetime]]:
+        """Every folder of a stage, finished or not: its path below the root, bytes, and the time of its newest file."""
+        found: dict[str, tuple[int, datetime]] = {}
+        for path, size, written in self.files(stage):
+            folder = "/".join(path.split("/")[:2])
+            before = found.get(folder, (0, written))
+            found[folder] = (before[0] + size, max(before[1], written))
+        return [(folder, *described) for folder, described in found.items()]
+
+    def remove(self, path: str) -> None:
+        """Removes a file or folder by its path below the root, and this machine's copy; nothing happens if it is not there."""
+        target = self._remote(path)
+        match self._fs.get_file_info(target).type:
+            case pafs.FileType.Directory:
+                self._fs.delete_dir(target)
+            case pafs.FileType.File:
+                self._fs.delete_file(target)
+        if self.is_remote:
+            shutil.rmtree(self._cache() / path, ignore_errors=True)
 
     def discard(self, stage: str, name: str) -> None:
         """Forgets one output: without its manifest it does not exist, and the next run builds it again."""

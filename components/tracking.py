@@ -15,7 +15,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -226,6 +226,22 @@ class Registry:
             self._write_history(client, champions)
             return self._get(client, champions[-1])
 
+    def forget(self, fingerprints: Collection[str]) -> list[ModelVersion]:
+        """Deletes the versions of bundles that are to be removed, those apart that an alias points at; the deleted ones.
+
+        A rollback then passes them over.
+        """
+        if not self._may_exist():
+            return []
+        with self._call() as client:
+            gone = [one for one in self._versions(client) if one.fingerprint in fingerprints and not one.aliases]
+            names = {one.version for one in gone}
+            if gone:
+                self._write_history(client, [version for version in self._history(client) if version not in names])
+            for one in gone:
+                client.delete_model_version(self.model_name, one.version)
+            return gone
+
     @contextmanager
     def _call(self) -> Iterator[Any]:
         """A client, its failures as RegistryError."""
@@ -316,6 +332,21 @@ class Registry:
             token = page.token
             if not token:
                 return sorted(found, key=lambda version: int(version.version), reverse=True)
+
+
+def registered_models(tracking_uri: str) -> list[str]:
+    """Names of all models in a registry; raises RegistryError when it cannot be reached."""
+    registry = Registry(tracking_uri, "")
+    if not registry._may_exist():
+        return []
+    names, token = [], None
+    with registry._call() as client:
+        while True:
+            page = client.search_registered_models(page_token=token)
+            names += [str(model.name) for model in page]
+            token = page.token
+            if not token:
+                return names
 
 
 def _model_version(entry: Any, aliases: Mapping[str, Any]) -> ModelVersion:

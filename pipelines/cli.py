@@ -83,7 +83,14 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
 
 # -- options that several commands have -------------------------------------------------------------------------------------
 
-Preset = Annotated[str, typer.Option("--preset", "-p", help="Settings to begin with: local, gpu, cluster or paper.")]
+Preset = Annotated[
+    str,
+    typer.Option(
+        "--preset",
+        "-p",
+        help="Settings to begin with: local, gpu, cluster, spot, incremental, paper; cluster,spot: one over another.",
+    ),
+]
 Files = Annotated[
     list[Path] | None, typer.Option("--config", "-c", help="Your own settings (YAML); may be repeated, later ones win.")
 ]
@@ -722,6 +729,55 @@ def rollback(preset: Preset = "local", config: Files = None, set_: Sets = None, 
     [dim]cllmr rollback[/dim]
     """
     told_champion(make_console(), registry(load_config(preset, config, set_, storage)).rollback())
+
+
+@command
+def clean(
+    keep: Annotated[int, typer.Option("--keep", min=1, help="Newest models to keep, whatever their age.")] = 5,
+    older_than: Annotated[float, typer.Option("--older-than", min=0, help="Days; whatever is younger is kept.")] = 14,
+    deployed: Annotated[
+        list[Path] | None, typer.Option("--deployed", help="A serve.yaml that is in use: its model is kept; may be repeated.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove it; without, it is only listed.")] = False,
+    preset: Preset = "local",
+    config: Files = None,
+    set_: Sets = None,
+    storage: Storage = None,
+    json_file: JsonFile = None,
+) -> None:
+    """List what earlier runs left that nothing needs any more, or remove it with --yes.
+
+    Kept: champion, challenger and the champion before, the newest models, what any of these was made from, began with or was
+    evaluated with, and whatever is young. With outputs go their rows in the online store and their versions in the registry.
+
+    [dim]cllmr clean
+    cllmr clean --keep 10 --older-than 30 --yes
+    cllmr clean --preset cluster --storage s3://bucket/cllmr --yes[/dim]
+    """
+    from datetime import timedelta
+
+    from rich.filesize import decimal
+
+    from pipelines import retention, summary
+    from pipelines.local import absolute_root
+    from serving.run import read_app_args
+
+    settings = load_config(preset, config, set_, storage)
+    root, tracking_uri = absolute_root(settings.storage_root), registry(settings).tracking_uri
+    in_use = [read_app_args(file)["train"] for file in deployed or []]
+    found = retention.removable(root, settings.stages(), tracking_uri, keep, timedelta(days=older_than), in_use)
+    gone = retention.remove(root, tracking_uri, found) if yes else []
+    out = make_console()
+    if found:
+        out.print(summary.removable_table(found))
+    size = decimal(sum(one.bytes for one in (gone if yes else found)))
+    out.print(
+        f"removed {len(gone)} of {len(found)}, {size}" if yes else f"{len(found)} can go, {size}. next: cllmr clean --yes"
+    )
+    rows = [{"what": one.what, "where": one.where, "bytes": one.bytes, "removed": one in gone} for one in found]
+    write_result(json_file, {"storage_root": root, "removable": rows})
+    if len(gone) < len(found) and yes:
+        raise typer.Exit(1)
 
 
 # -- what commands share ----------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from components.promote.config import PromoteConfig
 from components.serve.config import ServeConfig
 from components.sideinfo.config import SideinfoConfig
 from components.spectrum.config import SpectrumConfig
-from components.train.config import TrainConfig
+from components.train.config import CHAMPION, RegistryConfig, TrainConfig
 from pipelines.cluster_config import ClusterConfig
 from pipelines.placement import PlacementConfig
 
@@ -62,8 +62,13 @@ class PlatformConfig(BaseModel):
     """Kubeflow Pipelines, for what is submitted to it."""
 
     def stages(self) -> dict[str, StageConfig]:
-        """The settings of every stage of the retraining pipeline, by stage name."""
-        return {name: value for name, value in self if isinstance(value, StageConfig) and name != "batch"}
+        """The settings of every stage of the retraining pipeline, by stage name; train knows the registry of promote when it asks
+        for the champion."""
+        found = {name: value for name, value in self if isinstance(value, StageConfig) and name != "batch"}
+        if self.train.warm_start == CHAMPION and self.train.registry is None:
+            where = RegistryConfig(tracking_uri=self.promote.tracking_uri, model_name=self.promote.model_name)
+            found["train"] = self.train.model_copy(update={"registry": where})
+        return found
 
     def batch_of_champion(self) -> BatchConfig:
         """The settings of batch scoring, asking the registry that promote writes to."""
@@ -85,17 +90,19 @@ def load(preset: str = DEFAULT_PRESET, files: Iterable[str | Path] = (), overrid
     """The settings of a run.
 
     Args:
-        preset: name of a file in ``pipelines/presets``.
+        preset: names of files in ``pipelines/presets``, joined by commas: later ones are laid over earlier ones.
         files: the user's own YAML files, each a part of the tree; later ones win.
         overrides: ``"train.max_epochs=5"``: dotted name, value as YAML writes it; later ones win.
 
     Raises:
         ConfigError: an unknown preset or setting (with the closest name), a value that is not allowed, an unreadable file.
     """
-    if preset not in preset_names():
-        raise ConfigError(f"unknown preset '{preset}'.", did_you_mean(preset, preset_names()))
-    text = package_files("pipelines").joinpath("presets", f"{preset}.yaml").read_text(encoding="utf-8")
-    tree = _parse(text, f"preset '{preset}'")
+    tree: dict[str, Any] = {}
+    for name in preset.split(","):
+        if name not in preset_names():
+            raise ConfigError(f"unknown preset '{name}'.", did_you_mean(name, preset_names()))
+        text = package_files("pipelines").joinpath("presets", f"{name}.yaml").read_text(encoding="utf-8")
+        tree = merge(tree, _parse(text, f"preset '{name}'"))
     for file in files:
         tree = merge(tree, read_tree(file))
     for override in overrides:

@@ -92,11 +92,15 @@ def absolute_root(storage_root: str) -> str:
     return storage_root if "://" in storage_root else str(Path(storage_root).expanduser().absolute())
 
 
+def runs_home(storage_root: str) -> Path:
+    """Where the logs of runs lie: below a local storage root, else in this machine's cache."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cllmr"
+    return (home if "://" in storage_root else Path(storage_root)) / "runs"
+
+
 def make_run_directory(storage_root: str) -> Path:
     """A new directory for one run's log; raises StorageError when the place cannot be written."""
-    run_id = f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cllmr"
-    path = (home if "://" in storage_root else Path(storage_root)) / "runs" / run_id
+    path = runs_home(storage_root) / f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     try:
         path.mkdir(parents=True)
     except OSError as error:

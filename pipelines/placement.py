@@ -4,7 +4,9 @@ Under ``cllmr run`` these settings are accepted and have no effect but ``retries
 all of them.
 """
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from components.image import IMAGE
 from components.job import LAUNCH_VARIABLE, RUN_ID_VARIABLE, LaunchConfig
@@ -22,11 +24,19 @@ class TaskPlacement(BaseModel):
     memory_gib: float = Field(default=2.0, gt=0)
     """Memory requested, and the limit, GiB."""
     gpu: int = Field(default=0, ge=0)
-    """Number of accelerators; 0: none."""
+    """Number of accelerators; 0: none. No effect where a Ray job does the work: its template says what it has."""
     gpu_type: str = "nvidia.com/gpu"
     """Resource name of the accelerator, as the cluster's device plugin calls it; no effect when ``gpu`` is 0."""
     retries: int = Field(default=0, ge=0)
     """Further attempts after a failure, with growing pauses; a finished stage is never run twice."""
+    spot: bool = False
+    """Whether the task is sent to nodes that may be taken away (``placement.spot_key``): only with ``retries``."""
+
+    @model_validator(mode="after")
+    def _spot_is_tried_again(self) -> Self:
+        if self.spot and not self.retries:
+            raise ValueError("spot is true and retries is 0: a task on a node that may be taken away must be tried again")
+        return self
 
 
 class HeavyPlacement(TaskPlacement):
@@ -46,6 +56,11 @@ class PlacementConfig(BaseModel):
     run_as_user: int | None = Field(default=None, gt=0)
     """User and group id of every task, as Pod Security "restricted" demands one that is not root; the images' is 10001. None:
     what the image and the cluster say."""
+    spot_key: str = Field(default="cllmr.example.com/capacity", min_length=1)
+    """Label, and key of the taint, of nodes that may be taken away; on GKE cloud.google.com/gke-spot. No effect without a
+    stage's ``spot``."""
+    spot_value: str = Field(default="spot", min_length=1)
+    """Value of both; on GKE "true"."""
     ingest: TaskPlacement = TaskPlacement()
     """Placement of ingest."""
     sideinfo: HeavyPlacement = HeavyPlacement()
@@ -77,15 +92,21 @@ def place(task, config: PlacementConfig):  # type: ignore[no-untyped-def]  # kfp
 
         # with it, kfp drops all capabilities and sets the default seccomp profile
         kubernetes.set_security_context(task, config.run_as_user, config.run_as_user, run_as_non_root=True)
-    if wanted.gpu:
+    launch = wanted.launch if isinstance(wanted, HeavyPlacement) and wanted.launch.backend != "here" else None
+    if wanted.gpu and launch is None:  # a step that waits for a job needs none of what the job has
         from kfp import kubernetes
 
         task.set_accelerator_type(wanted.gpu_type).set_accelerator_limit(wanted.gpu)
         kubernetes.add_toleration(task, key=wanted.gpu_type, operator="Exists", effect="NoSchedule")
+    if wanted.spot:
+        from kfp import kubernetes
+
+        kubernetes.add_node_selector(task, config.spot_key, config.spot_value)
+        kubernetes.add_toleration(task, key=config.spot_key, operator="Equal", value=config.spot_value, effect="NoSchedule")
     if wanted.retries:
         task.set_retry(num_retries=wanted.retries, backoff_duration="30s", backoff_factor=2.0, backoff_max_duration="600s")
-    if isinstance(wanted, HeavyPlacement) and wanted.launch.backend != "here":
-        _launched(task, wanted.launch)
+    if launch is not None:
+        _launched(task, launch)
     # what is done already is known by fingerprint and survives KFP's own cache, which would not see a live champion
     return task.set_caching_options(False)
 

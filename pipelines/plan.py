@@ -17,10 +17,10 @@ import yaml
 from components.artifacts import Manifest, Stage, StageConfig, Store, fingerprint
 from components.errors import ConfigError, did_you_mean
 
-# The outcome of promote depends on the champion at that moment: its fingerprint, and all after it, is known only then.
-DECIDED_AT_RUN_TIME = frozenset({"promote"})
+AFTER_TRAINING = frozenset({"promote", "serve"})
+"""What they do depends on the champion at that moment."""
 # These read or fill what is outside KFP's sight (input files, the feature store, the champion): its cache would be wrong.
-NEVER_CACHED = frozenset({"ingest", "features", "promote", "serve"})
+NEVER_CACHED = frozenset({"ingest", "features", "train", "promote", "serve"})
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def plan(
     for name, parents in pipeline.parents().items():
         inputs = {key: known.get(parent) for key, parent in parents.items()}
         name_of_output = None
-        if name not in DECIDED_AT_RUN_TIME and all(inputs.values()):
+        if not _is_decided_at_run_time(name, configs[name]) and all(inputs.values()):
             name_of_output = fingerprint(stage_of(name), configs[name].identity(), {k: v for k, v in inputs.items() if v})
             known[name] = name_of_output
         done = store.find(name, name_of_output) if name_of_output and name not in rebuilt else None
@@ -181,8 +181,13 @@ def plan(
 
 
 def nothing_to_train(planned: list[PlannedStage]) -> bool:
-    """Whether all that is known ahead of a run is done: only what depends on the champion may be left."""
-    return all(stage.done or stage.fingerprint is None for stage in planned)
+    """Whether all that is known ahead of a run is done: only what follows a finished evaluation may be left."""
+    return all(stage.done or stage.name in AFTER_TRAINING for stage in planned)
+
+
+def _is_decided_at_run_time(name: str, config: StageConfig) -> bool:
+    """Whether a stage's fingerprint, and so that of all after it, depends on the champion at that moment."""
+    return name == "promote" or getattr(config, "warm_start", None) == "champion"
 
 
 def check_order(names: list[str], from_stage: str | None, until: str | None) -> None:
@@ -196,10 +201,18 @@ def check_order(names: list[str], from_stage: str | None, until: str | None) -> 
 
 
 def forget(planned: list[PlannedStage], from_stage: str, storage_root: str) -> None:
-    """Discards what `from_stage` and the stages after it wrote before, for these inputs and settings."""
+    """Discards what `from_stage` and the stages after it wrote before, for these inputs and settings.
+
+    Raises ConfigError where that would be a champion's own output, which another one would then be built instead of.
+    """
     store = Store(storage_root)
     names = [stage.name for stage in planned]
     first = _position(from_stage, names, "--from")
+    if any(stage.name == "train" and stage.fingerprint is None for stage in planned[first:]):
+        raise ConfigError(
+            f"--from {from_stage} with train.warm_start=champion: which training is to be repeated is not known ahead.",
+            "Name what it began with: --set train.warm_start=none, or a fingerprint.",
+        )
     outputs: dict[str, set[str]] = {}  # fingerprints by stage; of a stage decided at run time, all it wrote from these inputs
     for position, stage in enumerate(planned):
         outputs[stage.name] = {stage.fingerprint} if stage.fingerprint else _written_from(store, stage, outputs)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 from rich import box
 from rich.console import Group, RenderableType
+from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from components.tracking import ModelVersion
+    from pipelines.retention import Removable
 
 PACKAGES = ("cllmr-platform", "torch", "ray", "kfp", "feast", "mlflow-skinny", "numpy", "scipy", "sentence-transformers")
 TABLE_METRICS = ("recall@5", "recall@10", "recall@20", "ndcg@5", "ndcg@10", "ndcg@20")
@@ -306,6 +308,16 @@ def versions_table(versions: "Sequence[ModelVersion]") -> RenderableType:
         role = ", ".join(version.aliases) + (" withdrawn" if version.withdrawn_at else "")
         ndcg = version.metrics.get("debiased.ndcg@10")
         table.add_row(version.version, version.fingerprint, role, version.created_at, "" if ndcg is None else f"{ndcg:.4f}")
+    return table
+
+
+def removable_table(found: "Sequence[Removable]") -> Table:
+    """What nothing needs any more, as it was found."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("what", "where", "made", "size"):
+        table.add_column(column, overflow="fold")
+    for one in found:
+        table.add_row(one.what, one.where, one.manifest.created_at if one.manifest else "", decimal(one.bytes))
     return table
 
 

@@ -19,7 +19,9 @@ from serving.scorer import write_golden
 
 def graph_alone(graph: GraphFit) -> FittedRecipe:
     """A recipe that is a graph model with gates, in its own units: nothing is standardised."""
-    return FittedRecipe(graph.factual, graph.counterfactual, graph.item_gate, {}, {"graph": 1.0}, {"graph": 1.0}, {}, {}, {})
+    return FittedRecipe(
+        graph.factual, graph.counterfactual, graph.item_gate, {}, {"graph": 1.0}, {"graph": 1.0}, {}, {}, {}, {}
+    )
 
 
 def graph_tensors(graph: GraphFit) -> dict[str, npt.NDArray[Any]]:
@@ -37,6 +39,7 @@ TINY_GRAPH = GraphFit(
     item_gate=np.array([0.5, 0.25, 0.75, 1.0], dtype=np.float32),
     user_side=np.empty((3, 0), dtype=np.float32),
     item_side=np.empty((4, 0), dtype=np.float32),
+    table=np.empty((0, 2), dtype=np.float32),
     run={},
 )
 TINY_MODEL: dict[str, npt.NDArray[Any]] = {

@@ -131,9 +131,14 @@ def number_and_split(interactions: pd.DataFrame, source: Source, config: IngestC
     users, items = Vocabulary.build(user_ids), Vocabulary.build(item_ids)
     user, item = users.rows(user_ids), items.rows(item_ids)
     times = interactions[TIMESTAMP].to_numpy(np.int64)
-    temporal = config.split.method == "temporal"
-    orders = (times, item) if temporal else (splits.draws(user_ids, item_ids, config.split.seed),)
-    parts = splits.split(user, orders, config.split.ratios)
+    drawn = splits.draws(user_ids, item_ids, config.split.seed)
+    match config.split.method:
+        case "stable":
+            parts = splits.stable(drawn, config.split.ratios)
+        case "temporal":
+            parts = splits.split(user, (times, item), config.split.ratios)
+        case "random":
+            parts = splits.split(user, (drawn,), config.split.ratios)
     table = pd.DataFrame(
         {
             USER_ID: user_ids,

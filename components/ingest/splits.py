@@ -1,4 +1,4 @@
-"""Train, validation and test: a partition of each user's interactions.
+"""Train, validation and test: a partition of the interactions.
 
 The draw of an interaction is a hash of the seed and its two raw ids. So it depends neither on the order of rows nor on other
 users, and an interaction that was held out yesterday is most likely held out today, when a few more have come in.
@@ -65,6 +65,23 @@ def split(
     train = degrees - validation - test
     part = (place >= train[users]).astype(np.int64) + (place >= (train + validation)[users])
     names: npt.NDArray[np.object_] = np.array(SPLITS, dtype=object)[part]
+    return names
+
+
+def stable(drawn: npt.NDArray[np.uint64], ratios: Sequence[float]) -> npt.NDArray[np.object_]:
+    """Assigns each interaction by its own draw alone: it has the same part whatever other interactions there are.
+
+    Args:
+        drawn: see `draws`, (interactions,).
+        ratios: chances of train, validation and test, in any unit.
+
+    Returns:
+        Names of the splits, (interactions,).
+    """
+    # hashed again: the draws of two users differ by a constant, and their parts would go together
+    place = pd.util.hash_array(drawn) / 2.0**64  # in [0, 1)
+    bounds = np.cumsum(ratios)[:-1] / sum(ratios)
+    names: npt.NDArray[np.object_] = np.array(SPLITS, dtype=object)[np.searchsorted(bounds, place, side="right")]
     return names
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import scipy.sparse as sp
 from safetensors.numpy import load_file
 
 from components.artifacts import Manifest, Store
@@ -161,10 +162,11 @@ def compare(metric: str, evaluate: Manifest, champion: ModelVersion, min_common_
     """The debiased score of both on the data that the challenger was evaluated on.
 
     The same data: both evaluations are used as they are. Other data: the champion's bundle is scored again on the
-    challenger's data, over the users that both know; items the champion does not know it cannot recommend.
+    challenger's data, over the users that both know and of whose test interactions the champion has learned none, as another
+    split of growing data lets it; items the champion does not know it cannot recommend.
 
     Raises:
-        CannotCompare: the champion's bundle or the data are gone, or too few users are known to both.
+        CannotCompare: the champion's bundle or the data are gone, or too few users are left.
     """
     own = _per_user(evaluate)
     users, values = own["users"], own[f"{SCORE}.{metric}"]
@@ -174,11 +176,12 @@ def compare(metric: str, evaluate: Manifest, champion: ModelVersion, min_common_
     common = np.isin(users, rescored_users)
     if not common.any() or common.mean() < min_common_users:
         raise CannotCompare(
-            f"it was evaluated on other data and knows {common.mean():.0%} of these users, {min_common_users:.0%} are needed"
+            f"it was evaluated on other data and can be judged for {common.mean():.0%} of these users (the others it does not "
+            f"know, or it has learned from what tests them), {min_common_users:.0%} are needed"
         )
     remark = (
-        f"The champion was evaluated on other data and is scored again on these, over the {int(common.sum())} users both know "
-        f"({common.mean():.0%}); it may have been trained on some of these test interactions."
+        f"The champion was evaluated on other data and is scored again on these, over the {int(common.sum())} users "
+        f"({common.mean():.0%}) whom it knows and of whose test interactions it has learned none."
     )
     return _paired(values[common], rescored[np.isin(rescored_users, users)], remark)
 
@@ -200,7 +203,7 @@ def _compare_evaluations(
 
 
 def _rescore(metric: str, evaluate: Manifest, champion: ModelVersion) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Rows (of the challenger's data) of the evaluated users that the champion knows, and its metric for each."""
+    """Rows (of the challenger's data) of the users the champion can be judged for, and its metric for each."""
     data = Store(evaluate.storage_root).find("ingest", evaluate.parents["ingest"])
     bundle = Store(champion.storage_root).find("train", champion.fingerprint)
     if data is None or bundle is None:
@@ -216,7 +219,11 @@ def _rescore(metric: str, evaluate: Manifest, champion: ModelVersion) -> tuple[n
     theirs = scorer.user_vocabulary.rows(dataset.users["user_id"])  # (num_users,) rows of the champion, UNKNOWN if none
     items = scorer.item_vocabulary.rows(dataset.items["item_id"])
     known_items = np.flatnonzero(items != UNKNOWN)
+    test = dataset.matrix(TEST)
+    own_rows = np.full(len(scorer.item_vocabulary), UNKNOWN)  # of the champion's items in the challenger's data
+    own_rows[items[known_items]] = known_items
     known_users = np.flatnonzero(theirs != UNKNOWN)
+    fair = [not np.isin(own_rows[scorer.seen(theirs[user])], _items(test, user)).any() for user in known_users]
 
     def score(users: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         scores = np.full((len(users), len(items)), -np.inf, dtype=np.float32)
@@ -224,10 +231,15 @@ def _rescore(metric: str, evaluate: Manifest, champion: ModelVersion) -> tuple[n
         return scores
 
     try:
-        ranking = metrics.rank(score, dataset.matrix(TRAIN), dataset.matrix(TEST), users=known_users)
+        ranking = metrics.rank(score, dataset.matrix(TRAIN), test, users=known_users[np.array(fair, dtype=bool)])
     except ValueError:  # nothing to evaluate
-        raise CannotCompare("it was evaluated on other data and knows none of these users") from None
+        raise CannotCompare("it was evaluated on other data and can be judged for none of these users") from None
     return ranking.users, ranking.per_user[metric]
+
+
+def _items(matrix: sp.csr_array, row: int) -> npt.NDArray[np.integer]:
+    columns: npt.NDArray[np.integer] = matrix.indices[matrix.indptr[row] : matrix.indptr[row + 1]]
+    return columns
 
 
 def _paired(challenger: npt.NDArray[np.float64], champion: npt.NDArray[np.float64], remark: str = "") -> Comparison:

@@ -18,7 +18,8 @@ def train(
     """Trains the recommender and writes the model bundle."""
     from components.artifacts import Manifest
     from components.launch import launch
+    from components.train.warm import resolve
 
     inputs = {"ingest": ingest, "features": features}
     parents = {name: Manifest.read(parent.path) for name, parent in inputs.items()}
-    launch("train", config, storage_root, parents).write(manifest.path)
+    launch("train", resolve(config, storage_root, **parents), storage_root, parents).write(manifest.path)

@@ -15,6 +15,16 @@ Grid = Annotated[tuple[NonNegativeFloat, ...], Field(min_length=1)]
 Counts = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
 
 
+NONE, CHAMPION = "none", "champion"  # of `TrainConfig.warm_start`
+
+
+class RegistryConfig(StageConfig):
+    """The model registry in which the champion is looked up; as in the promote stage's settings."""
+
+    tracking_uri: str = ""
+    model_name: str = "cllmr"
+
+
 class RecipeConfig(StageConfig):
     """Which members make the score, and what is tried for each; a tuple is a grid in order, and the search climbs along it."""
 
@@ -75,6 +85,12 @@ class TrainConfig(StageConfig):
     debias_tolerance: NonNegativeFloat = 0.02
     """Share of the best validation NDCG@10 that debiasing may cost: the largest λ within it is served. Validation clicks carry
     the same propensity as training clicks, so some loss on them is what removing it looks like."""
+    warm_start: str = Field(default=NONE, pattern=rf"^({NONE}|{CHAMPION}|[0-9a-f]{{16}})$")
+    """What the graph member begins with: "none", the ID table of the "champion", or that of another output of this stage, by
+    its fingerprint; users and items are joined by id, new ones begin as ever. Other members are fitted anew. Training begins
+    without the champion, and says so, where it has seen interactions that are held out today: see `components.train.warm`."""
+    registry: RegistryConfig | None = None
+    """Where the champion is looked up; the pipeline gives promote's own settings. Not part of the fingerprint."""
     max_failures: NonNegativeInt = 2
     """Workers' deaths after which training goes on from the last checkpoint."""
     use_gpu: bool = False
@@ -94,4 +110,4 @@ class TrainConfig(StageConfig):
 
     def identity(self) -> dict[str, Any]:
         """Everything but placement: the same model on other hardware is the same model."""
-        return self.model_dump(mode="json", exclude={"use_gpu", "cpus_per_worker", "max_failures"})
+        return self.model_dump(mode="json", exclude={"use_gpu", "cpus_per_worker", "max_failures", "registry"})

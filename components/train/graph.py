@@ -39,6 +39,7 @@ def as_arrays(model: CLLMR, state: TrainState) -> GraphFit:
         found.item_gate.numpy(),
         found.user_side.numpy(),
         found.item_side.numpy(),
+        model.backbone.embedding.detach().cpu().numpy(),
         {"curve": state.curve, "best_epoch": state.best_epoch, "epochs": state.epoch},
     )
 

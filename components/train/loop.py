@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,17 @@ class TrainData:
     """Validation interactions, same shape."""
     side: SideInformation | None
     """Side information of all nodes, users first; only the side encoder "none" does without."""
+    start: "Start | None" = None
+    """What part of the ID table begins with; None: all of it is drawn."""
+
+
+class Start(NamedTuple):
+    """Rows of the ID table that are known before training."""
+
+    rows: npt.NDArray[np.int64]
+    """(num_known,), users first."""
+    values: npt.NDArray[np.float32]
+    """(num_known, embedding_dim)."""
 
 
 class Hooks(Protocol):
@@ -67,7 +78,11 @@ def fit(data: TrainData, config: TrainConfig, hooks: Hooks) -> tuple[CLLMR, Trai
     wrapped = hooks.wrap(model)
     optimizer = make_optimizer(model, config)
     sampler = make_sampler(data.train, config)
-    state, best = hooks.restore(model, optimizer) or (TrainState(), _copy(model))
+    restored = hooks.restore(model, optimizer)
+    state, best = restored or (TrainState(), _copy(model))
+    if restored is None and data.start is not None:  # perhaps nothing that training finds is better
+        state.best_recall, ndcg = validate(model, data, hooks)
+        state.curve.append({"epoch": 0, "recall@20": state.best_recall, "ndcg@10": ndcg})
     device = model.backbone.embedding.device
     generator = torch.Generator()
     while state.epoch < config.max_epochs and state.stale < config.patience:
@@ -96,7 +111,7 @@ def fit(data: TrainData, config: TrainConfig, hooks: Hooks) -> tuple[CLLMR, Trai
 
 
 def build_model(data: TrainData, config: TrainConfig) -> CLLMR:
-    """An untrained model for `data`; its side information is left aside where the side encoder is "none".
+    """A model for `data` before training; its side information is left aside where the side encoder is "none".
 
     Raises ConfigError when there is none and the encoder needs it.
     """
@@ -106,7 +121,11 @@ def build_model(data: TrainData, config: TrainConfig) -> CLLMR:
             f"train.model.side_encoder = {config.model.side_encoder!r} needs side information, and there is none.",
             'Give texts and a spectrum, or set it to "none".',
         )
-    return CLLMR(config.model, Graph(*data.train.nonzero(), *data.train.shape), None if bare else data.side)
+    model = CLLMR(config.model, Graph(*data.train.nonzero(), *data.train.shape), None if bare else data.side)
+    if data.start is not None:
+        with torch.no_grad():
+            model.backbone.embedding[torch.from_numpy(data.start.rows)] = torch.from_numpy(data.start.values)
+    return model
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Adam:

@@ -88,6 +88,8 @@ class GraphFit(NamedTuple):
     user_side: FloatMatrix
     """z of the users, (num_users, d), or (num_users, 0) without side encoder."""
     item_side: FloatMatrix
+    table: FloatMatrix
+    """The ID table, (num_users + num_items, embedding_dim), users first: what a later training can begin with."""
     run: Mapping[str, Any]
     """"curve", "best_epoch", "epochs"."""
 
@@ -141,6 +143,8 @@ class FittedRecipe:
     """Of this process by member, tuning included, and of the "counterfactual"."""
     left_out: dict[str, str]
     """Members of the config that these data do without, and why."""
+    graphs: dict[str, GraphFit]
+    """The graph member's models by the name of their run, "factual" and "counterfactual"; empty without that member."""
 
     @property
     def settings(self) -> dict[str, Settings]:
@@ -202,7 +206,11 @@ def fit_recipe(
     task = _Counterfactual(data, config, train_graph, members, weights, factual, on_progress)
     other = _EFFECTS[config.effect](task)
     seconds["counterfactual"] = time.process_time() - start
-    return FittedRecipe(factual, other.scores, other.propensity, members, weights, other.weights, validation, seconds, left_out)
+    fits = {"factual": members, "counterfactual": other.members}
+    graphs = {run: fit["graph"].graph for run, fit in fits.items() if "graph" in fit and fit["graph"].graph is not None}
+    return FittedRecipe(
+        factual, other.scores, other.propensity, members, weights, other.weights, validation, seconds, left_out, graphs
+    )
 
 
 def _join(
@@ -262,7 +270,7 @@ class _Counterfactual:
     @property
     def nothing(self) -> "_Other":
         """No propensity: the factual model."""
-        return _Other(self.factual, self.weights, np.zeros(self.data.train.shape[1], dtype=np.float32))
+        return _Other(self.factual, self.weights, np.zeros(self.data.train.shape[1], dtype=np.float32), {})
 
 
 class _Other(NamedTuple):
@@ -271,6 +279,8 @@ class _Other(NamedTuple):
     scores: LinearScores
     weights: dict[str, float]
     propensity: FloatMatrix
+    members: dict[str, Member]
+    """Those that were fitted for it."""
 
 
 def _gates(task: _Counterfactual) -> _Other:
@@ -281,7 +291,7 @@ def _gates(task: _Counterfactual) -> _Other:
     standards = [Standard.of(member.scores) for member in task.members.values()]
     scores = [graph.counterfactual if name == "graph" else member.scores for name, member in task.members.items()]
     model = joined(scores, list(task.weights.values()), standards)
-    return _Other(_shared_where_equal(model, task.factual), task.weights, graph.item_gate)
+    return _Other(_shared_where_equal(model, task.factual), task.weights, graph.item_gate, {})
 
 
 def _on_taste(task: _Counterfactual) -> _Other:
@@ -301,7 +311,7 @@ def _on_taste(task: _Counterfactual) -> _Other:
     other = _without_propensity(data, found, task.config)
     members = _fit_members(names, other, task.config, task.train_graph, settings, {}, task.on_progress, "counterfactual")
     model, weights = _join(members, data, _of_taste(data), task.weights)
-    return _Other(_shared_where_equal(model, task.factual), weights, found.share.astype(np.float32))
+    return _Other(_shared_where_equal(model, task.factual), weights, found.share.astype(np.float32), members)
 
 
 def _of_taste(data: RecipeData) -> sp.csr_array:

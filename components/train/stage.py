@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from components.train.recipe import FittedRecipe
+    from components.train.workers import Place
 
 STAGE = Stage("train", version=5)
 
 
 def run(config: dict[str, Any], storage_root: str, ingest: Manifest, features: Manifest) -> Manifest:
-    """Fits the recipe and writes `bundle/`, curve.json, training.json and side_representations.safetensors.
+    """Fits the recipe and writes `bundle/`, curve.json, training.json, side_representations.safetensors, and what a later
+    training can begin with (`components.train.warm`). Which output this one begins with has been decided before.
 
     A killed run leaves the graph models' checkpoints; the same call goes on from them and ends with the same bundle.
     """
@@ -29,14 +31,16 @@ def run(config: dict[str, Any], storage_root: str, ingest: Manifest, features: M
     store = Store(storage_root)
 
     def build(out: Path) -> dict[str, Any]:
-        return _build(out, settings, ingest, features, name, store.directory(STAGE.name, name))
+        return _build(out, settings, storage_root, ingest, features, name, store.work(STAGE.name, name))
 
     manifest = run_stage(STAGE, settings, storage_root, parents, build)
-    store.remove_directory(STAGE.name, name)  # only now: until the output is committed, the checkpoints are all there is
+    store.remove_work(STAGE.name, name)  # only now: until the output is committed, the checkpoints are all there is
     return manifest
 
 
-def _build(out: Path, config: TrainConfig, ingest: Manifest, features: Manifest, name: str, work: Path) -> dict[str, Any]:
+def _build(
+    out: Path, config: TrainConfig, storage_root: str, ingest: Manifest, features: Manifest, name: str, work: "Place"
+) -> dict[str, Any]:
     import numpy as np
     from safetensors.numpy import save_file
 
@@ -45,6 +49,7 @@ def _build(out: Path, config: TrainConfig, ingest: Manifest, features: Manifest,
     from components.features.reader import training_features
     from components.ingest.dataset import Dataset
     from components.launch import ray_session
+    from components.train import warm
     from components.train.bundle import header, model_tensors, write_bundle, write_texts
     from components.train.recipe import RecipeData, fit_recipe
     from components.train.strength import choose_strength, strength_curve
@@ -52,13 +57,14 @@ def _build(out: Path, config: TrainConfig, ingest: Manifest, features: Manifest,
 
     dataset = Dataset.load(ingest.path())
     train, validation = dataset.matrix(TRAIN), dataset.matrix(VALIDATION)
+    starts = warm.starts(config, storage_root, dataset)
     with ray_session(num_cpus=config.num_workers, num_gpus=config.num_workers if config.use_gpu else 0):
         inputs = training_features(features)
         from components.train.workers import trained_by_workers
 
         user_text, item_text = (centred_unit_rows(rows) for rows in (inputs.user_embeddings, inputs.item_embeddings))
         data = RecipeData(train, validation, user_text, item_text, inputs.user_spectrum, inputs.item_spectrum)
-        fitted = fit_recipe(data, config, trained_by_workers(work), on_progress=_tell_fits())
+        fitted = fit_recipe(data, config, trained_by_workers(work, starts), on_progress=_tell_fits())
 
     graph = fitted.graph
     vectors = data.item_text if graph is None else graph.items[:, :-1]  # without the mediator's offset
@@ -92,6 +98,9 @@ def _build(out: Path, config: TrainConfig, ingest: Manifest, features: Manifest,
     save_file(
         dict(zip(("users", "items"), map(np.ascontiguousarray, z), strict=True)), out / "side_representations.safetensors"
     )
+    if fitted.graphs:
+        tables = {name: found.table for name, found in fitted.graphs.items()}
+        warm.write(out / warm.WARM_FILE, tables, config, storage_root, dataset)
     run = {"curve": [], "epochs": 0, "best_epoch": 0} if graph is None else graph.run
     write_json(out / "curve.json", run["curve"])
     training = {
@@ -104,13 +113,15 @@ def _build(out: Path, config: TrainConfig, ingest: Manifest, features: Manifest,
         "validation": {METRIC: round(fitted.validation["ensemble"], 6)},
         "epochs": run["epochs"],
         "best_epoch": run["best_epoch"],
+        "warm_start": config.warm_start,
+        "nodes_known_at_start": len(starts["factual"].rows) if "factual" in starts else 0,
         "effect": config.effect,
         "debias_curve": curve,
         "debias_strength": described["debias_strength"],
         "num_workers": config.num_workers,
     }
     write_json(out / "training.json", training)
-    kept = ("validation", "epochs", "best_epoch", "effect", "debias_strength", "num_workers")
+    kept = ("validation", "epochs", "best_epoch", "warm_start", "effect", "debias_strength", "num_workers")
     weights = {f"weight.{member}": weight for member, weight in fitted.weights.items()}
     return {**{key: training[key] for key in kept}, **weights, "embedding_dim": described["embedding_dim"]}
 

@@ -3,8 +3,9 @@
 import json
 import os
 import tempfile
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy.typing as npt
 import ray
 import scipy.sparse as sp
 import torch
+from pyarrow.fs import FileSelector, FileSystem
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, prepare_model
 from safetensors.torch import load_file, save_file
@@ -24,58 +26,69 @@ from components.progress import emit
 from components.train.checkpoint import TrainState, check_checkpoint, load_checkpoint, save_checkpoint
 from components.train.config import TrainConfig
 from components.train.graph import as_arrays, training_data
-from components.train.loop import TrainData, fit
+from components.train.loop import Start, TrainData, fit
 from components.train.recipe import GraphFit, RecipeData, TrainGraph
 
 RESULT = "result.safetensors"
 RUN = "result.json"
 TENSORS = tuple(name for name in GraphFit._fields if name != "run")
 Arrays = dict[str, npt.NDArray[Any]]
+Place = tuple[FileSystem, str]
+"""A file system and a path in it."""
 
 
-def trained_by_workers(work: Path) -> TrainGraph:
-    """Trains on Ray workers, each run with its checkpoints in a directory of its own below `work`."""
+def trained_by_workers(work: Place, starts: Mapping[str, Start]) -> TrainGraph:
+    """Trains on Ray workers, each run with its checkpoints in a directory of its own at `work`.
+
+    Args:
+        work: see `run_workers`.
+        starts: what a run begins with, by its name; a run that has none is a cold start.
+    """
 
     def train(data: RecipeData, config: TrainConfig, run: str) -> GraphFit:
-        checkpoint = run_workers(pack(training_data(data)), config, work / run)
-        tensors = load_file(checkpoint / RESULT)
-        told = json.loads((checkpoint / RUN).read_text(encoding="utf-8"))
+        training = replace(training_data(data), start=starts.get(run))
+        with run_workers(pack(training), config, work, run).as_directory() as directory:
+            tensors = load_file(Path(directory) / RESULT)
+            told = json.loads((Path(directory) / RUN).read_text(encoding="utf-8"))
         return GraphFit(**{name: tensors[name].numpy() for name in TENSORS}, run=told)
 
     return train
 
 
-def run_workers(arrays: Arrays, config: TrainConfig, run_directory: Path) -> Path:
+def run_workers(arrays: Arrays, config: TrainConfig, work: Place, run: str) -> Checkpoint:
     """Trains on `config.num_workers` Ray workers; the same call again goes on from the newest valid checkpoint.
 
     Args:
         arrays: see `pack`.
-        run_directory: where checkpoints live; its name is the run's name.
+        work: where all nodes of the Ray cluster can write: checkpoints live there.
+        run: the run's name.
 
     Returns:
-        Directory of the last checkpoint, which also holds the result (`RESULT` and `RUN`).
+        The last checkpoint, which also holds the result (`RESULT` and `RUN`).
     """
+    filesystem, path = work
     trainer = TorchTrainer(
         _worker,
         train_loop_config={
             "arrays": ray.put(arrays),
             "config": config.model_dump(mode="json"),
             "environment": _inherited(),
-            "run": run_directory.name,
+            "run": run,
         },
         scaling_config=ScalingConfig(
             num_workers=config.num_workers, use_gpu=config.use_gpu, resources_per_worker=_resources(config)
         ),
         run_config=RunConfig(
-            name=run_directory.name,
-            storage_path=str(run_directory.parent.absolute()),
+            name=run,
+            storage_path=path,
+            storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=config.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=3),
         ),
     )
-    checkpoint = trainer.fit().checkpoint
+    checkpoint: Checkpoint | None = trainer.fit().checkpoint
     assert checkpoint is not None, "every run ends with a checkpoint that holds its result"
-    return Path(checkpoint.path)
+    return checkpoint
 
 
 def pack(data: TrainData) -> Arrays:
@@ -85,6 +98,8 @@ def pack(data: TrainData) -> Arrays:
         arrays[f"{name}_indptr"], arrays[f"{name}_indices"] = matrix.indptr, matrix.indices
     if data.side is not None:
         arrays["text"], arrays["spectrum"] = data.side.text.numpy(), data.side.spectrum.numpy()
+    if data.start is not None:
+        arrays["start_rows"], arrays["start_values"] = data.start
     return arrays
 
 
@@ -98,7 +113,8 @@ def unpack(arrays: Arrays) -> TrainData:
     side = None
     if "text" in arrays:
         side = SideInformation(*(torch.from_numpy(arrays[name].copy()) for name in ("text", "spectrum")))
-    return TrainData(matrix("train"), matrix("held_out"), side)
+    start = Start(arrays["start_rows"].copy(), arrays["start_values"].copy()) if "start_rows" in arrays else None
+    return TrainData(matrix("train"), matrix("held_out"), side, start)
 
 
 class RayHooks:
@@ -115,24 +131,26 @@ class RayHooks:
         return wrapped
 
     def restore(self, model: CLLMR, optimizer: torch.optim.Optimizer) -> tuple[TrainState, dict[str, Tensor]] | None:
-        for path in self._checkpoints():
-            try:
-                check_checkpoint(path)
-            except ArtifactError as error:
-                emit("checkpoint refused", stage="train", path=str(path), reason=error.message)
-                continue
-            return load_checkpoint(path, model, optimizer)
+        for checkpoint in self._checkpoints():
+            with checkpoint.as_directory() as directory:
+                try:
+                    check_checkpoint(Path(directory))
+                except ArtifactError as error:
+                    emit("checkpoint refused", stage="train", path=checkpoint.path, reason=error.message)
+                    continue
+                return load_checkpoint(Path(directory), model, optimizer)
         return None
 
-    def _checkpoints(self) -> Iterator[Path]:
+    def _checkpoints(self) -> Iterator[Checkpoint]:
         """Checkpoints of this run, newest first."""
         newest = ray.train.get_checkpoint()
         if newest is None:
             return
-        with newest.as_directory() as directory:
-            yield Path(directory)
-        older = sorted(Path(newest.path).parent.glob("checkpoint_*"), key=lambda path: path.stat().st_mtime, reverse=True)
-        yield from (path for path in older if path != Path(newest.path))
+        yield newest
+        beside = newest.filesystem.get_file_info(FileSelector(str(PurePosixPath(newest.path).parent)))
+        # their names are times
+        names = sorted((info.path for info in beside if info.base_name.startswith("checkpoint_2")), reverse=True)
+        yield from (Checkpoint(path, newest.filesystem) for path in names if path != newest.path)
 
     def save(
         self,

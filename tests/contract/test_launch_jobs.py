@@ -3,11 +3,8 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,84 +19,18 @@ from components.launch import launch
 from components.sideinfo import encoder
 from components.spectrum.stage import run as run_spectrum
 from tests.contract.test_train_run import CONFIG, WAIT, HashEncoder, Run
+from tests.ray_nodes import HEADERS, REPOSITORY, TOKEN, ray_cluster
 from tests.sideinfo_parents import SMALL, write_ingest
+from tests.stores import free_ports, until
 
-REPOSITORY = Path(__file__).parents[2]
-TOKEN = "0123456789abcdef0123456789abcdef"
 pytestmark = pytest.mark.ray
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
-    """The address of a Ray cluster of one node that asks for a token; ended with all its processes."""
-    gcs, dashboard, client, agent, agent_grpc, manager, objects, metrics = free_ports(8)
-    ports = {
-        "port": gcs,
-        "dashboard-port": dashboard,
-        "ray-client-server-port": client,
-        "dashboard-agent-listen-port": agent,
-        "dashboard-agent-grpc-port": agent_grpc,
-        "node-manager-port": manager,
-        "object-manager-port": objects,
-        "metrics-export-port": metrics,
-    }
-    options = [f"--{name}={port}" for name, port in ports.items()]
-    with tempfile.TemporaryDirectory(prefix="ray-") as folder, open(Path(folder) / "head.log", "w") as log:
-        head = subprocess.Popen(
-            [
-                str(Path(sys.executable).parent / "ray"),
-                *("start", "--head", "--block", "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1"),
-                *("--num-cpus=2", f"--object-store-memory={100 * 2**20}", f"--temp-dir={folder}", "--disable-usage-stats"),
-                *options,
-            ],
-            cwd=REPOSITORY,
-            env={
-                **{name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "CLLMR_"))},
-                "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-                "PYTHONPATH": str(REPOSITORY),
-                "RAY_AUTH_MODE": "token",
-                "RAY_AUTH_TOKEN": TOKEN,
-            },
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        address = f"http://127.0.0.1:{dashboard}"
-        try:
-            wait_for(lambda: answers(address) or head.poll() is not None, 60)
-            assert head.poll() is None, (Path(folder) / "head.log").read_text()
-            yield address
-        finally:
-            head.terminate()
-            try:
-                head.wait(20)
-            except subprocess.TimeoutExpired:
-                os.killpg(head.pid, signal.SIGKILL)
-                head.wait()
-
-
-def answers(address: str) -> bool:
-    try:
-        return httpx.get(f"{address}/api/version", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200
-    except httpx.HTTPError:
-        return False
-
-
-def wait_for(condition: Any, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.1)
+    """The address of a Ray cluster of one node that asks for a token."""
+    with ray_cluster(cpus=(2,)) as running:
+        yield running.dashboard
 
 
 # Ray reads its token once, when it is imported: every launcher is a process of its own.
@@ -163,7 +94,7 @@ def start_stage(
 
 def jobs(cluster: str, run: str) -> dict[str, str]:
     """Status by id, of the jobs of one run."""
-    listed = httpx.get(f"{cluster}/api/jobs/", headers={"Authorization": f"Bearer {TOKEN}"}).json()
+    listed = httpx.get(f"{cluster}/api/jobs/", headers=HEADERS).json()
     return {job["submission_id"]: job["status"] for job in listed if (job["metadata"] or {}).get("run") == run}
 
 
@@ -217,7 +148,7 @@ def test_a_job_that_never_ends_is_stopped_at_its_limit(cluster: str, ingest: Man
 def test_a_launcher_killed_and_started_again_finds_its_job_and_sigterm_stops_it(cluster: str, ingest: Manifest) -> None:
     endless = {"entrypoint": "echo epoch 1; sleep 600"}
     first = start(cluster, ingest, "killed", **endless)
-    wait_for(lambda: "RUNNING" in jobs(cluster, "killed").values(), 60)
+    until(lambda: "RUNNING" in jobs(cluster, "killed").values(), "the job to run")
     first.kill()
     first.communicate()
     second = start(cluster, ingest, "killed", **endless)

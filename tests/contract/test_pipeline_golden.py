@@ -86,6 +86,24 @@ def test_a_gpu_is_asked_for_with_the_toleration_that_its_node_needs() -> None:
     assert "exec-ingest" not in settings
 
 
+def test_spot_nodes_are_for_steps_that_are_tried_again_and_not_for_those_that_wait_or_decide() -> None:
+    pipeline = compiled("cluster,spot")
+    assert pipeline.platforms is not None
+    settings = pipeline.platforms["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    label = {"cllmr.example.com/capacity": "spot"}
+    sent = {name.removeprefix("exec-") for name, one in settings.items() if one.get("nodeSelector", {}).get("labels") == label}
+    assert sent == {"ingest", "spectrum", "features", "evaluate"}
+    taint = {"effect": "NoSchedule", "key": "cllmr.example.com/capacity", "operator": "Equal", "value": "spot"}
+    assert {name.removeprefix("exec-") for name, one in settings.items() if taint in one.get("tolerations", [])} == sent
+    tasks = pipeline.spec["root"]["dag"]["tasks"]
+    assert {tasks[name]["retryPolicy"]["maxRetryCount"] for name in [*sent, "sideinfo", "train"]} == {6}
+
+
+def test_a_step_that_waits_for_a_ray_job_asks_for_none_of_its_gpus() -> None:
+    assert "accelerator" in executors(compiled("gpu"))["train"]["resources"]
+    assert "accelerator" not in executors(compiled("cluster,gpu"))["train"]["resources"]
+
+
 def test_a_task_whose_work_a_rayjob_does_knows_its_run_its_pod_and_the_templates() -> None:
     pipeline = compiled("cluster")
     assert pipeline.platforms is not None

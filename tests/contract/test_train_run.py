@@ -6,6 +6,7 @@ of its own, as under a pipeline, so that it can be killed as one is.
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -106,8 +107,8 @@ class Run:
         features.write(self.root / "features.json")
         return self
 
-    def start(self) -> "Run":
-        arguments = [json.dumps(CONFIG), str(self.root / "store")]
+    def start(self, config: dict[str, Any] = CONFIG) -> "Run":
+        arguments = [json.dumps(config), str(self.root / "store")]
         arguments += [str(self.root / f"{name}.json") for name in ("ingest", "features", "train")]
         environment = {**os.environ, "CLLMR_EVENTS": str(self.root / "events.jsonl"), "OMP_NUM_THREADS": "1"}
         with open(self.root / "log.txt", "ab") as log:
@@ -220,6 +221,22 @@ def test_nothing_but_the_artifact_is_left_of_a_finished_run(unbroken: tuple[Mani
     manifest, _ = unbroken
     below = Path(manifest.storage_root) / "train"
     assert [path.name for path in below.iterdir()] == [manifest.fingerprint]
+
+
+def test_a_training_that_begins_with_another_ones_table_begins_where_that_one_was_best(
+    unbroken: tuple[Manifest, list[int]], tmp_path: Path
+) -> None:
+    cold, _ = unbroken
+    shutil.copytree(Path(cold.storage_root).parent, tmp_path / "run")
+    config = {**CONFIG, "warm_start": cold.fingerprint, "max_epochs": 2}
+    warm = Run(tmp_path / "run").start(config).finish()
+    assert (warm.config["warm_start"], warm.facts["warm_start"]) == (cold.fingerprint, cold.fingerprint)
+    assert json.loads((warm.path() / "training.json").read_text())["nodes_known_at_start"] == 36 + 45
+    before, after = (json.loads((one.path() / "curve.json").read_text()) for one in (cold, warm))
+    assert [point["epoch"] for point in after] == [0, 1, 2]
+    assert after[0]["recall@20"] == max(point["recall@20"] for point in before)
+    assert warm.facts["validation"]["ndcg@10"] > 0
+    assert cold.facts["warm_start"] == "none"
 
 
 def test_a_run_whose_worker_is_killed_ends_with_the_same_bundle(unbroken: tuple[Manifest, list[int]], prepared: Run) -> None:

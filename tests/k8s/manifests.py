@@ -4,6 +4,7 @@ import copy
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -208,6 +209,40 @@ def declared_secrets() -> dict[str, Object]:
     """The Secrets that somebody has to make, by name, with their keys."""
     documents = load((K8S / "secrets.example.yaml").read_text(encoding="utf-8"))
     return {item["metadata"]["name"]: item["stringData"] for item in documents}
+
+
+def config_of(objects: list[Object], name: str, key: str) -> str:
+    """A file of a ConfigMap, whose name may carry a hash."""
+    (found,) = [
+        item["data"][key]
+        for item in objects
+        if item["kind"] == "ConfigMap" and item["metadata"]["name"].startswith(name) and key in item["data"]
+    ]
+    return str(found)
+
+
+def redis_config(objects: list[Object], directory: Path, password: str) -> str:
+    """The feature store's redis.conf with its folders here; writes the password's file beside it."""
+    auth = declared_secrets()["feature-redis"]["auth.conf"].replace("REPLACE-ME", password)
+    (directory / "auth.conf").write_text(auth, encoding="utf-8")
+    config = config_of(objects, "feature-redis", "redis.conf")
+    for there, here in (("/etc/redis-auth/", f"{directory}/"), ("dir /data", f"dir {directory}")):
+        assert there in config
+        config = config.replace(there, here)
+    return config
+
+
+def job_command(objects: list[Object], container: str, store_file: Path, settings: Path | None = None) -> list[str]:
+    """The command of a container of the job `materialise`, with its program and its paths here."""
+    pod = named(objects, "CronJob", "materialise")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    (found,) = [one for one in [*pod["initContainers"], *pod["containers"]] if one["name"] == container]
+    program, *arguments = (str(part) for part in found["command"])
+    here = {
+        "/app/feature_repo": str(REPOSITORY / "feature_repo"),
+        "/etc/feast/feature_store.yaml": str(store_file),
+        "/etc/cllmr/settings.yaml": str(settings),
+    }
+    return [str(Path(sys.executable).with_name(program)), *(here.get(part, part) for part in arguments)]
 
 
 def crd_directory() -> Path | None:

@@ -95,6 +95,7 @@ HEAD, WORKER = "RayService/serving head", "RayService/serving worker replicas"
 TRAIN_HEAD, TRAIN_WORKER, SUBMITTER = "RayJob/train head", "RayJob/train worker workers", "RayJob/train submitter"
 GCS, FEATURES, POSTGRES = "StatefulSet/gcs-redis", "StatefulSet/feature-redis", "StatefulSet/postgres"
 MLFLOW, MATERIALISE, BACKUP = "Deployment/mlflow", "CronJob/materialise", "CronJob/postgres-backup"
+CLEAN = "CronJob/clean"
 STEP = "pipeline step"
 
 FLOWS = [
@@ -131,6 +132,9 @@ FLOWS = [
     (MATERIALISE, POSTGRES, 5432),
     (MATERIALISE, "object store", 443),
     (BACKUP, POSTGRES, 5432),
+    (CLEAN, FEATURES, 6379),
+    (CLEAN, MLFLOW, 5000),
+    (CLEAN, "object store", 443),
 ]
 
 CLOSED = [
@@ -142,6 +146,8 @@ CLOSED = [
     ("gateway", TRAIN_HEAD, 8000),
     ("stranger", FEATURES, 6379),
     ("stranger", POSTGRES, 5432),
+    (CLEAN, POSTGRES, 5432),
+    (CLEAN, "api server", 443),
     (WORKER, GCS, 6379),
     (WORKER, POSTGRES, 5432),
     (WORKER, "api server", 443),

@@ -19,6 +19,7 @@ from tests.k8s.rules import (
 pytestmark = needs_kubectl
 
 ALL_PODS = {
+    "CronJob/clean",
     "CronJob/materialise",
     "CronJob/postgres-backup",
     "Deployment/mlflow",

@@ -42,7 +42,7 @@ def worker_container(objects: list[Object]) -> Object:
     ("change", "told"),
     [
         (without("ServiceAccount", "serving"), "worker replicas: no ServiceAccount serving"),
-        (without("PersistentVolumeClaim", "training-work"), "RayJob/train head: no PersistentVolumeClaim training-work"),
+        (without("PersistentVolumeClaim", "models"), "RayJob/sideinfo head: no PersistentVolumeClaim models"),
         (without("PriorityClass", "cllmr-serving"), "no PriorityClass cllmr-serving"),
         (without("Service", "gcs-redis"), "RayService/serving: no Service gcs-redis 6379"),
         (without("Service", "mlflow"), "no Service mlflow 5000"),

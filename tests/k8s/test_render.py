@@ -27,6 +27,7 @@ from tests.k8s.manifests import (
     needs_kubectl,
     of_kind,
     overlay,
+    pods,
     ray_cluster,
     render,
     title,
@@ -55,7 +56,7 @@ def test_an_overlay_is_its_golden_file(name: str) -> None:
     )
 
 
-@pytest.mark.parametrize("component", ["gpu", "kueue", "mtls"])
+@pytest.mark.parametrize("component", ["gpu", "kueue", "mtls", "spot"])
 def test_a_component_renders_alone_on_the_base(tmp_path: Path, component: str) -> None:
     top = with_component(tmp_path, component)
     assert len(yaml.safe_dump_all(top)) > len(yaml.safe_dump_all(render("base")))
@@ -68,7 +69,8 @@ def with_component(directory: Path, component: str) -> list[Object]:
     base = os.path.relpath(K8S, target.resolve())
     own = [(K8S / "rayjobs" / f"{name}.yaml").read_text(encoding="utf-8") for name in ("train", "sideinfo")]
     (target / "jobs.yaml").write_text("---\n".join(own))
-    parts = {"resources": [f"{base}/base", "jobs.yaml"], "components": [f"{base}/components/{component}"]}
+    components = ["gpu", "spot"] if component == "spot" else [component]  # it extends what the other has put there
+    parts = {"resources": [f"{base}/base", "jobs.yaml"], "components": [f"{base}/components/{one}" for one in components]}
     (target / "kustomization.yaml").write_text(yaml.safe_dump(parts))
     return load(build(target))
 
@@ -76,6 +78,15 @@ def with_component(directory: Path, component: str) -> list[Object]:
 def test_mtls_reaches_every_ray_cluster(tmp_path: Path) -> None:
     clusters = [ray_cluster(item) for item in of_kind(with_component(tmp_path, "mtls"), *RAY_KINDS)]
     assert [cluster["tlsOptions"] for cluster in clusters] == [{"enabled": True}] * 3
+
+
+def test_spot_nodes_are_for_workers_that_resume_and_for_nobody_else(tmp_path: Path) -> None:
+    objects = with_component(tmp_path, "spot")
+    spot = {"key": "cllmr.example.com/capacity", "operator": "Equal", "value": "spot", "effect": "NoSchedule"}
+    tolerant = {pod.owner for pod in pods(objects) if spot in pod.spec.get("tolerations", [])}
+    sent = {pod.owner for pod in pods(objects) if pod.spec.get("nodeSelector", {}).get("cllmr.example.com/capacity") == "spot"}
+    assert tolerant == sent == {"RayJob/train worker workers", "RayJob/sideinfo worker workers"}
+    assert {job["spec"]["backoffLimit"] for job in of_kind(objects, "RayJob")} == {6}
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
@@ -147,7 +158,7 @@ def schemas() -> dict[tuple[str, str], crds.Schema]:
     return crds.schemas(directory)
 
 
-@pytest.mark.parametrize("name", [*OVERLAYS, "mtls"])
+@pytest.mark.parametrize("name", [*OVERLAYS, "mtls", "spot"])
 def test_custom_resources_fit_their_schemas(tmp_path: Path, schemas: dict[Any, crds.Schema], name: str) -> None:
     objects = overlay(name) if name in OVERLAYS else with_component(tmp_path, name)
     custom = [item for item in objects if is_custom(item)]

@@ -51,7 +51,10 @@ def test_the_help_of_every_command_shows_an_example(name: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["run", "--preset", "locl"], ["unknown preset 'locl'. Did you mean 'local'? Allowed: cluster, gpu, local, paper."]),
+        (
+            ["run", "--preset", "locl"],
+            ["unknown preset 'locl'. Did you mean 'local'? Allowed: cluster, gpu, incremental, local, paper, spot."],
+        ),
         (["run", "--set", "train.max_epoch=5"], ["unknown setting 'train.max_epoch'. Did you mean 'max_epochs'?"]),
         (["run", "--set", "train.max_epochs=-1"], ["setting 'train.max_epochs' = -1: Input should be greater than 0."]),
         (["compile", "--set", "train"], ["'train' is not a setting. Write --set name=value"]),

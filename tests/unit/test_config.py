@@ -26,7 +26,7 @@ def test_every_preset_is_valid_and_a_small_difference(preset: str) -> None:
 
 
 def test_the_presets_are_those_that_the_help_names() -> None:
-    assert preset_names() == ["cluster", "gpu", "local", "paper"]
+    assert preset_names() == ["cluster", "gpu", "incremental", "local", "paper", "spot"]
 
 
 def test_own_file_wins_over_the_preset_and_set_over_both_and_later_over_earlier(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_a_wrong_override_is_named_with_what_is_allowed(overrides: list[str], me
 
 def test_an_unknown_preset_is_named_with_the_closest_one() -> None:
     with pytest.raises(
-        ConfigError, match=r"unknown preset 'clutser'\. Did you mean 'cluster'\? Allowed: cluster, gpu, local, paper"
+        ConfigError, match=r"unknown preset 'clutser'\. Did you mean 'cluster'\? Allowed: cluster, gpu, incremental, local, "
     ):
         load("clutser")
 
@@ -167,3 +167,32 @@ def _difference(one: Any, other: Any) -> Any:
 
 def _leaves(tree: Any) -> list[Any]:
     return [leaf for value in tree.values() for leaf in _leaves(value)] if isinstance(tree, dict) else [tree]
+
+
+def test_several_presets_are_laid_over_each_other_in_order() -> None:
+    both = load("cluster,spot")
+    assert both.placement.run_as_user == load("cluster").placement.run_as_user
+    assert (both.placement.ingest.cpu, both.placement.ingest.spot) == (load("cluster").placement.ingest.cpu, True)
+    assert both.placement.train.launch.backend == "rayjob"
+    with pytest.raises(ConfigError, match=r"unknown preset 'spto'\. Did you mean 'spot'\?"):
+        load("cluster,spto")
+
+
+def test_placement_presets_change_no_output() -> None:
+    def outputs(config: PlatformConfig) -> dict[str, Any]:
+        return {name: stage.identity() for name, stage in config.stages().items() if name not in ("ingest", "sideinfo")}
+
+    assert outputs(load("cluster,spot")) == outputs(load("cluster"))
+
+
+def test_a_task_on_a_spot_node_must_be_tried_again() -> None:
+    with pytest.raises(ConfigError, match=r"spot is true and retries is 0: a task on a node that may be taken away must be"):
+        load(overrides=["placement.ingest.spot=true"])
+
+
+def test_train_looks_for_the_champion_where_promote_puts_it() -> None:
+    settings = load("incremental", overrides=["promote.tracking_uri=http://mlflow:5000", "promote.model_name=books"])
+    train: Any = settings.stages()["train"]
+    assert (train.registry.tracking_uri, train.registry.model_name) == ("http://mlflow:5000", "books")
+    cold: Any = load().stages()["train"]
+    assert cold.registry is None

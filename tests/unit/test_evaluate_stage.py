@@ -97,6 +97,7 @@ def train(root: str, data: Manifest, num_items: int = NUM_ITEMS, profile: str = 
             item_gate=np.where(np.arange(num_items) < num_items / 2, 0.9, 0.5).astype(np.float32),
             user_side=np.empty((NUM_USERS, 0), dtype=np.float32),
             item_side=np.empty((num_items, 0), dtype=np.float32),
+            table=np.empty((0, 2), dtype=np.float32),
             run={},
         )
         model = {

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.ids import SPLITS, TEST, TRAIN, VALIDATION
-from components.ingest.splits import draws, held_out_counts, split
+from components.ingest.splits import draws, held_out_counts, split, stable
 
 RATIOS = (3.0, 1.0, 1.0)
 
@@ -114,3 +114,30 @@ def test_held_out_items_are_drawn_evenly(seed):
     assert tested.sum() == 400
     assert tested.min() > 15
     assert tested.max() < 65
+
+
+def stable_parts(users: np.ndarray, items: np.ndarray, ratios: tuple[float, ...] = RATIOS) -> np.ndarray:
+    texts = [np.array([str(number) for number in numbers], dtype=object) for numbers in (users, items)]
+    return stable(draws(*texts, seed=1), ratios)
+
+
+def test_a_stable_split_gives_an_interaction_the_same_part_whatever_else_there_is():
+    users, items = np.divmod(np.arange(4000), 50)
+    some = np.random.default_rng(0).choice(4000, 700, replace=False)
+    np.testing.assert_array_equal(stable_parts(users, items)[some], stable_parts(users[some], items[some]))
+
+
+def test_a_stable_split_has_the_ratios_as_chances_and_users_are_divided_independently():
+    users, items = np.divmod(np.arange(60_000), 200)
+    parts = stable_parts(users, items)
+    for name, share in ((TRAIN, 0.6), (VALIDATION, 0.2), (TEST, 0.2)):
+        # five standard deviations of a share of 60,000 draws
+        assert (parts == name).mean() == pytest.approx(share, abs=5 * 0.5 / 60_000**0.5)
+    trained = (parts == TRAIN).reshape(300, 200).astype(float)
+    alike = np.corrcoef(trained)[np.triu_indices(300, 1)]
+    assert abs(alike).max() < 0.45  # of 44,850 pairs with a standard deviation of 0.07: six of them
+
+
+def test_a_stable_split_without_a_share_for_validation_has_none():
+    users, items = np.divmod(np.arange(1000), 50)
+    assert set(stable_parts(users, items, (1.0, 0.0, 1.0))) == {TRAIN, TEST}

@@ -14,6 +14,7 @@ from components.artifacts import Manifest, Stage, StageConfig, Store, run_stage,
 from components.errors import ConfigError
 from components.promote import stage
 from components.tracking import Registry, RegistryError
+from pipelines.config import load
 from serving.scorer import models_of
 from tests.bundles import TINY_MODEL, write_bundle
 
@@ -288,36 +289,47 @@ def test_a_champion_of_other_data_is_scored_again_on_these_over_the_users_both_k
     old_data = ingest(root, USERS, ITEMS, [("ann", "i0", "train")])
     champion = train(root, "champion")
     stage.run({}, root, champion, evaluate(root, champion, 0.9, data=old_data))
-    # ann: i0 is masked, her test item i2 comes first: NDCG 1. bob: i2 is masked, i1 first: NDCG 1. dan is new.
+    # ann: i0 is masked, her test item i2 comes first: NDCG 1. bob: the champion was trained on i1, so he says nothing of it.
+    # cat: m = (4, 4, 4, 0), m* = 3: i2 comes first: NDCG 1. dan is new.
     # The new item i9 comes before all others by row; the champion does not know it and cannot recommend it.
     triples = [
         ("ann", "i0", "train"),
         ("ann", "i2", "test"),
         ("bob", "i2", "train"),
         ("bob", "i1", "test"),
+        ("cat", "i2", "test"),
         ("dan", "i9", "test"),
     ]
-    new_data = ingest(root, ["ann", "bob", "dan"], ["i9", *ITEMS], triples)
+    new_data = ingest(root, ["ann", "bob", "cat", "dan"], ["i9", *ITEMS], triples)
     challenger = train(root, "challenger")
-    outcome = verdict(stage.run({}, root, challenger, evaluate(root, challenger, [0.8, 0.6, 1.0], data=new_data)))
+    outcome = verdict(stage.run({}, root, challenger, evaluate(root, challenger, [0.8, 0.1, 0.6, 1.0], data=new_data)))
     assert outcome["verdict"] == "kept"
     entry = reason(outcome, "not worse than the champion")
     assert entry["champion"] == pytest.approx(1.0)
-    assert entry["challenger"] == pytest.approx(0.7)  # of ann and bob, not of dan
-    assert "scored again on these, over the 2 users both know (67%)" in entry["text"]
-    assert "it may have been trained on some of these test interactions" in entry["text"]
+    assert entry["challenger"] == pytest.approx(0.7)  # of ann and cat
+    assert "is scored again on these, over the 2 users (50%) whom it knows and of whose test interactions" in entry["text"]
+
+
+@pytest.mark.parametrize("ndcg", [0.1999, 0.15])
+def test_under_the_incremental_preset_no_challenger_that_ranks_worse_replaces_the_champion(root, registry, ndcg):
+    settings = load("incremental").promote.model_dump()
+    first = promote(root, "old", 0.2, settings)["challenger"]
+    outcome = promote(root, "new", ndcg, settings)
+    assert (outcome["verdict"], registry.champion().fingerprint) == ("kept", first)
+    assert promote(root, "equal", 0.2, settings)["verdict"] == "promoted"
 
 
 def test_data_with_too_few_known_users_are_not_compared_and_the_verdict_says_so(root):
     champion = train(root, "champion")
     stage.run({}, root, champion, evaluate(root, champion, 0.9, data=ingest(root, USERS, ITEMS, [])))
-    triples = [(user, "i0", "test") for user in ("ann", "dan", "eve")]
+    triples = [(user, "i1", "test") for user in ("ann", "dan", "eve")]
     new_data = ingest(root, ["ann", "dan", "eve"], ITEMS, triples)
     challenger = train(root, "challenger")
     outcome = verdict(stage.run({}, root, challenger, evaluate(root, challenger, [0.2, 0.2, 0.2], data=new_data)))
     assert outcome["verdict"] == "promoted"
     assert reason(outcome, "not worse than the champion")["text"] == (
-        "Not compared with champion version 1: it was evaluated on other data and knows 33% of these users, 50% are needed."
+        "Not compared with champion version 1: it was evaluated on other data and can be judged for 33% of these users (the "
+        "others it does not know, or it has learned from what tests them), 50% are needed."
     )
 
 
@@ -325,7 +337,7 @@ def test_a_champion_whose_bundle_is_gone_is_not_compared_on_other_data(root):
     champion = train(root, "champion")
     stage.run({}, root, champion, evaluate(root, champion, 0.9, data=ingest(root, USERS, ITEMS, [])))
     shutil.rmtree(champion.uri)
-    new_data = ingest(root, USERS, ITEMS, [("ann", "i0", "test")])
+    new_data = ingest(root, USERS, ITEMS, [("ann", "i1", "test")])
     challenger = train(root, "challenger")
     outcome = verdict(stage.run({}, root, challenger, evaluate(root, challenger, [0.2], data=new_data)))
     assert "its bundle is no longer in the store" in reason(outcome, "not worse than the champion")["text"]

@@ -1,0 +1,186 @@
+"""Which outputs of earlier runs are kept, and the removal of the others.
+
+Kept is whatever is younger than a limit; the newest models; every model that an alias of the registry points at (champion,
+challenger, previous), under whatever name, or that an endpoint is configured with; and what any of these was made from, began
+with, or was evaluated and served with. Answers of an LLM are kept while a kept output was made with that model's answers. A
+manifest goes before its data and a marker before its shard, so that what a broken-off removal leaves does not exist for a run,
+and the next removal takes the rest.
+"""
+
+import json
+import shutil
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from components.artifacts import Manifest, Store
+from components.errors import UserError
+from components.launch import NOTES
+from components.progress import emit
+from pipelines.local import runs_home
+
+ANSWERS = "answers"
+AFTER_TRAIN = ("evaluate", "promote", "serve")
+"""Stages whose outputs belong to the model they judge: kept with it."""
+_DECODING = ("model", "max_tokens", "temperature", "seed")
+
+
+@dataclass(frozen=True)
+class Removable:
+    """One thing that nothing kept needs."""
+
+    what: str
+    """``output`` of a stage, ``unfinished`` work of a killed run, ``answers`` of an LLM, ``note`` or ``log`` of a run."""
+    where: str
+    """Path below the storage root; of a log below its own folder."""
+    bytes: int
+    manifest: Manifest | None = None
+    """Of an output."""
+
+
+def removable(
+    storage_root: str,
+    stages: Collection[str],
+    tracking_uri: str,
+    keep: int,
+    older_than: timedelta,
+    deployed: Collection[str] = (),
+) -> list[Removable]:
+    """What can go, outputs first.
+
+    Args:
+        storage_root: an absolute path or a URI.
+        stages: names of the pipeline's stages.
+        tracking_uri: of the registry.
+        keep: how many of the newest models are kept, whatever their age.
+        older_than: whatever is younger is kept.
+        deployed: fingerprints of models that endpoints are configured with, whatever the registry says.
+
+    Raises:
+        RegistryError: the registry cannot be reached, so nobody knows what is served.
+    """
+    from components.tracking import Registry, registered_models
+
+    store, cutoff = Store(storage_root), datetime.now(UTC) - older_than
+    outputs = [manifest for stage in stages for manifest in store.outputs(stage)]
+    pointed_at = {
+        version.fingerprint
+        for name in registered_models(tracking_uri)
+        for version in Registry(tracking_uri, name).versions()
+        if version.aliases
+    }
+    kept = kept_outputs(outputs, pointed_at.union(deployed), keep, cutoff)
+    found = [
+        Removable("output", f"{one.stage}/{one.fingerprint}", sum(file.bytes for file in one.files.values()), one)
+        for one in outputs
+        if one.fingerprint not in kept
+    ]
+    finished = {f"{one.stage}/{one.fingerprint}" for one in outputs}
+    found += [
+        Removable("unfinished", place, size)
+        for stage in stages
+        for place, size, newest in store.folders(stage)
+        if place not in finished and newest < cutoff
+    ]
+    in_use = [one.config for one in outputs if one.stage == "sideinfo" and one.fingerprint in kept]
+    found += _unused_answers(store, in_use, cutoff)
+    found += [Removable("note", place, size) for place, size, newest in store.files(NOTES) if newest < cutoff]
+    return found + _old_logs(storage_root, cutoff)
+
+
+def kept_outputs(outputs: Iterable[Manifest], pointed_at: Collection[str], keep: int, cutoff: datetime) -> set[str]:
+    """Fingerprints of the outputs that stay.
+
+    Args:
+        outputs: all there are.
+        pointed_at: fingerprints of the train outputs that the registry points at.
+        keep: how many of the newest train outputs stay.
+        cutoff: whatever was made later stays.
+    """
+    outputs = list(outputs)
+    models = sorted((one for one in outputs if one.stage == "train"), key=lambda one: one.created_at, reverse=True)
+    kept = {one.fingerprint for one in outputs if datetime.fromisoformat(one.created_at) >= cutoff}
+    kept |= {one.fingerprint for one in models[:keep]} | set(pointed_at)
+    # itself alone, not what that began with in turn: it holds all that a later training needs
+    kept |= {str(one.config.get("warm_start")) for one in models if one.fingerprint in kept}
+    before = -1
+    while len(kept) > before:
+        before = len(kept)
+        for one in outputs:
+            parents = set(one.parents.values())
+            if one.fingerprint in kept:
+                kept |= parents
+            elif one.stage in AFTER_TRAIN and parents <= kept:
+                kept.add(one.fingerprint)
+    return kept
+
+
+def remove(storage_root: str, tracking_uri: str, found: Iterable[Removable]) -> list[Removable]:
+    """Removes what `removable` found; what is gone. An output that cannot go (its online rows cannot be reached) is told of."""
+    from components.tracking import Registry, registered_models
+
+    store, gone, found = Store(storage_root), [], list(found)
+    models = [one.manifest.fingerprint for one in found if one.manifest and one.manifest.stage == "train"]
+    for name in registered_models(tracking_uri):
+        Registry(tracking_uri, name).forget(models)
+    for one in found:
+        try:
+            _remove(store, one, storage_root)
+        except (UserError, OSError) as error:
+            emit("warning", message=f"{one.where} stays: {error}")
+        else:
+            gone.append(one)
+    return gone
+
+
+def _remove(store: Store, one: Removable, storage_root: str) -> None:
+    if one.manifest is not None:
+        if one.manifest.stage == "features":
+            _remove_online_rows(one.manifest)
+        store.discard(one.manifest.stage, one.manifest.fingerprint)
+    match one.what:
+        case "log":
+            shutil.rmtree(runs_home(storage_root) / one.where)
+        case "answers":
+            for suffix in (".json", ".parquet"):
+                store.remove(f"{one.where}{suffix}")
+        case _:
+            store.remove(one.where)
+
+
+def _remove_online_rows(manifest: Manifest) -> None:
+    """Empties a feature set's own project in the online store."""
+    from components.features.online import user_errors
+    from components.features.repository import quiet_feast
+    from feature_repo.store import open_store
+
+    with user_errors(manifest.facts["online_store"]), quiet_feast():
+        open_store(manifest.path(), manifest.storage_root).teardown()  # type: ignore[no-untyped-call]  # Feast's has no types
+
+
+def _unused_answers(store: Store, in_use: Iterable[Mapping[str, Any]], cutoff: datetime) -> list[Removable]:
+    """Shards that were answered in a way in which no kept output was."""
+    asked = [tuple(config.get(name) for name in _DECODING) for config in in_use]
+    shelf, found = store.shelf(ANSWERS), []
+    sizes = {place: size for place, size, _ in store.files(ANSWERS)}
+    for place, _, newest in store.files(ANSWERS):
+        if not place.endswith(".json") or newest >= cutoff:
+            continue
+        with shelf.open_input_stream(place.removeprefix(f"{ANSWERS}/")) as stream:
+            decoding = json.loads(stream.read())["decoding"]
+        shard = place.removesuffix(".json")
+        if tuple(decoding.get(name) for name in _DECODING) not in asked:
+            found.append(Removable("answers", shard, sizes[place] + sizes.get(f"{shard}.parquet", 0)))
+    return found
+
+
+def _old_logs(storage_root: str, cutoff: datetime) -> list[Removable]:
+    """Logs of runs of this machine."""
+    found = []
+    for path in sorted(runs_home(storage_root).glob("*")):
+        files = [file.stat() for file in path.rglob("*") if file.is_file()]
+        newest = max((file.st_mtime for file in files), default=path.stat().st_mtime)
+        if datetime.fromtimestamp(newest, UTC) < cutoff:
+            found.append(Removable("log", path.name, sum(file.st_size for file in files)))
+    return found

