@@ -58,11 +58,11 @@ class ReplicaArgs(BaseModel):
 REGISTRY = ReplicaArgs(num_cpus=0.1, max_ongoing_requests=1_000, max_queued_requests=-1)
 """The one replica that asks the registry; while it is away, models stay as they are."""
 
-HISTORY = ReplicaArgs(num_cpus=0.1, max_ongoing_requests=64)
+HISTORY = ReplicaArgs(num_cpus=0.04, max_ongoing_requests=64)
 """The one replica that writes the online history; while it is away, events are refused with 503."""
 
 
-ENCODER = ReplicaArgs(num_cpus=0.1, max_ongoing_requests=4, max_queued_requests=16)
+ENCODER = ReplicaArgs(num_cpus=0.04, max_ongoing_requests=4, max_queued_requests=16)
 """The one replica that reads the texts of new items, there while they are asked for; when it is busy they are refused."""
 
 

@@ -212,10 +212,11 @@ def _new_items(
     known = NewItems.of(np.where(is_new[:, None], 0.0, text["items"]), float(described["power"]))
     side = np.where(is_new[:, None], known.rows(text["items"]), known.side)
     histories = sp.csr_array(seen @ sp.diags_array((~is_new).astype(np.float32)), dtype=np.float32)
+    counts = scorer.popularity[:, None].astype(np.float32)
     scores: dict[str, Scores] = {
         "text_kernel": KernelScores(histories, side, known.power),
         "text_cosine": baselines.Factors(text["users"], text["items"]),
-        "popularity": baselines.Factors(np.ones((seen.shape[0], 1), np.float32), scorer.popularity[:, None].astype(np.float32)),
+        "popularity": baselines.Factors(np.ones((seen.shape[0], 1), np.float32), counts),
     }
     held_out = sp.csr_array(test[:, new])
     nothing = sp.csr_array(held_out.shape, dtype=np.float32)
