@@ -51,7 +51,7 @@ def test_values_of_set_are_read_as_yaml() -> None:
     ("overrides", "message"),
     [
         (["train.max_epoch=5"], r"unknown setting 'train\.max_epoch'\. Did you mean 'max_epochs'\? Allowed: .*batch_size"),
-        (["trian.max_epochs=5"], r"unknown setting 'trian'\. Did you mean 'train'\? Allowed: cluster, evaluate, features"),
+        (["trian.max_epochs=5"], r"unknown setting 'trian'\. Did you mean 'train'\? Allowed: batch, cluster, evaluate"),
         (["train.model.embeding_dim=8"], r"unknown setting 'train\.model\.embeding_dim'\. Did you mean 'embedding_dim'\?"),
         (["placement.train.cpus=8"], r"unknown setting 'placement\.train\.cpus'\. Did you mean 'cpu'\? Allowed: cpu, gpu"),
         (["train.max_epochs=many"], r"setting 'train\.max_epochs' = 'many': Input should be a valid integer"),
