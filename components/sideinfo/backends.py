@@ -25,6 +25,8 @@ class Decoding:
     seed: int
     schema: dict[str, Any] | None
     """JSON schema that guides decoding; None: the server is asked for text."""
+    frequency_penalty: float = 0.0
+    """How much less likely a token gets each time it is written."""
 
 
 @dataclass(frozen=True)

@@ -233,6 +233,8 @@ def _body(request: Request, decoding: Decoding) -> dict[str, Any]:
         "temperature": decoding.temperature,
         "seed": decoding.seed,
     }
+    if decoding.frequency_penalty:  # some servers do not know it
+        body["frequency_penalty"] = decoding.frequency_penalty
     if decoding.schema is not None:
         # not strict: hosted servers then refuse length limits, and what comes is validated in any case
         schema = {"name": "profile", "schema": decoding.schema, "strict": False}
