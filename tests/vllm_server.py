@@ -33,6 +33,7 @@ def environment() -> dict[str, str]:
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "OMP_NUM_THREADS": "1",
+        "RAY_worker_niceness": "0",  # Ray's 15 starves an engine beside other tests
     }
 
 
@@ -48,7 +49,6 @@ class VLLMServer:
     """What is behind the address."""
 
     base_url: str
-    process: "subprocess.Popen[bytes]"
 
     def metric(self, name: str, **labels: str) -> float:
         """Sum of a metric's values over all label sets that have `labels`."""
@@ -72,7 +72,7 @@ def vllm_server(model: Path, log: Path, name: str = NAME, options: Sequence[str]
     try:
         url = f"http://127.0.0.1:{port}"
         _wait_until_up(url, process, log)
-        yield VLLMServer(f"{url}/v1", process)
+        yield VLLMServer(f"{url}/v1")
     finally:
         process.terminate()  # it ends its engine
         process.wait(timeout=60)
