@@ -15,7 +15,7 @@ from components.ids import ITEM_ID, USER_ID
 from components.ingest.dataset import Dataset
 from components.progress import progress
 from components.sideinfo import evidence, prompts
-from components.sideinfo.backends import Answer, Backend, Decoding, Space
+from components.sideinfo.backends import NOT_IN_CACHE, Answer, Backend, Decoding, Space
 from components.sideinfo.cache import AnswerCache
 from components.sideinfo.config import SideinfoConfig
 from components.sideinfo.guard import CLOSING, OPENING, delimit, neutralise
@@ -157,7 +157,7 @@ class LLMWriter:
             return
         with self.cache.recorder(space) as keep:
             for answer in self.backend.answers(open_requests, space.decoding):
-                self.account.asked += 1
+                self.account.asked += answer.error != NOT_IN_CACHE
                 self.account.tokens_in += answer.tokens_in
                 self.account.tokens_out += answer.tokens_out
                 if answer.error:

@@ -122,9 +122,9 @@ class OpenAIBackend:
         raise AssertionError("tenacity either returns or raises")
 
     async def _attempt(self, client: httpx.AsyncClient, request: Request, decoding: Decoding) -> Answer:
-        url = f"{self.base_url.rstrip('/')}/chat/completions"
+        url, asked = f"{self.base_url.rstrip('/')}/chat/completions", request_body(request, decoding)
         try:
-            async with asyncio.timeout(self.timeout), client.stream("POST", url, json=request_body(request, decoding)) as response:
+            async with asyncio.timeout(self.timeout), client.stream("POST", url, json=asked) as response:
                 if response.status_code != httpx.codes.OK:
                     return self._refused(request, response)
                 content = bytearray()

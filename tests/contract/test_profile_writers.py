@@ -158,6 +158,7 @@ def test_replay_says_what_to_do_about_a_missing_row_or_sets_it_aside(tmp_path: P
     writer = make_writer(config.model_copy(update={"replay_missing": "quarantine", "min_coverage": 0.0}), str(tmp_path))
     assert writer.write_items(training) == [None] * 5
     assert writer.account is not None
+    assert (writer.account.asked, writer.account.unanswered) == (0, 4)
     assert {row.reason for row in writer.account.quarantine} == {"not in the cache"}
     assert [row.raw_id for row in writer.account.quarantine] == ["10", "20", "30", "40"]
     assert not (tmp_path / "answers").exists()
