@@ -8,6 +8,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_VERSION := 25.3
 RECBOLE := recbole==1.2.1
+LLM_VENV := .venv-llm
+LLM_LIST := k8s/images/llm-cpu.txt
+TORCH_CPU := torch==2.13.0+cpu
+TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 OUTPUT := build/retraining.yaml
 
 # Settings: make run PRESET=local ARGS="--set train.max_epochs=5"   make test ARGS="-k ingest"
@@ -41,6 +45,7 @@ doctor: $(VENV)/.installed  ## what this machine has and lacks
 
 .PHONY: test
 test: $(VENV)/.installed-dev system  ## all tests
+	@$(MAKE) --no-print-directory llm || echo "note: no environment for vLLM; the tests that need it are skipped"
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q $(ARGS)
 
 .PHONY: lint
@@ -60,6 +65,9 @@ manifests: $(VENV)/.installed-dev  ## render what is derived of the Kubernetes m
 
 .PHONY: venv
 venv: $(VENV)/.installed  ## the virtual environment with pinned packages (.venv)
+
+.PHONY: llm
+llm: $(LLM_VENV)/.installed  ## vLLM on the CPU and a small LLM, in an environment of their own (.venv-llm, 3 GB)
 
 .PHONY: system
 system:  ## system packages that some tests need (redis-server, PostgreSQL, promtool, chromium)
@@ -81,11 +89,11 @@ system:  ## system packages that some tests need (redis-server, PostgreSQL, prom
 .PHONY: clean
 clean:  ## remove data, models and reports of runs (.cllmr), builds and caches
 	rm -rf .cllmr build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -not -path './$(VENV)/*' -not -path './$(LLM_VENV)/*' -prune -exec rm -rf {} +
 
 .PHONY: distclean
-distclean: clean  ## clean, and remove the virtual environment
-	rm -rf $(VENV) *.egg-info
+distclean: clean  ## clean, and remove the virtual environments
+	rm -rf $(VENV) $(LLM_VENV) *.egg-info
 
 # -- set-up ----------------------------------------------------------------------------------------------------------------
 
@@ -116,4 +124,15 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/pip$(PIP_VERSION)
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "installing what tests and lint need"
 	@$(BIN)/python -m pip install -q $(PIP_ARGS) -c constraints.txt -e '.[all,dev]'
+	@touch $@
+
+# The list has what vLLM's engine imports: without dependencies, since those that vLLM names beside them
+# (torchvision, torchaudio, torchcodec) do not load next to the CPU build of torch. That build lies on PyTorch's own index, if not
+# on the one at hand.
+$(LLM_VENV)/.installed: $(LLM_LIST) k8s/images/llm.txt
+	@python="$$($(FIND_PYTHON))" && echo "creating $(LLM_VENV) with $$python (minutes, once)" && "$$python" -m venv $(LLM_VENV)
+	@$(LLM_VENV)/bin/python -m pip install -q $(PIP_ARGS) pip==$(PIP_VERSION)
+	@$(LLM_VENV)/bin/python -m pip install -q $(PIP_ARGS) --no-deps $(TORCH_CPU) || \
+	  $(LLM_VENV)/bin/python -m pip install -q --index-url $(TORCH_CPU_INDEX) --no-deps $(TORCH_CPU)
+	@$(LLM_VENV)/bin/python -m pip install -q $(PIP_ARGS) --no-deps -c k8s/images/llm.txt -r $(LLM_LIST)
 	@touch $@

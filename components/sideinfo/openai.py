@@ -122,9 +122,9 @@ class OpenAIBackend:
         raise AssertionError("tenacity either returns or raises")
 
     async def _attempt(self, client: httpx.AsyncClient, request: Request, decoding: Decoding) -> Answer:
-        url = f"{self.base_url.rstrip('/')}/chat/completions"
+        url, asked = f"{self.base_url.rstrip('/')}/chat/completions", request_body(request, decoding)
         try:
-            async with asyncio.timeout(self.timeout), client.stream("POST", url, json=_body(request, decoding)) as response:
+            async with asyncio.timeout(self.timeout), client.stream("POST", url, json=asked) as response:
                 if response.status_code != httpx.codes.OK:
                     return self._refused(request, response)
                 content = bytearray()
@@ -225,16 +225,19 @@ def _wait(state: RetryCallState) -> float:
     return random.uniform(0.5, 1.0) * min(MAX_WAIT, growing)
 
 
-def _body(request: Request, decoding: Decoding) -> dict[str, Any]:
-    body: dict[str, Any] = {
+def request_body(request: Request, decoding: Decoding) -> dict[str, Any]:
+    """What is sent for a request."""
+    asked: dict[str, Any] = {
         "model": decoding.model,
         "messages": [{"role": "system", "content": request.system}, {"role": "user", "content": request.data}],
         "max_tokens": decoding.max_tokens,
         "temperature": decoding.temperature,
         "seed": decoding.seed,
     }
+    if decoding.frequency_penalty:  # some servers do not know it
+        asked["frequency_penalty"] = decoding.frequency_penalty
     if decoding.schema is not None:
         # not strict: hosted servers then refuse length limits, and what comes is validated in any case
         schema = {"name": "profile", "schema": decoding.schema, "strict": False}
-        body["response_format"] = {"type": "json_schema", "json_schema": schema}
-    return body
+        asked["response_format"] = {"type": "json_schema", "json_schema": schema}
+    return asked

@@ -13,6 +13,8 @@ MAX_PROFILE_CHARS = 2000
 MAX_TAGS = 8
 
 _MIN_WORDS = 5
+_MIN_CHARS = 20  # of a profile that can have as many words
+_CHARS_PER_WORD = 8  # with the space after it; the longest that is asked for, not the longest that is used
 _WORD = re.compile(r"\w+")
 _SPAN = 5  # words; five in a row are a phrase, and a phrase that comes again is no coincidence
 _MIN_SPANS = 8  # of a text that is judged by its spans
@@ -124,16 +126,28 @@ class Rules:
         return found.model_copy(update={"profile": text, "tags": list(dict.fromkeys(found.tags)), "reasoning": None})
 
 
-def json_schema(tags: Sequence[str]) -> dict[str, Any]:
-    """The JSON schema of an answer, for decoding that is guided by it; `tags` is the closed vocabulary."""
-    schema = Profile.model_json_schema()
-    schema.pop("description", None)
-    for entry in schema["properties"].values():
-        entry.pop("title", None)
-        entry.pop("default", None)
-    schema["properties"]["tags"] |= {"items": {"enum": list(tags)}} if tags else {"items": {"type": "string"}, "maxItems": 0}
-    schema["required"] = list(schema["properties"])  # hosted servers know no optional fields; reasoning may be null
-    return schema
+def json_schema(tags: Sequence[str], max_words: int, opening: str | None = None) -> dict[str, Any]:
+    """The JSON schema of an answer, for decoding that is guided by it; narrower than what is accepted.
+
+    A small model that is let run on never comes to an end: so the profile has a length, the confidence is one of five figures,
+    and no reasoning, which nobody would read, is asked for.
+
+    Args:
+        tags: the closed vocabulary.
+        max_words: of the profile.
+        opening: what the profile begins with; it is then one sentence.
+    """
+    profile: dict[str, Any] = {"minLength": _MIN_CHARS, "maxLength": min(MAX_PROFILE_CHARS, max_words * _CHARS_PER_WORD)}
+    if opening:
+        profile = {"pattern": f"^{opening} [A-Za-z ,]+[.]$"}  # lengths beside a pattern have no effect
+    vocabulary = {"items": {"enum": list(tags)}} if tags else {"items": {"type": "string"}, "maxItems": 0}
+    properties = {
+        "profile": {"type": "string", **profile},
+        "tags": {"type": "array", "maxItems": MAX_TAGS, **vocabulary},
+        "confidence": {"type": "number", "enum": [0, 0.25, 0.5, 0.75, 1]},
+        "reasoning": {"type": "null"},
+    }
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
 def _wordless(text: str) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from components.artifacts import Manifest, Stage, run_stage
 from components.ids import ITEM, ITEM_ID, TRAIN, USER, USER_ID
 from components.progress import emit, progress
-from components.sideinfo.config import SideinfoConfig
+from components.sideinfo.config import SAMPLE, SAMPLE_ROOT, SideinfoConfig
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,6 +58,8 @@ def _build(built: Path, config: SideinfoConfig, storage_root: str, ingest: Manif
             message=f"no LLM is used: backend '{config.backend}' puts the items' own text and summaries of the users' training "
             "items into sentences; results say nothing about an LLM's knowledge or its bias",
         )
+    elif config.backend == "replay":
+        emit("warning", stage=STAGE.name, message=f"no LLM is asked: the texts are what '{config.model}' has answered before")
     text_encoder = encoder.TextEncoder(config)  # before the texts: a wrong name is told at once
     dataset = Dataset.load(ingest.path())
     training = dataset.only(TRAIN)
@@ -109,7 +111,7 @@ def make_writer(config: SideinfoConfig, storage_root: str) -> "ProfileWriter":
     """Who writes, by ``backend``.
 
     Raises:
-        ConfigError: the key's environment variable is not set, or the tokenizer cannot be loaded.
+        ConfigError: the key's environment variable is not set, the tokenizer cannot be loaded, or vLLM is not installed.
     """
     from components.sideinfo.metadata import MetadataWriter
 
@@ -126,6 +128,11 @@ def make_writer(config: SideinfoConfig, storage_root: str) -> "ProfileWriter":
     backend: Backend
     if config.backend == "replay":
         backend = Replay(config.replay_missing)
+    elif config.backend == "vllm":
+        from components.sideinfo.vllm import VLLMBackend
+
+        weights = config.weights or config.model
+        backend = VLLMBackend(weights, config.engines, config.gpus_per_engine, config.engine_batch, config.engine_options)
     else:
         assert config.base_url is not None, "the config's validator says so"
         backend = OpenAIBackend(
@@ -136,6 +143,7 @@ def make_writer(config: SideinfoConfig, storage_root: str) -> "ProfileWriter":
             config.request_attempts,
             config.server_patience,
         )
-    cache = AnswerCache(config.answers or storage_root, writable=config.backend != "replay")
-    decoding = Decoding(config.model, config.max_tokens, config.temperature, config.seed, schema=None)
+    root = str(SAMPLE_ROOT) if config.answers == SAMPLE else config.answers or storage_root
+    cache = AnswerCache(root, writable=config.backend != "replay")
+    decoding = Decoding(config.model, config.max_tokens, config.temperature, config.seed, None, config.frequency_penalty)
     return LLMWriter(config, backend, cache, load_tokens(config.tokenizer), decoding)

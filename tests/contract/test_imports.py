@@ -119,6 +119,11 @@ def test_the_method_needs_torch_and_numbers_only(path: Path) -> None:
     assert [name for name in names if not is_below(name, *allowed)] == []
 
 
+def test_vllm_is_reached_through_ray_data_in_one_file_only() -> None:
+    known = {name_of(path) for path in modules(*OURS) for name in imported(path) if is_below(name, "vllm", "ray.data.llm")}
+    assert known == {"components/sideinfo/vllm.py"}
+
+
 @pytest.mark.parametrize("path", modules("components"), ids=name_of)
 def test_only_component_files_know_kfp(path: Path) -> None:
     known = [name for name in imported(path) if is_below(name, "kfp")]

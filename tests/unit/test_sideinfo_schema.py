@@ -105,14 +105,20 @@ def test_a_profile_in_the_expected_language_is_used() -> None:
 
 
 def test_the_schema_lets_through_what_is_checked_and_nothing_else() -> None:
-    schema = json_schema(TAGS)
+    schema = json_schema(TAGS, 40)
     jsonschema.Draft202012Validator.check_schema(schema)
-    jsonschema.validate(json.loads(answer()), schema)
-    for bad in ({"tags": ["Comedy"]}, {"confidence": 2}, {"profile": ""}, {"more": 1}):
+    good = {"confidence": 0.75}
+    jsonschema.validate(json.loads(answer(**good)), schema)
+    long = {"profile": "word " * 70}
+    for bad in ({"tags": ["Comedy"]}, {"confidence": 2}, {"profile": ""}, long, {"reasoning": "because"}, {"more": 1}):
         with pytest.raises(jsonschema.ValidationError):
-            jsonschema.validate(json.loads(answer(**bad)), schema)
+            jsonschema.validate(json.loads(answer(**{**good, **bad})), schema)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({"profile": GOOD}, schema)
-    jsonschema.validate(json.loads(answer(tags=[])), json_schema([]))
+    jsonschema.validate(json.loads(answer(tags=[], **good)), json_schema([], 40))
     with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(json.loads(answer()), json_schema([]))
+        jsonschema.validate(json.loads(answer(**good)), json_schema([], 40))
+    opened = json_schema(TAGS, 40, "People who")
+    jsonschema.validate(json.loads(answer(profile="People who like slow tension, and clever crews.", **good)), opened)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(json.loads(answer(**good)), opened)
