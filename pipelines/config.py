@@ -62,8 +62,7 @@ class PlatformConfig(BaseModel):
     """Kubeflow Pipelines, for what is submitted to it."""
 
     def stages(self) -> dict[str, StageConfig]:
-        """The settings of every stage of the retraining pipeline, by stage name; train knows the registry of promote when it asks
-        for the champion."""
+        """The settings of every stage of the retraining pipeline, by name; train, if it asks for a champion, knows where."""
         found = {name: value for name, value in self if isinstance(value, StageConfig) and name != "batch"}
         if self.train.warm_start == CHAMPION and self.train.registry is None:
             where = RegistryConfig(tracking_uri=self.promote.tracking_uri, model_name=self.promote.model_name)

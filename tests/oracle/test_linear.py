@@ -233,6 +233,13 @@ def test_an_item_that_is_new_stands_where_it_would_have_stood_had_it_been_there(
     assert known.cosines(rows)[0].argmax() == told[0]
 
 
+def test_where_training_kept_leading_components_a_new_text_is_cut_to_them() -> None:
+    whole = np.random.default_rng(4).normal(size=(9, 8)).astype(np.float32)
+    kept = whole[:, :5] / np.linalg.norm(whole[:, :5], axis=1, keepdims=True)
+    known = NewItems.of(kept, power=2.0)
+    np.testing.assert_allclose(known.rows(whole), known.side, atol=1e-6)
+
+
 def test_texts_that_say_nothing_about_any_item_place_none() -> None:
     known = NewItems.of(np.eye(4, dtype=np.float32), power=2.0)
     assert known.placed(known.rows(np.ones((1, 4))), np.array([], dtype=np.int64)) is None

@@ -53,7 +53,7 @@ def test_the_help_of_every_command_shows_an_example(name: str) -> None:
     [
         (
             ["run", "--preset", "locl"],
-            ["unknown preset 'locl'. Did you mean 'local'? Allowed: cluster, gpu, incremental, local, paper, spot."],
+            ["unknown preset 'locl'. Did you mean 'local'? Allowed: cluster, gpu, incremental, local, paper, smollm2, spot."],
         ),
         (["run", "--set", "train.max_epoch=5"], ["unknown setting 'train.max_epoch'. Did you mean 'max_epochs'?"]),
         (["run", "--set", "train.max_epochs=-1"], ["setting 'train.max_epochs' = -1: Input should be greater than 0."]),

@@ -79,9 +79,10 @@ class NewItems:
         return cls(centred_unit_rows(embeddings), np.asarray(mean, dtype=np.float32), power)
 
     def rows(self, embeddings: npt.NDArray[np.floating]) -> Floats:
-        """New items' text embeddings to the rows that training would have made of them: (num_new, dim) both."""
-        rows: Floats = np.asarray(embeddings, dtype=np.float32) - self.mean
-        return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.float32(1e-12))
+        """New items' text embeddings to the rows that training would have made of them: (num_new, dim), of at least dim
+        components; where training kept the leading ones of an embedding, so does this."""
+        kept = np.asarray(embeddings, dtype=np.float32)[:, : len(self.mean)]
+        return _unit(_unit(kept) - self.mean)
 
     def placed(self, rows: Floats, history: npt.NDArray[np.int64]) -> Placed | None:
         """Where new items stand for somebody whose history are these items; None where their texts say nothing about any item.
@@ -108,3 +109,8 @@ class NewItems:
     def cosines(self, rows: Floats) -> Floats:
         """Of new items with those that there are, (num_new, num_items)."""
         return np.asarray(rows @ self.side.T, dtype=np.float32)
+
+
+def _unit(rows: Floats) -> Floats:
+    """Rows scaled to length 1, (n, dim)."""
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.float32(1e-12))
