@@ -170,7 +170,8 @@ class SideinfoConfig(StageConfig):
     def _not_ours(cls, value: dict[str, Any]) -> dict[str, Any]:
         if taken := sorted(_OURS & set(value)):
             raise ValueError(f"{', '.join(taken)}: set sideinfo.weights and sideinfo.gpus_per_engine instead")
-        return value
+        # whole numbers in a mapping come through KFP as floats, which vLLM refuses
+        return {name: int(one) if isinstance(one, float) and one.is_integer() else one for name, one in value.items()}
 
     def identity(self) -> dict[str, Any]:
         """What decides the texts and their embeddings.

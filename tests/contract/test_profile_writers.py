@@ -98,6 +98,15 @@ def test_settings_of_the_engines_that_cannot_be_are_one_line(settings: dict[str,
         SideinfoConfig.parse({"backend": "vllm", **settings}, "sideinfo")
 
 
+def test_whole_numbers_for_the_engine_come_through_kfp_as_such() -> None:
+    options = {"max_model_len": 4096.0, "gpu_memory_utilization": 0.8, "enforce_eager": True}
+    found = SideinfoConfig.parse(
+        {"backend": "vllm", "model": "m", "engines": [1.0, 2.0], "engine_options": options}, "sideinfo"
+    )
+    assert found.engines == (1, 2)
+    assert str(found.engine_options) == "{'max_model_len': 4096, 'gpu_memory_utilization': 0.8, 'enforce_eager': True}"
+
+
 def test_rows_that_the_engine_refused_or_cut_off_are_told_apart_and_say_nothing_of_the_text() -> None:
     refused = {"key": "a", "__inference_error__": "ValueError: the prompt 'my secret' is too long", "generated_text": ""}
     assert vllm.answer(refused, 20) == Answer("a", "", "", 0, 0, error="refused by the engine: ValueError")
