@@ -19,7 +19,7 @@ from tests.sideinfo_parents import SMALL, write_ingest
 from tests.unit.test_sideinfo_stage import HashEncoder
 from tests.vllm_server import NAME, PYTHON, REPOSITORY, VLLMServer, environment, make_model, needs_vllm, vllm_server
 
-pytestmark = needs_vllm
+pytestmark = [needs_vllm, pytest.mark.timeout(900)]  # of a busy machine: vLLM alone starts in 20 s to 4 min
 
 
 @pytest.fixture(scope="session")
@@ -87,9 +87,19 @@ def test_the_stage_runs_through_and_accounts_for_every_row(
     assert not {row["reason"] for row in quarantined} & {"no JSON object", "empty"}  # guided
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_backend_on_ray_passes_the_same_suite_in_its_own_environment(model: Path, tmp_path: Path) -> None:
-    command = [str(PYTHON), "-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout=800", "tests/integration/vllm_on_ray.py"]
+    command = [
+        str(PYTHON),
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--timeout=1700",
+        "tests/integration/vllm_on_ray.py",
+    ]
     variables = environment() | {"CLLMR_TINY_MODEL": str(model)}
-    done = subprocess.run(command, env=variables, cwd=REPOSITORY, capture_output=True, text=True, timeout=880, check=False)
+    done = subprocess.run(command, env=variables, cwd=REPOSITORY, capture_output=True, text=True, timeout=1750, check=False)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
