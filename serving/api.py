@@ -5,7 +5,9 @@ Every error is ``{code, message, hint, request_id}``. Every response carries ``X
 Where tokens are set, all but health and documentation needs one, which is checked before the body is read.
 """
 
+import hashlib
 import importlib.util
+import math
 import re
 import time
 import uuid
@@ -24,6 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.auth import Tokens, TokenScope
 from serving.features import Histories
+from serving.limits import Limiter
 from serving.schemas import (
     Answer,
     ErrorBody,
@@ -114,12 +117,13 @@ class Backend(Protocol):
         ...
 
 
-def create_app(backend: Backend, tokens: Tokens | None = None) -> FastAPI:
+def create_app(backend: Backend, tokens: Tokens | None = None, limiter: Limiter | None = None) -> FastAPI:
     """The API over one backend.
 
     Args:
         backend: what answers.
         tokens: who may ask; everybody without.
+        limiter: how much each may ask; any amount without.
     """
     app = FastAPI(
         title="CLLMR: debiased recommendations",
@@ -136,10 +140,11 @@ def create_app(backend: Backend, tokens: Tokens | None = None) -> FastAPI:
             409: {"model": ErrorBody, "description": "This endpoint lacks what that needs."},
             413: {"model": ErrorBody, "description": "The body is too large."},
             422: {"model": ErrorBody, "description": "The request is not valid."},
+            429: {"model": ErrorBody, "description": "Too many requests; try again after Retry-After seconds."},
             503: {"model": ErrorBody, "description": "Overloaded or starting; try again after Retry-After seconds."},
         },
     )
-    app.add_middleware(_Envelope, backend=backend, tokens=tokens or Tokens({}))
+    app.add_middleware(_Envelope, backend=backend, tokens=tokens or Tokens({}), limiter=limiter)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Unavailable, _unavailable)
@@ -307,10 +312,10 @@ def _id(request: Request) -> str:
 class _Envelope:
     """Around every request: its id, the headers, the cap on the body, the last resort for errors, one log line."""
 
-    def __init__(self, app: ASGIApp, backend: Backend, tokens: Tokens) -> None:
+    def __init__(self, app: ASGIApp, backend: Backend, tokens: Tokens, limiter: Limiter | None) -> None:
         self._app = app
         self._backend = backend
-        self._tokens = tokens
+        self._tokens, self._limiter = tokens, limiter
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -334,7 +339,7 @@ class _Envelope:
             await send(message)
 
         try:
-            refusal = _refusal(scope, self._tokens)
+            refusal = _refusal(scope, self._tokens) or _delay(scope, self._tokens, self._limiter)
             await (refusal or self._app)(scope, _capped(scope, receive), send_with_headers)
         except Exception:
             log.exception("request failed", request_id=request_id)
@@ -362,13 +367,11 @@ _SCOPES: dict[str, tuple[TokenScope, ...]] = {"/v1/model": ("admin",), "/v1/even
 
 def _refusal(scope: Scope, tokens: Tokens) -> Response | None:
     """The answer to a request that its token does not allow, None when it does."""
-    path = scope["path"].removeprefix(scope.get("root_path", ""))
-    if not tokens.are_needed or path in _OPEN_PATHS or path.startswith(_OPEN_FILES):
+    path = _path(scope)
+    if not tokens.are_needed or _is_open(path):
         return None
     needed = _SCOPES.get(path, ("score",))
-    headers = [value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"]
-    scheme, _, token = headers[0].partition(" ") if len(headers) == 1 else ("", "", "")
-    allowed = tokens.scopes(token.strip()) if scheme.lower() == "bearer" else frozenset()
+    allowed = tokens.scopes(_token(scope))
     if not allowed.isdisjoint(needed):
         return None
     request_id = scope["state"]["request_id"]
@@ -379,6 +382,35 @@ def _refusal(scope: Scope, tokens: Tokens) -> Response | None:
     response = error_response(401, "unauthorized", message, hint, request_id)
     response.headers["WWW-Authenticate"] = "Bearer"
     return response
+
+
+def _delay(scope: Scope, tokens: Tokens, limiter: Limiter | None) -> Response | None:
+    """The answer to a caller that has asked too much, None when it has not. A caller is a token, or an address without."""
+    if limiter is None or _is_open(_path(scope)):
+        return None
+    caller = _token(scope) if tokens.are_needed else (scope.get("client") or ("",))[0]
+    if (wait := limiter.wait(hashlib.sha256(caller.encode("utf-8", "surrogateescape")).hexdigest())) <= 0:
+        return None
+    seconds = math.ceil(wait)
+    message, hint = f"more than {limiter.rate} were asked.", f"Try again in {seconds} s, or ask for more users at once."
+    response = error_response(429, "too_many_requests", message, hint, scope["state"]["request_id"])
+    response.headers["Retry-After"] = str(seconds)
+    return response
+
+
+def _path(scope: Scope) -> str:
+    return str(scope["path"]).removeprefix(scope.get("root_path", ""))
+
+
+def _is_open(path: str) -> bool:
+    return path in _OPEN_PATHS or path.startswith(_OPEN_FILES)
+
+
+def _token(scope: Scope) -> str:
+    """The bearer token that was sent, "" without one."""
+    headers = [value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"]
+    scheme, _, token = headers[0].partition(" ") if len(headers) == 1 else ("", "", "")
+    return token.strip() if scheme.lower() == "bearer" else ""
 
 
 def _capped(scope: Scope, receive: Receive) -> Receive:

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve import Application
 
+from components.serve.config import RATE
 from serving.approximate import ScoringArgs
 from serving.deployments import EncoderReplica, GatewayReplica, HistoryReplica, RegistryReplica, ScorerReplica
 from serving.lifecycle import Target
@@ -97,6 +98,8 @@ class AppArgs(BaseModel):
     """A bundle outside the store, used instead of the train artifact's."""
     drain_interval_s: float = Field(default=2.0, gt=0)
     """How often a stopping replica looks whether its last requests are answered, seconds; it waits once at least."""
+    rate_limit: str | None = Field(default=None, pattern=RATE)
+    """Requests that each gateway replica takes from one caller, a token or without tokens an address; None: any number."""
     feature_deadline_ms: int = Field(default=200, ge=1)
     """How long a request waits for the feature store."""
     feature_loading_s: int = Field(default=30, ge=0)
@@ -144,6 +147,7 @@ def application(args: AppArgs, trial: Trial) -> Application:
         storage_root=args.storage_root,
         feature_fingerprint=args.features,
         deployed_version=args.model_version,
+        rate_limit=args.rate_limit,
         feature_deadline_ms=args.feature_deadline_ms,
         feature_loading_s=args.feature_loading_s,
         history=history,

@@ -49,6 +49,7 @@ from serving.features import (
     open_history_reader,
 )
 from serving.lifecycle import EXACT, Follower, Live, Target
+from serving.limits import Limiter
 from serving.metrics import GatewayMetrics, HistoryMetrics, RegistryMetrics, ScorerMetrics
 from serving.schemas import (
     Event,
@@ -510,6 +511,7 @@ class GatewayReplica:
         storage_root: str,
         feature_fingerprint: str | None,
         deployed_version: str,
+        rate_limit: str | None,
         feature_deadline_ms: int,
         feature_loading_s: int,
         history: DeploymentHandle[Any] | None,
@@ -518,6 +520,7 @@ class GatewayReplica:
         configure_logging()
         logging.getLogger("httpx").setLevel(logging.WARNING)
         self._tokens = read_tokens()
+        self._limiter = None if rate_limit is None else Limiter(rate_limit)
         metrics = GatewayMetrics()
         features: FeatureSource = NoFeatures()
         events: OnlineFeatures | NoFeatures = NoFeatures()
@@ -539,4 +542,4 @@ class GatewayReplica:
         self._backend = RayBackend(scorer, features, deployed_version, events, history, encoder, metrics)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(self._backend, self._tokens)
+        return create_app(self._backend, self._tokens, self._limiter)

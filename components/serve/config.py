@@ -6,6 +6,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from components.artifacts import StageConfig
 
+RATE = r"^[1-9][0-9]{0,6}/(second|minute|hour)$"
+"""How a rate is written, for example 50/second."""
+
 
 class ReplicaConfig(BaseModel):
     """How many processes run one deployment, and how much each takes on."""
@@ -74,6 +77,9 @@ class ServeConfig(StageConfig):
     """A challenger on trial. A deployed endpoint takes another setting without a restart: its Scorer's ``user_config``."""
     scoring: ScoringConfig = ScoringConfig()
     """How it keeps item vectors and looks through them."""
+    rate_limit: str | None = Field(default=None, pattern=RATE)
+    """Requests that each gateway replica takes from one caller, a token or without tokens an address, such as "50/second"; more
+    are refused with 429 and Retry-After; null: any number."""
     feature_deadline_ms: int = Field(default=200, ge=1, le=60_000)
     """How long a request waits for the feature store, milliseconds; after that it is answered without, and says so."""
     feature_loading_s: int = Field(default=30, ge=0, le=600)

@@ -136,6 +136,7 @@ def serve_document(
         features=feature_fingerprint,
         model_version=champion["version"],
         registry=registry,
+        rate_limit=settings.rate_limit,
         feature_deadline_ms=settings.feature_deadline_ms,
         feature_loading_s=settings.feature_loading_s,
         gateway=_replicas(settings.gateway),

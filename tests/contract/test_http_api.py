@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +20,7 @@ from serving.api import MAX_BODY_BYTES, Impossible, Unavailable, create_app
 from serving.auth import Tokens
 from serving.client import Client
 from serving.features import FeatureSource, Histories, NoFeatures
+from serving.limits import Limiter
 from serving.recommender import Recommender
 from serving.schemas import (
     ErrorBody,
@@ -503,3 +505,35 @@ def test_the_client_shows_its_token(closed: TestClient) -> None:
         pytest.raises(ServingError, match="needs a token"),
     ):
         client.recommend(["ann"], 1)
+
+
+# -- rates --------------------------------------------------------------------------------------------------------------
+
+
+def test_who_asks_too_much_is_told_when_to_come_back_and_others_are_answered(backend: LocalBackend) -> None:
+    tokens = Tokens({READER: frozenset({"score"}), ADMIN: frozenset({"score"})})
+    ask = {"users": ["ann"]}
+    with TestClient(create_app(backend, tokens, Limiter("3/minute"))) as http:
+        assert [http.post("/v1/recommend", json=ask, headers=shown(READER)).status_code for _ in range(3)] == [200] * 3
+        response = http.post("/v1/recommend", json=ask, headers=shown(READER))
+        error = refused(response, 429, "too_many_requests")
+        assert error.message == "more than 3/minute were asked."
+        assert 50 <= int(response.headers["retry-after"]) <= 60
+        assert http.post("/v1/recommend", json=ask, headers=shown(ADMIN)).status_code == 200
+        assert [http.get("/healthz").status_code for _ in range(5)] == [200] * 5
+
+
+def test_without_tokens_an_address_is_a_caller_whatever_token_it_shows(backend: LocalBackend) -> None:
+    with TestClient(create_app(backend, limiter=Limiter("2/hour"))) as http:
+        answers = [http.post("/v1/recommend", json={"users": ["ann"]}, headers=shown(f"{n}" * 20)) for n in range(3)]
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
+
+
+def test_a_window_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now)
+    limiter = Limiter("2/second")
+    assert [limiter.wait("a") for _ in range(2)] == [0.0, 0.0]
+    assert 0 < limiter.wait("a") <= 1
+    now += 1.01
+    assert limiter.wait("a") == 0.0

@@ -1,0 +1,24 @@
+"""How much one caller may ask of a gateway replica: a moving window over its requests, by the package `limits`."""
+
+import time
+
+import limits
+
+
+class Limiter:
+    """Counts requests of callers, in this process: an endpoint of several gateway replicas lets through as many times more.
+
+    Args:
+        rate: such as 50/second, see `components.serve.config.RATE`.
+    """
+
+    def __init__(self, rate: str) -> None:
+        self.rate = rate
+        self._item = limits.parse(rate)
+        self._window = limits.strategies.MovingWindowRateLimiter(limits.storage.MemoryStorage())
+
+    def wait(self, caller: str) -> float:
+        """0 where the caller may ask now, which counts as asking; else the seconds until it may."""
+        if self._window.hit(self._item, caller):
+            return 0.0
+        return max(0.0, self._window.get_window_stats(self._item, caller).reset_time - time.time())
