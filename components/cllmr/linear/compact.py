@@ -48,7 +48,8 @@ class CompactItems:
             if not (largest <= limit).all():
                 raise ValueError(f"items of {rows.start} to {rows.stop} have numbers that {storage} does not hold")
             if storage == "int8":
-                scale[rows] = np.where(largest > 0, largest / 127, 1)
+                # not below the smallest normal number: a row of next to nothing would be divided by zero
+                scale[rows] = np.where(largest > 0, np.maximum(largest / 127, np.finfo(np.float32).tiny), 1)
                 block = np.rint(block / scale[rows, None])
             stored[rows] = block
         return cls(stored, scale)
