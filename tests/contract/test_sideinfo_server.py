@@ -348,7 +348,7 @@ import json, sys
 from components.sideinfo import encoder
 from tests.contract.test_sideinfo_server import WORLD, run, write_ingest
 from tests.unit.test_sideinfo_stage import HashEncoder
-encoder.load = lambda name: HashEncoder()
+encoder.load = lambda name, truncate_dim: HashEncoder()
 run(json.loads(sys.argv[2]), sys.argv[1], ingest=write_ingest(sys.argv[1], WORLD))
 """
 

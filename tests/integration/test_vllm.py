@@ -72,7 +72,7 @@ def test_the_stage_runs_through_and_accounts_for_every_row(
     server: VLLMServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Random weights write nonsense, which is rejected or not; no row is lost either way."""
-    monkeypatch.setattr(encoder, "load", lambda name: HashEncoder())
+    monkeypatch.setattr(encoder, "load", lambda name, truncate_dim: HashEncoder())
     settings = {"backend": "openai", "model": NAME, "base_url": server.base_url, "max_words": 8, "min_coverage": 0.0}
     done = run({**settings, "repair_attempts": 1}, str(tmp_path), ingest=write_ingest(tmp_path, SMALL))
     quarantined = pq.read_table(done.path() / "quarantine.parquet").to_pylist()
