@@ -319,7 +319,10 @@ def test_own_data_are_not_called_by_the_samples_name():
         ({"kcore": 3}, r"unknown setting 'ingest\.kcore'\. Did you mean 'k_core'\?"),
         ({"columns": {"usr_id": "u"}}, r"unknown setting 'ingest\.columns\.usr_id'\. Did you mean 'user_id'\?"),
         ({"k_core": 0}, r"'ingest\.k_core' = 0: Input should be greater than 0"),
-        ({"split": {"method": "leave-one-out"}}, r"'ingest\.split\.method' = 'leave-one-out': .*'random', 'temporal' or 'stable'"),
+        (
+            {"split": {"method": "leave-one-out"}},
+            r"'ingest\.split\.method' = 'leave-one-out': .*'random', 'temporal' or 'stable'",
+        ),
         ({"split": {"ratios": [0, 1, 1]}}, r"'ingest\.split\.ratios\.0' = 0: Input should be greater than 0"),
     ],
 )
