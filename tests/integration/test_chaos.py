@@ -1,0 +1,118 @@
+"""What a running endpoint loses when a part of it is killed under load: few requests, each told, and not for long."""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import ray
+import yaml
+
+from serving.client import Client
+from serving.run import running_endpoint
+from tests.bundles import write_random_bundle
+
+pytestmark = pytest.mark.ray
+
+CLIENTS = 4
+USERS = 30
+CALM = 30  # answers in a row, of all clients, after which the endpoint is taken to have recovered
+RECOVERED_WITHIN = 60.0  # seconds
+
+
+class Askers:
+    """Clients that ask one after another, each request on its own connection, until they are told to stop."""
+
+    def __init__(self, url: str) -> None:
+        self._url, self._stop = url, threading.Event()
+        self.outcomes: list[str] = []
+        """How requests ended, in order: their status, or the error on the way."""
+        self._threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(CLIENTS)]
+
+    def _ask(self, number: int) -> None:
+        while not self._stop.is_set():
+            try:
+                answer = httpx.post(f"{self._url}/v1/recommend", json={"users": [f"u{number % USERS}"], "k": 5}, timeout=20)
+                told = str(answer.status_code)
+                if answer.status_code == 503 and "retry-after" not in answer.headers:
+                    told = "503 without Retry-After"
+            except httpx.TimeoutException:
+                told = "hung"
+            except httpx.TransportError:
+                told = "connection lost"
+                time.sleep(0.05)
+            self.outcomes.append(told)
+            number += CLIENTS
+
+    def __enter__(self) -> "Askers":
+        for thread in self._threads:
+            thread.start()
+        self.wait_for_calm()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def wait_for_calm(self) -> None:
+        """Waits for enough answers in a row from now on."""
+        began, seen = time.monotonic(), len(self.outcomes)
+        while True:
+            ended = self.outcomes[seen:]
+            if len(ended) >= CALM and set(ended[-CALM:]) == {"200"}:
+                return
+            assert time.monotonic() - began < RECOVERED_WITHIN, Counter(ended)
+            time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    directory: Path = tmp_path_factory.mktemp("chaos")
+    bundle = write_random_bundle(directory / "bundle", num_users=USERS, num_items=60)
+    twice = {"num_replicas": 2, "num_cpus": 0.2}
+    args = {"storage_root": str(directory), "train": "0" * 16, "model_version": "7", "bundle_dir": str(bundle)}
+    application = {"import_path": "serving.app:build_app", "args": {**args, "gateway": twice, "scorer": twice}}
+    (directory / "serve.yaml").write_text(yaml.safe_dump({"applications": [application]}))
+    with running_endpoint(directory / "serve.yaml", port=0) as url:
+        yield url
+
+
+def kill(part: str, restart: bool) -> None:
+    """One of Serve's actors whose name holds this."""
+    name = next(actor for actor in ray.util.list_named_actors(all_namespaces=True) if part in actor["name"])
+    ray.kill(ray.get_actor(name["name"], namespace=name["namespace"]), no_restart=not restart)
+
+
+@pytest.mark.parametrize(
+    ("part", "allowed", "most"),
+    [
+        ("#Scorer#", {"503"}, 2 * CLIENTS),
+        ("#Gateway#", {"500", "503"}, 2 * CLIENTS),  # the proxy answers for a gateway that died with a request
+        ("SERVE_CONTROLLER_ACTOR", set(), 0),
+        # the one proxy of this machine: nobody listens until it is back, and then it knows no routes for a moment
+        ("SERVE_PROXY_ACTOR", {"connection lost", "404"}, None),
+    ],
+    ids=["scorer", "gateway", "controller", "proxy"],
+)
+def test_a_killed_part_costs_few_requests_and_comes_back(url: str, part: str, allowed: set[str], most: int | None) -> None:
+    with Askers(url) as askers:
+        before = len(askers.outcomes)
+        kill(part, restart=part.startswith("SERVE_"))
+        askers.wait_for_calm()
+        time.sleep(1.0)
+    told = Counter(outcome for outcome in askers.outcomes[before:] if outcome != "200")
+    assert set(told) <= allowed, told
+    assert most is None or told.total() <= most, told
+
+
+def test_a_client_that_tries_again_notices_nothing(url: str) -> None:
+    with Client(url) as client:
+        for number in range(40):
+            if number == 10:
+                kill("#Scorer#", restart=False)
+            (result,) = client.recommend([f"u{number % USERS}"], 3).results
+            assert len(result.items) == 3
