@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve import Application
 
-from components.serve.config import RATE
+from serving import RATE
 from serving.approximate import ScoringArgs
 from serving.deployments import EncoderReplica, GatewayReplica, HistoryReplica, RegistryReplica, ScorerReplica
 from serving.lifecycle import Target

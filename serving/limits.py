@@ -9,7 +9,7 @@ class Limiter:
     """Counts requests of callers, in this process: an endpoint of several gateway replicas lets through as many times more.
 
     Args:
-        rate: such as 50/second, see `components.serve.config.RATE`.
+        rate: such as 50/second, see `serving.RATE`.
     """
 
     def __init__(self, rate: str) -> None:

@@ -5,9 +5,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from components.artifacts import StageConfig
-
-RATE = r"^[1-9][0-9]{0,6}/(second|minute|hour)$"
-"""How a rate is written, for example 50/second."""
+from serving import RATE
 
 
 class ReplicaConfig(BaseModel):
