@@ -3,9 +3,9 @@
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import scipy.sparse as sp
 import torch
 from pyarrow.fs import FileSelector, FileSystem
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchTrainer, prepare_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -74,6 +75,7 @@ def run_workers(arrays: Arrays, config: TrainConfig, work: Place, run: str) -> C
             "config": config.model_dump(mode="json"),
             "environment": _inherited(),
             "run": run,
+            "place": (filesystem, f"{path}/{run}"),
         },
         scaling_config=ScalingConfig(
             num_workers=config.num_workers, use_gpu=config.use_gpu, resources_per_worker=_resources(config)
@@ -118,12 +120,18 @@ def unpack(arrays: Arrays) -> TrainData:
 
 
 class RayHooks:
-    """Hooks of one Ray Train worker."""
+    """Hooks of one Ray Train worker.
 
-    def __init__(self, config: TrainConfig, run: str) -> None:
+    Args:
+        config: of the stage.
+        run: the run's name.
+        place: where its checkpoints are.
+    """
+
+    def __init__(self, config: TrainConfig, run: str, place: Place) -> None:
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
-        self._config, self._run = config, run
+        self._config, self._run, self._place = config, run, place
 
     def wrap(self, model: CLLMR) -> nn.Module:
         # the graph is a buffer that every worker builds from the same data: nothing to broadcast
@@ -131,26 +139,30 @@ class RayHooks:
         return wrapped
 
     def restore(self, model: CLLMR, optimizer: torch.optim.Optimizer) -> tuple[TrainState, dict[str, Tensor]] | None:
-        for checkpoint in self._checkpoints():
-            with checkpoint.as_directory() as directory:
-                try:
-                    check_checkpoint(Path(directory))
-                except ArtifactError as error:
-                    emit("checkpoint refused", stage="train", path=checkpoint.path, reason=error.message)
-                    continue
-                return load_checkpoint(Path(directory), model, optimizer)
-        return None
+        path = broadcast_from_rank_zero(self._newest() if self.rank == 0 else None)  # all workers go on from the same one
+        if path is None:
+            return None
+        with Checkpoint(path, self._place[0]).as_directory() as directory:
+            return load_checkpoint(Path(directory), model, optimizer)
 
-    def _checkpoints(self) -> Iterator[Checkpoint]:
-        """Checkpoints of this run, newest first."""
-        newest = ray.train.get_checkpoint()
-        if newest is None:
-            return
-        yield newest
-        beside = newest.filesystem.get_file_info(FileSelector(str(PurePosixPath(newest.path).parent)))
-        # their names are times
-        names = sorted((info.path for info in beside if info.base_name.startswith("checkpoint_2")), reverse=True)
-        yield from (Checkpoint(path, newest.filesystem) for path in names if path != newest.path)
+    def _newest(self) -> str | None:
+        """Path of the newest checkpoint of this run that is whole.
+
+        Ray's own word on it, `ray.train.get_checkpoint`, lags: of a node that is lost seconds after a checkpoint was written it
+        may not know it yet, and training would begin anew.
+        """
+        filesystem, directory = self._place
+        found = filesystem.get_file_info(FileSelector(directory, allow_not_found=True))
+        paths: list[str] = [info.path for info in found if info.base_name.startswith("checkpoint_2")]
+        for path in sorted(paths, reverse=True):  # their names are times
+            with Checkpoint(path, filesystem).as_directory() as local:
+                try:
+                    check_checkpoint(Path(local))
+                except ArtifactError as error:
+                    emit("checkpoint refused", stage="train", path=path, reason=error.message)
+                else:
+                    return path
+        return None
 
     def save(
         self,
@@ -181,7 +193,7 @@ def _worker(loop_config: dict[str, Any]) -> None:
     os.environ.update(loop_config["environment"])
     config = TrainConfig.parse(loop_config["config"], "train")
     torch.set_num_threads(max(1, int(config.cpus_per_worker)))
-    hooks = RayHooks(config, loop_config["run"])
+    hooks = RayHooks(config, loop_config["run"], loop_config["place"])
     model, state = fit(unpack(ray.get(loop_config["arrays"])), config, hooks)
     if hooks.rank != 0:
         ray.train.report({"epoch": state.epoch})
