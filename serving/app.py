@@ -17,6 +17,8 @@ IMPORT_PATH = "serving.app:build_app"
 SCORER = "Scorer"
 UPSCALE_SECONDS = 3.0
 DOWNSCALE_SECONDS = 600.0
+TARGET_ONGOING = 8.0
+"""Requests that a replica works on at a time, above which there should be more replicas."""
 
 
 class ReplicaArgs(BaseModel):
@@ -27,7 +29,7 @@ class ReplicaArgs(BaseModel):
     num_replicas: int = 1
     max_replicas: int | None = None
     num_cpus: float = 0.5
-    max_ongoing_requests: int = 32
+    max_ongoing_requests: int = 256
     max_queued_requests: int = 128
 
     def options(self, drain_interval_s: float) -> dict[str, Any]:
@@ -42,7 +44,7 @@ class ReplicaArgs(BaseModel):
             autoscaling = {
                 "min_replicas": self.num_replicas,
                 "max_replicas": self.max_replicas,
-                "target_ongoing_requests": self.max_ongoing_requests / 4,
+                "target_ongoing_requests": min(TARGET_ONGOING, self.max_ongoing_requests / 4),
                 "upscale_delay_s": UPSCALE_SECONDS,
                 "downscale_delay_s": DOWNSCALE_SECONDS,
             }

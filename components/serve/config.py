@@ -20,8 +20,9 @@ class ReplicaConfig(BaseModel):
     after ten quiet minutes. None: always ``num_replicas``."""
     num_cpus: float = Field(default=0.5, gt=0, le=256)
     """CPUs Ray reserves per replica: a scheduling share, no limit on threads."""
-    max_ongoing_requests: int = Field(default=32, ge=1, le=10_000)
-    """Requests one replica works on at a time."""
+    max_ongoing_requests: int = Field(default=256, ge=1, le=10_000)
+    """Requests one replica works on at a time. Above it Serve's proxy asks again with growing pauses: 64 clients got 5 answers
+    a second where 32 were allowed, and 156 where 256 were."""
     max_queued_requests: int = Field(default=128, ge=-1, le=100_000)
     """Requests that wait in front of this deployment before more are refused with 503 and Retry-After; -1 is unbounded."""
 
@@ -67,7 +68,7 @@ class ServeConfig(StageConfig):
     """Address the CLI's endpoint listens on; 0.0.0.0 opens it to the network. Without effect on the written configuration."""
     port: int = Field(default=8000, ge=0, le=65535)
     """TCP port of the CLI's endpoint; 0 picks a free one. Without effect on the written configuration."""
-    gateway: ReplicaConfig = ReplicaConfig(max_ongoing_requests=64)
+    gateway: ReplicaConfig = ReplicaConfig()
     """The deployment that speaks HTTP: checks requests, looks up features, writes answers."""
     scorer: ReplicaConfig = ReplicaConfig()
     """The deployment that holds the model and ranks."""
