@@ -1,7 +1,7 @@
 """Text embeddings by sentence-transformers, in this process or by Ray Data's actors."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,30 +128,31 @@ class TextEncoder:
         return {EMBEDDING: self.embeddings(block[PROFILE].to_pylist())}
 
 
-def embed(encoder: TextEncoder, table: Path, advance: Callable[[int], None]) -> HalfFloats:
-    """Embeddings of a Parquet file's column `profile`, (rows, dim).
+def embed(encoder: TextEncoder, tables: Mapping[str, Path], advance: Callable[[int], None]) -> dict[str, HalfFloats]:
+    """Embeddings of the column `profile` of some Parquet files, by the files' names, each (rows, dim).
 
-    The texts stream from the file in blocks of `BLOCK` rows, through ``encoder_actors`` actors of Ray Data if there are any,
-    each on a GPU if Ray has some.
+    The texts stream from the files in blocks of `BLOCK` rows, through ``encoder_actors`` actors of Ray Data if there are any,
+    each on a GPU if Ray has some; all files in one go, as actors take long to load their encoder.
 
     Args:
         encoder: of this process; the actors load their own.
-        table: the file.
+        tables: files by name.
         advance: told how many texts more are done.
     """
-    file = pq.ParquetFile(table)
-    texts = file.iter_batches(BLOCK, columns=[PROFILE])
+    files = [pq.ParquetFile(table) for table in tables.values()]
+    texts = (block for file in files for block in file.iter_batches(BLOCK, columns=[PROFILE]))
     if encoder.config.encoder_actors:
         blocks = _by_actors(encoder.config, texts, advance)
     else:
         blocks = (encoder.embeddings(block[PROFILE].to_pylist(), advance) for block in texts)
-    found = np.empty((file.metadata.num_rows, encoder.dim), dtype=np.float16)
+    ends = np.cumsum([file.metadata.num_rows for file in files])
+    found = np.empty((ends[-1], encoder.dim), dtype=np.float16)
     start = 0
     for block in blocks:
         found[start : start + len(block)] = block
         start += len(block)
     assert start == len(found), f"{start} embeddings of {len(found)} rows"
-    return found
+    return dict(zip(tables, np.split(found, ends[:-1]), strict=True))
 
 
 def _by_actors(

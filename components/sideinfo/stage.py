@@ -90,7 +90,7 @@ def _build(built: Path, config: SideinfoConfig, storage_root: str, ingest: Manif
     if references:
         texts["references"] = [reference.profile for reference in references]
     with progress(STAGE.name, sum(len(listed) - listed.count(None) for listed in texts.values()), "texts") as bar:
-        arrays = {name: encoder.embed(text_encoder, built / f"{name}.parquet", bar.advance) for name in texts}
+        arrays = encoder.embed(text_encoder, {name: built / f"{name}.parquet" for name in texts}, bar.advance)
     save_file(arrays, built / EMBEDDINGS_FILE)
     facts: dict[str, Any] = {
         "backend": config.backend,
