@@ -677,6 +677,7 @@ def batch(
     """
     from pipelines import local, summary
     from pipelines.batch_scoring import batch_scoring
+    from pipelines.config import BATCH
     from pipelines.display import make_display
     from pipelines.plan import compile_pipeline
 
@@ -685,10 +686,10 @@ def batch(
     sets = [f"batch.{name}={json.dumps(value)}" for name, value in given.items() if value is not None]
     settings = load_config(preset, config, [*(set_ or []), *sets], storage)
     out, shown = make_console(), make_console(stderr=True)
-    pipeline, configs = compile_pipeline(batch_scoring(settings)), {"batch": settings.batch_of_champion()}
+    pipeline, configs = compile_pipeline(batch_scoring(settings)), {BATCH: settings.batch_of_champion()}
     with crash_told(shown):
         done = local.run(pipeline, configs, settings.storage_root, lambda stages: make_display(shown, stages))
-    manifest = done.manifest("batch")
+    manifest = done.manifest(BATCH)
     out.print(summary.stage_table(done))
     out.print(
         f"{manifest.facts['num_users']:,} users, model {manifest.facts['model_version']}: {manifest.uri}/recommendations",
@@ -759,13 +760,14 @@ def clean(
     from rich.filesize import decimal
 
     from pipelines import retention, summary
+    from pipelines.config import BATCH
     from pipelines.local import absolute_root
     from serving.run import read_app_args
 
     settings = load_config(preset, config, set_, storage)
     root, tracking_uri = absolute_root(settings.storage_root), registry(settings).tracking_uri
     in_use = [read_app_args(file)["train"] for file in deployed or []]
-    found = retention.removable(root, settings.stages(), tracking_uri, keep, timedelta(days=older_than), in_use)
+    found = retention.removable(root, [*settings.stages(), BATCH], tracking_uri, keep, timedelta(days=older_than), in_use)
     gone = retention.remove(root, tracking_uri, found) if yes else []
     out = make_console()
     if found:

@@ -29,6 +29,8 @@ from pipelines.cluster_config import ClusterConfig
 from pipelines.placement import PlacementConfig
 
 DEFAULT_PRESET = "local"
+BATCH = "batch"
+"""The stage that is no part of the retraining pipeline."""
 
 
 class PlatformConfig(BaseModel):
@@ -63,7 +65,7 @@ class PlatformConfig(BaseModel):
 
     def stages(self) -> dict[str, StageConfig]:
         """The settings of every stage of the retraining pipeline, by name; train, if it asks for a champion, knows where."""
-        found = {name: value for name, value in self if isinstance(value, StageConfig) and name != "batch"}
+        found = {name: value for name, value in self if isinstance(value, StageConfig) and name != BATCH}
         if self.train.warm_start == CHAMPION and self.train.registry is None:
             where = RegistryConfig(tracking_uri=self.promote.tracking_uri, model_name=self.promote.model_name)
             found["train"] = self.train.model_copy(update={"registry": where})

@@ -61,7 +61,7 @@ def run(config: dict[str, Any], storage_root: str) -> Manifest:
         table.mkdir()
         pafs.copy_files(".", str(table), source_filesystem=shelf, destination_filesystem=pafs.LocalFileSystem())
         facts = _facts(table)
-        Store(storage_root).shelf(STAGE.name).delete_dir(_work(name))
+        Store(storage_root).remove_work(STAGE.name, name)
         return {"model_version": model_version, "k": settings.k, **facts}
 
     return run_stage(STAGE, settings, storage_root, {"train": trained}, build)
@@ -83,13 +83,10 @@ def _bundle_of(settings: BatchConfig, storage_root: str) -> tuple[Manifest, str]
     return trained, str(version)
 
 
-def _work(name: str) -> str:
-    """Where finished parts wait for the others: below the root, so that every worker writes there."""
-    return f".work-{name}"
-
-
 def _shelf(storage_root: str, name: str) -> pafs.FileSystem:
-    return Store(storage_root).shelf(STAGE.name, _work(name))
+    """Where finished parts wait for the others: in the store, so that every worker writes there."""
+    filesystem, path = Store(storage_root).work(STAGE.name, name)
+    return pafs.SubTreeFileSystem(path, filesystem)
 
 
 def part_name(start: int) -> str:

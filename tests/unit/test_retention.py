@@ -20,11 +20,11 @@ from components.features import stage as features_stage
 from components.tracking import Registry
 from feature_repo.store import sqlite_path
 from pipelines import cli, retention
-from pipelines.config import PlatformConfig
+from pipelines.config import BATCH, PlatformConfig
 from tests.features_parents import Small
 from tests.stores import WEED, s3_server
 
-STAGES = tuple(PlatformConfig().stages())
+STAGES = (*PlatformConfig().stages(), BATCH)
 LONG = timedelta(days=14)
 
 
@@ -297,6 +297,7 @@ def test_a_feature_set_whose_online_rows_cannot_be_removed_stays_and_is_told_of(
 def test_the_command_lists_and_only_removes_when_it_is_told_to(local: Place, tmp_path: Path) -> None:
     old, new = local.run("old", days=90), local.run("new", days=80)
     local.register(new["train"])
+    old["batch"] = local.output("batch", "old", 70, {"train": new["train"]})  # of the champion, but ranked long ago
     file = tmp_path / "result.json"
     call = ["clean", "--keep", "1", "--storage", local.root, "--json", str(file)]
     listed = CliRunner().invoke(cli.app, call)
