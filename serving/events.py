@@ -10,9 +10,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
-from components.artifacts import Store
-from components.errors import ArtifactError
-from serving.features import JOIN_KEY, lean_import
+from serving.features import JOIN_KEY, find_feature_set
 from serving.schemas import Event, EventStatus
 
 if TYPE_CHECKING:
@@ -131,18 +129,10 @@ def open_history(storage_root: str, feature_fingerprint: str) -> OnlineHistory:
         ArtifactError: there is no such feature set.
         Exception: whatever Feast raises when the store cannot be reached.
     """
-    manifest = Store(storage_root).find("features", feature_fingerprint)
-    if manifest is None:
-        raise ArtifactError(
-            f"feature set {feature_fingerprint} is not below '{storage_root}'.", "Build it again: cllmr run --from features"
-        )
+    directory = find_feature_set(storage_root, feature_fingerprint)
+    from feature_repo.feature_views import EVENTS_TTL
     from feature_repo.store import open_online_history
 
-    with lean_import():
-        import feast  # noqa: F401  # here, before anything else imports it the slow way
-
-    from feature_repo.feature_views import EVENTS_TTL
-
-    history = OnlineHistory(open_online_history(manifest.path(), storage_root), EVENTS_TTL)
+    history = OnlineHistory(open_online_history(directory, storage_root), EVENTS_TTL)
     history.read([""])
     return history

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import structlog
@@ -307,6 +308,22 @@ def _unchecked(target: Any = None, **options: Any) -> Any:
     return target if target is not None else lambda decorated: decorated
 
 
+def find_feature_set(storage_root: str, fingerprint: str) -> Path:
+    """Where a feature set lies; Feast, which opens it, is imported on the way, see `lean_import`.
+
+    Raises:
+        ArtifactError: there is no such feature set.
+    """
+    manifest = Store(storage_root).find("features", fingerprint)
+    if manifest is None:
+        raise ArtifactError(
+            f"feature set {fingerprint} is not below '{storage_root}'.", "Build it again: cllmr run --from features"
+        )
+    with lean_import():
+        import feast  # noqa: F401  # here, before anything else imports it the slow way
+    return manifest.path()
+
+
 def open_history_reader(
     storage_root: str, fingerprint: str, on_ages: Callable[[str, Counter[Age]], None] = lambda view, ages: None
 ) -> HistoryReader:
@@ -321,17 +338,10 @@ def open_history_reader(
         ArtifactError: there is no such feature set.
         Exception: whatever Feast raises when the store cannot be reached.
     """
-    manifest = Store(storage_root).find("features", fingerprint)
-    if manifest is None:
-        raise ArtifactError(
-            f"feature set {fingerprint} is not below '{storage_root}'.", "Build it again: cllmr run --from features"
-        )
+    directory = find_feature_set(storage_root, fingerprint)
     from feature_repo.store import feature_refs, open_store
 
-    with lean_import():
-        import feast  # noqa: F401  # here, before anything else imports it the slow way
-
-    store = open_store(manifest.path(), storage_root)
+    store = open_store(directory, storage_root)
     view, _, feature = HISTORY.partition(":")
     if HISTORY not in feature_refs(store, SERVICE, JOIN_KEY):
         raise ArtifactError(
