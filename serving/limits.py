@@ -21,4 +21,5 @@ class Limiter:
         """0 where the caller may ask now, which counts as asking; else the seconds until it may."""
         if self._window.hit(self._item, caller):
             return 0.0
-        return max(0.0, self._window.get_window_stats(self._item, caller).reset_time - time.time())
+        # the window may have moved on since it was hit: refused is refused, and never 0
+        return max(0.001, self._window.get_window_stats(self._item, caller).reset_time - time.time())
