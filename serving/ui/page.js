@@ -10,7 +10,7 @@ const METHODS = {
   static: "No model answers: a fixed list.",
 };
 const SLIDER_PAUSE_MS = 120;
-const shown = { debias: null, chosenItem: null, asked: 0, strangers: false };
+const shown = { user: "", debias: null, chosenItem: null, asked: 0, strangers: false };
 
 // -- questions ------------------------------------------------------------------------------------------------------
 
@@ -47,6 +47,7 @@ async function ask() {
     if (recent.length) body.recent = { [user]: recent };
     const { answer, degraded } = await post("recommend", body);
     if (number !== shown.asked) return;
+    shown.user = user;
     show(answer, degraded);
     remember();
   } catch (error) {
@@ -107,7 +108,7 @@ async function explain(id, title) {
   for (const button of document.querySelectorAll(".item")) button.setAttribute("aria-pressed", String(button.dataset.item === id));
   const number = shown.asked;
   try {
-    const { answer } = await post("explain", { user_id: question().user, item_id: id, debias: shown.debias });
+    const { answer } = await post("explain", { user_id: shown.user, item_id: id, debias: shown.debias });
     if (number === shown.asked && shown.chosenItem?.id === id) why(answer, title);
   } catch (error) {
     tell(error.message);

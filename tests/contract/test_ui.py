@@ -113,8 +113,11 @@ def test_the_slider_debiases_and_says_how_far_items_moved(page: Page, url: str, 
 
 def test_a_chosen_item_is_taken_apart(page: Page, url: str) -> None:
     page.goto(f"{url}#user=u3&debias=1")
+    expect(page.locator("#debiased .title")).to_have_count(10)
+    page.fill("#user", "u5")  # not asked for yet: what is explained is what is shown
     with page.expect_response("**/v1/explain") as answered:
         page.locator("#debiased .item").first.click()
+    assert answered.value.json()["user_id"] == "u3"
     explanation = answered.value.json()["explanation"]
     expect(page.locator("#why dd").first).to_have_text(f"{explanation['total_effect']:.3f}")
     expect(page.locator("#why")).to_contain_text(f"{explanation['factual_rank']} → {explanation['debiased_rank']}")
