@@ -103,7 +103,7 @@ def test_a_killed_part_costs_few_requests_and_comes_back(url: str, part: str, al
         before = len(askers.outcomes)
         kill(part, restart=part.startswith("SERVE_"))
         askers.wait_for_calm()
-        time.sleep(1.0)
+        askers.wait_for_calm()  # and it stays so
     told = Counter(outcome for outcome in askers.outcomes[before:] if outcome != "200")
     assert set(told) <= allowed, told
     assert most is None or told.total() <= most, told
