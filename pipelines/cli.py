@@ -88,7 +88,7 @@ Preset = Annotated[
     typer.Option(
         "--preset",
         "-p",
-        help="Settings to begin with: local, gpu, cluster, spot, incremental, paper; cluster,spot: one over another.",
+        help="Settings to begin with: local, gpu, cluster, spot, incremental, paper, smollm2; cluster,spot: one over another.",
     ),
 ]
 Files = Annotated[
