@@ -46,6 +46,7 @@ from serving.schemas import (
 
 MAX_BODY_BYTES = 1 << 20
 RETRY_AFTER_SECONDS = 1
+OVERLOADED = "overloaded"
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")  # what of a caller's own id may stand in answers and logs
 _SEE_DOCS = "See /docs for the fields and their limits."
@@ -117,13 +118,16 @@ class Backend(Protocol):
         ...
 
 
-def create_app(backend: Backend, tokens: Tokens | None = None, limiter: Limiter | None = None) -> FastAPI:
+def create_app(
+    backend: Backend, tokens: Tokens | None = None, limiter: Limiter | None = None, max_working: int | None = None
+) -> FastAPI:
     """The API over one backend.
 
     Args:
         backend: what answers.
         tokens: who may ask; everybody without.
         limiter: how much each may ask; any amount without.
+        max_working: requests that are worked on at a time, before more are refused; any number without.
     """
     app = FastAPI(
         title="CLLMR: debiased recommendations",
@@ -144,7 +148,7 @@ def create_app(backend: Backend, tokens: Tokens | None = None, limiter: Limiter 
             503: {"model": ErrorBody, "description": "Overloaded or starting; try again after Retry-After seconds."},
         },
     )
-    app.add_middleware(_Envelope, backend=backend, tokens=tokens or Tokens({}), limiter=limiter)
+    app.add_middleware(_Envelope, backend=backend, tokens=tokens or Tokens({}), limiter=limiter, max_working=max_working)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Unavailable, _unavailable)
@@ -297,7 +301,11 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 async def _unavailable(request: Request, error: Exception) -> Response:
     assert isinstance(error, Unavailable)
-    return error_response(503, error.code, error.message, f"Try again in {RETRY_AFTER_SECONDS} s.", _id(request))
+    return _try_again(error.code, error.message, _id(request))
+
+
+def _try_again(code: str, message: str, request_id: str) -> Response:
+    return error_response(503, code, message, f"Try again in {RETRY_AFTER_SECONDS} s.", request_id)
 
 
 async def _impossible(request: Request, error: Exception) -> Response:
@@ -312,10 +320,13 @@ def _id(request: Request) -> str:
 class _Envelope:
     """Around every request: its id, the headers, the cap on the body, the last resort for errors, one log line."""
 
-    def __init__(self, app: ASGIApp, backend: Backend, tokens: Tokens, limiter: Limiter | None) -> None:
+    def __init__(
+        self, app: ASGIApp, backend: Backend, tokens: Tokens, limiter: Limiter | None, max_working: int | None
+    ) -> None:
         self._app = app
         self._backend = backend
         self._tokens, self._limiter = tokens, limiter
+        self._working, self._max_working = 0, max_working
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -338,8 +349,13 @@ class _Envelope:
                 message = {**message, "headers": headers}
             await send(message)
 
+        self._working += 1
         try:
-            refusal = _refusal(scope, self._tokens) or _delay(scope, self._tokens, self._limiter)
+            refusal = (
+                _refusal(scope, self._tokens)
+                or _delay(scope, self._tokens, self._limiter)
+                or _overload(scope, self._working, self._max_working)
+            )
             await (refusal or self._app)(scope, _capped(scope, receive), send_with_headers)
         except Exception:
             log.exception("request failed", request_id=request_id)
@@ -349,6 +365,7 @@ class _Envelope:
             answer = error_response(500, "internal_error", "the server failed.", hint, request_id)
             await answer(scope, receive, send_with_headers)
         finally:
+            self._working -= 1
             log.info(
                 "request",
                 method=scope["method"],
@@ -396,6 +413,13 @@ def _delay(scope: Scope, tokens: Tokens, limiter: Limiter | None) -> Response | 
     response = error_response(429, "too_many_requests", message, hint, scope["state"]["request_id"])
     response.headers["Retry-After"] = str(seconds)
     return response
+
+
+def _overload(scope: Scope, working: int, max_working: int | None) -> Response | None:
+    """The answer to one request too many, None while there is room: a short queue, so that what is taken is answered soon."""
+    if max_working is None or working <= max_working or _is_open(_path(scope)):
+        return None
+    return _try_again(OVERLOADED, f"{max_working} requests are being worked on.", scope["state"]["request_id"])
 
 
 def _path(scope: Scope) -> str:

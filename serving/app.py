@@ -1,7 +1,7 @@
 """The endpoint as a Ray Serve application: ``import_path: serving.app:build_app`` in a Serve configuration file."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
@@ -14,7 +14,7 @@ from serving.lifecycle import Target
 from serving.trial import Trial
 
 IMPORT_PATH = "serving.app:build_app"
-SCORER = "Scorer"
+GATEWAY, SCORER = "Gateway", "Scorer"
 UPSCALE_SECONDS = 3.0
 DOWNSCALE_SECONDS = 600.0
 TARGET_ONGOING = 8.0
@@ -54,9 +54,14 @@ class ReplicaArgs(BaseModel):
             "max_ongoing_requests": self.max_ongoing_requests,
             "max_queued_requests": self.max_queued_requests,
             "ray_actor_options": {"num_cpus": self.num_cpus},
+            "logging_config": {"enable_access_log": False},  # the gateway writes a line per request, and of more use
             "graceful_shutdown_wait_loop_s": drain_interval_s,
         }
 
+
+HEADROOM = 8
+"""How many times the requests that a gateway works on reach it: the rest it refuses itself, at once and with Retry-After, where
+Serve's proxy would ask again with growing pauses, and then refuse without."""
 
 REGISTRY = ReplicaArgs(num_cpus=0.1, max_ongoing_requests=1_000, max_queued_requests=-1)
 """The one replica that asks the registry; while it is away, models stay as they are."""
@@ -106,10 +111,12 @@ class AppArgs(BaseModel):
     """How long a request waits for the feature store."""
     feature_loading_s: int = Field(default=30, ge=0)
     """How long a starting gateway waits for the feature store."""
-    gateway: ReplicaArgs = ReplicaArgs()
+    composition: Literal["apart", "together"] = "apart"
+    """Whether scorers are processes of their own, or each gateway holds the model itself."""
+    gateway: ReplicaArgs = ReplicaArgs(max_ongoing_requests=64)
     """Replicas that speak HTTP."""
     scorer: ReplicaArgs = ReplicaArgs()
-    """Replicas that hold the model."""
+    """Replicas that hold the model, where they are apart."""
     scoring: ScoringArgs = ScoringArgs()
     """How they keep item vectors and look through them."""
 
@@ -137,18 +144,26 @@ def application(args: AppArgs, trial: Trial) -> Application:
     del encoder["num_replicas"]
     encoder["autoscaling_config"] = {"min_replicas": 0, "max_replicas": 1, "upscale_delay_s": 0, "downscale_delay_s": 1800}
     bundle_dir = None if args.bundle_dir is None else str(args.bundle_dir)
-    options = {**args.scorer.options(args.drain_interval_s), "user_config": trial.model_dump()}
-    scorer = serve.deployment(name=SCORER, **options)(ScorerReplica).bind(
-        deployed=Target(args.model_version, args.train, args.storage_root, bundle_dir),
-        registry=registry,
-        poll_interval_s=poll_interval_s,
-        scoring=args.scoring,
-    )
-    return serve.deployment(name="Gateway", **args.gateway.options(args.drain_interval_s))(GatewayReplica).bind(
+    scorer: Any = {
+        "deployed": Target(args.model_version, args.train, args.storage_root, bundle_dir),
+        "registry": registry,
+        "poll_interval_s": poll_interval_s,
+        "scoring": args.scoring,
+    }
+    tried = {"user_config": trial.model_dump()}
+    gateway = args.gateway.options(args.drain_interval_s)
+    gateway["max_ongoing_requests"] *= HEADROOM
+    if args.composition == "together":
+        gateway |= tried
+    else:
+        options = args.scorer.options(args.drain_interval_s) | tried
+        scorer = serve.deployment(name=SCORER, **options)(ScorerReplica).bind(**scorer)
+    return serve.deployment(name=GATEWAY, **gateway)(GatewayReplica).bind(
         scorer,
         storage_root=args.storage_root,
         feature_fingerprint=args.features,
         deployed_version=args.model_version,
+        max_working=args.gateway.max_ongoing_requests,
         rate_limit=args.rate_limit,
         feature_deadline_ms=args.feature_deadline_ms,
         feature_loading_s=args.feature_loading_s,

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
@@ -28,7 +28,7 @@ from components.errors import ConfigError
 from components.ids import UNKNOWN
 from components.progress import configure_logging
 from components.tracking import ModelVersion, Registry, RegistryError
-from serving.api import Impossible, Unavailable, create_app
+from serving.api import OVERLOADED, Impossible, Unavailable, create_app
 from serving.approximate import ScoringArgs
 from serving.auth import read_tokens
 from serving.breaker import Breaker
@@ -72,9 +72,11 @@ from serving.texts import TextEncoder
 from serving.trial import Shadow, Trial, joined, part, parts
 
 SCORER_DEADLINE_SECONDS = 10.0  # a request that waited so long for the scorer is refused: its caller has given up
-OVERLOADED = "overloaded"
 STATIC_ITEMS = 1_000  # kept for when no scorer answers: the longest ranking, and what may have to be left out of it
 MAX_BATCH = 32  # requests that are worked on together at most
+PRODUCTS_AT_ONCE = 1 << 27
+"""Products, some 20 ms of one core, up to which a ranking is made where requests come in: beside it, in a thread, everything took
+two to three times the CPU, as both wait for Python's lock at every step. Longer work may not hold up health checks."""
 REGISTRY_DEADLINE_SECONDS = 10.0  # a registry that is slower is asked again later
 
 _T = TypeVar("_T")
@@ -230,6 +232,9 @@ class ScorerReplica:
     ) -> None:
         configure_logging()
         self._metrics = ScorerMetrics()
+        if registry is not None:
+            # it is asked from threads, which RAY_SERVE_THROUGHPUT_OPTIMIZED=1 does not let a handle do by itself
+            registry._init(_run_router_in_separate_loop=True)
 
         def champions() -> list[Target]:
             found: list[Target] = registry.champions.remote().result(timeout_s=REGISTRY_DEADLINE_SECONDS) if registry else []
@@ -280,8 +285,12 @@ class ScorerReplica:
             if model is None or not mine:
                 continue
             questions = [(part(asked[number][0], places), [asked[number][1][at] for at in places]) for number, places in mine]
+            users = sum(len(request.users) for request, _ in questions)
             with self._metrics.timed("model"):
-                found = await asyncio.to_thread(model.recommender.recommend_all, questions)
+                if users * model.recommender.scorer.products_per_user <= PRODUCTS_AT_ONCE:
+                    found = model.recommender.recommend_all(questions)
+                else:
+                    found = await asyncio.to_thread(model.recommender.recommend_all, questions)
             for (number, places), answer in zip(mine, found, strict=True):
                 self._metrics.recommended(answer, model.recommender.scorer.item_vocabulary, model.head)
                 answers[number].append((places, answer))
@@ -356,6 +365,20 @@ def _answered(answer: _T, live: Live) -> Answered[_T]:
     return Answered(answer, live.target.model_version, live.feature_set)
 
 
+class Inside:
+    """A scorer in this very process, asked as a handle asks one elsewhere: by ``method.remote(...)``."""
+
+    def __init__(self, scorer: ScorerReplica) -> None:
+        self._scorer = scorer
+
+    def __getattr__(self, method: str) -> "_Method":
+        return _Method(getattr(self._scorer, method))
+
+
+class _Method(NamedTuple):
+    remote: Callable[..., Awaitable[Any]]
+
+
 class RayBackend:
     """The API's backend over handles to the scorer and to the writer of the online history, if there is one.
 
@@ -364,7 +387,7 @@ class RayBackend:
 
     def __init__(
         self,
-        scorer: DeploymentHandle[Any],
+        scorer: DeploymentHandle[Any] | Inside,
         features: FeatureSource,
         deployed_version: str,
         events: OnlineFeatures | NoFeatures,
@@ -503,14 +526,27 @@ class GatewayReplica:
 
     A starting replica waits for the feature store up to a limit, so that the first answers are as good as later ones; a
     store that is down does not keep it from answering.
+
+    Args:
+        scorer: a handle to scorers, or arguments of one to hold itself.
+        storage_root: of the endpoint.
+        feature_fingerprint: of the feature set that the bundle was trained on; None: no feature store.
+        deployed_version: what the registry calls the bundle.
+        max_working: requests that are worked on at a time; more are refused.
+        rate_limit: requests taken from one caller, see Limiter; None: any number.
+        feature_deadline_ms: how long a request waits for the feature store.
+        feature_loading_s: how long the start does.
+        history: a handle to the `HistoryReplica`, where there is a feature store.
+        encoder: a handle to the `EncoderReplica`.
     """
 
     def __init__(
         self,
-        scorer: DeploymentHandle[Any],
+        scorer: DeploymentHandle[Any] | dict[str, Any],
         storage_root: str,
         feature_fingerprint: str | None,
         deployed_version: str,
+        max_working: int,
         rate_limit: str | None,
         feature_deadline_ms: int,
         feature_loading_s: int,
@@ -521,6 +557,7 @@ class GatewayReplica:
         logging.getLogger("httpx").setLevel(logging.WARNING)
         self._tokens = read_tokens()
         self._limiter = None if rate_limit is None else Limiter(rate_limit)
+        self._max_working = max_working
         metrics = GatewayMetrics()
         features: FeatureSource = NoFeatures()
         events: OnlineFeatures | NoFeatures = NoFeatures()
@@ -539,7 +576,14 @@ class GatewayReplica:
             give_up = time.monotonic() + feature_loading_s
             for source in (features, events):
                 source.wait(max(0.0, give_up - time.monotonic()))
-        self._backend = RayBackend(scorer, features, deployed_version, events, history, encoder, metrics)
+        self._scorer = ScorerReplica(**scorer) if isinstance(scorer, dict) else None
+        asked = scorer if self._scorer is None else Inside(self._scorer)
+        self._backend = RayBackend(asked, features, deployed_version, events, history, encoder, metrics)
+
+    def reconfigure(self, trial: dict[str, Any]) -> None:
+        """See ScorerReplica; only of a gateway that holds one."""
+        assert self._scorer is not None
+        self._scorer.reconfigure(trial)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(self._backend, self._tokens, self._limiter)
+        return create_app(self._backend, self._tokens, self._limiter, self._max_working)

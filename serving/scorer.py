@@ -198,6 +198,11 @@ class Scorer:
         return total
 
     @property
+    def products_per_user(self) -> int:
+        """How many numbers are multiplied to score all items for one user, history blocks aside."""
+        return int(self.num_items * self.factual.users.shape[1])
+
+    @property
     def folds_in(self) -> bool:
         """Whether somebody who is not in the training data can be answered from his history."""
         return bool(self._blocks["factual"])

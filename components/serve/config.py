@@ -21,10 +21,10 @@ class ReplicaConfig(BaseModel):
     num_cpus: float = Field(default=0.5, gt=0, le=256)
     """CPUs Ray reserves per replica: a scheduling share, no limit on threads."""
     max_ongoing_requests: int = Field(default=256, ge=1, le=10_000)
-    """Requests one replica works on at a time. Above it Serve's proxy asks again with growing pauses: 64 clients got 5 answers
-    a second where 32 were allowed, and 156 where 256 were."""
+    """Requests one replica works on at a time. A gateway refuses more with 503 and Retry-After, so this is the longest queue:
+    what is taken is answered within so many times what one request takes."""
     max_queued_requests: int = Field(default=128, ge=-1, le=100_000)
-    """Requests that wait in front of this deployment before more are refused with 503 and Retry-After; -1 is unbounded."""
+    """Requests that wait in front of this deployment before more are refused with 503; -1 is unbounded."""
 
     @model_validator(mode="after")
     def _most_not_below_fewest(self) -> Self:
@@ -68,10 +68,13 @@ class ServeConfig(StageConfig):
     """Address the CLI's endpoint listens on; 0.0.0.0 opens it to the network. Without effect on the written configuration."""
     port: int = Field(default=8000, ge=0, le=65535)
     """TCP port of the CLI's endpoint; 0 picks a free one. Without effect on the written configuration."""
-    gateway: ReplicaConfig = ReplicaConfig()
+    composition: Literal["apart", "together"] = "apart"
+    """``apart``: scorers are processes of their own and scale by themselves; ``together``: each gateway holds the model, which
+    takes half to a third of the CPU per request, and the memory of one model per gateway."""
+    gateway: ReplicaConfig = ReplicaConfig(max_ongoing_requests=64)
     """The deployment that speaks HTTP: checks requests, looks up features, writes answers."""
     scorer: ReplicaConfig = ReplicaConfig()
-    """The deployment that holds the model and ranks."""
+    """The deployment that holds the model and ranks; without effect where the gateway does."""
     trial: TrialConfig = TrialConfig()
     """A challenger on trial. A deployed endpoint takes another setting without a restart: its Scorer's ``user_config``."""
     scoring: ScoringConfig = ScoringConfig()

@@ -119,7 +119,7 @@ def serve_document(
     settings: ServeConfig, champion: dict[str, str], feature_fingerprint: str | None, tracking_uri: str, model_name: str
 ) -> dict[str, Any]:
     """The Ray Serve configuration: one application, whose arguments say which bundle, how many replicas and which registry."""
-    from serving.app import IMPORT_PATH, SCORER, AppArgs, RegistryArgs
+    from serving.app import GATEWAY, IMPORT_PATH, SCORER, AppArgs, RegistryArgs
     from serving.approximate import ScoringArgs
 
     registry: RegistryArgs | None = None
@@ -139,16 +139,18 @@ def serve_document(
         rate_limit=settings.rate_limit,
         feature_deadline_ms=settings.feature_deadline_ms,
         feature_loading_s=settings.feature_loading_s,
+        composition=settings.composition,
         gateway=_replicas(settings.gateway),
         scorer=_replicas(settings.scorer),
         scoring=ScoringArgs.model_validate(settings.scoring.model_dump()),
     )
+    holds_model = GATEWAY if settings.composition == "together" else SCORER
     application = {
         "name": APPLICATION,
         "route_prefix": "/",
         "import_path": IMPORT_PATH,
         "args": args.model_dump(mode="json", exclude={"bundle_dir"}),
-        "deployments": [{"name": SCORER, "user_config": settings.trial.model_dump(mode="json")}],
+        "deployments": [{"name": holds_model, "user_config": settings.trial.model_dump(mode="json")}],
     }
     return {"applications": [application]}
 

@@ -1,6 +1,6 @@
 """The endpoint beside servers written by hand, in one run: latency, requests per second, CPU per request.
 
-    python -m tests.benchmarks.serving --sizes 10000 100000 --servers ours ours-fast numpy faiss-flat faiss-hnsw
+    python -m tests.benchmarks.serving --sizes 10000 100000 --servers ours ours-together ours-fast ours-fast-together numpy faiss-flat faiss-hnsw
 
 Every server in turn, in as many rounds as asked for, gets a few seconds of each number of clients; of the rounds the least
 disturbed counts (most requests per second), as the machine may have other work. Each client is a connection that asks again
@@ -40,7 +40,15 @@ NUM_USERS, DIM, K = 1_000, 64, 20
 CLIENTS = (1, 16, 64)
 WARM_SECONDS = 0.7
 FAST = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
-SERVERS = {"ours": {}, "ours-fast": FAST, "numpy": {}, "faiss-flat": {}, "faiss-hnsw": {}}
+TOGETHER = {"composition": "together"}
+OURS: dict[str, tuple[dict[str, str], dict[str, object]]] = {
+    "ours": ({}, {}),
+    "ours-together": ({}, TOGETHER),
+    "ours-fast": (FAST, {}),
+    "ours-fast-together": (FAST, TOGETHER),
+}
+"""Environment and arguments of the application."""
+SERVERS = [*OURS, "numpy", "faiss-flat", "faiss-hnsw"]
 COMPARED_USERS = 20
 
 
@@ -146,13 +154,14 @@ def cpu_seconds(server: psutil.Process) -> float:
 def started(name: str, bundle: Path, args: dict[str, object]) -> Iterator[tuple[int, psutil.Process]]:
     """A server in a process of its own, ready; yields its port and process."""
     port = free_port("127.0.0.1", 0)
-    module = [__spec__.name, "--serve"] if name.startswith("ours") else ["tests.benchmarks.serving_peers", name]
+    module = [__spec__.name, "--serve"] if name in OURS else ["tests.benchmarks.serving_peers", name]
     command = [sys.executable, "-m", *module, str(bundle), str(port)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **SERVERS[name], "BENCHMARK_ARGS": json.dumps(args)}
+    variables, own_args = OURS.get(name, ({}, {}))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables, "BENCHMARK_ARGS": json.dumps({**own_args, **args})}
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:
         try:
             wait_until_ready(f"http://127.0.0.1:{port}")
-            if SERVERS[name]:
+            if variables:
                 time.sleep(3)  # HAProxy reads its configuration several times in the first seconds, and drops connections then
             yield port, psutil.Process(process.pid)
         finally:
@@ -194,7 +203,7 @@ def main() -> None:
     """Measures and prints one table per size."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000])
-    parser.add_argument("--servers", nargs="+", default=list(SERVERS), choices=list(SERVERS))
+    parser.add_argument("--servers", nargs="+", default=SERVERS, choices=SERVERS)
     parser.add_argument("--clients", type=int, nargs="+", default=list(CLIENTS))
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=2)

@@ -1,6 +1,6 @@
 """The endpoint under more load than it can take, and under a steady one for long: what is refused, and what grows.
 
-    OMP_NUM_THREADS=1 python -m tests.benchmarks.serving_load overload
+    OMP_NUM_THREADS=1 python -m tests.benchmarks.serving_load overload --server ours-fast-together --items 300000
     OMP_NUM_THREADS=1 python -m tests.benchmarks.serving_load soak --minutes 10
 
 Requests arrive at a constant rate whether or not earlier ones are answered. Capacity is what 16 clients get that ask one after
@@ -10,6 +10,7 @@ Ray's processes included.
 
 import argparse
 import asyncio
+import json
 import tempfile
 import time
 from collections import Counter
@@ -19,10 +20,10 @@ import aiohttp
 import numpy as np
 import psutil
 
-from tests.benchmarks.serving import NUM_USERS, K, load, started
+from tests.benchmarks.serving import NUM_USERS, OURS, K, load, started
 from tests.bundles import write_factor_bundle
 
-ITEMS, DIM = 10_000, 64
+DIM = 64
 
 
 async def arrivals(port: int, rate: float, seconds: float) -> list[tuple[str, float]]:
@@ -79,10 +80,13 @@ def main() -> None:
     parser.add_argument("what", choices=["overload", "soak"])
     parser.add_argument("--seconds", type=float, default=20.0, help="of each phase of the overload")
     parser.add_argument("--minutes", type=float, default=10.0, help="of the soak")
+    parser.add_argument("--items", type=int, default=10_000)
+    parser.add_argument("--server", choices=list(OURS), default="ours")
+    parser.add_argument("--args", default="{}", help="arguments of the application, JSON")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        bundle = write_factor_bundle(Path(folder) / "bundle", NUM_USERS, ITEMS, DIM)
-        with started("ours", bundle, {}) as (port, server):
+        bundle = write_factor_bundle(Path(folder) / "bundle", NUM_USERS, asked.items, DIM)
+        with started(asked.server, bundle, json.loads(asked.args)) as (port, server):
             capacity = asyncio.run(load(port, 16, 5.0, server)).requests_per_second
             print(f"capacity: {capacity:.0f}/s", flush=True)  # noqa: T201
             if asked.what == "overload":

@@ -237,6 +237,32 @@ def test_an_overload_is_a_503_with_retry_after(http: TestClient, backend: LocalB
         assert response.headers["retry-after"] == "1"
 
 
+def test_more_requests_than_are_worked_on_at_a_time_are_refused_at_once_and_health_is_not(backend: LocalBackend) -> None:
+    began, go_on = asyncio.Event(), asyncio.Event()
+    answer = backend.recommend
+
+    async def slow(request: RecommendRequest, histories: list[list[str]]) -> RecommendResponse:
+        began.set()
+        await go_on.wait()
+        return await answer(request, histories)
+
+    async def ask() -> None:
+        backend.recommend = slow  # type: ignore[method-assign]
+        transport = httpx.ASGITransport(create_app(backend, max_working=1))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            first = asyncio.create_task(client.post("/v1/recommend", json={"users": ["ann"]}))
+            await began.wait()
+            second = await client.post("/v1/recommend", json={"users": ["ann"]})
+            assert refused(second, 503, "overloaded").message == "1 requests are being worked on."
+            assert second.headers["retry-after"] == "1"
+            assert (await client.get("/healthz")).status_code == 200
+            go_on.set()
+            assert (await first).status_code == 200
+            assert (await client.post("/v1/recommend", json={"users": ["ann"]})).status_code == 200
+
+    asyncio.run(ask())
+
+
 def test_a_failure_of_ours_is_a_500_without_details(http: TestClient, backend: LocalBackend) -> None:
     backend.failure = RuntimeError("secret path /etc/shadow")
     response = http.post("/v1/recommend", json={"users": ["ann"]})

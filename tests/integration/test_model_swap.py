@@ -117,8 +117,13 @@ class World:
         subprocess.run([sys.executable, "-m", "pipelines.cli", *command, "--storage", self.root], check=True, timeout=120)
 
 
+@pytest.fixture(scope="module", params=["apart", "together"])
+def composition(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+def world(composition: str, tmp_path_factory: pytest.TempPathFactory) -> World:
     root = str(tmp_path_factory.mktemp("store"))
     registry = Registry(default_tracking_uri(root), "cllmr")
     trained = [train(root, seed) for seed in range(3)]
@@ -131,13 +136,18 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 @pytest.fixture(scope="module")
-def url(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def url(composition: Any, world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Together with Serve's options for throughput, as far as it offers them without HAProxy."""
+    settings = ServeConfig(composition=composition)
     champion = {"version": "1", "fingerprint": world.trained[0].fingerprint, "storage_root": world.root, "bundle": ""}
-    document = serve_document(ServeConfig(), champion, None, world.registry.tracking_uri, world.registry.model_name)
+    document = serve_document(settings, champion, None, world.registry.tracking_uri, world.registry.model_name)
     config = tmp_path_factory.mktemp("serve") / "serve.yaml"
     config.write_text(yaml.safe_dump(document))
-    with running_endpoint(config, port=0) as url:
-        yield url
+    with pytest.MonkeyPatch.context() as patch:
+        if composition == "together":
+            patch.setenv("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
+        with running_endpoint(config, port=0) as url:
+            yield url
 
 
 def test_models_are_swapped_refused_and_rolled_back_under_load_without_a_failed_request(url: str, world: World) -> None:
@@ -225,9 +235,11 @@ def test_the_replica_that_asks_the_registry_may_die_and_no_request_notices(url: 
     assert {status for answers in load.answers for status, *_ in answers} == {200}
 
 
-def test_a_replica_that_starts_late_begins_with_the_champion_and_not_with_what_was_deployed(url: str, world: World) -> None:
+def test_a_replica_that_starts_late_begins_with_the_champion_and_not_with_what_was_deployed(
+    url: str, world: World, composition: str
+) -> None:
     """Serve starts another replica for one that died; the registry's champion is 2, the configuration names 1."""
-    kill("Scorer")
+    kill("Scorer" if composition == "apart" else "Gateway")
     versions = []
 
     def is_back() -> bool:
