@@ -75,8 +75,8 @@ SCORER_DEADLINE_SECONDS = 10.0  # a request that waited so long for the scorer i
 STATIC_ITEMS = 1_000  # kept for when no scorer answers: the longest ranking, and what may have to be left out of it
 MAX_BATCH = 32  # requests that are worked on together at most
 PRODUCTS_AT_ONCE = 1 << 27
-"""Products, some 20 ms of one core, up to which a ranking is made where requests come in: beside it, in a thread, everything took
-two to three times the CPU, as both wait for Python's lock at every step. Longer work may not hold up health checks."""
+"""Products, some 20 ms of one core, up to which a ranking is made where requests come in: in a thread beside it everything took
+two to three times the CPU (both wait for Python's lock at every step). Longer work may not hold up health checks."""
 REGISTRY_DEADLINE_SECONDS = 10.0  # a registry that is slower is asked again later
 
 _T = TypeVar("_T")
@@ -234,7 +234,7 @@ class ScorerReplica:
         self._metrics = ScorerMetrics()
         if registry is not None:
             # it is asked from threads, which RAY_SERVE_THROUGHPUT_OPTIMIZED=1 does not let a handle do by itself
-            registry._init(_run_router_in_separate_loop=True)
+            registry._init(_run_router_in_separate_loop=True)  # type: ignore[no-untyped-call]
 
         def champions() -> list[Target]:
             found: list[Target] = registry.champions.remote().result(timeout_s=REGISTRY_DEADLINE_SECONDS) if registry else []
@@ -576,8 +576,13 @@ class GatewayReplica:
             give_up = time.monotonic() + feature_loading_s
             for source in (features, events):
                 source.wait(max(0.0, give_up - time.monotonic()))
-        self._scorer = ScorerReplica(**scorer) if isinstance(scorer, dict) else None
-        asked = scorer if self._scorer is None else Inside(self._scorer)
+        self._scorer: ScorerReplica | None = None
+        asked: DeploymentHandle[Any] | Inside
+        if isinstance(scorer, dict):
+            self._scorer = ScorerReplica(**scorer)
+            asked = Inside(self._scorer)
+        else:
+            asked = scorer
         self._backend = RayBackend(asked, features, deployed_version, events, history, encoder, metrics)
 
     def reconfigure(self, trial: dict[str, Any]) -> None:

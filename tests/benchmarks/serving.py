@@ -1,6 +1,6 @@
 """The endpoint beside servers written by hand, in one run: latency, requests per second, CPU per request.
 
-    python -m tests.benchmarks.serving --sizes 10000 100000 --servers ours ours-together ours-fast ours-fast-together numpy faiss-flat faiss-hnsw
+    python -m tests.benchmarks.serving --sizes 10000 100000 --servers ours ours-fast-together numpy faiss-flat
 
 Every server in turn, in as many rounds as asked for, gets a few seconds of each number of clients; of the rounds the least
 disturbed counts (most requests per second), as the machine may have other work. Each client is a connection that asks again
