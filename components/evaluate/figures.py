@@ -178,7 +178,7 @@ def debias_curve(rows: Sequence[Mapping[str, float]], chosen: float) -> str:
 
     panels = [
         line(PRIMARY, PRIMARY.upper(), False),
-        line("average_popularity", "Average popularity of the top 10", False),
+        line("average_popularity", "Popularity of the top 10", False),
         line("coverage", "Coverage of the top 10", True),
     ]
     return draw("debias", (8.6, 2.7), panels, "trade-off between accuracy and exposure by debias strength")
