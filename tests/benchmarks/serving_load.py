@@ -1,10 +1,12 @@
-"""The endpoint under more load than it can take, and under a steady one for long: what is refused, and what grows.
+"""The endpoint under more load than it can take, under a steady one for long, and under a growing one.
 
     OMP_NUM_THREADS=1 python -m tests.benchmarks.serving_load overload --server ours-fast-together --items 300000
     OMP_NUM_THREADS=1 python -m tests.benchmarks.serving_load soak --minutes 10
+    OMP_NUM_THREADS=1 python -m tests.benchmarks.serving_load scale --server ours-fast-together --items 300000 --rate 280
 
 Requests arrive at a constant rate whether or not earlier ones are answered. Capacity is what 16 clients get that ask one after
-another; the calm rate is half of it, the overload three times. Memory is private to the server's process tree (USS), all of
+another; the calm rate is half of it, the overload three times. `scale` begins with one gateway and allows two: a line every
+five seconds says when the second is there and what it changes. Memory is private to the server's process tree (USS), all of
 Ray's processes included.
 """
 
@@ -65,6 +67,17 @@ def grown(server: psutil.Process) -> tuple[float, int]:
     return memory / 2**20, files
 
 
+def num_gateways(server: psutil.Process) -> int:
+    """How many there are in the process tree."""
+    found = 0
+    for process in server.children(recursive=True):
+        try:
+            found += "ServeReplica:cllmr:Gateway" in " ".join(process.cmdline())
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
 def told(name: str, rate: float, ended: list[tuple[str, float]], server: psutil.Process) -> None:
     """One line."""
     seconds = [took for status, took in ended if status == "200"]
@@ -77,16 +90,26 @@ def told(name: str, rate: float, ended: list[tuple[str, float]], server: psutil.
 def main() -> None:
     """Measures and prints a line per phase."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["overload", "soak"])
+    parser.add_argument("what", choices=["overload", "soak", "scale"])
     parser.add_argument("--seconds", type=float, default=20.0, help="of each phase of the overload")
     parser.add_argument("--minutes", type=float, default=10.0, help="of the soak")
+    parser.add_argument("--rate", type=float, default=100.0, help="requests a second, for scale")
     parser.add_argument("--items", type=int, default=10_000)
     parser.add_argument("--server", choices=list(OURS), default="ours")
     parser.add_argument("--args", default="{}", help="arguments of the application, JSON")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         bundle = write_factor_bundle(Path(folder) / "bundle", NUM_USERS, asked.items, DIM)
-        with started(asked.server, bundle, json.loads(asked.args)) as (port, server):
+        args = json.loads(asked.args)
+        if asked.what == "scale":
+            args = {"gateway": {"max_replicas": 2, "max_ongoing_requests": 64}, **args}
+        with started(asked.server, bundle, args) as (port, server):
+            if asked.what == "scale":
+                for window in range(12):
+                    rate = asked.rate if window > 1 else asked.rate / 4
+                    ended = asyncio.run(arrivals(port, rate, 5.0))
+                    told(f"to second {5 * window + 5}, {num_gateways(server)} gateways", rate, ended, server)
+                return
             capacity = asyncio.run(load(port, 16, 5.0, server)).requests_per_second
             print(f"capacity: {capacity:.0f}/s", flush=True)  # noqa: T201
             if asked.what == "overload":
