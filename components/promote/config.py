@@ -29,4 +29,6 @@ class PromoteConfig(StageConfig):
     """Smallest share of the items that must appear in some user's top 10; 0 switches the check off."""
     min_common_users: float = Field(default=0.5, ge=0, le=1)
     """Champion and challenger were evaluated on different data: they are compared on the evaluated users that both know, when
-    those are at least this share; otherwise the comparison is skipped, and the verdict says so."""
+    those are at least this share; otherwise they are not compared, and the verdict says so."""
+    needs_comparison: bool = False
+    """Whether a challenger that cannot be compared with the champion is kept back; without, it passes that check."""

@@ -129,7 +129,10 @@ def check_champion(config: PromoteConfig, evaluate: Manifest, champion: ModelVer
         found = compare(metric, evaluate, champion, config.min_common_users)
     except CannotCompare as reason:
         value = float(evaluate.facts[f"{SCORE}.{metric}"])
-        return Check(name, True, value, None, None, f"Not compared with champion version {champion.version}: {reason}.")
+        text = f"Not compared with champion version {champion.version}: {reason}."
+        if config.needs_comparison:
+            text += " promote.needs_comparison keeps it back: cllmr promote makes it the champion all the same."
+        return Check(name, not config.needs_comparison, value, None, None, text)
     threshold = found.champion * (1 - config.max_relative_loss)
     change = found.challenger / found.champion - 1 if found.champion else 0.0
     text = (

@@ -313,24 +313,29 @@ def test_a_champion_of_other_data_is_scored_again_on_these_over_the_users_both_k
 @pytest.mark.parametrize("ndcg", [0.1999, 0.15])
 def test_under_the_incremental_preset_no_challenger_that_ranks_worse_replaces_the_champion(root, registry, ndcg):
     settings = load("incremental").promote.model_dump()
+    assert settings["needs_comparison"]
     first = promote(root, "old", 0.2, settings)["challenger"]
     outcome = promote(root, "new", ndcg, settings)
     assert (outcome["verdict"], registry.champion().fingerprint) == ("kept", first)
     assert promote(root, "equal", 0.2, settings)["verdict"] == "promoted"
 
 
-def test_data_with_too_few_known_users_are_not_compared_and_the_verdict_says_so(root):
+@pytest.mark.parametrize(("settings", "expected"), [({}, "promoted"), ({"needs_comparison": True}, "kept")])
+def test_data_with_too_few_known_users_are_not_compared_and_the_verdict_says_so(root, registry, settings, expected):
     champion = train(root, "champion")
     stage.run({}, root, champion, evaluate(root, champion, 0.9, data=ingest(root, USERS, ITEMS, [])))
     triples = [(user, "i1", "test") for user in ("ann", "dan", "eve")]
     new_data = ingest(root, ["ann", "dan", "eve"], ITEMS, triples)
     challenger = train(root, "challenger")
-    outcome = verdict(stage.run({}, root, challenger, evaluate(root, challenger, [0.2, 0.2, 0.2], data=new_data)))
-    assert outcome["verdict"] == "promoted"
-    assert reason(outcome, "not worse than the champion")["text"] == (
+    outcome = verdict(stage.run(settings, root, challenger, evaluate(root, challenger, [0.2, 0.2, 0.2], data=new_data)))
+    assert outcome["verdict"] == expected
+    assert registry.champion().fingerprint == (challenger if expected == "promoted" else champion).fingerprint
+    text = reason(outcome, "not worse than the champion")["text"]
+    assert text.startswith(
         "Not compared with champion version 1: it was evaluated on other data and can be judged for 33% of these users (the "
         "others it does not know, or it has learned from what tests them), 50% are needed."
     )
+    assert ("cllmr promote" in text) == (expected == "kept")
 
 
 def test_a_champion_whose_bundle_is_gone_is_not_compared_on_other_data(root):
