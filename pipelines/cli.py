@@ -544,7 +544,9 @@ def recommend(
             answer = client.ask(request).model_dump(mode="json")
     else:
         recommender, histories = champion_recommender(load_config(preset, config, set_, storage))
-        answer = recommender.recommend(request, histories(user_ids)).model_dump(mode="json")
+        found = histories(user_ids)
+        ranked = recommender.recommend(request, found.item_ids)
+        answer = ranked.model_copy(update={"results": found.said_of(ranked.results)}).model_dump(mode="json")
     out = make_console()
     for result in answer["results"]:
         out.print(f"[bold]user {escape(result['user_id'])}[/bold], model {escape(answer['model_version'])}")
@@ -578,7 +580,9 @@ def explain(
             answer = client.explain(user_id, item_id, debias=debias).model_dump(mode="json")
     else:
         recommender, histories = champion_recommender(load_config(preset, config, set_, storage))
-        answer = recommender.explain(request, histories([user_id])[0]).model_dump(mode="json")
+        found = histories([user_id])
+        (explained,) = found.said_of([recommender.explain(request, found.item_ids[0])])
+        answer = explained.model_dump(mode="json")
     make_console().print(explanation_table(answer))
     write_result(json_file, answer)
 
@@ -957,15 +961,16 @@ def the_champion(settings: "PlatformConfig") -> "ModelVersion":
 
 def champion_recommender(settings: "PlatformConfig") -> "tuple[Recommender, HistoryReader]":
     """What answers as the endpoint would, and the histories it would see; raises ArtifactError for a damaged bundle."""
-    from serving.features import open_history_reader
+    from serving.features import Histories, open_history_reader
     from serving.recommender import Recommender
     from serving.scorer import Scorer, find_bundle
 
     champion = the_champion(settings)
     scorer = Scorer.load(find_bundle(champion.storage_root, champion.fingerprint))
     fingerprint = scorer.bundle.get("feature_fingerprint")
-    histories = open_history_reader(champion.storage_root, fingerprint) if fingerprint else lambda users: [[] for _ in users]
-    return Recommender(scorer, champion.version), histories
+    if fingerprint is None:
+        return Recommender(scorer, champion.version), lambda user_ids: Histories([[] for _ in user_ids])
+    return Recommender(scorer, champion.version), open_history_reader(champion.storage_root, fingerprint)
 
 
 def validated(model: type[M], values: dict[str, Any]) -> M:

@@ -438,9 +438,9 @@ class RayBackend:
         """See Backend."""
         with self._metrics.timed("features"):  # at the same time: one wait
             found, since = await asyncio.gather(self._features.histories(user_ids), self._events.histories(user_ids))
-        degraded = found.degraded or since.degraded
-        self._metrics.count_degraded(degraded)
-        return Histories(found.item_ids, degraded, since.item_ids)
+        histories = found.with_events(since)
+        self._metrics.count_degraded(histories.degraded)
+        return histories
 
     async def recommend(self, request: RecommendRequest, histories: list[list[str]]) -> RecommendResponse:
         """See Backend."""
@@ -596,7 +596,8 @@ class GatewayReplica:
         if feature_fingerprint is not None:
 
             def open_events() -> HistoryReader:
-                return open_history(storage_root, feature_fingerprint).read
+                history = open_history(storage_root, feature_fingerprint)
+                return lambda user_ids: Histories(history.read(user_ids))
 
             def open_source(wanted: FeatureSet) -> OnlineFeatures:
                 reader = partial(open_history_reader, wanted.storage_root, wanted.fingerprint, metrics.count_ages)
