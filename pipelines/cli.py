@@ -668,6 +668,7 @@ def batch(
     model: Annotated[
         str | None, typer.Option("--model", help="Fingerprint of a train artifact; default: the champion's.")
     ] = None,
+    to_feast: Annotated[bool, typer.Option("--to-feast", help="Write the rankings to the online store too.")] = False,
     preset: Preset = "local",
     config: Files = None,
     set_: Sets = None,
@@ -677,7 +678,8 @@ def batch(
     """Rank items for all users with the champion and write the table as Parquet; what is done already is reused.
 
     [dim]cllmr batch --k 50
-    cllmr batch --users customers.csv --set batch.num_workers=4[/dim]
+    cllmr batch --users customers.csv --set batch.num_workers=4
+    cllmr batch --to-feast[/dim]
     """
     from pipelines import local, summary
     from pipelines.batch_scoring import batch_scoring
@@ -686,7 +688,7 @@ def batch(
     from pipelines.plan import compile_pipeline
 
     path = None if users is None else str(users.expanduser().absolute())
-    given = {"k": k, "users": path, "debias": debias, "train": model}
+    given = {"k": k, "users": path, "debias": debias, "train": model, "to_feast": to_feast or None}
     sets = [f"batch.{name}={json.dumps(value)}" for name, value in given.items() if value is not None]
     settings = load_config(preset, config, [*(set_ or []), *sets], storage)
     out, shown = make_console(), make_console(stderr=True)
@@ -699,6 +701,8 @@ def batch(
         f"{manifest.facts['num_users']:,} users, model {manifest.facts['model_version']}: {manifest.uri}/recommendations",
         soft_wrap=True,
     )
+    if settings.batch.to_feast:
+        out.print("and in the online store, as Feast's view user_recommendations", soft_wrap=True)
     write_result(json_file, {"uri": manifest.uri, "fingerprint": manifest.fingerprint, **manifest.facts})
 
 
