@@ -1,5 +1,5 @@
 """All that is registered with Feast, by name: what ``feast apply`` finds (see .feastignore), what the features stage applies of
-it for a feature set, and what belongs to none of them, the online history."""
+it for a feature set, and what belongs to none of them: the online history and the rankings of batch scoring."""
 
 from typing import Any
 
@@ -12,10 +12,11 @@ from feature_repo.feature_views import (
     user_counts,
     user_events,
     user_history,
+    user_recommendations,
     user_side_information,
     user_spectrum,
 )
-from feature_repo.sources import interactions
+from feature_repo.sources import interactions, user_recommendations_table
 
 VIEWS = [
     item_side_information,
@@ -27,4 +28,4 @@ VIEWS = [
     user_history,
 ]
 DEFINITIONS: list[Any] = [item, user, *(view.batch_source for view in VIEWS), *VIEWS, training, serving]
-ONLINE_HISTORY: list[Any] = [user, interactions, user_events]
+SHARED: list[Any] = [user, interactions, user_events, user_recommendations_table, user_recommendations]

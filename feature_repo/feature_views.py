@@ -1,4 +1,5 @@
-"""The views. All but `user_history` and `user_events` are computed from training interactions: training may read them.
+"""The views. All but `user_history`, `user_events` and `user_recommendations` are computed from training interactions:
+training may read them.
 
 A feature set is a snapshot: the event timestamp of a training view is the last training interaction of the whole data set,
 that of a history is the user's own last interaction. ``ttl`` is how long a row may be used after that; Feast applies it to
@@ -18,6 +19,7 @@ from feature_repo.sources import (
     item_spectrum_table,
     user_counts_table,
     user_history_table,
+    user_recommendations_table,
     user_side_information_table,
     user_spectrum_table,
 )
@@ -90,4 +92,18 @@ user_events = FeatureView(
     ],
     source=interactions,
     ttl=EVENTS_TTL,
+)
+
+user_recommendations = FeatureView(
+    name="user_recommendations",
+    description="The user's ranking as batch scoring wrote it last (batch.to_feast); its event timestamp says when.",
+    entities=[user],
+    schema=[
+        Field(name="item_ids", dtype=Array(String), description="Items, best first."),
+        Field(name="scores", dtype=Array(Float32), description="Their scores, beside item_ids."),
+        Field(name="method", dtype=String, description="How the ranking was made, as in an answer of the endpoint."),
+        Field(name="model_version", dtype=String, description="What made it."),
+    ],
+    source=user_recommendations_table,
+    ttl=SNAPSHOT_TTL,
 )

@@ -26,6 +26,7 @@ user_spectrum_table = _table("user_spectrum")
 item_counts_table = _table("item_counts")
 user_counts_table = _table("user_counts")
 user_history_table = _table("user_history")
+user_recommendations_table = _table("user_recommendations")  # Feast wants one; batch scoring writes online only
 
 interactions = PushSource(
     name="interactions",

@@ -3,7 +3,8 @@
 A feature set is a directory that never changes: ``feature_store.yaml``, ``registry.db`` and ``data/<view>.parquet``. What does
 change, the online store, lies outside: with SQLite in ``<storage_root>/online_store/<project>.db``, with Redis where
 ``CLLMR_ONLINE_STORE`` says. Each feature set is a Feast project of its own, so an older model finds its own features again.
-What users do between two feature sets is in one project for all of them (`open_online_history`): it outlives a retraining.
+What users do between two feature sets, and what batch scoring ranked for them, is in one project for all feature sets
+(`open_shared_store`): it outlives a retraining.
 """
 
 import os
@@ -29,8 +30,8 @@ REDIS = "redis"
 CONFIG_FILE = "feature_store.yaml"
 REGISTRY_FILE = "registry.db"
 
-HISTORY_PROJECT = "cllmr"
-"""Feast project of the online history, the same for all feature sets: that of a cluster's shared catalogue."""
+SHARED_PROJECT = "cllmr"
+"""Feast project of what belongs to no feature set: that of a cluster's shared catalogue."""
 
 _TEMPLATES = {SQLITE: "feature_store.yaml", REDIS: "feature_store.redis.yaml"}
 _REDIS_ADDRESS = re.compile(r"[^\s,:=@/]+:\d{1,5}(,\w+=[^,]*)*")
@@ -67,10 +68,10 @@ def open_store(directory: Path, storage_root: str, online: bool = True) -> "Feat
     return _opened(settings, directory)
 
 
-def open_online_history(directory: Path, storage_root: str) -> "FeatureStore":
-    """The Feast store of the online history: a push source and a view, in the kind of online store that a feature set has.
+def open_shared_store(directory: Path, storage_root: str) -> "FeatureStore":
+    """The Feast store of the online history and of batch scoring's rankings, in the kind of online store a feature set has.
 
-    Its definitions are registered in memory; with SQLite the table is made if it is not there.
+    Its definitions are registered in memory; with SQLite the tables are made if they are not there.
 
     Args:
         directory: a feature set, see `open_store`.
@@ -80,10 +81,10 @@ def open_online_history(directory: Path, storage_root: str) -> "FeatureStore":
     """
     settings = load_settings(directory)
     with tempfile.TemporaryDirectory() as registry:
-        settings["project"] = HISTORY_PROJECT
+        settings["project"] = SHARED_PROJECT
         settings["registry"]["path"] = str(Path(registry) / REGISTRY_FILE)
         settings = _connected(settings, storage_root)
-        from feature_repo.definitions import ONLINE_HISTORY
+        from feature_repo.definitions import SHARED
         from feature_repo.feature_views import EVENTS_TTL
 
         if settings["online_store"]["type"] == REDIS:
@@ -91,7 +92,7 @@ def open_online_history(directory: Path, storage_root: str) -> "FeatureStore":
         else:
             Path(settings["online_store"]["path"]).parent.mkdir(parents=True, exist_ok=True)
         store = _opened(settings, directory)
-        store.apply(ONLINE_HISTORY)
+        store.apply(SHARED)
         store.list_feature_views(allow_cache=True)  # from here on the registry is read from memory
     return store
 

@@ -544,7 +544,9 @@ def recommend(
             answer = client.ask(request).model_dump(mode="json")
     else:
         recommender, histories = champion_recommender(load_config(preset, config, set_, storage))
-        answer = recommender.recommend(request, histories(user_ids)).model_dump(mode="json")
+        found = histories(user_ids)
+        ranked = recommender.recommend(request, found.item_ids)
+        answer = ranked.model_copy(update={"results": found.said_of(ranked.results)}).model_dump(mode="json")
     out = make_console()
     for result in answer["results"]:
         out.print(f"[bold]user {escape(result['user_id'])}[/bold], model {escape(answer['model_version'])}")
@@ -578,7 +580,9 @@ def explain(
             answer = client.explain(user_id, item_id, debias=debias).model_dump(mode="json")
     else:
         recommender, histories = champion_recommender(load_config(preset, config, set_, storage))
-        answer = recommender.explain(request, histories([user_id])[0]).model_dump(mode="json")
+        found = histories([user_id])
+        (explained,) = found.said_of([recommender.explain(request, found.item_ids[0])])
+        answer = explained.model_dump(mode="json")
     make_console().print(explanation_table(answer))
     write_result(json_file, answer)
 
@@ -664,6 +668,7 @@ def batch(
     model: Annotated[
         str | None, typer.Option("--model", help="Fingerprint of a train artifact; default: the champion's.")
     ] = None,
+    to_feast: Annotated[bool, typer.Option("--to-feast", help="Write the rankings to the online store too.")] = False,
     preset: Preset = "local",
     config: Files = None,
     set_: Sets = None,
@@ -673,7 +678,8 @@ def batch(
     """Rank items for all users with the champion and write the table as Parquet; what is done already is reused.
 
     [dim]cllmr batch --k 50
-    cllmr batch --users customers.csv --set batch.num_workers=4[/dim]
+    cllmr batch --users customers.csv --set batch.num_workers=4
+    cllmr batch --to-feast[/dim]
     """
     from pipelines import local, summary
     from pipelines.batch_scoring import batch_scoring
@@ -682,7 +688,7 @@ def batch(
     from pipelines.plan import compile_pipeline
 
     path = None if users is None else str(users.expanduser().absolute())
-    given = {"k": k, "users": path, "debias": debias, "train": model}
+    given = {"k": k, "users": path, "debias": debias, "train": model, "to_feast": to_feast or None}
     sets = [f"batch.{name}={json.dumps(value)}" for name, value in given.items() if value is not None]
     settings = load_config(preset, config, [*(set_ or []), *sets], storage)
     out, shown = make_console(), make_console(stderr=True)
@@ -695,6 +701,8 @@ def batch(
         f"{manifest.facts['num_users']:,} users, model {manifest.facts['model_version']}: {manifest.uri}/recommendations",
         soft_wrap=True,
     )
+    if settings.batch.to_feast:
+        out.print("and in the online store, as Feast's view user_recommendations", soft_wrap=True)
     write_result(json_file, {"uri": manifest.uri, "fingerprint": manifest.fingerprint, **manifest.facts})
 
 
@@ -957,15 +965,16 @@ def the_champion(settings: "PlatformConfig") -> "ModelVersion":
 
 def champion_recommender(settings: "PlatformConfig") -> "tuple[Recommender, HistoryReader]":
     """What answers as the endpoint would, and the histories it would see; raises ArtifactError for a damaged bundle."""
-    from serving.features import open_history_reader
+    from serving.features import Histories, open_history_reader
     from serving.recommender import Recommender
     from serving.scorer import Scorer, find_bundle
 
     champion = the_champion(settings)
     scorer = Scorer.load(find_bundle(champion.storage_root, champion.fingerprint))
     fingerprint = scorer.bundle.get("feature_fingerprint")
-    histories = open_history_reader(champion.storage_root, fingerprint) if fingerprint else lambda users: [[] for _ in users]
-    return Recommender(scorer, champion.version), histories
+    if fingerprint is None:
+        return Recommender(scorer, champion.version), lambda user_ids: Histories([[] for _ in user_ids])
+    return Recommender(scorer, champion.version), open_history_reader(champion.storage_root, fingerprint)
 
 
 def validated(model: type[M], values: dict[str, Any]) -> M:

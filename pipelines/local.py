@@ -261,7 +261,9 @@ def _signal_group(group: int, number: signal.Signals) -> None:
 
 def _failure(events: list[dict[str, Any]], stages: list[str], log: Path) -> Exception:
     """The exception for a run that did not end well: the stage's own words when it had any."""
-    finished = {event["stage"] for event in events if event["event"] in ("stage done", "stage reused")}
+    ends = ("stage done", "stage reused", "stage failed")  # the last counts: a try may fail, or what follows the output
+    ended = {event["stage"]: event["event"] for event in events if event["event"] in ends}
+    finished = {stage for stage, end in ended.items() if end != "stage failed"}
     stage = next((name for name in stages if name not in finished), stages[-1])
     told = [event for event in events if event["event"] == "stage failed" and event["stage"] not in finished]
     if told:

@@ -1,7 +1,8 @@
 """The HTTP API: routes, errors and headers over a backend that answers. Knows neither Ray nor Feast.
 
 Every error is ``{code, message, hint, request_id}``. Every response carries ``X-Request-Id`` and ``X-Model-Version``, and
-``X-Degraded`` with the reason when something that an answer normally uses was missing. Logs name routes, never users.
+``X-Degraded`` with the reason when something that an answer normally uses was missing. How old a history is stands with the
+result of its user. Logs name routes, never users.
 Where tokens are set, all but health and documentation needs one, which is checked before the body is read.
 """
 
@@ -167,7 +168,7 @@ def _add_routes(app: FastAPI, backend: Backend) -> None:
         answer = await backend.recommend(_with_events(request, found), found.item_ids)
         if answer.results[0].method == "static" and (reason := answer.results[0].reason):
             response.headers["X-Degraded"] = reason
-        return _signed(answer, response)
+        return _signed(answer.model_copy(update={"results": found.said_of(answer.results)}), response)
 
     @app.post("/v1/score", tags=["recommend"], summary="Score given items")
     async def score(request: Annotated[ScoreRequest, Body()], response: Response) -> ScoreResponse:
@@ -178,7 +179,8 @@ def _add_routes(app: FastAPI, backend: Backend) -> None:
     async def explain(request: Annotated[ExplainRequest, Body()], response: Response) -> ExplainResponse:
         """Total effect, natural direct effect, what debiasing removed, and the liked items that are nearest."""
         found = await histories([request.user_id], response)
-        return _signed(await backend.explain(request, found.item_ids[0] + found.events[0]), response)
+        (answer,) = found.said_of([await backend.explain(request, found.item_ids[0] + found.events[0])])
+        return _signed(answer, response)
 
     @app.post("/v1/items", tags=["recommend"], summary="Score new items from their text")
     async def items(request: Annotated[ItemsRequest, Body()], response: Response) -> ItemsResponse:
@@ -189,7 +191,9 @@ def _add_routes(app: FastAPI, backend: Backend) -> None:
         """
         found = await histories(request.users, response) if request.users else Histories([])
         known = [[*before, *since] for before, since in zip(found.item_ids, found.events, strict=True)]
-        return _signed(await backend.items(request, known), response)
+        answer = await backend.items(request, known)
+        results = [result.model_copy(update={"scores": found.said_of(result.scores)}) for result in answer.results]
+        return _signed(answer.model_copy(update={"results": results}), response)
 
     @app.post("/v1/events", tags=["recommend"], summary="Tell what users did")
     async def events(request: Annotated[EventsRequest, Body()], response: Response) -> EventsResponse:

@@ -81,6 +81,9 @@ REGISTRY_DEADLINE_SECONDS = 10.0  # a registry that is slower is asked again lat
 
 _T = TypeVar("_T")
 
+Question = tuple[RecommendRequest, list[list[str]]]
+"""A request, and the recent item ids of each of its users."""
+
 log = structlog.get_logger()
 
 
@@ -270,16 +273,24 @@ class ScorerReplica:
         self._follower.tries = self._trial.needs()
         log.info("trial", **trial)
 
-    @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=0.0)
-    async def recommend(self, asked: list[tuple[RecommendRequest, list[list[str]]]]) -> list[Answered[str]]:
-        """See Recommender; answers as JSON, which takes a sixth of the time that pickling the models of a ranking does.
+    async def recommend(self, request: RecommendRequest, histories: list[list[str]]) -> Answered[str]:
+        """See Recommender; answers as JSON, which takes a sixth of the time that pickling the models of a ranking does."""
+        answer = await self._with_others((request, histories))
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
-        What has come while the batch before was worked on is the next one: nobody waits for company. Users of the share that
-        a challenger is tried on are answered by it.
-        """
+    @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=0.0)
+    async def _with_others(self, asked: list[Question]) -> list[Answered[str] | Exception]:
+        """What has come while the batch before was worked on is the next one: nobody waits for company."""
+        return await each_for_itself(self._answers, asked)
+
+    async def _answers(self, asked: list[Question]) -> list[Answered[str]]:
+        """Answers to several requests, scored together; users of the share that a challenger is tried on are answered by it."""
         live, challenger, trial = self._follower.live, self._follower.challenger, self._trial
         split = [parts(trial, live, challenger, request.users) for request, _ in asked]
         answers: list[list[tuple[list[int], RecommendResponse]]] = [[] for _ in asked]
+        given: list[tuple[Live, RecommendResponse]] = []
         for model in (live, challenger):
             mine = [(number, places) for number, found in enumerate(split) for by, places in found if by is model]
             if model is None or not mine:
@@ -292,16 +303,20 @@ class ScorerReplica:
                 else:
                     found = await asyncio.to_thread(model.recommender.recommend_all, questions)
             for (number, places), answer in zip(mine, found, strict=True):
-                self._metrics.recommended(answer, model.recommender.scorer.item_vocabulary, model.head)
+                given.append((model, answer))
                 answers[number].append((places, answer))
         told = [joined(one) for one in answers]
+        sent = [Answered(answer.model_dump_json(), answer.model_version, live.feature_set) for answer in told]
+        # from here on nothing fails for a request: a batch that did is answered again, and must not be counted twice
         if challenger is not None and trial.mode == "shadow":
             for (request, histories), answer in zip(asked, told, strict=True):
                 held = [at for at, user in enumerate(request.users) if trial.holds(user, challenger.target.fingerprint)]
                 if held:
                     compared = answer.model_copy(update={"results": [answer.results[at] for at in held]})
                     self._shadow.compare(challenger, part(request, held), [histories[at] for at in held], compared)
-        return [Answered(answer.model_dump_json(), answer.model_version, live.feature_set) for answer in told]
+        for model, answer in given:
+            self._metrics.recommended(answer, model.recommender.scorer.item_vocabulary, model.head)
+        return sent
 
     def _model_of(self, user_id: str) -> Live:
         """What answers one user."""
@@ -361,6 +376,22 @@ class ScorerReplica:
         return _answered(live.recommender.describe(live.golden_requests), live)
 
 
+async def each_for_itself(
+    answer: Callable[[list[Question]], Awaitable[list[_T]]], asked: list[Question]
+) -> list[_T | Exception]:
+    """Answers to several requests at once; where that fails, to each alone, so that only the ones that fail have none.
+
+    An error is a result here: what a batched function raises, Ray Serve raises for everybody in the batch.
+    """
+    try:
+        return list(await answer(asked))
+    except Exception as error:  # of whichever request
+        if len(asked) == 1:
+            return [error]
+        log.warning("a batch failed, each of its requests is tried alone", requests=len(asked), error=type(error).__name__)
+    return [found for question in asked for found in await each_for_itself(answer, [question])]
+
+
 def _answered(answer: _T, live: Live) -> Answered[_T]:
     return Answered(answer, live.target.model_version, live.feature_set)
 
@@ -407,14 +438,14 @@ class RayBackend:
         """See Backend."""
         with self._metrics.timed("features"):  # at the same time: one wait
             found, since = await asyncio.gather(self._features.histories(user_ids), self._events.histories(user_ids))
-        degraded = found.degraded or since.degraded
-        self._metrics.count_degraded(degraded)
-        return Histories(found.item_ids, degraded, since.item_ids)
+        histories = found.with_events(since)
+        self._metrics.count_degraded(histories.degraded)
+        return histories
 
     async def recommend(self, request: RecommendRequest, histories: list[list[str]]) -> RecommendResponse:
         """See Backend."""
         try:
-            answer: str = await self._ask(self._scorer.recommend.remote((request, histories)))
+            answer: str = await self._ask(self._scorer.recommend.remote(request, histories))
         except Unavailable as error:
             if self._static is None or error.code == OVERLOADED:  # who comes back later gets a model's answer
                 raise
@@ -565,7 +596,8 @@ class GatewayReplica:
         if feature_fingerprint is not None:
 
             def open_events() -> HistoryReader:
-                return open_history(storage_root, feature_fingerprint).read
+                history = open_history(storage_root, feature_fingerprint)
+                return lambda user_ids: Histories(history.read(user_ids))
 
             def open_source(wanted: FeatureSet) -> OnlineFeatures:
                 reader = partial(open_history_reader, wanted.storage_root, wanted.fingerprint, metrics.count_ages)

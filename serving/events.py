@@ -37,7 +37,7 @@ class OnlineHistory:
     """Reads and writes the events of users.
 
     Args:
-        store: see `feature_repo.store.open_online_history`.
+        store: see `feature_repo.store.open_shared_store`.
         ttl: age beyond which an event says nothing any more.
     """
 
@@ -131,8 +131,8 @@ def open_history(storage_root: str, feature_fingerprint: str) -> OnlineHistory:
     """
     directory = find_feature_set(storage_root, feature_fingerprint)
     from feature_repo.feature_views import EVENTS_TTL
-    from feature_repo.store import open_online_history
+    from feature_repo.store import open_shared_store
 
-    history = OnlineHistory(open_online_history(directory, storage_root), EVENTS_TTL)
+    history = OnlineHistory(open_shared_store(directory, storage_root), EVENTS_TTL)
     history.read([""])
     return history

@@ -6,9 +6,9 @@ user, or nothing beside what the model was trained on, and the reason is in the 
 that fails again and again is left alone for a while (`serving.breaker`): nobody waits for it.
 
 Feast does not apply a view's ``ttl`` to what it reads online, so event timestamps are looked at here. A history that is older
-is used all the same, as what a user has seen stays true, and counted as stale: many of them say that no feature set was built
-for long. A history holds raw item ids, so it needs no certain bundle either: when another bundle begins to answer, histories
-come from the feature set of the one before until the new one's is open.
+is used all the same, as what a user has seen stays true; the user's result says so (``history``), and it is counted as stale:
+many of them say that no feature set was built for long. A history holds raw item ids, so it needs no certain bundle either:
+when another bundle begins to answer, histories come from the feature set of the one before until the new one's is open.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import structlog
 from cachetools import TTLCache
@@ -29,7 +29,7 @@ from cachetools import TTLCache
 from components.artifacts import Store
 from components.errors import ArtifactError
 from serving.breaker import Breaker, State
-from serving.schemas import FeaturesState
+from serving.schemas import ExplainResponse, FeaturesState, HistoryAge, NewItemScore, UserRecommendations
 
 LOADING = "features_loading"
 TIMEOUT = "features_timeout"
@@ -48,9 +48,7 @@ _MAX_WAITING = 64  # look-ups that may pile up behind a slow store before new on
 _RETRY_SECONDS = (1.0, 2.0, 5.0, 15.0, 60.0)
 
 Age = Literal["fresh", "stale", "missing"]
-HistoryReader = Callable[[Sequence[str]], list[list[str]]]
-"""Recent item ids of each user, empty for a user the store does not know."""
-
+_OfUser = TypeVar("_OfUser", UserRecommendations, ExplainResponse, NewItemScore)
 log = structlog.get_logger()
 
 
@@ -64,10 +62,30 @@ class Histories:
     """Why the feature store was not used, None when it was."""
     events: list[list[str]] = field(default_factory=list)
     """Items of what each user did since, oldest first, in the same order."""
+    ages: list[HistoryAge] = field(default_factory=list)
+    """How current each user's items are; left out: as current as can be where the store was used, else last seen."""
 
     def __post_init__(self) -> None:
         if not self.events:
             object.__setattr__(self, "events", [[] for _ in self.item_ids])
+        if not self.ages:
+            age: HistoryAge = "fresh" if self.degraded is None else "last_good"
+            object.__setattr__(self, "ages", [age if items else None for items in self.item_ids])
+
+    def with_events(self, since: "Histories") -> "Histories":
+        """These with what the same users did since; of what differs between the two, the worse is said."""
+        ages = [max(pair, key=_WORST_LAST.index) for pair in zip(self.ages, since.ages, strict=True)]
+        return Histories(self.item_ids, self.degraded or since.degraded, since.item_ids, ages)
+
+    def said_of(self, results: Sequence[_OfUser]) -> list[_OfUser]:
+        """What was answered to each user, saying how current the history is that it was made with."""
+        return [result.model_copy(update={"history": age}) for result, age in zip(results, self.ages, strict=True)]
+
+
+_WORST_LAST: tuple[HistoryAge, ...] = (None, "fresh", "stale", "last_good")
+
+HistoryReader = Callable[[Sequence[str]], Histories]
+"""Recent item ids of each user, empty for a user the store does not know."""
 
 
 @dataclass(frozen=True)
@@ -207,8 +225,8 @@ class OnlineFeatures:
             log.warning("feature store look-up failed", error=type(error).__name__)
             return self._without_store(user_ids, UNAVAILABLE)
         self._breaker.succeeded()
-        self._last_good.update(zip(user_ids, found, strict=True))
-        return Histories(found)
+        self._last_good.update(zip(user_ids, found.item_ids, strict=True))
+        return found
 
     def _without_store(self, user_ids: Sequence[str], reason: str) -> Histories:
         """What was last known of the users."""
@@ -221,7 +239,7 @@ class OnlineFeatures:
             log.warning("feature store circuit", state=state)
             self._told.circuit(state == "open")
 
-    def _done(self, lookup: "asyncio.Future[list[list[str]]]") -> None:
+    def _done(self, lookup: "asyncio.Future[Histories]") -> None:
         self._waiting -= 1
         if not lookup.cancelled():
             lookup.exception()  # of a look-up that nobody waits for any more: read, so that asyncio does not complain
@@ -352,13 +370,15 @@ def open_history_reader(
     kept = store.get_feature_view(view).ttl
     ttl = 0.0 if kept is None else kept.total_seconds()
 
-    def read(user_ids: Sequence[str]) -> list[list[str]]:
+    def read(user_ids: Sequence[str]) -> Histories:
         rows = [{JOIN_KEY: user_id} for user_id in user_ids]
         answer = store.get_online_features(features=[HISTORY], entity_rows=rows)
         column = list(answer.proto.metadata.feature_names.val).index(feature)
         now = time.time()
-        on_ages(view, Counter(age_of(stamp.seconds, ttl, now) for stamp in answer.proto.results[column].event_timestamps))
-        return [list(items or []) for items in answer.to_dict()[feature]]
+        ages = [age_of(stamp.seconds, ttl, now) for stamp in answer.proto.results[column].event_timestamps]
+        on_ages(view, Counter(ages))
+        told: list[HistoryAge] = [None if age == "missing" else age for age in ages]
+        return Histories([list(items or []) for items in answer.to_dict()[feature]], ages=told)
 
     read([""])
     return read

@@ -29,6 +29,12 @@ Debias = Annotated[
 ]
 Method = Literal["personalised", "fold_in", "side_information", "popularity", "static"]
 EventStatus = Literal["stored", "duplicate", "too_old", "in_the_future"]
+HistoryAge = Literal["fresh", "stale", "last_good"] | None
+_HISTORY_AGE = (
+    "How current the user's history from the feature store is: fresh; stale, older than its view allows, as the user was away "
+    "or no features were built for long; last_good, the one last seen, as the store did not answer (X-Degraded says why). The "
+    "worst where parts differ; null where nothing is known from there."
+)
 
 
 class _Strict(BaseModel):
@@ -180,6 +186,7 @@ class UserRecommendations(_Strict):
         "alone; popularity; where no model answers, popularity as last seen."
     )
     reason: str | None = Field(description="Why the ranking is not personalised, null when it is.")
+    history: HistoryAge = Field(default=None, description=_HISTORY_AGE)
     items: list[RankedItem]
     factual: list[RankedItem] | None = Field(default=None, description="With compare: the ranking without debiasing.")
 
@@ -248,6 +255,7 @@ class NewItemScore(_Strict):
     score: float | None = Field(description="Standard deviations above the user's mean item, by the similarity of texts alone.")
     rank: int | None = Field(description="Its place among the known items, were all ranked by their texts alone.")
     reason: str | None = Field(description="Why there is no score: no_history.")
+    history: HistoryAge = Field(default=None, description=_HISTORY_AGE)
 
 
 class NewItemAnswer(_Strict):
@@ -288,6 +296,7 @@ class ExplainResponse(Answer):
     item_id: str
     cold: bool
     reason: str | None = Field(description="Why there is no explanation: unknown_user or unknown_item.")
+    history: HistoryAge = Field(default=None, description=_HISTORY_AGE)
     debias: float
     title: str | None
     profile: str | None = Field(description="The profile text the side information was made of.")

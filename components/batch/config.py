@@ -26,17 +26,20 @@ class BatchConfig(StageConfig):
     """Debias strength λ; None: the bundle's own."""
     exclude_seen: bool = True
     """Whether a user's training interactions are left out."""
+    to_feast: bool = False
+    """Whether the rankings are written to the online store of the model's feature set too: view ``user_recommendations``. Done
+    again by every run, also one whose table is there already, so that the store has the rankings of the latest."""
     users_per_part: int = Field(default=10_000, ge=1)
     """Users of one file of the table: what a worker holds at a time, and what is lost when it dies."""
     num_workers: int = Field(default=1, ge=1)
     """Processes that score; each holds the bundle."""
 
     def identity(self) -> dict[str, Any]:
-        """What decides the table: the bytes of the file of users instead of its path; not who scores.
+        """What decides the table: the bytes of the file of users instead of its path; not who scores, or who reads it.
 
         Raises DataError when the file cannot be read.
         """
-        described = self.model_dump(mode="json", exclude={"train", "model_name", "tracking_uri", "num_workers"})
+        described = self.model_dump(mode="json", exclude={"train", "model_name", "tracking_uri", "to_feast", "num_workers"})
         if self.users is not None:
             if not Path(self.users).is_file():
                 raise DataError(f"there is no file of users '{self.users}'.", "Check batch.users.")

@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from components.artifacts import Manifest, Stage, Store, fingerprint, run_stage
+from components.artifacts import Manifest, Stage, Store, failure_told, fingerprint, run_stage
 from components.batch.config import BatchConfig
+from components.batch.online import open_online, write_online
 from components.errors import ArtifactError, DataError
 from components.ids import USER_ID
 from components.launch import ray_session
@@ -41,15 +42,19 @@ def run(config: dict[str, Any], storage_root: str) -> Manifest:
     """Writes the ranking of every user, one row per place.
 
     The artifact is ``recommendations/part-*.parquet`` (`SCHEMA`, by user in the order asked for, then rank). Facts of the
-    manifest: ``model_version``, ``num_users``, ``num_rows``, ``num_cold`` (users the bundle does not know), ``k``.
+    manifest: ``model_version``, ``num_users``, ``num_rows``, ``num_cold`` (users the bundle does not know), ``k``. With
+    `to_feast` the online store has them too, see `components.batch.online`.
 
     Raises:
-        ConfigError: an unknown or wrong setting.
-        ArtifactError: there is no champion, or the bundle is missing or damaged.
+        ConfigError: an unknown or wrong setting, or an online store that cannot be used from here.
+        ArtifactError: there is no champion, or the bundle is missing or damaged, or has no feature set for `to_feast`.
         DataError: the file of users cannot be read or has an id that is no id.
+        StorageError: the online store cannot be written.
     """
     settings = BatchConfig.parse(config, STAGE.name)
     trained, model_version = _bundle_of(settings, storage_root)
+    with failure_told(STAGE):  # before hours of scoring
+        online = open_online(trained) if settings.to_feast else None
     name = fingerprint(STAGE, settings.identity(), {"train": trained.fingerprint})
 
     def build(directory: Path) -> dict[str, Any]:
@@ -64,7 +69,11 @@ def run(config: dict[str, Any], storage_root: str) -> Manifest:
         Store(storage_root).remove_work(STAGE.name, name)
         return {"model_version": model_version, "k": settings.k, **facts}
 
-    return run_stage(STAGE, settings, storage_root, {"train": trained}, build)
+    ranked = run_stage(STAGE, settings, storage_root, {"train": trained}, build)
+    if online is not None:
+        with failure_told(STAGE):
+            write_online(online, ranked.path() / TABLE_DIRECTORY, ranked.facts["num_users"], model_version)
+    return ranked
 
 
 def _bundle_of(settings: BatchConfig, storage_root: str) -> tuple[Manifest, str]:

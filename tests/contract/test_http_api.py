@@ -80,7 +80,7 @@ class LocalBackend:
 
     async def histories(self, user_ids: list[str]) -> Histories:
         found = await self.features.histories(user_ids)
-        return Histories(found.item_ids, found.degraded, [self.told.get(user_id, []) for user_id in user_ids])
+        return found.with_events(Histories([self.told.get(user_id, []) for user_id in user_ids]))
 
     async def items(self, request: ItemsRequest, histories: list[list[str]]) -> ItemsResponse:
         self._check()
@@ -204,6 +204,51 @@ def test_a_missing_feature_store_degrades_answers_and_says_so(http: TestClient, 
     assert [item["item_id"] for item in response.json()["results"][0]["items"]] == ["i0", "i3"]
     assert http.post("/v1/explain", json={"user_id": "ann", "item_id": "i0"}).headers["x-degraded"] == "features_timeout"
     assert http.get("/readyz").json() == {"status": "ok", "reason": "ConnectionError: refused"}
+
+
+class Knows:
+    """A feature store that gives these histories."""
+
+    def __init__(self, found: Histories) -> None:
+        self.found = found
+
+    async def histories(self, user_ids: Any) -> Histories:
+        return self.found
+
+    def state(self) -> FeaturesState:
+        return FeaturesState(state="ready")
+
+
+@pytest.mark.parametrize(
+    ("found", "told", "header"),
+    [
+        (Histories([["i1"], []]), ["fresh", None], None),
+        (Histories([["i1"], ["i2"]], ages=["stale", "fresh"]), ["stale", "fresh"], None),
+        (Histories([["i1"], []], "features_timeout"), ["last_good", None], "features_timeout"),
+        (Histories([[], []]), [None, None], None),
+    ],
+    ids=["fresh", "stale", "last good", "nothing"],
+)
+def test_every_users_result_says_how_current_his_history_is(
+    http: TestClient, backend: LocalBackend, found: Histories, told: list[str | None], header: str | None
+) -> None:
+    backend.features = Knows(found)
+    ranked = http.post("/v1/recommend", json={"users": ["ann", "zoe"]})
+    assert [result["history"] for result in ranked.json()["results"]] == told
+    assert ranked.headers.get("x-degraded") == header
+    items = [{"item_id": name, "text": "A film."} for name in ("new", "newer")]
+    scored = http.post("/v1/items", json={"users": ["ann", "zoe"], "items": items}).json()["results"]
+    assert [[score["history"] for score in result["scores"]] for result in scored] == [told, told]
+    backend.features = Knows(Histories(found.item_ids[:1], found.degraded, ages=found.ages[:1]))
+    assert http.post("/v1/explain", json={"user_id": "ann", "item_id": "i0"}).json()["history"] == told[0]
+
+
+def test_the_documentation_says_what_the_age_of_a_history_means(app: FastAPI) -> None:
+    schemas = app.openapi()["components"]["schemas"]
+    for name in ("UserRecommendations", "ExplainResponse", "NewItemScore"):
+        described = schemas[name]["properties"]["history"]
+        assert described["anyOf"][0]["enum"] == ["fresh", "stale", "last_good"]
+        assert "older than its view allows" in described["description"]
 
 
 def test_health_is_about_the_process_and_readiness_about_the_model(http: TestClient, backend: LocalBackend) -> None:

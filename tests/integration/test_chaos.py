@@ -1,4 +1,7 @@
-"""What a running endpoint loses when a part of it is killed under load: few requests, each told, and not for long."""
+"""What a running endpoint loses when a part of it is killed under load: few requests, each told, and not for long.
+
+And what it loses to a request that makes the model fail: that one.
+"""
 
 import threading
 import time
@@ -10,9 +13,14 @@ import httpx
 import pytest
 import ray
 import yaml
+from ray import serve
+from ray.exceptions import RayTaskError
 
+from serving import APPLICATION
+from serving.app import SCORER
 from serving.client import Client
 from serving.run import running_endpoint
+from serving.schemas import RecommendRequest, RecommendResponse
 from tests.bundles import write_random_bundle
 
 pytestmark = pytest.mark.ray
@@ -116,3 +124,24 @@ def test_a_client_that_tries_again_notices_nothing(url: str) -> None:
                 kill("#Scorer#", restart=False)
             (result,) = client.recommend([f"u{number % USERS}"], 3).results
             assert len(result.items) == 3
+
+
+def test_a_request_that_makes_the_model_fail_fails_alone(url: str) -> None:
+    """Asked as a gateway asks: over HTTP no request is known that does. It stands for the one that nobody knows yet."""
+    scorer = serve.get_deployment_handle(SCORER, APPLICATION)
+    outcomes: Counter[str] = Counter()
+    with Askers(url) as askers:
+        before = len(askers.outcomes)
+        for _ in range(10):
+            # many at once, so that they are answered together: every fifth with no list for its user's history
+            asked = [RecommendRequest(users=[f"u{number}"], k=5) for number in range(USERS)]
+            waiting = [scorer.recommend.remote(one, [[] if number % 5 else None]) for number, one in enumerate(asked)]
+            for number, waited in enumerate(waiting):
+                try:
+                    (result,) = RecommendResponse.model_validate_json(waited.result(timeout_s=20).answer).results
+                    outcomes["answered" if result.user_id == f"u{number}" else "answer of another"] += 1
+                except RayTaskError as error:
+                    outcomes[type(error.cause).__name__ if number % 5 == 0 else "failed with another"] += 1
+        askers.wait_for_calm()
+    assert outcomes == {"answered": 10 * USERS * 4 // 5, "TypeError": 10 * USERS // 5}
+    assert set(askers.outcomes[before:]) == {"200"}

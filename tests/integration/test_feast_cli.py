@@ -36,6 +36,7 @@ def test_feast_plan_finds_every_definition_of_the_repository_once(tmp_path: Path
         "feature view user_counts",
         "feature view user_events",
         "feature view user_history",
+        "feature view user_recommendations",
         "feature view user_side_information",
         "feature view user_spectrum",
     ]

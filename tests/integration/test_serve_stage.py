@@ -226,6 +226,8 @@ def test_the_first_answer_already_leaves_out_the_online_history(url: str) -> Non
     # "7" saw row 0 by the bundle and rows 3, 0, 1 (the last one a test interaction) by its online history
     assert [item["item_id"] for item in seven["items"]] == [ITEMS[2]]
     assert (nobody["method"], len(nobody["items"])) == ("popularity", 4)
+    # the interactions are of 2001
+    assert [result["history"] for result in (nine, seven, nobody)] == ["stale", "stale", None]
 
 
 @pytest.mark.ray
@@ -240,6 +242,7 @@ def test_liked_items_of_the_online_history_explain_a_score(url: str) -> None:
     with Client(url) as client:
         answer = client.explain("7", ITEMS[2], num_neighbours=5)
     assert {neighbour.item_id for neighbour in answer.nearest_liked_items} == {ITEMS[0], ITEMS[1], ITEMS[3]}
+    assert answer.history == "stale"
 
 
 @pytest.mark.ray
@@ -253,6 +256,7 @@ def test_events_are_kept_in_sqlite_too_and_a_model_that_cannot_fold_them_in_leav
     assert [item.item_id for item in ten.items] == [ITEMS[2]]
     assert (newcomer.method, newcomer.reason) == ("popularity", "unknown_user")
     assert ITEMS[0] not in {item.item_id for item in newcomer.items}
+    assert (ten.history, newcomer.history) == ("stale", "fresh")
 
 
 @pytest.mark.ray
@@ -263,7 +267,9 @@ def test_without_the_feature_store_answers_are_degraded_and_say_so(url: str, wor
     response = httpx.post(f"{url}/v1/recommend", json={"users": ["9"], "k": 4}, timeout=30)
     assert response.status_code == 200
     assert response.headers["x-degraded"] == "features_unavailable"
-    assert [item["item_id"] for item in response.json()["results"][0]["items"]] == [ITEMS[3]]  # by the history last known
+    (result,) = response.json()["results"]
+    assert [item["item_id"] for item in result["items"]] == [ITEMS[3]]  # by the history last known
+    assert result["history"] == "last_good"
     assert httpx.get(f"{url}/readyz").status_code == 200
 
 

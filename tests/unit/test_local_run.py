@@ -195,3 +195,13 @@ def test_a_user_error_of_an_unknown_kind_is_still_a_user_error(tmp_path: Path) -
     failure = local._failure(events, ["ingest", "train"], tmp_path / "log.txt")
     assert isinstance(failure, UserError)
     assert str(failure) == "train: m. h."
+
+
+def test_what_fails_after_a_stage_has_written_its_output_is_told_in_its_own_words_and_a_try_that_failed_before_is_not(
+    tmp_path: Path,
+) -> None:
+    failed = {"event": "stage failed", "stage": "batch", "code": "storage_error", "message": "no room.", "hint": "h."}
+    done = {"event": "stage done", "stage": "batch"}
+    assert str(local._failure([done, failed], ["batch"], tmp_path / "log.txt")) == "batch: no room. h."
+    (tmp_path / "log.txt").write_text("Killed")
+    assert "no room" not in str(local._failure([failed, done], ["batch"], tmp_path / "log.txt"))

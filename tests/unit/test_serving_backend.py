@@ -36,7 +36,7 @@ class Handle:
     """A scorer's handle."""
 
     def __init__(self, recommender: Recommender) -> None:
-        self.recommend = Method(lambda asked: recommender.recommend(*asked).model_dump_json())
+        self.recommend = Method(lambda *asked: recommender.recommend(*asked).model_dump_json())
         self.popular = Method(recommender.popular)
 
 

@@ -16,8 +16,8 @@ from serving.features import FeatureSet, FollowingFeatures, Histories, HistoryRe
 DEADLINE = 0.15
 
 
-def known(user_ids: Sequence[str]) -> list[list[str]]:
-    return [[f"seen by {user_id}"] for user_id in user_ids]
+def known(user_ids: Sequence[str]) -> Histories:
+    return Histories([[f"seen by {user_id}"] for user_id in user_ids])
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_a_store_that_cannot_be_opened_is_tried_again(opened: list[OnlineFeature
 def test_a_slow_store_costs_the_deadline_and_not_more(opened: list[OnlineFeatures]) -> None:
     release = threading.Event()
 
-    def stuck(user_ids: Sequence[str]) -> list[list[str]]:
+    def stuck(user_ids: Sequence[str]) -> Histories:
         release.wait(5)
         return known(user_ids)
 
@@ -106,7 +106,7 @@ def test_after_a_stall_the_store_is_used_again(opened: list[OnlineFeatures], mon
     monkeypatch.setattr(features_module, "BREAKER_SECONDS", 0.05)
     release = threading.Event()
 
-    def stuck(user_ids: Sequence[str]) -> list[list[str]]:
+    def stuck(user_ids: Sequence[str]) -> Histories:
         release.wait(5)
         return known(user_ids)
 
@@ -126,7 +126,7 @@ def test_after_a_stall_the_store_is_used_again(opened: list[OnlineFeatures], mon
 
 
 def test_a_store_that_fails_at_a_look_up_degrades_the_answer(opened: list[OnlineFeatures]) -> None:
-    def broken(user_ids: Sequence[str]) -> list[list[str]]:
+    def broken(user_ids: Sequence[str]) -> Histories:
         raise RuntimeError("no such table")
 
     source = OnlineFeatures(lambda: broken, DEADLINE)
@@ -143,7 +143,7 @@ def test_a_store_that_is_away_costs_nothing_after_a_few_failures_and_answers_are
     told: list[tuple[str, Any]] = []
     is_up = True
 
-    def reader(user_ids: Sequence[str]) -> list[list[str]]:
+    def reader(user_ids: Sequence[str]) -> Histories:
         asked.append(user_ids)
         if not is_up:
             raise ConnectionError("refused")
@@ -162,7 +162,7 @@ def test_a_store_that_is_away_costs_nothing_after_a_few_failures_and_answers_are
     assert ask(source, "a") == Histories([["seen by a"]])
     is_up = False
     failed = [ask(source, "a", "b") for _ in range(5)]
-    assert failed == [Histories([["seen by a"], []], "features_unavailable")] * 5
+    assert failed == [Histories([["seen by a"], []], "features_unavailable", ages=["last_good", None])] * 5
     assert [ask(source, "a") for _ in range(20)] == [Histories([["seen by a"]], "features_circuit_open")] * 20
     assert len(asked) == 6
     is_up = True
@@ -178,6 +178,15 @@ def test_a_store_that_is_away_costs_nothing_after_a_few_failures_and_answers_are
 )
 def test_rows_older_than_their_view_allows_are_stale(event_time: int, ttl: int, age: str) -> None:
     assert features_module.age_of(event_time, ttl, now=1000) == age
+
+
+def test_of_a_history_and_what_happened_since_the_worse_age_is_said() -> None:
+    before = Histories([["a"], ["b"], ["c"], [], []], ages=["fresh", "stale", "stale", None, None])
+    since = Histories([[], ["d"], ["e"], ["f"], []], "features_timeout")
+    assert before.with_events(since) == Histories(
+        before.item_ids, "features_timeout", since.item_ids, ["fresh", "last_good", "last_good", "last_good", None]
+    )
+    assert before.with_events(Histories(since.item_ids)).ages == ["fresh", "stale", "stale", "fresh", None]
 
 
 def test_an_endpoint_without_a_feature_store_is_not_degraded() -> None:
@@ -209,7 +218,7 @@ def test_another_feature_set_is_used_once_it_is_open_and_the_one_before_until_th
             opened.append(wanted.fingerprint)
             if wanted != FIRST:
                 release.wait(5)
-            return lambda users: [[f"{wanted.fingerprint} of {user}"] for user in users]
+            return lambda users: Histories([[f"{wanted.fingerprint} of {user}"] for user in users])
 
         return OnlineFeatures(open_reader, deadline=5)
 
