@@ -107,6 +107,15 @@ def test_vllm_is_in_the_image_llm_alone_and_its_build_for_cpus_is_of_the_same_ve
     assert {line for line in here if line[0] != "#" and "==" not in line} <= set(pins)
 
 
+def test_the_parts_of_cuda_are_of_one_release() -> None:
+    """They share a folder: a compiler of one release does not fit the headers of another, and torch names the release."""
+    lines = (K8S / "images" / "llm.txt").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.split("==") for line in lines if line[0] != "#")
+    parts = [name for name in pins if re.fullmatch(r"cuda-toolkit|nvidia-(cuda-\w+|nvvm|nvjitlink|nvtx)", name)]
+    assert len(parts) >= 9
+    assert {name: ".".join(pins[name].split(".")[:2]) for name in parts} == dict.fromkeys(parts, "13.0")
+
+
 def test_the_extras_of_an_image_are_extras_of_the_project() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     wanted = {extra for line in instructions() for group in re.findall(r"'\.\[(.*?)\]'", line) for extra in group.split(",")}
