@@ -1,6 +1,7 @@
 """Builds the images and runs them with podman: built with pip's settings of this machine, run as the manifests run them."""
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -14,15 +15,16 @@ from pathlib import Path
 from tests.k8s.manifests import K8S, REPOSITORY
 
 DOCKERFILE = K8S / "images" / "Dockerfile"
-BOOTSTRAPPED = "localhost/cllmr-base:bookworm"  # what k8s/images/bootstrap.sh makes
+BOOTSTRAP = K8S / "images" / "bootstrap.sh"
 
 
 def find_base() -> str | None:
     """The base image: the one that CLLMR_IMAGE_BASE names, else what `make image-base` has made, if it has."""
     if shutil.which("podman") is None:
         return None
-    made = BOOTSTRAPPED if _podman("image", "exists", BOOTSTRAPPED).returncode == 0 else None
-    return os.environ.get("CLLMR_IMAGE_BASE", made)
+    (made,) = re.findall(r"^image=(\S+)$", BOOTSTRAP.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    exists = _podman("image", "exists", made).returncode == 0
+    return os.environ.get("CLLMR_IMAGE_BASE", made if exists else None)
 
 
 @dataclass(frozen=True)
