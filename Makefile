@@ -77,14 +77,16 @@ system:  ## system packages that some tests need (redis-server, PostgreSQL, prom
 	command -v promtool >/dev/null || missing="$$missing prometheus"; \
 	command -v chromium >/dev/null || command -v google-chrome >/dev/null || missing="$$missing chromium"; \
 	if [ -z "$$missing" ]; then exit 0; fi; \
-	as_root=""; if [ "$$(id -u)" != 0 ]; then as_root="sudo -n"; fi; \
-	if command -v apt-get >/dev/null && $$as_root true 2>/dev/null && \
-	   { $$as_root apt-get install -y -qq --no-install-recommends $$missing >/dev/null 2>&1 || \
-	     { $$as_root apt-get update -qq && $$as_root apt-get install -y -qq --no-install-recommends $$missing >/dev/null; }; }; then \
+	if $(APT_INSTALL); then \
 	  echo "installed$$missing"; \
 	else \
 	  echo "note: missing and not installable:$$missing; the tests that need them are skipped (install them to run those)"; \
 	fi
+
+.PHONY: image-base
+image-base:  ## podman and a base image of Debian's packages, with which a test builds an image and runs it (as root)
+	@missing="podman runc netavark debootstrap"; type podman runc debootstrap >/dev/null 2>&1 || $(APT_INSTALL)
+	@k8s/images/bootstrap.sh
 
 .PHONY: clean
 clean:  ## remove data, models and reports of runs (.cllmr), builds and caches
@@ -125,6 +127,14 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "installing what tests and lint need"
 	@$(BIN)/python -m pip install -q $(PIP_ARGS) -c constraints.txt -e '.[all,dev]'
 	@touch $@
+
+# Installs the Debian packages $$missing; false where that cannot be done.
+define APT_INSTALL
+{ as_root=""; if [ "$$(id -u)" != 0 ]; then as_root="sudo -n"; fi; \
+command -v apt-get >/dev/null && $$as_root true 2>/dev/null && \
+{ $$as_root apt-get install -y -qq --no-install-recommends $$missing >/dev/null 2>&1 || \
+  { $$as_root apt-get update -qq && $$as_root apt-get install -y -qq --no-install-recommends $$missing >/dev/null; }; }; }
+endef
 
 # The list has what vLLM's engine imports: without dependencies, since those that vLLM names beside them
 # (torchvision, torchaudio, torchcodec) do not load next to the CPU build of torch. That build lies on PyTorch's own index, if not

@@ -203,7 +203,9 @@ def doctor(
 
     settings = load_config(preset, config, set_, storage)
     needs_sample = settings.ingest.source == "sample"
-    checks = examine(absolute_root(settings.storage_root), settings.serve.host, settings.serve.port, needs_sample)
+    asks = {"llm": settings.sideinfo.backend == "vllm", "ann": settings.serve.scoring.ann_above is not None}
+    asked = {extra for extra, does in asks.items() if does}
+    checks = examine(absolute_root(settings.storage_root), settings.serve.host, settings.serve.port, needs_sample, asked)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("", "check", "seen", "what to do"):
         table.add_column(column, overflow="fold")

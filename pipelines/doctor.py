@@ -4,7 +4,7 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -21,6 +21,9 @@ MIN_MEMORY_GIB = 3.0
 MIN_DISK_GIB = 2.0
 MIN_SHARED_MEMORY_GIB = 0.5
 _NOT_FOR_A_RUN = frozenset({"all", "dev"})  # extras that are made of others, or serve development
+ONLY_WHERE_ASKED = {"llm": "sideinfo.backend=vllm", "ann": "serve.scoring.ann_above"}
+"""Extras that no run needs unless a setting asks for them, and the setting."""
+_INSTALL = {"llm": "The image llm, or make llm: vLLM needs an environment of its own."}
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Check:
     """The next action; empty when all is well."""
 
 
-def examine(storage_root: str, host: str, port: int, needs_sample: bool) -> list[Check]:
+def examine(storage_root: str, host: str, port: int, needs_sample: bool, asked: Collection[str] = ()) -> list[Check]:
     """Every check, in the order in which problems are best mended.
 
     Args:
@@ -42,8 +45,9 @@ def examine(storage_root: str, host: str, port: int, needs_sample: bool) -> list
         host: address the endpoint will listen on.
         port: its TCP port; 0: any.
         needs_sample: whether the run reads the sample data.
+        asked: the extras of `ONLY_WHERE_ASKED` that its settings ask for.
     """
-    checks: list[Check] = [check_python(), *check_packages(), check_cores(), check_memory(), check_storage(storage_root)]
+    checks: list[Check] = [check_python(), *check_packages(asked), check_cores(), check_memory(), check_storage(storage_root)]
     checks += [check_disk(storage_root), check_shared_memory(), check_port(host, port)]
     return [*checks, check_sample()] if needs_sample else checks
 
@@ -56,8 +60,12 @@ def check_python() -> Check:
     return Check("Python", "ok", seen)
 
 
-def check_packages() -> Iterator[Check]:
-    """For every extra, whether the installed packages satisfy it; versions are read, nothing is imported."""
+def check_packages(asked: Collection[str] = ()) -> Iterator[Check]:
+    """For every extra, whether the installed packages satisfy it; versions are read, nothing is imported.
+
+    Args:
+        asked: the extras of `ONLY_WHERE_ASKED` that have to be there.
+    """
     try:
         required = metadata.requires(DISTRIBUTION) or []
         extras = metadata.metadata(DISTRIBUTION).get_all("Provides-Extra") or []
@@ -67,11 +75,14 @@ def check_packages() -> Iterator[Check]:
     for extra in ["", *(name for name in extras if name not in _NOT_FOR_A_RUN)]:
         lacking = list(_lacking(required, extra))
         label = f"packages: {extra or 'core'}"
-        if lacking:
-            what = f"'.[{extra}]'" if extra else "."
-            yield Check(label, "problem", "; ".join(lacking), f"pip install -c constraints.txt -e {what}")
-        else:
+        if not lacking:
             yield Check(label, "ok", "all there")
+        elif extra in ONLY_WHERE_ASKED and extra not in asked:
+            yield Check(label, "ok", f"{'; '.join(lacking)}; only {ONLY_WHERE_ASKED[extra]} needs it")
+        else:
+            what = f"'.[{extra}]'" if extra else "."
+            fix = _INSTALL.get(extra, f"pip install -c constraints.txt -e {what}")
+            yield Check(label, "problem", "; ".join(lacking), fix)
 
 
 def _lacking(required: list[str], extra: str) -> Iterator[str]:

@@ -139,6 +139,21 @@ def test_doctor_shows_every_check_and_fails_when_the_port_is_taken(tmp_path: Pat
     assert {"Python", "cores", "memory", "disk", "shared memory", "sample data", "packages: train"} <= set(checks)
 
 
+def test_doctor_wants_vllm_where_the_settings_do_and_nowhere_else(tmp_path: Path) -> None:
+    def seen(*settings: str) -> tuple[int, dict[str, str]]:
+        file = tmp_path / "checks.json"
+        result = call("doctor", "--storage", str(tmp_path), "--set", "serve.port=0", *settings, "--json", str(file))
+        (check,) = [check for check in json.loads(file.read_text()) if check["name"] == "packages: llm"]
+        return result.exit_code, check
+
+    code, check = seen()
+    assert (code, check["state"]) == (0, "ok")
+    assert check["seen"] == "vllm is missing; only sideinfo.backend=vllm needs it"
+    code, check = seen("--set", "sideinfo.backend=vllm", "--set", "sideinfo.model=any")
+    assert (code, check["state"]) == (1, "problem")
+    assert "make llm" in check["fix"]
+
+
 def test_promote_lists_nothing_before_the_first_run_and_rollback_says_so(tmp_path: Path) -> None:
     assert "no model is registered yet: cllmr run" in call("promote", "--storage", str(tmp_path)).stdout
     fails_in_one_line(
