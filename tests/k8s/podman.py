@@ -72,4 +72,5 @@ def _pip_of_this_machine() -> Iterator[list[str]]:
 
 def _podman(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {"CONTAINERS_CONF": str(K8S / "images" / "containers.conf"), **os.environ}
-    return subprocess.run(["podman", *arguments], capture_output=True, text=True, check=False, env=environment)
+    with tempfile.TemporaryDirectory() as folder:  # where it notes that a container ran out of memory
+        return subprocess.run(["podman", *arguments], capture_output=True, text=True, check=False, env=environment, cwd=folder)
