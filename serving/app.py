@@ -59,6 +59,12 @@ class ReplicaArgs(BaseModel):
         }
 
 
+class GatewayArgs(ReplicaArgs):
+    """Likewise, of gateways, which refuse what is more than they take on."""
+
+    max_ongoing_requests: int = 64
+
+
 HEADROOM = 8
 """How many times the requests that a gateway works on reach it: the rest it refuses itself, at once and with Retry-After, where
 Serve's proxy would ask again with growing pauses, and then refuse without."""
@@ -113,7 +119,7 @@ class AppArgs(BaseModel):
     """How long a starting gateway waits for the feature store."""
     composition: Literal["apart", "together"] = "apart"
     """Whether scorers are processes of their own, or each gateway holds the model itself."""
-    gateway: ReplicaArgs = ReplicaArgs(max_ongoing_requests=64)
+    gateway: GatewayArgs = GatewayArgs()
     """Replicas that speak HTTP."""
     scorer: ReplicaArgs = ReplicaArgs()
     """Replicas that hold the model, where they are apart."""

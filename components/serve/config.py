@@ -21,8 +21,7 @@ class ReplicaConfig(BaseModel):
     num_cpus: float = Field(default=0.5, gt=0, le=256)
     """CPUs Ray reserves per replica: a scheduling share, no limit on threads."""
     max_ongoing_requests: int = Field(default=256, ge=1, le=10_000)
-    """Requests one replica works on at a time. A gateway refuses more with 503 and Retry-After, so this is the longest queue:
-    what is taken is answered within so many times what one request takes."""
+    """Requests one replica works on at a time."""
     max_queued_requests: int = Field(default=128, ge=-1, le=100_000)
     """Requests that wait in front of this deployment before more are refused with 503; -1 is unbounded."""
 
@@ -31,6 +30,14 @@ class ReplicaConfig(BaseModel):
         if self.max_replicas is not None and self.max_replicas < self.num_replicas:
             raise ValueError(f"max_replicas = {self.max_replicas} is less than num_replicas = {self.num_replicas}")
         return self
+
+
+class GatewayConfig(ReplicaConfig):
+    """Likewise, of the deployment that speaks HTTP."""
+
+    max_ongoing_requests: int = Field(default=64, ge=1, le=10_000)
+    """Requests one gateway works on at a time. It refuses more with 503 and Retry-After, so this is the longest queue: what is
+    taken is answered within so many times what one request takes."""
 
 
 class TrialConfig(BaseModel):
@@ -71,7 +78,7 @@ class ServeConfig(StageConfig):
     composition: Literal["apart", "together"] = "apart"
     """``apart``: scorers are processes of their own and scale by themselves; ``together``: each gateway holds the model, which
     takes half to a third of the CPU per request, and the memory of one model per gateway."""
-    gateway: ReplicaConfig = ReplicaConfig(max_ongoing_requests=64)
+    gateway: GatewayConfig = GatewayConfig()
     """The deployment that speaks HTTP: checks requests, looks up features, writes answers."""
     scorer: ReplicaConfig = ReplicaConfig()
     """The deployment that holds the model and ranks; without effect where the gateway does."""

@@ -10,7 +10,7 @@ from components.artifacts import Manifest, Stage, Store, run_stage, write_json
 from components.errors import ArtifactError
 from components.progress import emit
 from components.promote.config import PromoteConfig
-from components.serve.config import ReplicaConfig, ServeConfig
+from components.serve.config import ServeConfig
 from components.tracking import default_tracking_uri, without_password
 from serving import APPLICATION
 
@@ -119,7 +119,7 @@ def serve_document(
     settings: ServeConfig, champion: dict[str, str], feature_fingerprint: str | None, tracking_uri: str, model_name: str
 ) -> dict[str, Any]:
     """The Ray Serve configuration: one application, whose arguments say which bundle, how many replicas and which registry."""
-    from serving.app import GATEWAY, IMPORT_PATH, SCORER, AppArgs, RegistryArgs
+    from serving.app import GATEWAY, IMPORT_PATH, SCORER, AppArgs, GatewayArgs, RegistryArgs, ReplicaArgs
     from serving.approximate import ScoringArgs
 
     registry: RegistryArgs | None = None
@@ -140,8 +140,8 @@ def serve_document(
         feature_deadline_ms=settings.feature_deadline_ms,
         feature_loading_s=settings.feature_loading_s,
         composition=settings.composition,
-        gateway=_replicas(settings.gateway),
-        scorer=_replicas(settings.scorer),
+        gateway=GatewayArgs.model_validate(settings.gateway.model_dump()),
+        scorer=ReplicaArgs.model_validate(settings.scorer.model_dump()),
         scoring=ScoringArgs.model_validate(settings.scoring.model_dump()),
     )
     holds_model = GATEWAY if settings.composition == "together" else SCORER
@@ -153,12 +153,6 @@ def serve_document(
         "deployments": [{"name": holds_model, "user_config": settings.trial.model_dump(mode="json")}],
     }
     return {"applications": [application]}
-
-
-def _replicas(replicas: ReplicaConfig) -> Any:
-    from serving.app import ReplicaArgs
-
-    return ReplicaArgs.model_validate(replicas.model_dump())
 
 
 def check_document(document: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from ray import serve
 
 from components.errors import ConfigError
 from components.serve.config import ServeConfig
-from serving.app import DOWNSCALE_SECONDS, UPSCALE_SECONDS, ReplicaArgs
+from serving.app import DOWNSCALE_SECONDS, UPSCALE_SECONDS, GatewayArgs, ReplicaArgs
 
 
 def deployed(args: ReplicaArgs) -> serve.Deployment:
@@ -26,6 +26,11 @@ def test_replicas_are_added_fast_and_taken_away_slowly() -> None:
     assert (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests) == (2, 6, 8)
     assert (scaling.upscale_delay_s, scaling.downscale_delay_s) == (UPSCALE_SECONDS, DOWNSCALE_SECONDS)
     assert scaling.upscale_delay_s < scaling.downscale_delay_s / 100
+
+
+def test_a_gateways_queue_stays_short_whatever_else_is_set() -> None:
+    assert ServeConfig.parse({"gateway": {"num_replicas": 2}}, "serve").gateway.max_ongoing_requests == 64
+    assert GatewayArgs(num_replicas=2).max_ongoing_requests == 64
 
 
 def test_most_replicas_below_the_fewest_are_refused() -> None:
