@@ -423,7 +423,7 @@ def _overload(scope: Scope, working: int, max_working: int | None) -> Response |
     """The answer to one request too many, None while there is room: a short queue, so that what is taken is answered soon."""
     if max_working is None or working <= max_working or _is_open(_path(scope)):
         return None
-    return _try_again(OVERLOADED, f"{max_working} requests are being worked on.", scope["state"]["request_id"])
+    return _try_again(OVERLOADED, f"more than {max_working} at a time were asked.", scope["state"]["request_id"])
 
 
 def _path(scope: Scope) -> str:

@@ -298,7 +298,7 @@ def test_more_requests_than_are_worked_on_at_a_time_are_refused_at_once_and_heal
             first = asyncio.create_task(client.post("/v1/recommend", json={"users": ["ann"]}))
             await began.wait()
             second = await client.post("/v1/recommend", json={"users": ["ann"]})
-            assert refused(second, 503, "overloaded").message == "1 requests are being worked on."
+            assert refused(second, 503, "overloaded").message == "more than 1 at a time were asked."
             assert second.headers["retry-after"] == "1"
             assert (await client.get("/healthz")).status_code == 200
             go_on.set()
