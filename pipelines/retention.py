@@ -111,9 +111,14 @@ def kept_outputs(outputs: Iterable[Manifest], pointed_at: Collection[str], keep:
             parents = set(one.parents.values())
             if one.fingerprint in kept:
                 kept |= parents
-            elif one.stage in AFTER_TRAIN and parents <= kept:
+            elif _belongs_to_model(one) and parents <= kept:
                 kept.add(one.fingerprint)
     return kept
+
+
+def _belongs_to_model(one: Manifest) -> bool:
+    """Rankings of all users may be what an endpoint answers with: serve.scoring.lists."""
+    return one.stage in AFTER_TRAIN or (one.stage == "batch" and one.config["users"] is None)
 
 
 def remove(storage_root: str, tracking_uri: str, found: Iterable[Removable]) -> list[Removable]:

@@ -1,7 +1,7 @@
-"""Rankings that are not exact, and how far off they are: compact item vectors, and an approximate index (faiss).
+"""Rankings that are not exact, and how far off they are: compact item vectors, an approximate index (faiss), ready-made lists.
 
-Both are options of the serve configuration, and both are measured when a bundle is loaded, on users of that bundle: what is
-served says what it costs. An index is taken only if it finds the share of the best items that was asked for.
+All are options of the serve configuration, and all are measured when a bundle is loaded, on users of that bundle: what is
+served says what it costs. An index and lists are taken only if they have the share of the best items that was asked for.
 """
 
 from pathlib import Path
@@ -38,7 +38,11 @@ class ScoringArgs(BaseModel):
     request with another debias strength, an allow list, `compare` or items of just now is answered exactly all the same; so
     are all where item vectors are compact and the bundle's strength is neither 0 nor 1, as two matrices are scored then."""
     ann_recall: float = Field(default=0.95, gt=0, lt=1)
-    """Share of the twenty best items that the index must find on users of the bundle; else the exact ranking is served."""
+    """Share of the twenty best items that the index, and lists, must have on users of the bundle; else the exact ranking is
+    served."""
+    lists: bool = False
+    """Whether rankings that ``cllmr batch`` made with the model that is served are looked up, once they are there. Requests
+    that an index does not answer, that want seen items too, or more of them than a list holds, are answered exactly."""
 
 
 class Exactness(BaseModel):
@@ -55,6 +59,10 @@ class Exactness(BaseModel):
     """``refused``: the index did not find the share that was asked for, or there is no one matrix to look through."""
     ann_recall: float | None = None
     """Share of the twenty best as stored that the index finds; None where there is none."""
+    lists: Literal["off", "missing", "on", "refused"] = "off"
+    """``missing``: none have been made with this model yet."""
+    lists_recall: float | None = None
+    """Share of the twenty best as stored that lists have; None where there are none."""
 
 
 class ItemIndex:

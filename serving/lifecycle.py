@@ -19,6 +19,7 @@ import structlog
 from components.errors import UserError
 from serving.approximate import Exactness, ScoringArgs, prepare
 from serving.features import FeatureSet
+from serving.lists import ready_made
 from serving.metrics import Head
 from serving.recommender import Recommender
 from serving.scorer import Scorer, find_bundle
@@ -26,6 +27,7 @@ from serving.texts import Texts
 
 JITTER = 0.25  # of the interval: replicas that started together do not ask together
 RETRY_SECONDS = (30.0, 120.0, 600.0)  # between tries of one refused bundle
+LISTS_SECONDS = 30.0  # between two looks for lists of a model that has none yet
 
 EXACT = ScoringArgs()
 
@@ -67,6 +69,7 @@ def load(target: Target, scoring: ScoringArgs = EXACT) -> Live:
     scorer = Scorer.load(directory, scoring.item_storage)
     golden_requests = scorer.replay_golden()
     index, exactness = prepare(scorer, scoring, directory)
+    lists, exactness = ready_made(target.storage_root, target.fingerprint, scorer, scoring, exactness)
     log.info(
         "bundle loaded",
         model_version=target.model_version,
@@ -75,7 +78,7 @@ def load(target: Target, scoring: ScoringArgs = EXACT) -> Live:
         **exactness.model_dump(exclude_none=True),
     )
     texts = Texts(directory, scorer)
-    recommender = Recommender(scorer, target.model_version, texts, index, exactness)
+    recommender = Recommender(scorer, target.model_version, texts, index, exactness, lists)
     return Live(target, recommender, Head(scorer.popularity), texts, golden_requests)
 
 
@@ -164,6 +167,7 @@ class Follower:
         self._is_reachable = True
         self._refused, self._refused_challenger = _Refusals(events), _Refusals(events)
         self._closed = threading.Event()
+        self._look_for_lists_at = time.monotonic() + LISTS_SECONDS
         self.live = self._first(list(candidates))
         self._swapped(None)
 
@@ -203,7 +207,21 @@ class Follower:
         elif self._refused.allow(champion):
             self._swap(champion)
         self._events.settled(champion in (None, self.live.target))
+        self._look_for_lists()
         self._try(None if challenger == self.live.target else challenger)
+
+    def _look_for_lists(self) -> None:
+        """They are made after the model is served, as often as not."""
+        target, recommender = self.live.target, self.live.recommender
+        if recommender.exactness.lists != "missing" or time.monotonic() < self._look_for_lists_at:
+            return
+        self._look_for_lists_at = time.monotonic() + LISTS_SECONDS
+        lists, exactness = ready_made(
+            target.storage_root, target.fingerprint, recommender.scorer, self._scoring, recommender.exactness
+        )
+        if exactness != recommender.exactness:
+            recommender.take(lists, exactness)
+            self._events.measured(target, exactness)
 
     def _try(self, target: Target | None) -> None:
         """Holds this challenger and no other; one that is refused is not tried on anybody."""

@@ -198,7 +198,8 @@ class ScorerMetrics:
     def measured(self, target: "Target", exactness: "Exactness") -> None:
         """See serving.lifecycle.Events."""
         index = exactness.ann_recall if exactness.ann == "on" else None
-        for by, share in (("storage", exactness.storage_overlap), ("index", index)):
+        lists = exactness.lists_recall if exactness.lists == "on" else None
+        for by, share in (("storage", exactness.storage_overlap), ("index", index), ("lists", lists)):
             self.overlap.set(1.0 if share is None else share, tags={"model_version": target.model_version, "by": by})
 
     def refused(self, target: "Target") -> None:

@@ -16,6 +16,7 @@ from components.cllmr.linear.kernel import NewItems
 from components.ids import UNKNOWN
 from serving.approximate import Exactness, ItemIndex
 from serving.degrade import NO_HISTORY, UNKNOWN_USER, Ladder, Query, Rung, Static
+from serving.lists import RankedLists
 from serving.schemas import (
     ExplainRequest,
     ExplainResponse,
@@ -62,7 +63,8 @@ class Recommender:
         model_version: what the answers call it.
         texts: of the bundle's items, where they are at hand.
         index: finds the best items of the debiased ranking without looking at all; None: all are looked at.
-        exactness: what was measured of `scorer` and `index`.
+        exactness: what was measured of `scorer`, `index` and `lists`.
+        lists: rankings that are ready; None: there are none.
     """
 
     def __init__(
@@ -72,12 +74,17 @@ class Recommender:
         texts: Texts | None = None,
         index: ItemIndex | None = None,
         exactness: Exactness = Exactness(),  # noqa: B008  # frozen
+        lists: RankedLists | None = None,
     ) -> None:
         self.exactness = exactness
-        self._index = index
+        self._index, self._lists = index, lists
         self.scorer = scorer
         self.model_version = model_version
         self._ladder = Ladder.of(scorer, texts)
+
+    def take(self, lists: RankedLists | None, exactness: Exactness) -> None:
+        """Answers by these lists from now on."""
+        self._lists, self.exactness = lists, exactness
 
     def recommend(self, request: RecommendRequest, histories: Sequence[Sequence[str]]) -> RecommendResponse:
         """Rankings for `request.users`; `histories[n]` are the recent item ids of user n."""
@@ -111,7 +118,7 @@ class Recommender:
             yield _Task(request, user_id, query, *self._ladder.rung(query), self._strength(request.debias), candidates)
 
     def _recommend(self, tasks: Sequence["_Task"]) -> Iterator[UserRecommendations]:
-        quick = [self._indexed(task) for task in tasks]
+        quick = [self._quick(task) for task in tasks]
         slow = [task for task, ranking in zip(tasks, quick, strict=True) if ranking is None]
         answers = iter(self._exact(slow))
         for task, ranking in zip(tasks, quick, strict=True):
@@ -126,12 +133,18 @@ class Recommender:
                 factual=factual,
             )
 
-    def _indexed(self, task: "_Task") -> Ranking | None:
-        """What the index answers, where there is one and it holds what is asked for."""
-        plain = task.strength == self.scorer.debias_strength and not task.request.compare and task.request.allow is None
-        if self._index is None or not plain or task.rung.method != "personalised" or task.query.recent.size:
+    def _quick(self, task: "_Task") -> Ranking | None:
+        """What the lists or the index answer, where there are any and they hold what is asked for."""
+        request, user = task.request, task.query.user
+        plain = task.strength == self.scorer.debias_strength and not request.compare and request.allow is None
+        if not plain or task.rung.method != "personalised" or task.query.recent.size:
             return None
-        return self._index.ranking(task.query.user, task.request.k, task.candidates)
+        ranking = None
+        if self._lists is not None and request.exclude_seen:
+            ranking = self._lists.ranking(user, request.k, task.candidates)
+        if ranking is None and self._index is not None:
+            ranking = self._index.ranking(user, request.k, task.candidates)
+        return ranking
 
     def _exact(self, tasks: Sequence["_Task"]) -> Iterator[tuple[list[RankedItem], list[RankedItem] | None]]:
         """The debiased and, where it is asked for, the factual ranking of each task."""

@@ -335,6 +335,10 @@ class ModelInfo(_Strict):
         description="Whether an approximate index answers; refused where it found less than was asked for."
     )
     ann_recall: float | None = Field(description="Share of the 20 best items that the index finds, measured at loading.")
+    lists: Literal["off", "missing", "on", "refused"] = Field(
+        description="Whether rankings of `cllmr batch` are looked up; missing where none have been made with this model."
+    )
+    lists_recall: float | None = Field(description="Share of the 20 best items that those lists have, measured at loading.")
 
 
 class ModelResponse(Answer):

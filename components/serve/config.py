@@ -53,7 +53,7 @@ class TrialConfig(BaseModel):
 
 
 class ScoringConfig(BaseModel):
-    """How a scorer keeps item vectors and looks for the best; both options are measured when a bundle is loaded."""
+    """How a scorer keeps item vectors and looks for the best; all options are measured when a bundle is loaded."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -63,7 +63,11 @@ class ScoringConfig(BaseModel):
     """Number of items from which on an approximate index answers instead of a look at every item (needs the extra ``ann``);
     None: never."""
     ann_recall: float = Field(default=0.95, gt=0, lt=1)
-    """Share of the twenty best items that the index must find on users of the bundle, else every item is looked at."""
+    """Share of the twenty best items that the index, and lists, must have on users of the bundle, else every item is looked
+    at."""
+    lists: bool = False
+    """Whether rankings that ``cllmr batch`` made with the model that is served are looked up instead of computed; each scorer
+    holds them, 8 bytes per user and place."""
 
 
 class ServeConfig(StageConfig):

@@ -14,6 +14,7 @@ import asyncio
 import json
 import os
 import platform
+import shutil
 import signal
 import statistics
 import subprocess
@@ -25,6 +26,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -33,10 +35,13 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from components.artifacts import Stage, StageConfig, run_stage
+from components.batch import stage as batch
 from serving.run import free_port, running_endpoint, wait_until_ready
+from serving.scorer import BUNDLE_DIRECTORY
 from tests.bundles import write_factor_bundle
 
-NUM_USERS, DIM, K = 1_000, 64, 20
+NUM_USERS, DIM, K, LISTED = 1_000, 64, 20, 100
 CLIENTS = (1, 16, 64)
 WARM_SECONDS = 0.7
 FAST = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
@@ -46,6 +51,7 @@ OURS: dict[str, tuple[dict[str, str], dict[str, object]]] = {
     "ours-together": ({}, TOGETHER),
     "ours-fast": (FAST, {}),
     "ours-fast-together": (FAST, TOGETHER),
+    "ours-fast-together-lists": (FAST, {**TOGETHER, "scoring": {"lists": True}}),
 }
 """Environment and arguments of the application."""
 SERVERS = [*OURS, "numpy", "faiss-flat", "faiss-hnsw"]
@@ -173,7 +179,8 @@ def serve(bundle: str, port: int) -> None:
     """Our endpoint until it is interrupted."""
     args = json.loads(os.environ["BENCHMARK_ARGS"])
     with tempfile.TemporaryDirectory() as folder:
-        values = {"storage_root": folder, "train": "0" * 16, "model_version": "1", "bundle_dir": bundle, **args}
+        train = with_lists(bundle, folder) if args.get("scoring", {}).get("lists") else "0" * 16
+        values = {"storage_root": folder, "train": train, "model_version": "1", "bundle_dir": bundle, **args}
         config = Path(folder) / "serve.yaml"
         config.write_text(yaml.safe_dump({"applications": [{"import_path": "serving.app:build_app", "args": values}]}))
         try:
@@ -181,6 +188,18 @@ def serve(bundle: str, port: int) -> None:
                 signal.pause()
         except KeyboardInterrupt:
             return
+
+
+def with_lists(bundle: str, root: str) -> str:
+    """Stores the bundle as a train artifact, has its users ranked as ``cllmr batch`` does, and returns its fingerprint."""
+
+    def build(directory: Path) -> dict[str, Any]:
+        shutil.copytree(bundle, directory / BUNDLE_DIRECTORY)
+        return {}
+
+    train = run_stage(Stage("train", 1), StageConfig(), root, {}, build).fingerprint
+    batch.run({"train": train, "k": LISTED}, root)
+    return train
 
 
 def answers(port: int) -> list[list[tuple[str, float]]]:

@@ -33,6 +33,7 @@ class Named(StageConfig):
 
     name: str
     warm_start: str = "none"
+    users: str | None = None
 
 
 @pytest.fixture(scope="module")
@@ -297,7 +298,9 @@ def test_a_feature_set_whose_online_rows_cannot_be_removed_stays_and_is_told_of(
 def test_the_command_lists_and_only_removes_when_it_is_told_to(local: Place, tmp_path: Path) -> None:
     old, new = local.run("old", days=90), local.run("new", days=80)
     local.register(new["train"])
-    old["batch"] = local.output("batch", "old", 70, {"train": new["train"]})  # of the champion, but ranked long ago
+    # both of the champion, and ranked long ago
+    old["batch"] = local.output("batch", "of some users", 70, {"train": new["train"]}, users="customers.csv")
+    new["batch"] = local.output("batch", "of all users, as an endpoint may answer with", 70, {"train": new["train"]})
     file = tmp_path / "result.json"
     call = ["clean", "--keep", "1", "--storage", local.root, "--json", str(file)]
     listed = CliRunner().invoke(cli.app, call)

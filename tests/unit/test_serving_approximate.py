@@ -128,6 +128,8 @@ def test_without_options_nothing_is_measured_and_everything_is_exact(factors: Pa
         "storage_ndcg": None,
         "ann": "off",
         "ann_recall": None,
+        "lists": "off",
+        "lists_recall": None,
     }
 
 

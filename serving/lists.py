@@ -1,0 +1,127 @@
+"""Rankings that are ready: what ``cllmr batch`` wrote for the model that is served, looked up instead of computed.
+
+A table is of one model at its own debias strength, with the users' training interactions left out; so it answers nothing but
+that question. What a user did since is left out of his list, as it is of any ranking.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import structlog
+
+from components.artifacts import Manifest, Store
+from components.batch.stage import STAGE, TABLE_DIRECTORY
+from components.errors import UserError
+from components.ids import UNKNOWN, USER_ID, Vocabulary
+from serving.approximate import MEASURED_K, Exactness, ScoringArgs, overlap
+from serving.scorer import Ranking, Scorer
+
+_MEASURED_USERS = 64
+
+log = structlog.get_logger()
+
+
+class RankedLists:
+    """The best items of many users, best first.
+
+    Args:
+        rows: item rows by user row, (num_users, k) int32; `UNKNOWN` after the end of a list.
+        scores: of those items, (num_users, k).
+    """
+
+    def __init__(self, rows: npt.NDArray[np.int32], scores: npt.NDArray[np.float32]) -> None:
+        self._rows, self._scores = rows, scores
+        self.lengths: npt.NDArray[np.int64] = np.count_nonzero(rows != UNKNOWN, axis=1)
+
+    def ranking(self, user: int, k: int, candidates: npt.NDArray[np.bool_]) -> Ranking | None:
+        """The best k of the candidates; None where the list is too short to tell."""
+        rows = self._rows[user, : self.lengths[user]]
+        kept = np.flatnonzero(candidates[rows])[:k]
+        return Ranking(rows[kept].astype(np.int64), self._scores[user, kept]) if len(kept) == k else None
+
+
+def ready_made(
+    storage_root: str, train: str, scorer: Scorer, args: ScoringArgs, exactness: Exactness
+) -> tuple[RankedLists | None, Exactness]:
+    """Lists of the model `train`, if there are any and they have the share of the best items that is asked for, and
+    `exactness` with what was measured of them.
+
+    Lists are never needed: what is wrong with them is logged, and the exact ranking is served.
+    """
+    if not args.lists:
+        return None, exactness
+    try:
+        if (table := find(storage_root, train, scorer)) is None:
+            return None, exactness.model_copy(update={"lists": "missing"})
+        lists = read(table, scorer)
+        share = measured(lists, scorer)
+    except (UserError, OSError, KeyError, ValueError, pa.ArrowException) as error:
+        log.warning("lists refused", train=train, reason=str(error).splitlines()[0])
+        return None, exactness.model_copy(update={"lists": "refused"})
+    figures: dict[str, Any] = {"lists": "on" if share >= args.ann_recall else "refused", "lists_recall": share}
+    if figures["lists"] == "on":
+        log.info("lists loaded", batch=table.fingerprint, num_users=table.facts["num_users"], recall=round(share, 4))
+        return lists, exactness.model_copy(update=figures)
+    log.warning("lists refused", batch=table.fingerprint, recall=round(share, 4), wanted=args.ann_recall)
+    return None, exactness.model_copy(update=figures)
+
+
+def measured(lists: RankedLists, scorer: Scorer) -> float:
+    """Mean share of the twenty best unseen items that lists have, 0 to 1, over some users who have one; 0 where nobody has."""
+    listed = np.flatnonzero(lists.lengths)
+    if not len(listed):
+        return 0.0
+    users = np.sort(np.random.default_rng(0).choice(listed, min(len(listed), _MEASURED_USERS), replace=False))
+    found, best = [], []
+    for user in users.tolist():
+        k = min(MEASURED_K, int(lists.lengths[user]))
+        candidates = scorer.candidates(exclude=scorer.seen(user))
+        ranking = lists.ranking(user, k, candidates)
+        found.append([] if ranking is None else ranking.rows.tolist())
+        best.append(scorer.recommend(user, k, exclude=scorer.seen(user)).rows.tolist())
+    return overlap(found, best)
+
+
+def find(storage_root: str, train: str, scorer: Scorer) -> Manifest | None:
+    """The table with most rows of what a model answers when nothing else is asked for; None: there is none."""
+    tables = [
+        table
+        for table in Store(storage_root).outputs(STAGE.name)
+        if table.parents.get("train") == train
+        and table.config["exclude_seen"]
+        and table.config["debias"] in (None, scorer.debias_strength)
+    ]
+    return max(tables, key=lambda table: int(table.facts["num_rows"]), default=None)
+
+
+def read(table: Manifest, scorer: Scorer) -> RankedLists:
+    """The table's rankings of the users that the model knows.
+
+    Raises ArtifactError when a file is missing or is not what the manifest says.
+    """
+    shape = scorer.num_users, int(table.config["k"])
+    rows, scores = np.full(shape, UNKNOWN, dtype=np.int32), np.zeros(shape, dtype=np.float32)
+    for file in sorted((table.path() / TABLE_DIRECTORY).glob("part-*.parquet")):
+        _fill(file, scorer, rows, scores)
+    return RankedLists(rows, scores)
+
+
+def _fill(file: Path, scorer: Scorer, rows: npt.NDArray[np.int32], scores: npt.NDArray[np.float32]) -> None:
+    part = pq.read_table(file)
+    part = part.filter(pc.equal(part["method"], "personalised"))
+    users = _rows_of(part[USER_ID], scorer.user_vocabulary)
+    place = part["rank"].to_numpy() - 1
+    rows[users, place] = _rows_of(part["item_id"], scorer.item_vocabulary)
+    scores[users, place] = part["score"].to_numpy()
+
+
+def _rows_of(ids: pa.ChunkedArray, vocabulary: Vocabulary) -> npt.NDArray[np.int64]:
+    """Each id is looked up once, however often it is there."""
+    encoded = ids.combine_chunks().dictionary_encode()
+    found: npt.NDArray[np.int64] = vocabulary.rows(encoded.dictionary.to_pylist())[encoded.indices.to_numpy()]
+    return found

@@ -1,0 +1,165 @@
+"""Rankings that batch scoring wrote answer requests: the same ones as the exact ranking, where they hold what is asked for."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from components.artifacts import Manifest, Stage, StageConfig, run_stage
+from components.batch import stage
+from components.ids import UNKNOWN
+from serving import lifecycle, lists
+from serving.approximate import Exactness, ScoringArgs
+from serving.lifecycle import Follower, Target, load
+from serving.lists import RankedLists
+from serving.recommender import Recommender
+from serving.schemas import RecommendRequest
+from serving.scorer import Scorer
+from tests.bundles import write_random_bundle
+
+pytestmark = pytest.mark.ray
+
+NUM_USERS, NUM_ITEMS, LENGTH = 80, 150, 30
+LISTS = ScoringArgs(lists=True)
+
+
+class NoSettings(StageConfig):
+    """Of a train stage that only writes a bundle."""
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="module")
+def target(root: str) -> Target:
+    def build(directory: Path) -> dict[str, Any]:
+        write_random_bundle(directory / "bundle", num_users=NUM_USERS, num_items=NUM_ITEMS)
+        return {}
+
+    return Target("1", run_stage(Stage("train", 1), NoSettings(), root, {}, build).fingerprint, root)
+
+
+@pytest.fixture(scope="module")
+def scorer(target: Target, root: str) -> Scorer:
+    return Scorer.load(Path(root) / "train" / target.fingerprint / "bundle")
+
+
+def batch(target: Target, **settings: Any) -> Manifest:
+    return stage.run({"train": target.fingerprint, "users_per_part": 30, "k": LENGTH, **settings}, target.storage_root)
+
+
+def marked(found: RankedLists) -> RankedLists:
+    """The same lists with scores that tell an answer of theirs from a computed one."""
+    return RankedLists(found._rows, found._scores + 1000)
+
+
+def test_no_table_then_one_that_a_running_replica_takes(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Told:
+        """Remembers what was measured."""
+
+        seen: list[Exactness]
+
+        def __init__(self) -> None:
+            self.seen = []
+
+        def measured(self, target: Target, exactness: Exactness) -> None:
+            self.seen.append(exactness)
+
+        def swapped(self, before: Target | None, now: Target) -> None: ...
+
+        def settled(self, on_champion: bool) -> None: ...
+
+        def refused(self, target: Target) -> None:
+            pytest.fail("the bundle is whole")
+
+        def tried(self, before: Target | None, now: Target | None) -> None: ...
+
+    monkeypatch.setattr(lifecycle, "LISTS_SECONDS", 0.0)
+    told = Told()
+    follower = Follower([target], lambda: target, told, interval=1, scoring=LISTS)
+    assert follower.live.recommender.exactness.lists == "missing"
+    batch(target, exclude_seen=False)
+    batch(target, debias=0.9)
+    follower.look()  # neither answers what is asked when nothing else is
+    assert [one.lists for one in told.seen] == ["missing"]
+    batch(target)
+    follower.look()
+    follower.look()
+    assert [(one.lists, one.lists_recall) for one in told.seen] == [("missing", None), ("on", 1.0)]
+    assert follower.live.recommender.describe(0).lists_recall == 1.0
+    monkeypatch.setattr(lists, "read", lambda *_: pytest.fail("read again"))
+    follower.look()
+
+
+def test_answers_are_the_exact_ones_and_come_from_the_lists_where_these_hold_them(target: Target, scorer: Scorer) -> None:
+    table = lists.find(target.storage_root, target.fingerprint, scorer) or batch(target)
+    ready = marked(lists.read(table, scorer))
+    exact, quick = Recommender(scorer, "1"), Recommender(scorer, "1", lists=ready)
+    rng, items = np.random.default_rng(0), scorer.item_vocabulary.ids
+    best = [items[row] for row in scorer.recommend(3, 25, exclude=scorer.seen(3)).rows]
+    computed: list[dict[str, Any]] = [
+        {"k": LENGTH + 1},
+        {"k": 10, "exclude_seen": False},
+        {"k": 10, "compare": True},
+        {"k": 10, "debias": 0.0},
+        {"k": 10, "allow": items[:100]},
+        {"k": 10, "deny": best},
+        {"k": 10, "recent": {"u3": [items[0]]}},
+        {"k": 10, "users": ["nobody"]},
+    ]
+    ready_made: list[tuple[dict[str, Any], list[str]]] = [
+        ({"k": 1}, []),
+        ({"k": LENGTH}, []),
+        ({"k": 10, "debias": scorer.debias_strength}, []),
+        ({"k": 10, "deny": best[:12]}, []),
+        ({"k": 10}, rng.choice(items, 20).tolist()),  # what the user did since is left out
+    ]
+    for asked, history, is_ready in [(one, [], False) for one in computed] + [(*one, True) for one in ready_made]:
+        request = RecommendRequest.model_validate({"users": ["u3"], **asked})
+        found, wanted = (one.recommend(request, [history]).results[0] for one in (quick, exact))
+        assert [item.item_id for item in found.items] == [item.item_id for item in wanted.items], asked
+        offset = 1000 if is_ready else 0
+        scores = [[item.score for item in one.items] for one in (found, wanted)]
+        np.testing.assert_allclose(scores[0], np.add(scores[1], offset), atol=1e-3)
+
+
+def test_a_user_without_a_list_is_answered_exactly(target: Target, scorer: Scorer, tmp_path: Path) -> None:
+    users = tmp_path / "users.csv"
+    users.write_text("user_id\nu7\nstranger\n")
+    some = lists.read(batch(target, users=str(users)), scorer)
+    assert np.flatnonzero(some.lengths).tolist() == [7]
+    quick, request = Recommender(scorer, "1", lists=marked(some)), RecommendRequest(users=["u7", "u8"], k=5)
+    of_list, of_scorer = quick.recommend(request, [[], []]).results
+    assert min(item.score for item in of_list.items) > 900 > max(item.score for item in of_scorer.items)
+    assert len(of_scorer.items) == 5
+
+
+def test_lists_that_are_not_good_enough_and_damaged_ones_are_refused_and_the_model_is_served(
+    target: Target, scorer: Scorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = lists.find(target.storage_root, target.fingerprint, scorer) or batch(target)
+    good = lists.read(table, scorer)
+    assert lists.measured(good, scorer) == 1
+    shifted = np.where(good._rows == UNKNOWN, UNKNOWN, np.roll(good._rows, 1, axis=0))  # everybody has his neighbour's
+    with monkeypatch.context() as patched:
+        patched.setattr(lists, "read", lambda *_: RankedLists(shifted, good._scores))
+        poor = load(target, LISTS).recommender
+    assert poor.exactness.lists == "refused"
+    assert poor.exactness.lists_recall is not None
+    assert poor.exactness.lists_recall < 0.95
+    request = RecommendRequest(users=["u3"], k=5)
+    expected = Recommender(scorer, "1").recommend(request, [[]])
+    assert poor.recommend(request, [[]]) == expected
+
+    file = sorted((table.path() / stage.TABLE_DIRECTORY).glob("part-*.parquet"))[0]
+    whole = file.read_bytes()
+    for damage in (whole[:-1] + bytes([whole[-1] ^ 1]), b""):
+        file.write_bytes(damage)
+        recommender = load(target, LISTS).recommender
+        assert recommender.exactness.lists == "refused"
+        assert recommender.recommend(request, [[]]) == expected
+    file.write_bytes(whole)
+    assert load(target, LISTS).recommender.exactness.lists == "on"
