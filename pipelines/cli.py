@@ -39,9 +39,7 @@ R = TypeVar("R")
 M = TypeVar("M", bound="BaseModel")
 
 app = typer.Typer(
-    help="From interactions and item text to a served, counterfactually debiased recommender.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
@@ -67,6 +65,25 @@ def told_to_the_user() -> Iterator[None]:
     except KeyboardInterrupt as interrupt:
         errors.print(f"interrupted: {escape(str(interrupt) or 'nothing is left running.')}", soft_wrap=True)
         raise typer.Exit(130) from None
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        from pipelines.cluster import source_revision
+
+        typer.echo(f"cllmr {version('cllmr-platform')} ({source_revision()})")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show version and revision, and exit.")
+    ] = False,
+) -> None:
+    """From interactions and item text to a served, counterfactually debiased recommender."""
 
 
 def command(function: Callable[P, R]) -> Callable[P, R]:

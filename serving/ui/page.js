@@ -9,6 +9,10 @@ const METHODS = {
   popularity: "Nothing is known of this user: the most popular items.",
   static: "No model answers: a fixed list.",
 };
+const HISTORIES = {
+  stale: "The history is older than the feature store allows.",
+  last_good: "The feature store does not answer: the history is the last that was known.",
+};
 const SLIDER_PAUSE_MS = 120;
 const shown = { user: "", debias: null, chosenItem: null, asked: 0, strangers: false };
 
@@ -71,7 +75,8 @@ function show(answer, degraded) {
   find("debias").value = answer.debias;
   find("lambda").value = strength;
   find("lambda-of-ranking").textContent = strength;
-  const said = [METHODS[result.method] ?? result.method, degraded && `Degraded: ${degraded}.`, `Model ${answer.model_version}.`];
+  const how = [METHODS[result.method] ?? result.method, HISTORIES[result.history], degraded && `Degraded: ${degraded}.`];
+  const said = [...how, `Model ${answer.model_version}.`];
   find("how").textContent = said.filter(Boolean).join(" ");
   shown.strangers = result.cold;
   list("factual", result.factual ?? [], false);

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import uvicorn
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 from serving.api import create_app
 from serving.auth import Tokens
@@ -90,6 +90,28 @@ def test_both_rankings_of_a_user_stand_side_by_side(page: Page, url: str, recomm
     assert titles(page, "debiased") == ranked(recommender, 3, None)
     expect(page.locator("#lambda")).to_have_text(f"{recommender.scorer.debias_strength:.2f}")
     expect(page.locator("#how")).to_have_text("Ranked by the trained model. Model 7.")
+
+
+@pytest.mark.parametrize(
+    ("history", "told"),
+    [
+        ("fresh", "Ranked by the trained model. Model 7."),
+        ("stale", "Ranked by the trained model. The history is older than the feature store allows. Model 7."),
+        (
+            "last_good",
+            "Ranked by the trained model. The feature store does not answer: the history is the last that was known.",
+        ),
+    ],
+)
+def test_the_age_of_the_history_is_told_where_it_is_not_fresh(page: Page, url: str, history: str, told: str) -> None:
+    def aged(route: Route) -> None:
+        answer = route.fetch().json()
+        answer["results"][0]["history"] = history
+        route.fulfill(json=answer)
+
+    page.route("**/v1/recommend", aged)
+    page.goto(f"{url}#user=u3&k=10&debias=0")
+    expect(page.locator("#how")).to_contain_text(told)
 
 
 def test_the_slider_debiases_and_says_how_far_items_moved(page: Page, url: str, recommender: Recommender) -> None:

@@ -7,17 +7,19 @@ import socket
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from pipelines.cli import app
+from pipelines.cluster import source_revision
 
 REPOSITORY = Path(__file__).parents[2]
 COMMANDS = [
     *("doctor", "validate", "run", "compile", "submit", "schedule", "runs", "wait"),
-    *("serve", "recommend", "explain", "experiment", "promote", "rollback"),
+    *("serve", "recommend", "explain", "experiment", "batch", "promote", "rollback", "clean"),
 ]
 
 
@@ -39,6 +41,12 @@ def test_help_lists_every_command() -> None:
     assert result.exit_code == 0
     for name in COMMANDS:
         assert f" {name} " in result.stdout
+
+
+def test_the_version_names_the_package_and_its_revision() -> None:
+    result = call("--version")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout == f"cllmr {version('cllmr-platform')} ({source_revision()})\n"
 
 
 @pytest.mark.parametrize("name", COMMANDS)
