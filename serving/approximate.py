@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import structlog
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors import safe_open
 
 from components.cllmr.linear.compact import READ_ROWS, ItemStorage
 from components.errors import ConfigError
-from serving.scorer import MODEL_FILE, Floats, Ranking, Rows, Scorer, top_k
+from serving.ranking import Candidates, Floats, Ranking, Rows, top_k
+from serving.scorer import MODEL_FILE, Scorer
 
 MEASURED_K = 20
 _MOST_SCORES = 1 << 23  # of the users that are measured on, and all items: 32 MiB
@@ -110,13 +110,13 @@ class ItemIndex:
     def probes(self, number: int) -> None:
         self._index.nprobe = number
 
-    def ranking(self, user: int, k: int, candidates: npt.NDArray[np.bool_]) -> Ranking | None:
+    def ranking(self, user: int, k: int, candidates: Candidates) -> Ranking | None:
         """The best of the candidates among what the index finds, by their exact scores; None where it finds too few.
 
         Items that are near the user's history by weight are looked at as well, wherever the index has them.
         """
-        left_out = len(candidates) - int(np.count_nonzero(candidates))
-        if (fetched := k + left_out) > min(_MOST_FETCHED, len(candidates)):
+        num_items = len(self._model.items)
+        if (fetched := k + num_items - len(candidates)) > min(_MOST_FETCHED, num_items):
             return None
         vector = self._model.users[[user]]
         rows: Rows = self._index.search(vector, fetched)[1][0]
@@ -126,13 +126,13 @@ class ItemIndex:
             near = self._model.history[[user]] @ self._model.weights
             best = np.argpartition(-near.data, fetched)[:fetched] if near.nnz > fetched else slice(None)
             rows, extra = np.union1d(rows, near.indices[best]), near.toarray()[0]
-        rows = np.sort(rows[candidates[rows]]).astype(np.int64)
-        if len(rows) < min(k, len(candidates) - left_out):
+        rows = np.sort(rows[candidates.contains(rows)]).astype(np.int64)
+        if len(rows) < min(k, len(candidates)):
             return None
         scores: Floats = self._model.items[rows] @ vector[0]
         if extra is not None:
             scores = scores + extra[rows]
-        best_of = top_k(scores, k, np.ones(len(rows), dtype=bool))
+        best_of = top_k(scores, k)
         return Ranking(rows[best_of.rows], best_of.scores)
 
 
@@ -216,5 +216,4 @@ def _sample(scorer: Scorer) -> Rows:
 
 
 def _best(scores: Floats) -> list[list[int]]:
-    everything = np.ones(scores.shape[1], dtype=bool)
-    return [top_k(row, MEASURED_K, everything).rows.tolist() for row in scores]
+    return [top_k(row, MEASURED_K).rows.tolist() for row in scores]

@@ -51,6 +51,7 @@ from serving.features import (
 from serving.lifecycle import EXACT, Follower, Live, Target
 from serving.limits import Limiter
 from serving.metrics import GatewayMetrics, HistoryMetrics, RegistryMetrics, ScorerMetrics
+from serving.ranking import Floats
 from serving.schemas import (
     Event,
     EventsRequest,
@@ -67,7 +68,6 @@ from serving.schemas import (
     ScoreRequest,
     ScoreResponse,
 )
-from serving.scorer import Floats
 from serving.texts import TextEncoder
 from serving.trial import Shadow, Trial, joined, part, parts
 

@@ -19,7 +19,8 @@ from components.batch.stage import STAGE, TABLE_DIRECTORY
 from components.errors import UserError
 from components.ids import UNKNOWN, USER_ID, Vocabulary
 from serving.approximate import MEASURED_K, Exactness, ScoringArgs, overlap
-from serving.scorer import Ranking, Scorer
+from serving.ranking import Candidates, Ranking
+from serving.scorer import Scorer
 
 _MEASURED_USERS = 64
 
@@ -38,10 +39,10 @@ class RankedLists:
         self._rows, self._scores = rows, scores
         self.lengths: npt.NDArray[np.int64] = np.count_nonzero(rows != UNKNOWN, axis=1)
 
-    def ranking(self, user: int, k: int, candidates: npt.NDArray[np.bool_]) -> Ranking | None:
+    def ranking(self, user: int, k: int, candidates: Candidates) -> Ranking | None:
         """The best k of the candidates; None where the list is too short to tell."""
         rows = self._rows[user, : self.lengths[user]]
-        kept = np.flatnonzero(candidates[rows])[:k]
+        kept = np.flatnonzero(candidates.contains(rows))[:k]
         return Ranking(rows[kept].astype(np.int64), self._scores[user, kept]) if len(kept) == k else None
 
 

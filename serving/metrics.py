@@ -16,8 +16,8 @@ from ray.serve.metrics import Counter, Gauge, Histogram
 
 from components.ids import Vocabulary
 from serving.features import Age
+from serving.ranking import Rows
 from serving.schemas import ExplainResponse, ItemsResponse, RecommendResponse, ScoreResponse
-from serving.scorer import Rows
 
 if TYPE_CHECKING:
     from serving.approximate import Exactness

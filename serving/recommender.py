@@ -17,6 +17,7 @@ from components.ids import UNKNOWN
 from serving.approximate import Exactness, ItemIndex
 from serving.degrade import NO_HISTORY, UNKNOWN_USER, Ladder, Query, Rung, Static
 from serving.lists import RankedLists
+from serving.ranking import Candidates, Floats, Ranking, rank_of, top_k
 from serving.schemas import (
     ExplainRequest,
     ExplainResponse,
@@ -35,7 +36,7 @@ from serving.schemas import (
     ScoreResponse,
     UserRecommendations,
 )
-from serving.scorer import Floats, Ranking, Scorer, rank_of, top_k
+from serving.scorer import Scorer
 from serving.texts import Texts
 
 UNKNOWN_ITEM = "unknown_item"
@@ -52,7 +53,7 @@ class _Task:
     rung: Rung
     reason: str | None
     strength: float
-    candidates: npt.NDArray[np.bool_]
+    candidates: Candidates
 
 
 class Recommender:
@@ -111,10 +112,7 @@ class Recommender:
         for user_id, history in zip(request.users, histories, strict=True):
             user, recent = self.scorer.user_vocabulary.row(user_id), request.recent.get(user_id, [])
             query = Query(user, *(self._known(items) for items in ([*history, *recent], recent)))
-            candidates = filtered
-            if request.exclude_seen:
-                candidates = filtered.copy()
-                candidates[self._seen(user, query.history)] = False
+            candidates = filtered.without(self._seen(user, query.history)) if request.exclude_seen else filtered
             yield _Task(request, user_id, query, *self._ladder.rung(query), self._strength(request.debias), candidates)
 
     def _recommend(self, tasks: Sequence["_Task"]) -> Iterator[UserRecommendations]:
@@ -177,7 +175,7 @@ class Recommender:
         return [found[place] for place in range(len(wanted))]
 
     def _compare(
-        self, debiased: Floats, factual: Floats, k: int, candidates: npt.NDArray[np.bool_]
+        self, debiased: Floats, factual: Floats, k: int, candidates: Candidates
     ) -> tuple[list[RankedItem], list[RankedItem]]:
         """The debiased and the factual ranking, every item with its rank in both."""
         rankings = []
@@ -297,10 +295,9 @@ class Recommender:
             seen = self._seen(user, self._known([*history, *request.recent.get(user_id, [])]))
             places.append(texts.placed(rows, seen))
         cosines = texts.cosines(rows) if request.num_neighbours else None
-        everything = self.scorer.candidates()
         results = []
         for number, item in enumerate(request.items):
-            nearest = None if cosines is None else top_k(cosines[number], request.num_neighbours, everything)
+            nearest = None if cosines is None else top_k(cosines[number], request.num_neighbours)
             scores = [
                 NewItemScore(
                     user_id=user_id,
@@ -324,7 +321,7 @@ class Recommender:
 
     def popular(self, k: int) -> Static:
         """The k most popular items, for when no model answers."""
-        ranking = top_k(self.scorer.popularity.astype(np.float32), k, self.scorer.candidates())
+        ranking = top_k(self.scorer.popularity.astype(np.float32), k)
         return Static(tuple(self._ranked(ranking)), self.model_version)
 
     def describe(self, golden_requests: int) -> ModelInfo:

@@ -28,6 +28,7 @@ from components.cllmr.linear.compact import CompactItems, ItemStorage
 from components.cllmr.linear.scores import LinearScores, from_tensors, mixed, products, standardised
 from components.errors import ArtifactError, ConfigError, did_you_mean
 from components.ids import UNKNOWN, Vocabulary
+from serving.ranking import Candidates, Floats, Ranking, Rows, top_k
 
 SCHEMA_VERSION = 2
 GOLDEN_TOLERANCE = 1e-5  # float32 sums over some hundred terms differ by the order of summation: about 1e-6 of the largest term
@@ -42,15 +43,12 @@ TEXT_FILE = "text.safetensors"
 """Texts of the items, for items that are new: not read until one is asked for."""
 
 _ROWS_AT_ONCE = 65_536
-_CHUNK = 256  # items whose best is looked at first: a hundred thousand scores become four hundred
 
 _REBUILD = "Build it again: cllmr run --from train"
 
 _Json = TypeVar("_Json", dict[str, Any], list[Any])
 
 Effect = Literal["debiased", "factual", "direct"]
-Floats = npt.NDArray[np.float32]
-Rows = npt.NDArray[np.int64]
 
 
 class Effects(NamedTuple):
@@ -64,13 +62,6 @@ class Effects(NamedTuple):
     """TNIE = TE - NDE: the match with taste."""
     debiased: npt.NDArray[np.float64]
     """TE - λ NDE."""
-
-
-class Ranking(NamedTuple):
-    """Items from best to worst."""
-
-    rows: Rows
-    scores: Floats
 
 
 class Scorer:
@@ -274,16 +265,10 @@ class Scorer:
 
     def candidates(
         self, exclude: npt.ArrayLike = (), allow: npt.ArrayLike | None = None, deny: npt.ArrayLike = ()
-    ) -> npt.NDArray[np.bool_]:
-        """Which items may be ranked, (num_items,) bool."""
-        if allow is None:
-            mask = np.ones(self.num_items, dtype=bool)
-        else:
-            mask = np.zeros(self.num_items, dtype=bool)
-            mask[_known(allow)] = True
-        mask[_known(exclude)] = False
-        mask[_known(deny)] = False
-        return mask
+    ) -> Candidates:
+        """Which items may be ranked."""
+        excluded = np.concatenate((_known(exclude), _known(deny)))
+        return Candidates(self.num_items, excluded, None if allow is None else _known(allow))
 
     def seen(self, user: int) -> Rows:
         """Item rows of a user's training interactions."""
@@ -357,39 +342,6 @@ def find_bundle(storage_root: str, fingerprint: str) -> Path:
     if manifest is None:
         raise ArtifactError(f"train artifact {fingerprint} is not below '{storage_root}'.", _REBUILD)
     return manifest.path() / BUNDLE_DIRECTORY
-
-
-def top_k(scores: Floats, k: int, candidates: npt.NDArray[np.bool_]) -> Ranking:
-    """The k best of the candidate items, best first; equal scores rank by item row, so the answer is one and the same.
-
-    Args:
-        scores: (num_items,).
-        k: items wanted.
-        candidates: (num_items,) bool.
-    """
-    allowed = np.where(candidates, scores, -np.inf)
-    whole = len(allowed) // _CHUNK * _CHUNK
-    if 0 < k <= whole // _CHUNK:  # k chunks have a best of at least this, so what is less is not among the k best
-        best_of_chunk = allowed[:whole].reshape(-1, _CHUNK).max(axis=1)
-        rows = np.flatnonzero(allowed >= np.partition(best_of_chunk, -k)[-k])
-    else:
-        rows = np.arange(len(allowed))
-    rows = rows[candidates[rows]]
-    values = scores[rows]
-    if 0 < k < len(rows):
-        kept = values >= np.partition(values, -k)[-k]  # all that tie with the k-th too
-        rows, values = rows[kept], values[kept]
-    best = np.lexsort((rows, -values))[: max(k, 0)]
-    return Ranking(rows[best], values[best])
-
-
-def rank_of(scores: Floats, rows: Rows, candidates: npt.NDArray[np.bool_]) -> Rows:
-    """Rank (1 = best) of given items in the whole ranking of the candidates, ties by item row: (len(rows),)."""
-    order = np.lexsort((np.arange(len(scores)), -scores))
-    order = order[candidates[order]]
-    ranks = np.zeros(len(scores), dtype=np.int64)
-    ranks[order] = np.arange(1, len(order) + 1)
-    return ranks[rows]
 
 
 def make_golden(scorer: Scorer, num_users: int = 8, k: int = 10, seed: int = 0) -> list[dict[str, Any]]:

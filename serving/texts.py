@@ -12,7 +12,8 @@ from safetensors.numpy import load_file
 
 from components.cllmr.linear.kernel import NewItems
 from components.errors import ArtifactError
-from serving.scorer import TEXT_FILE, Floats, Scorer
+from serving.ranking import Floats
+from serving.scorer import TEXT_FILE, Scorer
 
 BATCH_SIZE = 32
 

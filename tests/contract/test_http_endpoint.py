@@ -24,9 +24,10 @@ from components.errors import ArtifactError, ConfigError, ServingError
 from components.sideinfo.config import DEFAULT_ENCODER
 from components.sideinfo.encoder import encode, load
 from serving.client import Client
+from serving.ranking import top_k
 from serving.run import free_port, parse_app_args, read_app_args, running_endpoint, wait_until_ready
 from serving.schemas import Event, NewItem
-from serving.scorer import Scorer, top_k
+from serving.scorer import Scorer
 from tests.bundles import write_random_bundle, write_text
 
 pytestmark = pytest.mark.ray

@@ -23,9 +23,10 @@ from components.features import stage as features_stage
 from components.serve.config import ServeConfig
 from components.serve.stage import serve_document
 from serving.client import Client
+from serving.ranking import top_k
 from serving.run import running_endpoint
 from serving.schemas import Event, NewItem
-from serving.scorer import Scorer, top_k
+from serving.scorer import Scorer
 from tests.bundles import write_random_bundle
 from tests.features_parents import Small
 from tests.integration.test_feast_redis import RedisServer

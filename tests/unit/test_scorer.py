@@ -13,7 +13,8 @@ from components.artifacts import Stage, StageConfig, run_stage
 from components.cllmr.linear.scores import LinearScores
 from components.errors import ArtifactError, ConfigError
 from components.ids import UNKNOWN
-from serving.scorer import Effect, Scorer, find_bundle, make_golden, rank_of, top_k
+from serving.ranking import Candidates, rank_of, top_k
+from serving.scorer import Effect, Scorer, find_bundle, make_golden
 from tests.bundles import TINY_ITEMS, TINY_USERS, write_bundle, write_random_bundle
 
 EVERYBODY = np.arange(3)
@@ -114,16 +115,20 @@ def test_rankings_leave_out_what_is_excluded_denied_or_not_allowed(tiny: Scorer)
     assert tiny.recommend(1, 2, debias=0.0).rows.tolist() == [2, 0]  # items 0 and 3 tie at 1.0: the lower row comes first
 
 
+def rows(*numbers: int) -> np.ndarray:
+    return np.array(numbers, dtype=np.int64)
+
+
 def test_equal_scores_rank_by_item_row_also_at_the_last_place() -> None:
     scores = np.array([1, 3, 2, 3, 2, 2], dtype=np.float32)
-    everything = np.ones(6, dtype=bool)
+    everything = Candidates(6, rows())
     assert top_k(scores, 3, everything).rows.tolist() == [1, 3, 2]
     assert top_k(scores, 4, everything).rows.tolist() == [1, 3, 2, 4]
     assert top_k(scores, 99, everything).rows.tolist() == [1, 3, 2, 4, 5, 0]
     assert top_k(scores, 0, everything).rows.tolist() == []
-    assert top_k(scores, 2, np.zeros(6, dtype=bool)).rows.tolist() == []
+    assert top_k(scores, 2, Candidates(6, rows(), rows())).rows.tolist() == []
     assert rank_of(scores, np.array([4, 1, 0]), everything).tolist() == [4, 1, 6]
-    assert rank_of(scores, np.array([4]), scores < 3).tolist() == [2]
+    assert rank_of(scores, np.array([4]), Candidates(6, rows(1, 3))).tolist() == [2]
 
 
 @pytest.mark.parametrize("num_items", [1, 255, 256, 257, 5_000])
@@ -135,11 +140,17 @@ def test_the_best_of_many_are_those_of_a_full_sort_ties_and_filters_included(num
             np.float32
         )
         for share in (0.0, 0.002, 0.5, 1.0):
-            candidates = rng.random(num_items) < share
-            found = top_k(scores, k, candidates)
-            expected = sorted(np.flatnonzero(candidates).tolist(), key=lambda row: (-scores[row], row))[:k]
-            assert found.rows.tolist() == expected
-            np.testing.assert_array_equal(found.scores, scores[expected])
+            wanted = rng.random(num_items) < share
+            rest, given = np.flatnonzero(~wanted), scores.copy()
+            expected = sorted(np.flatnonzero(wanted).tolist(), key=lambda row: (-scores[row], row))[:k]
+            some = np.concatenate((np.flatnonzero(wanted), rest[::2]))
+            for candidates in (Candidates(num_items, rest), Candidates(num_items, rest[::2], some)):
+                assert len(candidates) == wanted.sum()
+                np.testing.assert_array_equal(candidates.contains(np.arange(num_items)), wanted)
+                found = top_k(scores, k, candidates)
+                assert found.rows.tolist() == expected
+                np.testing.assert_array_equal(found.scores, scores[expected])
+            np.testing.assert_array_equal(scores, given)
 
 
 def test_a_history_is_scored_by_the_members_that_need_nothing_else(random_dir: Path) -> None:

@@ -10,9 +10,10 @@ from components.cllmr.linear.scores import LinearScores, as_tensors
 from components.errors import ArtifactError
 from serving.approximate import MEASURED_K, ItemIndex, ScoringArgs, build_index, exact_scores, ndcg, overlap, prepare
 from serving.lifecycle import Target, load
+from serving.ranking import top_k
 from serving.recommender import Recommender
 from serving.schemas import RecommendRequest
-from serving.scorer import Scorer, top_k
+from serving.scorer import Scorer
 from tests.bundles import write_factor_bundle, write_random_bundle
 
 STORAGES: list[ItemStorage] = ["float32", "float16", "int8"]

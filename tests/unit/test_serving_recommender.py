@@ -7,9 +7,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from serving.degrade import Ladder, Query
+from serving.ranking import top_k
 from serving.recommender import Recommender
 from serving.schemas import ExplainRequest, RankedItem, RecommendRequest, ScoreRequest
-from serving.scorer import Scorer, top_k
+from serving.scorer import Scorer
 from serving.texts import Texts
 from tests.bundles import write_bundle, write_random_bundle, write_text
 
