@@ -12,6 +12,7 @@ import math
 import re
 import time
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Protocol, TypeVar
 
@@ -27,6 +28,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.auth import Tokens, TokenScope
 from serving.features import Histories
+from serving.identity import Identities
 from serving.limits import Limiter
 from serving.schemas import (
     Answer,
@@ -120,16 +122,22 @@ class Backend(Protocol):
 
 
 def create_app(
-    backend: Backend, tokens: Tokens | None = None, limiter: Limiter | None = None, max_working: int | None = None
+    backend: Backend,
+    tokens: Tokens | None = None,
+    limiter: Limiter | None = None,
+    max_working: int | None = None,
+    identities: Identities | None = None,
 ) -> FastAPI:
     """The API over one backend.
 
     Args:
         backend: what answers.
-        tokens: who may ask; everybody without.
+        tokens: who may ask; everybody without tokens and identities.
         limiter: how much each may ask; any amount without.
         max_working: requests that are worked on at a time, before more are refused; any number without.
+        identities: who else may ask, by what a proxy says.
     """
+    callers = _Callers(tokens or Tokens({}), identities or Identities({}))
     app = FastAPI(
         title="CLLMR: debiased recommendations",
         version="1",
@@ -140,8 +148,8 @@ def create_app(
         dependencies=[Depends(HTTPBearer(auto_error=False))] if tokens and tokens.are_needed else [],  # for the docs alone
         responses={
             400: {"model": ErrorBody, "description": "The body is no text that can be read."},
-            401: {"model": ErrorBody, "description": "No token, or one that is not known."},
-            403: {"model": ErrorBody, "description": "The token lacks the scope."},
+            401: {"model": ErrorBody, "description": "No token or identity, or one that is not known."},
+            403: {"model": ErrorBody, "description": "The token or identity lacks the scope."},
             409: {"model": ErrorBody, "description": "This endpoint lacks what that needs."},
             413: {"model": ErrorBody, "description": "The body is too large."},
             422: {"model": ErrorBody, "description": "The request is not valid."},
@@ -149,7 +157,7 @@ def create_app(
             503: {"model": ErrorBody, "description": "Overloaded or starting; try again after Retry-After seconds."},
         },
     )
-    app.add_middleware(_Envelope, backend=backend, tokens=tokens or Tokens({}), limiter=limiter, max_working=max_working)
+    app.add_middleware(_Envelope, backend=backend, callers=callers, limiter=limiter, max_working=max_working)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Unavailable, _unavailable)
@@ -321,15 +329,36 @@ def _id(request: Request) -> str:
     return str(request.scope["state"]["request_id"])
 
 
+@dataclass(frozen=True)
+class _Callers:
+    """Who is known here."""
+
+    tokens: Tokens
+    identities: Identities
+
+    @property
+    def must_be_known(self) -> bool:
+        return self.tokens.are_needed or self.identities.are_needed
+
+    def scopes(self, scope: Scope) -> frozenset[TokenScope]:
+        return self.tokens.scopes(_token(scope)) | self.identities.scopes(scope["headers"])
+
+    def name(self, scope: Scope) -> str:
+        """What tells one caller from others: an identity, a token, or an address where nobody has to be known."""
+        if not self.must_be_known:
+            return str((scope.get("client") or ("",))[0])
+        return self.identities.known(scope["headers"]) or _token(scope)
+
+
 class _Envelope:
     """Around every request: its id, the headers, the cap on the body, the last resort for errors, one log line."""
 
     def __init__(
-        self, app: ASGIApp, backend: Backend, tokens: Tokens, limiter: Limiter | None, max_working: int | None
+        self, app: ASGIApp, backend: Backend, callers: _Callers, limiter: Limiter | None, max_working: int | None
     ) -> None:
         self._app = app
         self._backend = backend
-        self._tokens, self._limiter = tokens, limiter
+        self._callers, self._limiter = callers, limiter
         self._working, self._max_working = 0, max_working
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -356,8 +385,8 @@ class _Envelope:
         self._working += 1
         try:
             refusal = (
-                _refusal(scope, self._tokens)
-                or _delay(scope, self._tokens, self._limiter)
+                _refusal(scope, self._callers)
+                or _delay(scope, self._callers, self._limiter)
                 or _overload(scope, self._working, self._max_working)
             )
             await (refusal or self._app)(scope, _capped(scope, receive), send_with_headers)
@@ -386,31 +415,34 @@ _SCOPES: dict[str, tuple[TokenScope, ...]] = {"/v1/model": ("admin",), "/v1/even
 """Scopes one of which a path needs; all others need "score"."""
 
 
-def _refusal(scope: Scope, tokens: Tokens) -> Response | None:
-    """The answer to a request that its token does not allow, None when it does."""
+def _refusal(scope: Scope, callers: _Callers) -> Response | None:
+    """The answer to a request that its token or identity does not allow, None when it does."""
     path = _path(scope)
-    if not tokens.are_needed or _is_open(path):
+    if not callers.must_be_known or _is_open(path):
         return None
     needed = _SCOPES.get(path, ("score",))
-    allowed = tokens.scopes(_token(scope))
+    allowed = callers.scopes(scope)
     if not allowed.isdisjoint(needed):
         return None
     request_id = scope["state"]["request_id"]
     if allowed:
         scopes = " or ".join(f"'{scope}'" for scope in needed)
-        return error_response(403, "forbidden", f"this needs the scope {scopes}.", "Use a token that has it.", request_id)
+        hint = "Use a token or an identity that has it."
+        return error_response(403, "forbidden", f"this needs the scope {scopes}.", hint, request_id)
+    if not callers.tokens.are_needed:
+        message, hint = "this needs an identity that is known here.", "Ask through the proxy, with a client certificate."
+        return error_response(401, "unauthorized", message, hint, request_id)
     message, hint = "this needs a token that is known here.", "Send it as: Authorization: Bearer TOKEN"
     response = error_response(401, "unauthorized", message, hint, request_id)
     response.headers["WWW-Authenticate"] = "Bearer"
     return response
 
 
-def _delay(scope: Scope, tokens: Tokens, limiter: Limiter | None) -> Response | None:
-    """The answer to a caller that has asked too much, None when it has not. A caller is a token, or an address without."""
+def _delay(scope: Scope, callers: _Callers, limiter: Limiter | None) -> Response | None:
+    """The answer to a caller that has asked too much, None when it has not."""
     if limiter is None or _is_open(_path(scope)):
         return None
-    caller = _token(scope) if tokens.are_needed else (scope.get("client") or ("",))[0]
-    if (wait := limiter.wait(hashlib.sha256(caller.encode("utf-8", "surrogateescape")).hexdigest())) <= 0:
+    if (wait := limiter.wait(hashlib.sha256(callers.name(scope).encode("utf-8", "surrogateescape")).hexdigest())) <= 0:
         return None
     seconds = math.ceil(wait)
     message, hint = f"more than {limiter.rate} were asked.", f"Try again in {seconds} s, or ask for more users at once."

@@ -1,7 +1,8 @@
 """Who may ask what: bearer tokens with scopes, from a file (a mounted Secret) or the environment.
 
 Tokens are kept and compared as digests, each with every known one, so that the time tells nothing of how much of a token was
-right. Without tokens everybody who reaches the endpoint may ask: that is for loopback, and for a proxy that checks identity.
+right. Without tokens, and without identities (`serving.identity`), everybody who reaches the endpoint may ask: that is for
+loopback.
 """
 
 import hashlib
@@ -74,15 +75,21 @@ def _parsed(words: list[str], place: str) -> tuple[str, frozenset[TokenScope]]:
     """A token and its scopes; no error shows the token."""
     if len(words) != 2:
         raise ConfigError(f"{place}: {len(words)} words, expected a token and its scopes.", _FORM)
-    token, names = words[0], words[1].split(",")
+    token = words[0]
     if len(token) < MIN_LENGTH:
         raise ConfigError(
             f"{place}: a token of {len(token)} characters, at least {MIN_LENGTH} are needed.", "Make one: openssl rand -hex 32"
         )
+    return token, read_scopes(words[1], place)
+
+
+def read_scopes(text: str, place: str) -> frozenset[TokenScope]:
+    """Scopes with commas between; raises ConfigError naming the place where they stand."""
+    names = text.split(",")
     for name in names:
         if name not in get_args(TokenScope):
             raise ConfigError(f"{place}: unknown scope '{name}'.", did_you_mean(name, get_args(TokenScope)))
-    return token, frozenset(name for name in get_args(TokenScope) if name in names)
+    return frozenset(name for name in get_args(TokenScope) if name in names)
 
 
 def _digest(token: str) -> bytes:

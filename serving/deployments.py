@@ -48,6 +48,7 @@ from serving.features import (
     OnlineFeatures,
     open_history_reader,
 )
+from serving.identity import read_identities
 from serving.lifecycle import EXACT, Follower, Live, Target
 from serving.limits import Limiter
 from serving.metrics import GatewayMetrics, HistoryMetrics, RegistryMetrics, ScorerMetrics
@@ -586,7 +587,7 @@ class GatewayReplica:
     ) -> None:
         configure_logging()
         logging.getLogger("httpx").setLevel(logging.WARNING)
-        self._tokens = read_tokens()
+        self._tokens, self._identities = read_tokens(), read_identities()
         self._limiter = None if rate_limit is None else Limiter(rate_limit)
         self._max_working = max_working
         metrics = GatewayMetrics()
@@ -623,4 +624,4 @@ class GatewayReplica:
         self._scorer.reconfigure(trial)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(self._backend, self._tokens, self._limiter, self._max_working)
+        return create_app(self._backend, self._tokens, self._limiter, self._max_working, self._identities)

@@ -20,6 +20,7 @@ from serving.api import MAX_BODY_BYTES, Impossible, Unavailable, create_app
 from serving.auth import Tokens
 from serving.client import Client
 from serving.features import FeatureSource, Histories, NoFeatures
+from serving.identity import Identities
 from serving.limits import Limiter
 from serving.recommender import Recommender
 from serving.schemas import (
@@ -576,6 +577,37 @@ def test_the_client_shows_its_token(closed: TestClient) -> None:
         pytest.raises(ServingError, match="needs a token"),
     ):
         client.recommend(["ann"], 1)
+
+
+# -- identities -------------------------------------------------------------------------------------------------------
+
+
+def certified(identity: str) -> dict[str, str]:
+    return {"X-Forwarded-Client-Cert": f"Hash=0a1b;URI={identity}"}
+
+
+def test_an_identity_of_the_proxy_allows_what_its_scope_says_and_may_stand_beside_tokens(backend: LocalBackend) -> None:
+    shop, watch = "spiffe://shop", "spiffe://watch"
+    identities = Identities({shop: frozenset({"score"}), watch: frozenset({"admin"})})
+    ask, limiter = {"users": ["ann"]}, Limiter("2/hour")
+    with TestClient(create_app(backend, limiter=limiter, identities=identities)) as http:
+        assert http.post("/v1/recommend", json=ask, headers=certified(shop)).status_code == 200
+        assert http.get("/v1/model", headers=certified(watch)).status_code == 200
+        refused(http.get("/v1/model", headers=certified(shop)), 403, "forbidden")
+        for headers in ({}, certified("spiffe://other"), shown(READER)):
+            response = http.post("/v1/recommend", json=ask, headers=headers)
+            assert refused(response, 401, "unauthorized").hint == "Ask through the proxy, with a client certificate."
+            assert "www-authenticate" not in response.headers
+        assert http.get("/healthz").status_code == 200
+        assert http.post("/v1/recommend", json=ask, headers=certified(shop)).status_code == 200
+        refused(http.post("/v1/recommend", json=ask, headers=certified(shop)), 429, "too_many_requests")
+        assert http.get("/v1/model", headers=certified(watch)).status_code == 200  # a caller of its own
+    with TestClient(create_app(backend, Tokens({READER: frozenset({"score"})}), identities=identities)) as http:
+        for headers in (shown(READER), certified(shop)):
+            assert http.post("/v1/recommend", json=ask, headers=headers).status_code == 200
+        response = http.post("/v1/recommend", json=ask)
+        refused(response, 401, "unauthorized")
+        assert response.headers["www-authenticate"] == "Bearer"
 
 
 # -- rates --------------------------------------------------------------------------------------------------------------
