@@ -1,7 +1,7 @@
 """Who a proxy says is asking: the identity of the client's certificate, where the proxy ends mutual TLS.
 
 It hands it on in a header. Envoy and Istio write ``X-Forwarded-Client-Cert``, elements such as
-``By=...;Hash=...;URI=spiffe://...;Subject="CN=..."``, the last of the proxy that is nearest to us; others write the name itself,
+``By=...;Hash=...;URI=spiffe://...;Subject="CN=..."``, the last of the proxy nearest to us; others write the name itself,
 such as nginx's ``ssl-client-subject-dn``. Whoever reaches the endpoint past the proxy can write the header too: so nobody but
 the proxy may reach it, and the proxy must overwrite what it is sent.
 """
@@ -65,7 +65,7 @@ def _unquoted(text: str) -> str:
 
 
 def read_identities(environment: Mapping[str, str] = os.environ) -> Identities:
-    """The identities of the file that ``CLLMR_IDENTITIES_FILE`` names, in the header ``CLLMR_IDENTITY_HEADER``; none without it.
+    """The identities of the file that ``CLLMR_IDENTITIES_FILE`` names, in the header ``CLLMR_IDENTITY_HEADER``; none without.
 
     Raises ConfigError when the file cannot be read: an endpoint that was meant to be closed must not start open.
     """
