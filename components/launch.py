@@ -293,11 +293,16 @@ def start_local_ray(num_cpus: int, num_gpus: int = 0) -> None:
     Args:
         num_cpus: cores to schedule on; a promise between tasks, not a limit on threads.
         num_gpus: GPUs to schedule on.
+
+    Raises:
+        LaunchError: it cannot start.
     """
     prepare_ray_environment()
     import ray
 
-    if not ray.is_initialized():
+    if ray.is_initialized():
+        return
+    try:
         ray.init(
             address="local",
             num_cpus=num_cpus,
@@ -307,6 +312,11 @@ def start_local_ray(num_cpus: int, num_gpus: int = 0) -> None:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
+    except Exception as error:  # of many kinds: Ray's own processes may die of anything, on a machine that is too busy too
+        reason = (str(error) or type(error).__name__).splitlines()[0].strip()
+        raise LaunchError(
+            f"Ray cannot start on this machine: {reason}", "See the logs in /tmp/ray/session_latest/logs; run: cllmr doctor"
+        ) from error
 
 
 def join_ray(num_cpus: int, num_gpus: int = 0) -> None:

@@ -43,6 +43,7 @@ def running_endpoint(
 
     Raises:
         ServingError: the port is taken, or the endpoint does not become ready.
+        LaunchError: Ray cannot start.
         ArtifactError: the configuration, the bundle or the feature set is missing or damaged.
         ConfigError: the configuration has an argument that is not allowed.
     """
@@ -56,22 +57,12 @@ def running_endpoint(
         raise ServingError(f"this process already runs the endpoint at {host}:{server.port}.", "Stop it first.")
     server.in_use = True
     try:
-        url = f"http://{_reachable(host)}:{_started(server)}"
+        url = f"http://{_reachable(host)}:{server.started.result()}"
         _deploy(args, read_trial(config))
         wait_until_ready(url)
         yield url
     finally:
         stop_endpoint()
-
-
-def _started(server: "_Server") -> int:
-    try:
-        return server.started.result()
-    except Exception as error:  # of many kinds: Ray's own processes may die of anything, on a machine that is too busy too
-        reason = (str(error) or type(error).__name__).splitlines()[0].strip()
-        raise ServingError(
-            f"Ray cannot start on this machine: {reason}", "See the logs in /tmp/ray/session_latest/logs; run: cllmr doctor"
-        ) from error
 
 
 def prepare_endpoint(host: str = "127.0.0.1", port: int = 8000) -> "Future[int]":

@@ -176,10 +176,10 @@ def _recipe(task: Task) -> Fitted:
     found = fit_recipe(data, config, trained_here(task.tell), task.chosen, task.tell)
     debias, scores = 0.0, found.factual
     if found.counterfactual is not found.factual:
-        models = {strength: mixed(found.factual, found.counterfactual, strength) for strength in config.debias_grid}
-        curve = [{"debias": strength, PRIMARY: data.validation_ndcg(one)} for strength, one in models.items()]
+        at = partial(mixed, found.factual, found.counterfactual)  # one at a time: each has the size of both
+        curve = [{"debias": strength, PRIMARY: data.validation_ndcg(at(strength))} for strength in config.debias_grid]
         debias = choose_strength(curve, config.debias_tolerance)
-        scores = models[debias]
+        scores = at(debias)
     graph = found.graph
     side = None
     if graph is not None and graph.item_side.shape[1]:

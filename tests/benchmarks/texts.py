@@ -7,6 +7,7 @@ on validation. Without its graph member (``--graph`` takes it in), whose trainin
 
 import argparse
 import statistics
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -41,10 +42,10 @@ def recipe_data(dataset: Dataset, sideinfo: Path | None, rank_: int = 64) -> Rec
 
 def served(found: FittedRecipe, data: RecipeData, config: TrainConfig) -> tuple[float, float, LinearScores]:
     """Debias strength, validation NDCG@10 and the served scores."""
-    models = {strength: mixed(found.factual, found.counterfactual, strength) for strength in config.debias_grid}
-    curve = [{"debias": strength, PRIMARY: data.validation_ndcg(one)} for strength, one in models.items()]
+    at = partial(mixed, found.factual, found.counterfactual)
+    curve = [{"debias": strength, PRIMARY: data.validation_ndcg(at(strength))} for strength in config.debias_grid]
     chosen = choose_strength(curve, config.debias_tolerance)
-    return chosen, data.validation_ndcg(models[chosen]), models[chosen]
+    return chosen, data.validation_ndcg(at(chosen)), at(chosen)
 
 
 def main() -> None:

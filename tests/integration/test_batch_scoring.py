@@ -12,7 +12,7 @@ import yaml
 from components.artifacts import Manifest, Stage, StageConfig, Store, fingerprint, run_stage
 from components.batch import stage
 from components.batch.config import BatchConfig
-from components.errors import ArtifactError, ConfigError, DataError
+from components.errors import ArtifactError, ConfigError, DataError, LaunchError
 from components.tracking import Registry, default_tracking_uri
 from pipelines.batch_scoring import batch_scoring
 from pipelines.config import load
@@ -147,6 +147,12 @@ def test_what_cannot_be_scored_is_named(root: str, trained: Manifest, tmp_path: 
         file.write_text(text)
         with pytest.raises(DataError, match=told):
             stage.run({"train": trained.fingerprint, "users": str(file)}, root)
+
+
+def test_where_ray_cannot_start_that_is_told(root: str, trained: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", "/dev/null/ray")
+    with pytest.raises(LaunchError, match=r"Ray cannot start on this machine: .*Not a directory: '/dev/null/ray'"):
+        stage.run({"train": trained.fingerprint, "k": 3}, root)
 
 
 def test_the_pipeline_has_one_task_that_asks_the_registry_of_promote() -> None:
