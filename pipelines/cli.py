@@ -759,8 +759,9 @@ def materialise(
 
     [dim]cllmr materialise --preset cluster --storage s3://bucket/cllmr[/dim]
     """
+    from components.features.stage import put_back
     from pipelines.local import absolute_root
-    from pipelines.materialise import feature_sets, put_back
+    from pipelines.materialise import feature_sets
     from serving.run import read_app_args
 
     settings = load_config(preset, config, set_, storage)

@@ -160,7 +160,7 @@ cat /tmp/log >&2
 exit 1
 """
 NODE = """
-ray start --head --num-cpus 1 > /tmp/log 2>&1
+ray start --head --num-cpus 1 --node-ip-address 127.0.0.1 > /tmp/log 2>&1
 for second in {1..90}; do bash /work/health-$1.sh && exit; sleep 1; done
 cat /tmp/log >&2
 exit 1

@@ -12,7 +12,6 @@ from components.features import stage
 from components.tracking import Registry
 from feature_repo.store import sqlite_path
 from pipelines import cli
-from pipelines.materialise import put_back
 from tests.features_parents import Small
 
 
@@ -79,4 +78,4 @@ def test_rows_that_cannot_be_written_as_they_were_are_told_of(
         monkeypatch.setattr(stage, "STAGE", Stage("features", version=stage.STAGE.version + 1))
     told = rf"feature set {features.fingerprint} cannot be written again: .* Run the pipeline"
     with pytest.raises(ArtifactError, match=told):
-        put_back(features)
+        stage.put_back(features)
