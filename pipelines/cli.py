@@ -755,7 +755,7 @@ def materialise(
 ) -> None:
     """Put back the online features of the champion, the challenger and the champion before, where rows are missing.
 
-    With everything in place it only looks; after a lost Redis it writes them all.
+    With everything in place it only looks; after a lost Redis it writes them all. Exit code 1 when one could not be written.
 
     [dim]cllmr materialise --preset cluster --storage s3://bucket/cllmr[/dim]
     """
@@ -767,14 +767,19 @@ def materialise(
     settings = load_config(preset, config, set_, storage)
     root, tracking_uri = absolute_root(settings.storage_root), registry(settings).tracking_uri
     found = feature_sets(root, tracking_uri, [read_app_args(file)["train"] for file in deployed or []])
-    out, rows = make_console(), []
+    out, errors, states = make_console(), make_console(stderr=True), {}
     if not found:
         out.print(f"no model below '{root}' is served yet", soft_wrap=True)
     for one in found:
-        written = put_back(one)
-        out.print(f"feature set {one.fingerprint}: {'written again' if written else 'in place'}", soft_wrap=True)
-        rows.append({"fingerprint": one.fingerprint, "written": written})
-    write_result(json_file, {"storage_root": root, "feature_sets": rows})
+        try:
+            states[one.fingerprint] = "written" if put_back(one) else "in place"
+        except UserError as error:  # the others may still be written
+            states[one.fingerprint] = "missing"
+            errors.print(f"[bold red]error:[/bold red] {escape(str(error))}", soft_wrap=True)
+        out.print(f"feature set {one.fingerprint}: {states[one.fingerprint]}", soft_wrap=True)
+    write_result(json_file, {"storage_root": root, "feature_sets": states})
+    if "missing" in states.values():
+        raise typer.Exit(1)
 
 
 @command

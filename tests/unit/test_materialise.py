@@ -6,13 +6,18 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from components.artifacts import Manifest, Stage, StageConfig, Store, run_stage
+from components.artifacts import MANIFEST, Manifest, Stage, StageConfig, Store, run_stage
 from components.errors import ArtifactError
 from components.features import stage
 from components.tracking import Registry
 from feature_repo.store import sqlite_path
 from pipelines import cli
 from tests.features_parents import Small
+
+
+@pytest.fixture(autouse=True)
+def _events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLLMR_EVENTS", str(tmp_path / "events.jsonl"))  # the log would go to a runner's closed output
 
 
 def feature_set(root: str, name: str) -> Manifest:
@@ -27,6 +32,13 @@ def model(root: str, features: Manifest) -> str:
 def rows_of(features: Manifest) -> Path:
     """The file with a feature set's online rows."""
     return sqlite_path(features.storage_root, features.facts["project"])
+
+
+def forget(root: str, spectrum: str) -> None:
+    """Makes an output of the spectrum stage one that does not exist."""
+    found = Store(root).find("spectrum", spectrum)
+    assert found is not None
+    (found.path() / MANIFEST).unlink()
 
 
 def materialise(root: str, *arguments: str) -> Result:
@@ -49,8 +61,8 @@ def test_the_rows_of_the_served_models_come_back_and_not_those_of_todays_data(tm
         rows_of(lost).unlink()
     done = materialise(root, "--deployed", str(serve), "--json", str(file))
     assert done.exit_code == 0, done.output
-    written = {row["fingerprint"]: row["written"] for row in json.loads(file.read_text())["feature_sets"]}
-    assert written == {champion.fingerprint: True, challenger.fingerprint: False, deployed.fingerprint: True}
+    states = {champion.fingerprint: "written", challenger.fingerprint: "in place", deployed.fingerprint: "written"}
+    assert json.loads(file.read_text())["feature_sets"] == states
     assert stage.is_live(champion)
     assert stage.is_live(deployed)
     assert not rows_of(unused).exists()
@@ -58,10 +70,18 @@ def test_the_rows_of_the_served_models_come_back_and_not_those_of_todays_data(tm
         f"feature set {models[fingerprint].fingerprint}: in place" for fingerprint in sorted(models)
     ]
 
+    for lost in (champion, challenger):
+        rows_of(lost).unlink()
+    forget(root, champion.parents["spectrum"])
+    done = materialise(root)
+    assert done.exit_code == 1, "one is missing"
+    assert f"feature set {champion.fingerprint} cannot be written again" in done.output
+    assert f"feature set {challenger.fingerprint}: written" in done.output, "and the other is not"
+
 
 def test_before_the_first_model_there_is_nothing_to_do(tmp_path: Path) -> None:
-    done = materialise(str(tmp_path))
-    assert (done.exit_code, done.output) == (0, f"no model below '{tmp_path}' is served yet\n")
+    done = materialise(str(tmp_path / "root"))
+    assert (done.exit_code, done.output) == (0, f"no model below '{tmp_path}/root' is served yet\n")
 
 
 @pytest.mark.parametrize("change", ["inputs", "code"])
@@ -71,9 +91,7 @@ def test_rows_that_cannot_be_written_as_they_were_are_told_of(
     features = feature_set(str(tmp_path), "a")
     rows_of(features).unlink()
     if change == "inputs":
-        found = Store(str(tmp_path)).find("spectrum", features.parents["spectrum"])
-        assert found is not None
-        (found.path() / "manifest.json").unlink()
+        forget(str(tmp_path), features.parents["spectrum"])
     else:
         monkeypatch.setattr(stage, "STAGE", Stage("features", version=stage.STAGE.version + 1))
     told = rf"feature set {features.fingerprint} cannot be written again: .* Run the pipeline"
