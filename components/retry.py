@@ -9,9 +9,24 @@ TRANSIENT = (429, 500, 502, 503, 504)
 """HTTP states after which the same request may succeed."""
 
 
-def retrying(transient: Callable[[BaseException], bool], patience_s: float) -> Retrying:
-    """Calls a function again while it raises what is `transient`, for `patience_s` seconds; then the last error is raised."""
-    return Retrying(retry=retry_if_exception(transient), wait=_pause, stop=stop_after_delay(patience_s), reraise=True)
+def retrying(
+    transient: Callable[[BaseException], bool],
+    patience_s: float,
+    told: Callable[[BaseException], None] = lambda error: None,
+) -> Retrying:
+    """Calls a function again while it raises what is `transient`, for `patience_s` seconds; then the last error is raised.
+
+    `told` gets the first error, before the waiting begins.
+    """
+
+    def tell(state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        if error is not None and state.attempt_number == 1:
+            told(error)
+
+    return Retrying(
+        retry=retry_if_exception(transient), wait=_pause, stop=stop_after_delay(patience_s), before_sleep=tell, reraise=True
+    )
 
 
 def _pause(state: RetryCallState) -> float:

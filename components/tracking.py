@@ -349,6 +349,16 @@ def registered_models(tracking_uri: str) -> list[str]:
                 return names
 
 
+def pointed_at(tracking_uri: str) -> set[str]:
+    """Fingerprints of the models that an alias points at, under whatever name; raises RegistryError when it is away."""
+    return {
+        version.fingerprint
+        for name in registered_models(tracking_uri)
+        for version in Registry(tracking_uri, name).versions()
+        if version.aliases
+    }
+
+
 def _model_version(entry: Any, aliases: Mapping[str, Any]) -> ModelVersion:
     tags = dict(entry.tags)
     version = str(entry.version)

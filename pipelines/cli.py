@@ -126,6 +126,9 @@ Url = Annotated[
     str | None,
     typer.Option("--url", help="A running endpoint (token: CLLMR_TOKEN); without it the champion's bundle is read."),
 ]
+Deployed = Annotated[
+    list[Path] | None, typer.Option("--deployed", help="A serve.yaml that is in use: its model counts too; may be repeated.")
+]
 Host = Annotated[str | None, typer.Option("--host", help="URL of the Kubeflow Pipelines API; default: KF_PIPELINES_ENDPOINT.")]
 Namespace = Annotated[str | None, typer.Option("--namespace", "-n", help="Your namespace on a multi-user Kubeflow.")]
 Until = Annotated[str | None, typer.Option("--until", help="End after this stage.")]
@@ -349,6 +352,8 @@ def compile_(
     """
     from pipelines.cluster import source_revision, version_name
 
+    if not kubernetes and (namespace or revision):
+        raise ConfigError("--namespace and --revision are for what --kubernetes writes.", "Give --kubernetes as well.")
     settings = load_config(preset, config, set_, storage)
     pipeline = compiled(settings).until(until)
     version = version_name(pipeline, revision or source_revision()) if kubernetes else ""
@@ -390,7 +395,7 @@ def submit(
     settings = load_config(preset, config, set_, storage, host=host, namespace=namespace)
     pipeline = clusters.pipeline_of(settings, until, cache)
     parameters = clusters.parameters_of(settings, pipeline)
-    cluster = clusters.Cluster(settings.cluster)
+    cluster = connected(settings)
     version = cluster.ensure_version(pipeline, revision or clusters.source_revision())
     name = clusters.run_name(version.name)
     with ended_with_the_command(cluster, lambda: cluster.find_run(name), terminate):
@@ -436,14 +441,14 @@ def schedule(
     settings = load_config(preset, config, set_, storage, host=host, namespace=namespace)
     out = make_console()
     if cron is None:
-        count = clusters.Cluster(settings.cluster).remove_schedule(name)
+        count = connected(settings).remove_schedule(name)
         out.print(f"schedule {escape(name)}: {'removed' if count else 'there was none'}", soft_wrap=True)
         write_result(json_file, {"name": name, "change": "removed" if count else "unchanged"})
         return
     times = clusters.cron_of(cron)
     pipeline = clusters.pipeline_of(settings, until, cache)
     parameters = clusters.parameters_of(settings, pipeline)
-    cluster = clusters.Cluster(settings.cluster)
+    cluster = connected(settings)
     version = cluster.ensure_version(pipeline, revision or clusters.source_revision())
     schedule_id, change = cluster.ensure_schedule(name, times, version, parameters)
     out.print(f"schedule {escape(name)}: {change}, '{times}' UTC, version {version.name}", soft_wrap=True)
@@ -466,10 +471,9 @@ def runs(
 
     [dim]cllmr runs --limit 5[/dim]
     """
-    from pipelines.cluster import Cluster
     from pipelines.summary import runs_table
 
-    cluster = Cluster(load_config(preset, config, set_, None, host=host, namespace=namespace).cluster)
+    cluster = connected(load_config(preset, config, set_, None, host=host, namespace=namespace))
     found = cluster.runs(limit)
     make_console().print(runs_table(found))
     times = ("created_at", "finished_at")
@@ -493,9 +497,7 @@ def wait(
 
     [dim]cllmr wait 3f2a9c0d-1e4b-5a67-8c9d-0e1f2a3b4c5d --deadline 3600[/dim]
     """
-    from pipelines.cluster import Cluster
-
-    cluster = Cluster(load_config(preset, config, set_, None, host=host, namespace=namespace).cluster)
+    cluster = connected(load_config(preset, config, set_, None, host=host, namespace=namespace))
     with ended_with_the_command(cluster, lambda: run_id, terminate):
         state = watched(cluster, run_id, deadline)
     write_result(json_file, {"run_id": run_id, "url": cluster.url(run_id), "state": state})
@@ -760,12 +762,48 @@ def rollback(preset: Preset = "local", config: Files = None, set_: Sets = None, 
 
 
 @command
+def materialise(
+    deployed: Deployed = None,
+    preset: Preset = "local",
+    config: Files = None,
+    set_: Sets = None,
+    storage: Storage = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Put back the online features of the champion, the challenger and the champion before, where rows are missing.
+
+    With everything in place it only looks; after a lost Redis it writes them all. Exit code 1 when one could not be written.
+
+    [dim]cllmr materialise --preset cluster --storage s3://bucket/cllmr[/dim]
+    """
+    from components.features.stage import put_back
+    from pipelines.local import absolute_root
+    from pipelines.materialise import feature_sets
+    from serving.run import read_app_args
+
+    settings = load_config(preset, config, set_, storage)
+    root, tracking_uri = absolute_root(settings.storage_root), registry(settings).tracking_uri
+    found = feature_sets(root, tracking_uri, [read_app_args(file)["train"] for file in deployed or []])
+    out, errors, states = make_console(), make_console(stderr=True), {}
+    if not found:
+        out.print(f"no model below '{root}' is served yet", soft_wrap=True)
+    for one in found:
+        try:
+            states[one.fingerprint] = "written" if put_back(one) else "in place"
+        except UserError as error:  # the others may still be written
+            states[one.fingerprint] = "missing"
+            errors.print(f"[bold red]error:[/bold red] {escape(str(error))}", soft_wrap=True)
+        out.print(f"feature set {one.fingerprint}: {states[one.fingerprint]}", soft_wrap=True)
+    write_result(json_file, {"storage_root": root, "feature_sets": states})
+    if "missing" in states.values():
+        raise typer.Exit(1)
+
+
+@command
 def clean(
     keep: Annotated[int, typer.Option("--keep", min=1, help="Newest models to keep, whatever their age.")] = 5,
     older_than: Annotated[float, typer.Option("--older-than", min=0, help="Days; whatever is younger is kept.")] = 14,
-    deployed: Annotated[
-        list[Path] | None, typer.Option("--deployed", help="A serve.yaml that is in use: its model is kept; may be repeated.")
-    ] = None,
+    deployed: Deployed = None,
     yes: Annotated[bool, typer.Option("--yes", help="Remove it; without, it is only listed.")] = False,
     preset: Preset = "local",
     config: Files = None,
@@ -818,6 +856,14 @@ def compiled(settings: "PlatformConfig") -> Any:
     from pipelines.retraining import retraining
 
     return compile_pipeline(retraining(settings))
+
+
+def connected(settings: "PlatformConfig") -> "Cluster":
+    """The Kubeflow Pipelines of these settings; says so while it is failing or away and asked again."""
+    from pipelines.cluster import Cluster
+
+    errors = make_console(stderr=True)
+    return Cluster(settings.cluster, lambda text: errors.print(escape(text), soft_wrap=True))
 
 
 @contextmanager

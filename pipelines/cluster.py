@@ -61,13 +61,16 @@ class Failure:
 class Cluster:
     """A Kubeflow Pipelines that runs are sent to."""
 
-    def __init__(self, config: ClusterConfig) -> None:
-        """Raises ConfigError when no host is named, credentials cannot be read, or the namespace is missing or too much."""
-        self.config = config
+    def __init__(self, config: ClusterConfig, told: Callable[[str], None] = lambda text: None) -> None:
+        """Raises ConfigError when no host is named, credentials cannot be read, or the namespace is missing or too much.
+
+        `told` gets a line whenever the host is failing or away and will be asked again.
+        """
+        self.config, self._told = config, told
         self.host = config.host or os.environ.get(ENDPOINT_VARIABLE) or ""
         if not re.match(r"https?://", self.host):
             raise ConfigError(
-                f"KFP host {self.host!r}: not an http:// or https:// URL.",
+                f"KFP host {self.host!r}: not an http:// or https:// URL." if self.host else "no host of KFP is named.",
                 f"Give --host https://kfp.example.org/pipeline or set {ENDPOINT_VARIABLE}.",
             )
         self._client = _client(config, self.host)
@@ -290,7 +293,13 @@ class Cluster:
     def _call(self, function: Callable[[], R]) -> R:
         """Calls KFP, again while it is throttling, failing or away; its errors become ours."""
         with self._told_errors(), redirect_stdout(io.StringIO()):  # kfp prints links of its own
-            return retrying(_is_transient, self.config.patience_s)(function)
+            return retrying(_is_transient, self.config.patience_s, self._tell)(function)
+
+    def _tell(self, error: BaseException) -> None:
+        status = getattr(error, "status", None)
+        if status != _CONFLICT:  # which the next look resolves
+            reason = status or _first_line(_cause(error))
+            self._told(f"KFP at {self.host} does not answer ({reason}); asked again for {self.config.patience_s:g} s")
 
     @contextmanager
     def _told_errors(self) -> Iterator[None]:
@@ -316,7 +325,7 @@ class Cluster:
             raise ClusterError(f"KFP at {self.host} failed: {error.status}, {said}.", "Try again later.") from None
         except HTTPError as error:
             raise ClusterError(
-                f"KFP at {self.host} does not answer: {_first_line(error)}.", "Check --host and the network."
+                f"KFP at {self.host} does not answer: {_first_line(_cause(error))}.", "Check --host and the network."
             ) from None
 
     def _not_kfp(self, seen: str) -> ClusterError:
@@ -492,6 +501,11 @@ def _said(error: Any) -> str:
     except (TypeError, ValueError, AttributeError):
         said = error.body.decode(errors="replace") if isinstance(error.body, bytes) else error.body or error.reason
     return " ".join(str(said).split())[:500].rstrip(".")
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Why a request was given up, without what urllib3 wraps round it."""
+    return getattr(error, "reason", None) or error
 
 
 def _first_line(error: BaseException) -> str:

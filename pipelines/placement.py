@@ -56,6 +56,11 @@ class PlacementConfig(BaseModel):
     run_as_user: int | None = Field(default=None, gt=0)
     """User and group id of every task, as Pod Security "restricted" demands one that is not root; the images' is 10001. None:
     what the image and the cluster say."""
+    environment: dict[str, str] = Field(default_factory=dict)
+    """Environment variables of every task, by name; nothing secret. A Ray job's are in its template."""
+    secrets: dict[str, list[str]] = Field(default_factory=dict)
+    """Kubernetes Secrets that every task reads, by name: their keys, each of which becomes the variable of its name. A Secret
+    that is not there is left out, as where nodes or accounts carry the right to the bucket; the task says what it misses."""
     spot_key: str = Field(default="cllmr.example.com/capacity", min_length=1)
     """Label, and key of the taint, of nodes that may be taken away; on GKE cloud.google.com/gke-spot. No effect without a
     stage's ``spot``."""
@@ -92,6 +97,12 @@ def place(task, config: PlacementConfig):  # type: ignore[no-untyped-def]  # kfp
 
         # with it, kfp drops all capabilities and sets the default seccomp profile
         kubernetes.set_security_context(task, config.run_as_user, config.run_as_user, run_as_non_root=True)
+    for name, value in config.environment.items():
+        task.set_env_variable(name, value)
+    for name, keys in config.secrets.items():
+        from kfp import kubernetes
+
+        kubernetes.use_secret_as_env(task, name, {key: key for key in keys}, optional=True)
     launch = wanted.launch if isinstance(wanted, HeavyPlacement) and wanted.launch.backend != "here" else None
     if wanted.gpu and launch is None:  # a step that waits for a job needs none of what the job has
         from kfp import kubernetes

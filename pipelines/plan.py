@@ -20,7 +20,7 @@ from components.errors import ConfigError, did_you_mean
 AFTER_TRAINING = frozenset({"promote", "serve"})
 """What they do depends on the champion at that moment."""
 # These read or fill what is outside KFP's sight (input files, the feature store, the champion): its cache would be wrong.
-NEVER_CACHED = frozenset({"ingest", "features", "train", "promote", "serve"})
+NEVER_CACHED = frozenset({"ingest", "features", "train", "promote", "serve", "batch"})
 
 
 @dataclass(frozen=True)

@@ -60,17 +60,11 @@ def removable(
     Raises:
         RegistryError: the registry cannot be reached, so nobody knows what is served.
     """
-    from components.tracking import Registry, registered_models
+    from components.tracking import pointed_at
 
     store, cutoff = Store(storage_root), datetime.now(UTC) - older_than
     outputs = [manifest for stage in stages for manifest in store.outputs(stage)]
-    pointed_at = {
-        version.fingerprint
-        for name in registered_models(tracking_uri)
-        for version in Registry(tracking_uri, name).versions()
-        if version.aliases
-    }
-    kept = kept_outputs(outputs, pointed_at.union(deployed), keep, cutoff)
+    kept = kept_outputs(outputs, pointed_at(tracking_uri).union(deployed), keep, cutoff)
     found = [
         Removable("output", f"{one.stage}/{one.fingerprint}", sum(file.bytes for file in one.files.values()), one)
         for one in outputs

@@ -10,8 +10,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from components.artifacts import Manifest, Stage, failure_told, fingerprint, run_stage, write_json
-from components.errors import UserError
+from components.artifacts import Manifest, Stage, Store, failure_told, fingerprint, run_stage, write_json
+from components.errors import ArtifactError, UserError
 from components.features import online
 from components.features.config import FeaturesConfig
 from components.ids import TIMESTAMP
@@ -65,6 +65,28 @@ def run(config: dict[str, Any], storage_root: str, ingest: Manifest, sideinfo: M
         }
 
     return run_stage(STAGE, settings, storage_root, parents, build, is_live)
+
+
+def put_back(features: Manifest) -> bool:
+    """Writes a feature set's online rows again if any are missing; whether it has.
+
+    Raises:
+        ArtifactError: what it was made from is gone, or this version of the stage makes another one.
+        StorageError: the online store cannot be reached, or does not give back what was written.
+    """
+    if is_live(features):
+        return False
+    settings, store = FeaturesConfig.parse(features.config, STAGE.name), Store(features.storage_root)
+    parents = {name: store.find(name, parent) for name, parent in features.parents.items()}
+    whole = {name: parent for name, parent in parents.items() if parent is not None}
+    if len(whole) < len(parents) or fingerprint(STAGE, settings.identity(), features.parents) != features.fingerprint:
+        raise ArtifactError(
+            f"feature set {features.fingerprint} cannot be written again: its inputs are gone, or this version of the stage "
+            "makes another one.",
+            "Run the pipeline and promote its model, or use the image of the run that made it.",
+        )
+    run(features.config, features.storage_root, **whole)
+    return True
 
 
 def project_name(features_fingerprint: str) -> str:

@@ -8,7 +8,8 @@ image=localhost/cllmr-base:bookworm
 
 if ! podman image exists "$image"; then
   root=$(mktemp -d)
-  trap 'rm -rf "$root"' EXIT
+  # a debootstrap that was interrupted leaves /proc mounted there
+  trap 'umount "$root/debian/proc" 2> /dev/null || true; rm -rf --one-file-system "$root"' EXIT
   debootstrap --variant=minbase --include=ca-certificates,python3-venv bookworm "$root/debian" > "$root/log" \
     || { tail -n 20 "$root/log" >&2; exit 1; }
   rm -rf "$root"/debian/var/cache/apt/archives/*.deb "$root"/debian/var/lib/apt/lists/*

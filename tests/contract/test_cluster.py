@@ -16,11 +16,12 @@ from typer.testing import CliRunner, Result
 
 from components.errors import ClusterError, ConfigError
 from pipelines import cluster as clusters
+from pipelines.batch_scoring import batch_scoring
 from pipelines.cli import app
 from pipelines.cluster import Cluster, Version
 from pipelines.cluster_config import ClusterConfig
 from pipelines.config import PlatformConfig, load
-from pipelines.plan import NEVER_CACHED, CompiledPipeline
+from pipelines.plan import NEVER_CACHED, CompiledPipeline, compile_pipeline
 from tests import crds
 from tests.kfp_server import KfpServer, kfp_server
 from tests.servers import Page, serving
@@ -118,6 +119,11 @@ def test_kfps_cache_is_off_and_the_switch_reaches_the_spec_that_runs(server: Kfp
     on = cached(submitted(cluster, clusters.pipeline_of(settings, cache=True), settings, "on"))
     assert on == set(settings.stages()) - NEVER_CACHED
     assert on == {"sideinfo", "spectrum", "evaluate"}
+
+
+def test_batch_scoring_is_never_cached_because_its_inputs_do_not_name_the_champion() -> None:
+    (task,) = compile_pipeline(batch_scoring(PlatformConfig())).with_caching().spec["root"]["dag"]["tasks"].values()
+    assert not task["cachingOptions"].get("enableCache")
 
 
 def test_a_directory_of_this_machine_is_refused_before_anything_is_asked(settings: PlatformConfig) -> None:
@@ -328,7 +334,8 @@ def test_a_single_user_kfp_knows_no_namespace(server: KfpServer) -> None:
 
 @pytest.mark.parametrize("host", ["", "kfp.example.org", "ftp://kfp"])
 def test_a_host_that_is_no_url_is_refused(host: str) -> None:
-    with pytest.raises(ConfigError, match=r"KFP host '.*': not an http:// or https:// URL\. Give --host"):
+    told = r"(KFP host '.+': not an http:// or https:// URL|no host of KFP is named)\. Give --host"
+    with pytest.raises(ConfigError, match=told):
         Cluster(ClusterConfig(host=host))
 
 
@@ -417,8 +424,12 @@ def test_a_host_that_is_slow_but_answers_is_waited_for(
 def test_a_host_where_nothing_listens_is_named() -> None:
     with serving(Page) as url:
         pass
-    with pytest.raises(ClusterError, match=r"does not answer: .*refused.*Check --host"):
-        Cluster(ClusterConfig(host=url, patience_s=0.01))
+    told: list[str] = []
+    with pytest.raises(ClusterError, match=r"does not answer: HTTPConnection.* Connection refused\. Check --host"):
+        Cluster(ClusterConfig(host=url, patience_s=1), told.append)
+    assert len(told) == 1, "said before the waiting, and once"
+    assert told[0].startswith(f"KFP at {url} does not answer (HTTPConnection")
+    assert told[0].endswith("Connection refused); asked again for 1 s")
 
 
 def test_a_run_that_is_not_there_and_a_bad_request_are_told_apart(
@@ -507,7 +518,13 @@ def test_mistakes_are_one_line_and_exit_code_2(server: KfpServer) -> None:
     assert server.requests == []
     result = call("runs")
     assert result.exit_code == 2
-    assert "not an http:// or https:// URL. Give --host" in result.stderr
+    assert "no host of KFP is named. Give --host" in result.stderr
+    result = call("runs", "--host", "kfp.example.org")
+    assert result.exit_code == 2
+    assert "'kfp.example.org': not an http:// or https:// URL. Give --host" in result.stderr
+    result = call("compile", "--namespace", "kubeflow")
+    assert result.exit_code == 2
+    assert "are for what --kubernetes writes. Give --kubernetes" in result.stderr
 
 
 def start(*arguments: str) -> "subprocess.Popen[str]":

@@ -148,6 +148,18 @@ def test_a_task_whose_work_a_standing_cluster_does_has_its_token_from_a_secret()
     assert variables["RAY_AUTH_MODE"] == "token"
 
 
+def test_every_task_has_the_variables_and_the_secrets_that_the_placement_names() -> None:
+    overrides = ["placement.environment.AWS_REGION=eu-north-1", "placement.secrets.bucket=[KEY, TOKEN]"]
+    pipeline = compile_pipeline(retraining(load(overrides=overrides)))
+    assert pipeline.platforms is not None
+    settings = pipeline.platforms["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    for stage, container in executors(pipeline).items():
+        assert container["env"] == [{"name": "AWS_REGION", "value": "eu-north-1"}]
+        (secret,) = settings[f"exec-{stage}"]["secretAsEnv"]
+        assert (secret["secretName"], secret["optional"]) == ("bucket", True)
+        assert secret["keyToEnv"] == [{"envVar": name, "secretKey": name} for name in ("KEY", "TOKEN")]
+
+
 def test_launching_is_placement_and_changes_no_parameter() -> None:
     here, there = (load(overrides=[f"placement.train.launch.backend={backend}"]) for backend in ("here", "rayjob"))
     assert here.stages() == there.stages()

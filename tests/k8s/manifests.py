@@ -232,7 +232,9 @@ def redis_config(objects: list[Object], directory: Path, password: str) -> str:
     return config
 
 
-def job_command(objects: list[Object], container: str, store_file: Path, settings: Path | None = None) -> list[str]:
+def job_command(
+    objects: list[Object], container: str, store_file: Path, settings: Path | None = None, serve_file: Path | None = None
+) -> list[str]:
     """The command of a container of the job `materialise`, with its program and its paths here."""
     pod = named(objects, "CronJob", "materialise")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
     (found,) = [one for one in [*pod["initContainers"], *pod["containers"]] if one["name"] == container]
@@ -241,6 +243,7 @@ def job_command(objects: list[Object], container: str, store_file: Path, setting
         "/app/feature_repo": str(REPOSITORY / "feature_repo"),
         "/etc/feast/feature_store.yaml": str(store_file),
         "/etc/cllmr/settings.yaml": str(settings),
+        "/etc/serving/serve.yaml": str(serve_file),
     }
     return [str(Path(sys.executable).with_name(program)), *(here.get(part, part) for part in arguments)]
 

@@ -1,10 +1,11 @@
 """The images: one Dockerfile that hadolint has nothing against, and, where podman is at hand, images that do their work.
 
 The last test builds images and runs them for real. It needs podman and a base image with Python 3.11 and Debian's apt:
-`make image-base` makes one of Debian's packages, CLLMR_IMAGE_BASE names another. CLLMR_IMAGES says which are built ("serve" if
-nothing is said: each takes minutes and gigabytes), CLLMR_IMAGE_BUILD_ARGS what else `podman build` needs here.
+`make image-base` makes one of Debian's packages, CLLMR_IMAGE_BASE names another. CLLMR_IMAGES says which are built ("all", or
+some; "serve" if nothing is said: each takes minutes and gigabytes), CLLMR_IMAGE_BUILD_ARGS what else `podman build` needs here.
 """
 
+import json
 import os
 import re
 import shlex
@@ -23,6 +24,8 @@ from tests.k8s.podman import DOCKERFILE, build, find_base
 OURS = {"pipeline", "train", "llm", "serve"}
 TARGETS = OURS | {"mlflow"}
 BASE = find_base()
+WANTED = os.environ.get("CLLMR_IMAGES", "serve")
+BUILT = sorted(TARGETS) if WANTED == "all" else WANTED.split()
 
 
 def instructions() -> list[str]:
@@ -122,8 +125,17 @@ def test_the_extras_of_an_image_are_extras_of_the_project() -> None:
     assert not wanted & {"all", "dev"}
 
 
+def health_checks() -> dict[str, str]:
+    """The command by which an image is asked for its health, by target; empty where there is nothing to ask."""
+    text = "\n".join(instructions())
+    found = re.findall(r"^FROM runtime AS (\w+)$.*?^HEALTHCHECK (NONE|.*?CMD (\[.*?\]))$", text, flags=re.MULTILINE | re.DOTALL)
+    return {target: shlex.join(json.loads(command)) if command else "" for target, _, command in found}
+
+
 def test_every_image_says_how_it_is_asked_for_its_health() -> None:
-    assert sum(line.startswith("HEALTHCHECK") for line in instructions()) == len(TARGETS)
+    checks = health_checks()
+    assert set(checks) == TARGETS
+    assert {target for target, command in checks.items() if not command} == {"pipeline"}, "a command that ends"
 
 
 def test_nothing_but_the_packages_is_sent_to_the_build() -> None:
@@ -143,14 +155,22 @@ def test_nothing_but_the_packages_is_sent_to_the_build() -> None:
 
 TRACKER = """
 mlflow server --host 127.0.0.1 --backend-store-uri sqlite:////tmp/m.db --artifacts-destination /tmp/artifacts > /tmp/log 2>&1 &
-for second in {1..90}; do wget -q -T 4 -O - http://127.0.0.1:5000/health && exit; sleep 1; done
+for second in {1..90}; do bash /work/health-mlflow.sh && exit; sleep 1; done
+cat /tmp/log >&2
+exit 1
+"""
+NODE = """
+ray start --head --num-cpus 1 --node-ip-address 127.0.0.1 > /tmp/log 2>&1
+for second in {1..90}; do bash /work/health-$1.sh && exit; sleep 1; done
 cat /tmp/log >&2
 exit 1
 """
 ASK = """
+import subprocess
 import httpx
 from serving.run import running_endpoint
-with running_endpoint("/work/serve.yaml", port=0) as url:
+with running_endpoint("/work/serve.yaml", port=8000) as url:
+    subprocess.run(["bash", "/work/health-serve.sh"], check=True)
     answer = httpx.post(url + "/v1/recommend", json={"users": ["9"], "k": 2}, timeout=30)
     assert answer.status_code == 200 and len(answer.json()["results"][0]["items"]) == 2, answer.text
 """
@@ -161,8 +181,16 @@ DOES = {
         "cllmr doctor --storage /tmp --set ingest.source=files --set ingest.interactions=/tmp/clicks.csv",
         "python -c 'import pipelines.retraining, components.ingest.stage, components.evaluate.stage, feature_repo.definitions'",
     ],
-    "train": ["python -c 'import components.train.stage, ray.train, torch, feast; ray.init(num_cpus=1)'", RAY],
-    "llm": ["python -c 'import components.sideinfo.stage, ray.data, sentence_transformers, vllm'", RAY],
+    "train": [
+        "python -c 'import components.train.stage, ray.train, torch, feast; ray.init(num_cpus=1)'",
+        RAY,
+        "bash /work/node.sh train",
+    ],
+    "llm": [
+        "python -c 'import components.sideinfo.stage, ray.data, sentence_transformers, vllm'",
+        RAY,
+        "bash /work/node.sh llm",
+    ],
     "serve": ["python /work/ask.py", RAY],
     "mlflow": ["bash /work/tracker.sh"],
 }
@@ -171,7 +199,7 @@ DOES = {
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model to serve and the programs that ask the endpoint and the tracker, readable by anybody."""
+    """A model to serve, the images' health checks, and programs that ask the endpoint, a node and the tracker; for anybody."""
     folder = tmp_path_factory.mktemp("work")
     write_bundle(folder / "bundle")
     arguments = {"storage_root": "/work", "train": "0" * 16, "model_version": "1", "bundle_dir": "/work/bundle"}
@@ -179,6 +207,9 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "serve.yaml").write_text(yaml.safe_dump({"applications": [application]}))
     (folder / "ask.py").write_text(ASK)
     (folder / "tracker.sh").write_text(TRACKER)
+    (folder / "node.sh").write_text(NODE)
+    for target, command in health_checks().items():
+        (folder / f"health-{target}.sh").write_text(command)
     for path in [folder, *folder.rglob("*")]:
         path.chmod(0o755)
     return folder
@@ -187,7 +218,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.skipif(BASE is None, reason="needs podman and a base image: make image-base, or name one in CLLMR_IMAGE_BASE")
-@pytest.mark.parametrize("target", os.environ.get("CLLMR_IMAGES", "serve").split())
+@pytest.mark.parametrize("target", BUILT)
 def test_an_image_does_its_work_without_root_network_or_a_writable_disk(work: Path, target: str) -> None:
     assert BASE is not None
     image = build(target, BASE)

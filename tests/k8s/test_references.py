@@ -2,13 +2,17 @@
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from pipelines.cluster import pipeline_of
+from pipelines.config import load
 from tests.k8s.manifests import (
     K8S,
     OVERLAYS,
     Object,
+    config_of,
     declared_secrets,
     named,
     needs_kubectl,
@@ -18,7 +22,7 @@ from tests.k8s.manifests import (
     ray_cluster,
     title,
 )
-from tests.k8s.references import dangling, of_objects, selected
+from tests.k8s.references import dangling, known, of_objects, references, selected
 
 pytestmark = needs_kubectl
 
@@ -76,6 +80,28 @@ def test_a_name_that_leads_nowhere_is_found(change: Callable[[list[Object]], obj
 def test_every_declared_secret_and_key_is_read_by_somebody() -> None:
     read = {(name, key) for _, (kind, name, key) in of_objects(overlay("prod")) if kind == "Secret" and key}
     assert read == {(name, key) for name, values in declared_secrets().items() for key in values}
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_a_pipeline_step_has_the_account_the_templates_and_all_the_secrets_of_a_ray_job(tmp_path: Path, name: str) -> None:
+    objects, file = overlay(name), tmp_path / "settings.yaml"
+    file.write_text(config_of(objects, "pipeline", "settings.yaml"), encoding="utf-8")
+    settings = load("cluster", [file])
+    platforms = pipeline_of(settings).platforms
+    assert platforms is not None
+    steps = platforms["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    (head,) = [pod for pod in pods(objects) if pod.owner == "RayJob/train head"]
+    secrets = {reference for reference in references(head) if reference[0] == "Secret"}
+    assert len(secrets) == 3
+    for step in steps.values():
+        read = [(one["secretName"], pair["secretKey"]) for one in step["secretAsEnv"] for pair in one["keyToEnv"]]
+        assert {("Secret", *pair) for pair in read} == secrets
+    mounted = {one["configMapName"] for step in steps.values() for one in step.get("configMapAsVolume", [])}
+    named_by_steps = {("ConfigMap", one, "") for one in mounted} | {("ServiceAccount", settings.cluster.service_account, "")}
+    assert len(named_by_steps) == 2
+    assert secrets | named_by_steps <= known(objects)
+    (environment,) = [one for one in of_kind(objects, "ConfigMap") if one["metadata"]["name"].startswith("environment-")]
+    assert settings.placement.environment == {"AWS_REGION": environment["data"]["AWS_REGION"]}
 
 
 @pytest.mark.parametrize("name", OVERLAYS)

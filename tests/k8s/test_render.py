@@ -6,6 +6,8 @@ After a change that is meant: python -m tests.k8s.test_render (writes the golden
 import copy
 import os
 import re
+from collections.abc import Iterable, Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from components.kuberay import RIGHTS
 from tests.k8s import crds
 from tests.k8s.manifests import (
     K8S,
@@ -112,6 +115,26 @@ def test_the_namespace_enforces_the_restricted_profile_of_a_pinned_version(name:
     for mode in ("enforce", "audit", "warn"):
         assert labels[f"pod-security.kubernetes.io/{mode}"] == "restricted"
         assert labels[f"pod-security.kubernetes.io/{mode}-version"].startswith("v1.")
+
+
+def granted(rules: Iterable[Mapping[str, Any]]) -> set[tuple[str, str, str]]:
+    """Group, resource and verb of everything that rules allow."""
+    return {triple for rule in rules for triple in product(rule["apiGroups"], rule["resources"], rule["verbs"])}
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_the_pipelines_role_has_what_its_launcher_uses_and_hardly_more(name: str) -> None:
+    rules = named(overlay(name), "Role", "pipeline-runner")["rules"]
+    assert granted(rules) - granted(RIGHTS) == {
+        ("ray.io", "rayjobs", "list"),
+        ("", "pods", "get"),
+        ("argoproj.io", "workflowtaskresults", "create"),
+        ("argoproj.io", "workflowtaskresults", "patch"),
+        ("", "configmaps", "get"),
+        ("", "secrets", "get"),
+    }
+    assert granted(RIGHTS) <= granted(rules), "a launcher that is refused waits for nothing"
+    assert all(rule.get("resourceNames") for rule in rules if {"configmaps", "secrets"} & set(rule["resources"]))
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
