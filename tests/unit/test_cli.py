@@ -19,7 +19,7 @@ from pipelines.cluster import source_revision
 REPOSITORY = Path(__file__).parents[2]
 COMMANDS = [
     *("doctor", "validate", "run", "compile", "submit", "schedule", "runs", "wait"),
-    *("serve", "recommend", "explain", "experiment", "batch", "promote", "rollback", "clean"),
+    *("serve", "recommend", "explain", "experiment", "batch", "promote", "rollback", "materialise", "clean"),
 ]
 
 
