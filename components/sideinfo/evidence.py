@@ -158,7 +158,7 @@ def _groups(frame: pd.DataFrame, names: Iterable[str]) -> Callable[[int], list[s
 
 def _value_columns(frame: pd.DataFrame, names: Iterable[str]) -> list[Attribute]:
     """The text columns that hold values which repeat."""
-    found = (attribute(name, frame[name].to_numpy()) for name in names)
+    found = (attribute(name, frame[name].tolist()) for name in names)
     return [column for column in found if column.kind == "values"]
 
 
