@@ -440,7 +440,8 @@ def test_neither_key_nor_prompt_nor_texts_are_logged_or_stored_with_the_settings
     assert child.returncode == 0, output
     if backend == "openai":
         assert {asked.headers["authorization"] for asked in server.asked} == {"Bearer sk-very-secret"}
-    assert output.count("stage done") == 2  # ingest and sideinfo
+    last = json.loads(output.splitlines()[-1])
+    assert (last["stage"], last["event"]) == ("sideinfo", "stage done")
     for secret in ("sk-very-secret", "Film ", "stamps", "Enjoyed by", "recommender system", "secret text of the server"):
         assert secret not in output
     for path in tmp_path.rglob("*"):
