@@ -101,6 +101,8 @@ class LLMServer:
     answered: int = 0
     """Responses sent with status 200."""
     most_at_once: int = 0
+    abandoned: int = 0
+    """Connections that the client closed before it had an answer; see `Handler.outlast`."""
     base_url: str = ""
     lock: threading.Lock = field(default_factory=threading.Lock)
     released: threading.Event = field(default_factory=threading.Event)
@@ -153,6 +155,14 @@ class Handler(BaseHTTPRequestHandler):
     def hang(self) -> None:
         """Says nothing until the test ends."""
         self.server.llm.released.wait(60)
+        self.close_connection = True
+
+    def outlast(self) -> None:
+        """Says nothing until the client closes the connection."""
+        self.connection.settimeout(60)
+        gone = self.connection.recv(1) == b""
+        with self.server.llm.lock:
+            self.server.llm.abandoned += gone
         self.close_connection = True
 
     def drip(self) -> None:

@@ -36,7 +36,7 @@ from components.ingest.dataset import Dataset
 from components.sideinfo import encoder
 from components.sideinfo.config import DEFAULT_ENCODER, SideinfoConfig
 from components.sideinfo.guard import CLOSING, OPENING, REMOVED, Guarded
-from components.sideinfo.profiles import Profiles, ProfileWriter
+from components.sideinfo.profiles import ProfileWriter
 from components.sideinfo.stage import make_writer
 from components.spectrum.decompose import spectrum
 from components.train.config import EffectName, TrainConfig
@@ -243,12 +243,12 @@ def writer(name: WriterName, directory: Path) -> Iterator[ProfileWriter]:
         yield make_writer(SideinfoConfig.parse(settings, "sideinfo"), str(directory))
 
 
-def write(name: WriterName, data: Dataset, directory: Path) -> tuple[Profiles, Profiles]:
+def write(name: WriterName, data: Dataset, directory: Path) -> tuple[list[str | None], list[str | None]]:
     """Profiles of the items and of the users."""
     with writer(name, directory) as by:
         training = data.only(TRAIN)
         items = by.write_items(training)
-        return items, by.write_users(training, items)
+        return list(items), list(by.write_users(training, items))
 
 
 class Embedder:
@@ -258,7 +258,7 @@ class Embedder:
         self._model = encoder.load(DEFAULT_ENCODER)
         self._known: dict[str, npt.NDArray[np.float32]] = {}
 
-    def __call__(self, texts: Profiles) -> npt.NDArray[np.float32]:
+    def __call__(self, texts: list[str | None]) -> npt.NDArray[np.float32]:
         """(len(texts), dim), zero rows for None."""
         unread = sorted({text for text in texts if text is not None} - self._known.keys())
         vectors = encoder.encode(self._model, unread, 64, lambda done: None)
@@ -342,7 +342,7 @@ class Trial:
         self.name, self.world, self._embed, self._directory = name, world, embed, directory
         self._clean: dict[str, Trained] = {}
 
-    def texts(self, data: Dataset, guarded: bool) -> tuple[Profiles, Profiles]:
+    def texts(self, data: Dataset, guarded: bool) -> tuple[list[str | None], list[str | None]]:
         """Profiles of items and users, with or without the guard."""
         with nullcontext() if guarded else guard_off():
             return write(self.name, data, self._directory / ("guarded" if guarded else "plain"))

@@ -184,7 +184,7 @@ def _profiles_report(
     scorer: Scorer,
     tops: Mapping[str, npt.NDArray[np.int64]],
 ) -> dict[str, Any] | None:
-    sources, groups = profiles.source_texts(training), item_groups(training)
+    sources, groups = profiles.source_texts(training), list(item_groups(training))
     return profiles.report(scorer.profiles, sources, groups, text, side, scorer.popularity, tops)
 
 

@@ -50,18 +50,20 @@ class AnswerCache:
         self._shelf = self._store.shelf(DIRECTORY)
         self._writable = writable
 
-    def find(self, space: Space, keys: Collection[str]) -> dict[str, Answer]:
-        """The answers that are there, by key; a damaged shard is named and left out, so its answers are asked again."""
+    def find(self, space: Space, wanted: Callable[[list[str]], Collection[str]]) -> Iterator[Answer]:
+        """The answers that are there, a shard at a time; a damaged one is named and left out, so its answers are asked again.
+
+        Args:
+            space: of the answers.
+            wanted: told the keys of a shard; those of them whose answers are looked for, and have not come from another one.
+        """
         if self._writable:
             self._adopt_journals()
-        wanted = pa.array(sorted(keys), pa.string())
-        found: dict[str, Answer] = {}
         for name in self._committed(space.name):
             if (table := self._read(name)) is None:
                 continue
-            for row in table.filter(pc.is_in(table["key"], wanted)).to_pylist():
-                found.setdefault(row["key"], Answer(**row))
-        return found
+            keys = pa.array(sorted(wanted(table["key"].to_pylist())), pa.string())
+            yield from (Answer(**row) for row in table.filter(pc.is_in(table["key"], keys)).to_pylist())
 
     @contextmanager
     def recorder(self, space: Space) -> Iterator[Callable[[Answer], None]]:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -132,21 +133,23 @@ def embed(encoder: TextEncoder, tables: Mapping[str, Path], advance: Callable[[i
     """Embeddings of the column `profile` of some Parquet files, by the files' names, each (rows, dim).
 
     The texts stream from the files in blocks of `BLOCK` rows, through ``encoder_actors`` actors of Ray Data if there are any,
-    each on a GPU if Ray has some; all files in one go, as actors take long to load their encoder.
+    each on a GPU if Ray has some; all files in one go, as actors take long to load their encoder. The embeddings are
+    mapped from a file without a name, so that the operating system can write them out where memory is short.
 
     Args:
         encoder: of this process; the actors load their own.
         tables: files by name.
         advance: told how many texts more are done.
     """
-    files = [pq.ParquetFile(table) for table in tables.values()]
-    texts = (block for file in files for block in file.iter_batches(BLOCK, columns=[PROFILE]))
+    sources = [pq.ParquetFile(table) for table in tables.values()]
+    texts = (block for source in sources for block in source.iter_batches(BLOCK, columns=[PROFILE]))
     if encoder.config.encoder_actors:
         blocks = _by_actors(encoder.config, texts, advance)
     else:
         blocks = (encoder.embeddings(block[PROFILE].to_pylist(), advance) for block in texts)
-    ends = np.cumsum([file.metadata.num_rows for file in files])
-    found = np.empty((ends[-1], encoder.dim), dtype=np.float16)
+    ends = np.cumsum([source.metadata.num_rows for source in sources])
+    with TemporaryFile(dir=next(iter(tables.values())).parent) as file:
+        found: HalfFloats = np.memmap(file, np.float16, "w+", shape=(max(1, int(ends[-1])), encoder.dim))[: ends[-1]]
     start = 0
     for block in blocks:
         found[start : start + len(block)] = block

@@ -4,17 +4,17 @@ Only training interactions reach this module: a profile that has seen a held-out
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from functools import cache
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
 
+import numpy as np
 import pandas as pd
 
 from components.ids import ITEM, ITEM_ID, REVIEW, USER, USER_ID
 from components.ingest.dataset import Dataset
 from components.sideinfo.guard import delimit, neutralise
-from components.sideinfo.metadata import Attribute, attribute, labelled, sample, titles_of
+from components.sideinfo.metadata import Attribute, ItemsOfUsers, attribute, labelled, sample, titles_of
 from components.sideinfo.tokens import Tokens, fit
 
 NOTHING_KNOWN = "(nothing is known)"
@@ -25,6 +25,7 @@ _REVIEW_CHARS = 1000
 _TAG_CHARS = 40
 _SHORT = 120  # characters of a column's typical value: facts come before descriptions, whatever their order in the table
 _MIN_TAG_ITEMS = 2
+_DESCRIPTIONS, _PLAIN_VALUES = 16_384, 4096  # of items, and of values, that are held: the frequent ones, at most 70 MB
 
 
 @dataclass(frozen=True)
@@ -41,50 +42,59 @@ class Limits:
     seed: int
 
 
-@dataclass
-class Evidence:
-    """The rows' data as they go into requests."""
+def of_items(training: Dataset, limits: Limits, guarded: Counter[str]) -> Iterator[str | None]:
+    """Title, text columns and some reviews of each item, as they go into requests; None where nothing is known.
 
-    texts: list[str | None]
-    """By row; None where nothing is known, so that nothing is asked."""
-    guarded: Counter[str] = field(default_factory=Counter)
-    """How many values something was taken out of, by what it was."""
-
-
-def of_items(training: Dataset, limits: Limits) -> Evidence:
-    """Title, text columns and some reviews of each item, (num_items,)."""
-    found = Evidence([])
+    Args:
+        training: the data.
+        limits: of what is shown.
+        guarded: counts how many values something was taken out of, by what it was.
+    """
     columns = _short_first(training.items, training.item_text_columns)
-    reviews = _reviews(training, ITEM)
+    reviews = Reviews(training, ITEM)
     rows = zip(training.items[ITEM_ID], titles_of(training), *(training.items[name] for name in columns), strict=True)
     for row, (item_id, title, *values) in enumerate(rows):
-        lines = [_line("title", title, _TITLE_CHARS, found)]
-        lines += [_line(name, value, _FIELD_CHARS, found) for name, value in zip(columns, values, strict=True)]
-        chosen = sample(list(reviews.get(row, {}).values()), limits.max_reviews, limits.seed, item_id)
-        lines += [_line("review", review, _REVIEW_CHARS, found) for review in chosen]
-        found.texts.append(_block(lines, limits))
-    return found
+        lines = [_line("title", title, _TITLE_CHARS, guarded)]
+        lines += [_line(name, value, _FIELD_CHARS, guarded) for name, value in zip(columns, values, strict=True)]
+        chosen = sample(list(reviews.of(row).values()), limits.max_reviews, limits.seed, item_id)
+        lines += [_line("review", review, _REVIEW_CHARS, guarded) for review in chosen]
+        yield _block(lines, limits)
 
 
-def of_users(training: Dataset, item_profiles: Sequence[str | None], limits: Limits) -> Evidence:
-    """Text columns of each user, and some of the user's items: title, generated profile, the user's review, (num_users,)."""
-    found = Evidence([])
+def of_users(
+    training: Dataset, item_profiles: Sequence[str | None], limits: Limits, guarded: Counter[str]
+) -> Iterator[str | None]:
+    """Text columns of each user, and some of the user's items: title, generated profile, the user's review.
+
+    Args:
+        training: the data.
+        item_profiles: texts that were written for the items, (num_items,).
+        limits: of what is shown.
+        guarded: see `of_items`; what an item is described by counts once, however many users are shown it.
+    """
     columns = _short_first(training.users, training.user_text_columns)
-    chosen = _items_by_user(training)
+    chosen = ItemsOfUsers(training)
     titles = titles_of(training)
-    reviews = _reviews(training, USER)
-    described = cache(lambda item: _described(titles[item], item_profiles[item], found))  # once, whoever chose it
+    reviews = Reviews(training, USER)
+    counted = bytearray(training.num_items)
+
+    @lru_cache(_DESCRIPTIONS)
+    def described(item: int) -> str:
+        found = _described(titles[item], item_profiles[item], Counter() if counted[item] else guarded)
+        counted[item] = True
+        return found
+
     rows = zip(training.users[USER_ID], *(training.users[name] for name in columns), strict=True)
     for user, (user_id, *values) in enumerate(rows):
-        lines = [_line(name, value, _FIELD_CHARS, found) for name, value in zip(columns, values, strict=True)]
-        told = [item for item in chosen.get(user, []) if titles[item] or item_profiles[item]]
+        lines = [_line(name, value, _FIELD_CHARS, guarded) for name, value in zip(columns, values, strict=True)]
+        told = [item for item in chosen.of(user) if titles[item] or item_profiles[item]]
         shown = sample(told, limits.max_user_items, limits.seed, user_id)
         share = limits.room // max(1, len(shown))
+        own_words = reviews.of(user)
         for item in shown:
-            own = _line("the user's own words", reviews.get(user, {}).get(item, ""), _REVIEW_CHARS, found)
+            own = _line("the user's own words", own_words.get(item, ""), _REVIEW_CHARS, guarded)
             lines.append(" ".join(fit([". ".join(filter(None, (described(item), own)))], limits.tokens, share)))
-        found.texts.append(_block(lines, limits))
-    return found
+        yield _block(lines, limits)
 
 
 def of_group(name: str) -> str:
@@ -95,39 +105,55 @@ def of_group(name: str) -> str:
 def vocabulary(training: Dataset, most: int) -> list[str]:
     """Values that repeat among items (genres, categories): the closed vocabulary of tags, sorted; the most frequent ones."""
     columns = _value_columns(training.items, training.item_text_columns)
-    counts = Counter(value for found in columns for values in found.by_item for value in values)
+    counts = Counter(value for found in columns for row in range(training.num_items) for value in found.of(row))
     frequent = sorted((value for value in counts if counts[value] >= _MIN_TAG_ITEMS), key=lambda value: (-counts[value], value))
     return sorted(value for value in frequent[:most] if _is_plain(value))
 
 
-def item_groups(training: Dataset) -> list[list[str]]:
+def item_groups(training: Dataset) -> Iterator[list[str]]:
     """The classes each item belongs to, such as "Genres: Drama"; (num_items,)."""
-    columns = _value_columns(training.items, training.item_text_columns)
-    return [
-        [labelled(found.name, value) for found in columns for value in found.by_item[item] if _is_plain(value)]
-        for item in range(training.num_items)
-    ]
+    return map(_groups(training.items, training.item_text_columns), range(training.num_items))
 
 
-def user_groups(training: Dataset, groups: Sequence[Sequence[str]]) -> list[list[str]]:
-    """The segments each user belongs to: what the users' own columns say; without any, the class most of the items have.
+def user_groups(training: Dataset) -> Iterator[list[str]]:
+    """The segments each user belongs to: what the users' own columns say, or the class most items have; (num_users,)."""
+    if _value_columns(training.users, training.user_text_columns):
+        yield from map(_groups(training.users, training.user_text_columns), range(training.num_users))
+        return
+    of_item = _groups(training.items, training.item_text_columns)
+    chosen = ItemsOfUsers(training)
+    for user in range(training.num_users):
+        counts = Counter(group for item in chosen.of(user) for group in of_item(item))
+        yield sorted(counts, key=lambda group: (-counts[group], group))[:1]
+
+
+class Reviews:
+    """The reviews of each row of one side, where the data have any.
 
     Args:
         training: the data.
-        groups: of `item_groups`.
+        side: ITEM or USER.
     """
-    own = _value_columns(training.users, training.user_text_columns)
-    if own:
-        return [
-            [labelled(found.name, value) for found in own for value in found.by_item[user] if _is_plain(value)]
-            for user in range(training.num_users)
-        ]
-    segments: list[list[str]] = []
-    chosen = _items_by_user(training)
-    for user in range(training.num_users):
-        counts = Counter(group for item in chosen.get(user, []) for group in groups[item])
-        segments.append(sorted(counts, key=lambda group: (-counts[group], group))[:1])
-    return segments
+
+    def __init__(self, training: Dataset, side: str) -> None:
+        pairs = training.interactions
+        self._texts = pairs[REVIEW].to_numpy() if REVIEW in pairs else np.empty(0, dtype=object)
+        told = np.flatnonzero(self._texts != "")
+        one, other = (pairs[name].to_numpy(np.int32)[told] for name in ((USER, ITEM) if side == USER else (ITEM, USER)))
+        order = np.lexsort((other, one))
+        self._places, self._one, self._other = told[order], one[order], other[order]
+
+    def of(self, row: int) -> dict[int, str]:
+        """By row of the other side, in its order."""
+        start, end = np.searchsorted(self._one, (row, row + 1))
+        return dict(zip(self._other[start:end].tolist(), self._texts[self._places[start:end]], strict=True))
+
+
+def _groups(frame: pd.DataFrame, names: Iterable[str]) -> Callable[[int], list[str]]:
+    """Gives what a row says of itself in the columns of values, such as "Genres: Drama"."""
+    columns = _value_columns(frame, names)
+    is_plain = lru_cache(_PLAIN_VALUES)(_is_plain)
+    return lambda row: [labelled(found.name, value) for found in columns for value in found.of(row) if is_plain(value)]
 
 
 def _value_columns(frame: pd.DataFrame, names: Iterable[str]) -> list[Attribute]:
@@ -136,32 +162,16 @@ def _value_columns(frame: pd.DataFrame, names: Iterable[str]) -> list[Attribute]
     return [column for column in found if column.kind == "values"]
 
 
-def _items_by_user(training: Dataset) -> dict[Any, list[int]]:
-    return training.interactions.sort_values([USER, ITEM]).groupby(USER)[ITEM].agg(list).to_dict()
-
-
-def _reviews(training: Dataset, side: str) -> dict[int, dict[int, str]]:
-    """Reviews by row of one side, then by row of the other; none where the data have none."""
-    if REVIEW not in training.interactions:
-        return {}
-    found: dict[int, dict[int, str]] = {}
-    told = training.interactions[training.interactions[REVIEW] != ""].sort_values([USER, ITEM])
-    for user, item, review in zip(told[USER], told[ITEM], told[REVIEW], strict=True):
-        one, other = (user, item) if side == USER else (item, user)
-        found.setdefault(one, {})[other] = review
-    return found
-
-
 def _short_first(frame: pd.DataFrame, columns: Iterable[str]) -> list[str]:
     return sorted(columns, key=lambda name: frame[name].str.len().mean() > _SHORT)
 
 
-def _line(name: str, value: str, max_chars: int, found: Evidence) -> str:
+def _line(name: str, value: str, max_chars: int, guarded: Counter[str]) -> str:
     """ "Genres: Drama", "" when nothing is left of the value."""
     if not value:
         return ""
     text, removed = neutralise(value, max_chars)
-    found.guarded.update(removed)
+    guarded.update(removed)
     return labelled(_plain_name(name), text)
 
 
@@ -170,10 +180,10 @@ def _plain_name(name: str) -> str:
     return neutralise(name, _TAG_CHARS).text
 
 
-def _described(title: str, profile: str | None, found: Evidence) -> str:
-    """ "Chose: Alien. Who enjoys it: ..."; only once counted in what was taken out."""
-    chose = _line("chose", title or "(without a title)", _TITLE_CHARS, found).rstrip(".")
-    who = _line("who enjoys it", profile or "", _FIELD_CHARS, found).rstrip(".")
+def _described(title: str, profile: str | None, guarded: Counter[str]) -> str:
+    """ "Chose: Alien. Who enjoys it: ..." """
+    chose = _line("chose", title or "(without a title)", _TITLE_CHARS, guarded).rstrip(".")
+    who = _line("who enjoys it", profile or "", _FIELD_CHARS, guarded).rstrip(".")
     return ". ".join(filter(None, (chose, who)))
 
 

@@ -6,7 +6,7 @@ a smaller prompt, a bounded number of times, and the row is then set aside with 
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,7 +19,8 @@ from components.sideinfo.backends import NOT_IN_CACHE, Answer, Backend, Decoding
 from components.sideinfo.cache import AnswerCache
 from components.sideinfo.config import SideinfoConfig
 from components.sideinfo.guard import CLOSING, OPENING, delimit, neutralise
-from components.sideinfo.profiles import Account, Profiles, Quarantined, Reference, Side
+from components.sideinfo.ondisk import Desk, Quarantined, Texts
+from components.sideinfo.profiles import SIDES, Account, Reference, Side
 from components.sideinfo.schema import Profile, Rejected, Rules, json_schema
 from components.sideinfo.tokens import Tokens, fit, room
 
@@ -40,41 +41,39 @@ class LLMWriter:
     account: Account = field(default_factory=Account)
     guarded: Counter[str] = field(default_factory=Counter)
     """See ProfileWriter."""
-    _written: dict[Side, list[Profile | None]] = field(default_factory=dict)
+    _desks: dict[Side, Desk] = field(default_factory=dict)
     _tags: list[str] | None = None
 
     def __post_init__(self) -> None:
         self.account.exact_tokens = self.tokens.exact
 
-    def write_items(self, training: Dataset) -> Profiles:
+    def write_items(self, training: Dataset) -> Texts:
         """See ProfileWriter."""
-        found = evidence.of_items(training, self._limits(training, "item"))
-        return self._write_side(training, "item", training.items[ITEM_ID].tolist(), found)
+        shown = evidence.of_items(training, self._limits(training, "item"), self.guarded)
+        return self._write_side(training, "item", training.items[ITEM_ID].tolist(), shown)
 
-    def write_users(self, training: Dataset, item_profiles: Sequence[str | None]) -> Profiles:
+    def write_users(self, training: Dataset, item_profiles: Sequence[str | None]) -> Texts:
         """See ProfileWriter."""
-        found = evidence.of_users(training, item_profiles, self._limits(training, "user"))
-        return self._write_side(training, "user", training.users[USER_ID].tolist(), found)
+        shown = evidence.of_users(training, item_profiles, self._limits(training, "user"), self.guarded)
+        return self._write_side(training, "user", training.users[USER_ID].tolist(), shown)
 
     def write_references(self, training: Dataset) -> list[Reference]:
         """See ProfileWriter; groups of most members first, at most `max_references` a side."""
         references: list[Reference] = []
-        items = evidence.item_groups(training)
-        sides: dict[Side, list[list[str]]] = {"item": items, "user": evidence.user_groups(training, items)}
-        for side, groups in sides.items():
-            counts = Counter(group for row in groups for group in row)
+        for side in SIDES:
+            counts = Counter(group for row in _groups(training, side) for group in row)
             names = ["", *sorted(counts, key=lambda group: (-counts[group], group))[: self.config.max_references]]
-            written = self._write(training, side, names, [evidence.of_group(name) for name in names], f"{side} references")
-            references += [Reference(side, name, text) for name, text in zip(names, _texts(written), strict=True)]
+            desk = self._write(training, side, names, map(evidence.of_group, names), f"{side} references")
+            references += [Reference(side, name, row[0]) for name, row in zip(names, desk.written(len(names)), strict=True)]
         return references
 
-    def columns(self, training: Dataset, side: Side) -> dict[str, list[Any]]:
+    def columns(self, training: Dataset, side: Side) -> dict[str, Iterable[Any]]:
         """Tags and confidence that the LLM gave, and the groups whose references belong to the row."""
-        items = evidence.item_groups(training)
+        desk, count = self._desks[side], training.num_items if side == "item" else training.num_users
         return {
-            "tags": [found and found.tags for found in self._written[side]],
-            "confidence": [found and found.confidence for found in self._written[side]],
-            "groups": items if side == "item" else evidence.user_groups(training, items),
+            "tags": (tags for _, tags, _ in desk.written(count)),
+            "confidence": (confidence for _, _, confidence in desk.written(count)),
+            "groups": _groups(training, side),
         }
 
     def _vocabulary(self, training: Dataset) -> list[str]:
@@ -90,73 +89,70 @@ class LLMWriter:
         left = room(self._prompt(training, side).system, self.tokens, self.config.max_prompt_tokens)
         return evidence.Limits(self.tokens, left, self.config.max_reviews, self.config.max_user_items, self.config.seed)
 
-    def _write_side(self, training: Dataset, side: Side, ids: Sequence[str], found: evidence.Evidence) -> Profiles:
-        self.guarded.update(found.guarded)
-        written = self._write(training, side, ids, found.texts, f"{side}s")
-        self._check_coverage(side, sum(text is not None for text in found.texts), written)
-        self._written[side] = written
-        return _texts(written)
+    def _write_side(self, training: Dataset, side: Side, ids: Sequence[str], shown: Iterable[str | None]) -> Texts:
+        before = self.account.rows
+        desk = self._desks[side] = self._write(training, side, ids, shown, f"{side}s")
+        self._check_coverage(side, self.account.rows - before, desk.covered())
+        return Texts(profile for profile, _, _ in desk.written(len(ids)))
 
-    def _write(
-        self, training: Dataset, side: Side, ids: Sequence[str], texts: Sequence[str | None], unit: str
-    ) -> list[Profile | None]:
-        """One profile per text, None where there is no text or no answer could be used."""
-        vocabulary, config = self._vocabulary(training), self.config
-        schema = json_schema(vocabulary, config.max_words, config.opening) if config.guided else None
-        written: list[Profile | None] = [None] * len(texts)
-        shown = {row: text for row, text in enumerate(texts) if text is not None}
-        self.account.rows += len(shown)
+    def _write(self, training: Dataset, side: Side, ids: Sequence[str], shown: Iterable[str | None], unit: str) -> Desk:
+        """Has a profile written for every row of which something is shown, unless no answer could be used."""
+        rounds = [self._round(training, side, attempt) for attempt in range(1 + self.config.repair_attempts)]
+        desk = Desk()
+        told = ((row, data) for row, data in enumerate(shown) if data is not None)
+        desk.show(0, ((row, rounds[0][0].request(data).key, data) for row, data in told))
+        self.account.rows += (known := desk.waiting(0))
         started = time.monotonic()
-        with progress("sideinfo", len(shown), unit) as bar:
-            for attempt in range(1 + config.repair_attempts):
-                name: prompts.Name = "repair" if attempt or config.short_prompt else side
-                prompt = prompts.load(name, config.language, config.max_words, vocabulary, side)
-                rules = Rules(frozenset(vocabulary), config.max_words, config.language, prompt.system)
-                decoding = replace(self.decoding, schema=schema, seed=self.decoding.seed + attempt)
-                rejected: dict[int, str] = {}
-                last = attempt == config.repair_attempts
-                for rows, answer in self._answers(Space(prompt, decoding), shown):
-                    done = 0
-                    for row in rows:
-                        verdict = self._verdict(rules, answer, shown[row])
-                        if isinstance(verdict, Profile):
-                            written[row] = verdict
-                            self.account.repaired += attempt > 0
-                        elif answer.error or last:
-                            looked_at = attempt + (not answer.error)
-                            excerpt = neutralise(answer.text, _EXCERPT_CHARS).text
-                            self.account.quarantine.append(Quarantined(unit, ids[row], verdict.reason, looked_at, excerpt))
-                        else:
-                            rejected[row] = verdict.reason
-                        done += row not in rejected
-                    bar.advance(done, asked=self.account.asked, cached=self.account.cached)
-                shown = {row: self._smaller(shown[row]) for row in sorted(rejected)}
+        with progress("sideinfo", known, unit) as bar:
+            for attempt, (space, rules) in enumerate(rounds):
+                for answer in self._answers(desk, space, attempt):
+                    rows, data = desk.rows(attempt, answer.key)
+                    verdict = self._verdict(rules, answer, data, len(rows))
+                    if isinstance(verdict, Rejected) and not answer.error and attempt + 1 < len(rounds):
+                        smaller = self._smaller(data)
+                        following = rounds[attempt + 1][0].request(smaller)
+                        desk.show(attempt + 1, ((row, following.key, smaller) for row in rows))
+                        rows = []
+                    elif isinstance(verdict, Rejected):
+                        desk.settle(rows)
+                        looked_at = attempt + (not answer.error)
+                        excerpt = neutralise(answer.text, _EXCERPT_CHARS).text
+                        for row in rows:
+                            self.account.quarantine.add(Quarantined(unit, ids[row], verdict.reason, looked_at, excerpt))
+                    else:
+                        desk.settle(rows, verdict.profile, verdict.tags, verdict.confidence)
+                        self.account.repaired += len(rows) * (attempt > 0)
+                    bar.advance(len(rows), asked=self.account.asked, cached=self.account.cached)
         self.account.seconds += time.monotonic() - started
-        return written
+        return desk
 
-    def _verdict(self, rules: Rules, answer: Answer, data: str) -> Profile | Rejected:
+    def _round(self, training: Dataset, side: Side, attempt: int) -> tuple[Space, Rules]:
+        """How rows are asked for the `attempt`-th time, and what the answers are held against."""
+        config, vocabulary = self.config, self._vocabulary(training)
+        name: prompts.Name = "repair" if attempt or config.short_prompt else side
+        prompt = prompts.load(name, config.language, config.max_words, vocabulary, side)
+        schema = json_schema(vocabulary, config.max_words, config.opening) if config.guided else None
+        decoding = replace(self.decoding, schema=schema, seed=self.decoding.seed + attempt)
+        return Space(prompt, decoding), Rules(frozenset(vocabulary), config.max_words, config.language, prompt.system)
+
+    def _verdict(self, rules: Rules, answer: Answer, data: str, rows: int) -> Profile | Rejected:
         if answer.error:
             return Rejected(answer.error)
         verdict = rules.check(answer.text, answer.finish_reason, data)
         if isinstance(verdict, Rejected):
-            self.account.rejected[verdict.reason] += 1
+            self.account.rejected[verdict.reason] += rows
         return verdict
 
-    def _answers(self, space: Space, shown: dict[int, str]) -> Iterator[tuple[list[int], Answer]]:
-        """An answer with the rows it is for, rows of equal text together: first those of the cache, then those asked for."""
-        requests = {row: space.request(text) for row, text in shown.items()}
-        rows: dict[str, list[int]] = {}
-        for row, request in requests.items():
-            rows.setdefault(request.key, []).append(row)
-        known = self.cache.find(space, rows.keys())
-        self.account.cached += len(known)
-        for key, answer in known.items():
-            yield rows[key], answer
-        open_requests = [requests[members[0]] for key, members in rows.items() if key not in known]
-        if not open_requests:
+    def _answers(self, desk: Desk, space: Space, attempt: int) -> Iterator[Answer]:
+        """The answers that rows wait for: first those of the cache, then those asked for."""
+        if desk.waiting(attempt):
+            for answer in self.cache.find(space, lambda keys: desk.wanted(attempt, keys)):
+                self.account.cached += 1
+                yield answer
+        if not desk.waiting(attempt):
             return
         with self.cache.recorder(space) as keep:
-            for answer in self.backend.answers(open_requests, space.decoding):
+            for answer in self.backend.answers(map(space.request, desk.requests(attempt)), space.decoding):
                 self.account.asked += answer.error != NOT_IN_CACHE
                 self.account.tokens_in += answer.tokens_in
                 self.account.tokens_out += answer.tokens_out
@@ -164,18 +160,17 @@ class LLMWriter:
                     self.account.unanswered += 1
                 else:
                     keep(answer)
-                yield rows[answer.key], answer
+                yield answer
 
     def _smaller(self, text: str) -> str:
         """The data of a repair: the first part of what was shown."""
         lines = text.removeprefix(f"{OPENING}\n").removesuffix(f"\n{CLOSING}").split("\n")
         return delimit(fit(lines, self.tokens, max(_REPAIR_MIN_TOKENS, self.tokens.count(text) // 2)))
 
-    def _check_coverage(self, side: Side, known: int, written: Sequence[Profile | None]) -> None:
-        covered = sum(entry is not None for entry in written)
+    def _check_coverage(self, side: Side, known: int, covered: int) -> None:
         if covered >= self.config.min_coverage * known:
             return
-        reasons = Counter(entry.reason for entry in self.account.quarantine if entry.side == f"{side}s").most_common(3)
+        reasons = self.account.quarantine.reasons(f"{side}s").most_common(3)
         told = ", ".join(f"{count} x {reason}" for reason, count in reasons)
         raise LLMError(
             f"{covered} of {known} {side}s have a profile, a share of {covered / known:.3f}, and sideinfo.min_coverage is "
@@ -185,5 +180,5 @@ class LLMWriter:
         )
 
 
-def _texts(written: Sequence[Profile | None]) -> Profiles:
-    return [None if entry is None else entry.profile for entry in written]
+def _groups(training: Dataset, side: Side) -> Iterator[list[str]]:
+    return evidence.item_groups(training) if side == "item" else evidence.user_groups(training)

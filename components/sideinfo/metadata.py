@@ -8,16 +8,18 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeVar
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, TypeVar, cast
 from zlib import crc32
 
 import numpy as np
 
-from components.ids import ITEM, ITEM_ID, TITLE, USER, USER_ID
+from components.ids import ITEM_ID, TITLE, USER, USER_ID
 from components.ingest.dataset import Dataset
 from components.sideinfo.guard import REMOVED, neutralise
-from components.sideinfo.profiles import Profiles, Reference, Side
+from components.sideinfo.ondisk import Texts
+from components.sideinfo.profiles import Reference, Side
 
 T = TypeVar("T")
 
@@ -37,10 +39,29 @@ class Attribute:
 
     name: str
     kind: Literal["number", "values", "words"]
-    by_item: list[list[str]]
-    """Of each item: its number as written, its values, or its different words; empty where it has none."""
-    rarity: dict[str, float]
-    """kind "words": log(num_items / items with that word), so that words of every text do not count."""
+    texts: Sequence[str]
+    """Of the items; "" where there is none."""
+
+    def of(self, item: int) -> list[str]:
+        """Its number as written, its values, or its different words; [] where it has none."""
+        return _parts(self.kind, self.texts[item])
+
+    @cached_property
+    def rarity(self) -> dict[str, float]:
+        """kind "words": log(num_items / items with that word), so that words of every text do not count."""
+        seen = Counter(word for text in self.texts for word in _parts(self.kind, text))
+        return {word: math.log(len(self.texts) / count) for word, count in seen.items()}
+
+
+@dataclass(frozen=True)
+class Neutral:
+    """The data's texts, neutralised once: items and users are written of the same."""
+
+    titles: Sequence[str]
+    items: dict[str, Sequence[str]]
+    """Text columns of the items."""
+    users: dict[str, Sequence[str]]
+    """Text columns of the users."""
 
 
 @dataclass
@@ -55,61 +76,57 @@ class MetadataWriter:
     """Of the sample of titles, for a user with more items."""
     guarded: Counter[str] = field(default_factory=Counter)
     """See ProfileWriter."""
-    _neutral: tuple[Dataset, Dataset] | None = field(default=None, repr=False)
+    _neutral: tuple[Dataset, Neutral] | None = field(default=None, repr=False)
 
     @property
     def account(self) -> None:
         """None: nobody was asked."""
         return None
 
-    def write_items(self, training: Dataset) -> Profiles:
+    def write_items(self, training: Dataset) -> Texts:
         """Title and text columns of each item: "Toy Story. Release year: 1995. Genres: Animation, Comedy."
 
         None for an item with neither a title of its own nor text. (num_items,)
         """
-        training = self._neutralised(training)
-        columns = training.item_text_columns
-        rows = zip(titles_of(training), *(training.items[name] for name in columns), strict=True)
-        return [_join([title, *map(labelled, columns, values)], self.max_words) for title, *values in rows]
+        neutral = self._neutralised(training)
+        rows = zip(neutral.titles, *neutral.items.values(), strict=True)
+        return Texts(_join([title, *map(labelled, neutral.items, values)], self.max_words) for title, *values in rows)
 
-    def write_users(self, training: Dataset, item_profiles: Sequence[str | None]) -> Profiles:
+    def write_users(self, training: Dataset, item_profiles: Sequence[str | None]) -> Texts:
         """Own text columns of each user, a summary of the text columns of the user's items, and some of their titles.
 
         None for a user with neither text nor items that have any. (num_users,)
         """
-        training = self._neutralised(training)
-        columns = training.user_text_columns
-        titles = titles_of(training)
-        attributes = [attribute(name, training.items[name].tolist()) for name in training.item_text_columns]
-        chosen = training.interactions.sort_values([USER, ITEM]).groupby(USER)[ITEM].agg(list).to_dict()
-        rows = zip(training.users[USER], training.users[USER_ID], *(training.users[name] for name in columns), strict=True)
-        profiles: Profiles = []
-        for user, user_id, *values in rows:
-            items = chosen.get(user, [])
-            own = map(labelled, columns, values)
+        neutral = self._neutralised(training)
+        attributes = [attribute(name, texts) for name, texts in neutral.items.items()]
+        chosen = ItemsOfUsers(training)
+
+        def profile(user: int, user_id: str, *values: str) -> str | None:
+            items = chosen.of(user)
+            own = map(labelled, neutral.users, values)
             tastes = (summary(found, items) for found in attributes)
-            named = [titles[item] for item in items if titles[item]]
+            named = [title for item in items if (title := neutral.titles[item])]
             examples = _examples(named, self.max_user_items, self.seed, user_id)
-            profiles.append(_join([*own, *tastes, examples], self.max_words))
-        return profiles
+            return _join([*own, *tastes, examples], self.max_words)
+
+        return Texts(map(profile, training.users[USER], training.users[USER_ID], *neutral.users.values()))
 
     def write_references(self, training: Dataset) -> list[Reference]:
         """None: without evidence there is nothing to repeat."""
         return []
 
-    def columns(self, training: Dataset, side: Side) -> dict[str, list[Any]]:
+    def columns(self, training: Dataset, side: Side) -> dict[str, Iterable[Any]]:
         """None."""
         return {}
 
-    def _neutralised(self, training: Dataset) -> Dataset:
-        """The data with all texts neutralised: once, for items and users are written of the same."""
+    def _neutralised(self, training: Dataset) -> Neutral:
         if self._neutral is None or self._neutral[0] is not training:
             self._neutral = training, neutralised(training, self.guarded)
         return self._neutral[1]
 
 
-def neutralised(training: Dataset, guarded: Counter[str]) -> Dataset:
-    """The data set with every title and text neutralised, and nothing in the place of what was taken out.
+def neutralised(training: Dataset, guarded: Counter[str]) -> Neutral:
+    """Every title and text of the data neutralised, and nothing in the place of what was taken out.
 
     Args:
         training: the data.
@@ -121,27 +138,56 @@ def neutralised(training: Dataset, guarded: Counter[str]) -> Dataset:
         guarded.update(removed)
         return " ".join(text.replace(REMOVED, " ").split())
 
-    titles = zip(titles_of(training), training.items[TITLE], strict=True)
-    items = training.items.assign(**{TITLE: [neutral(own) if own else title for own, title in titles]})
-    for name in training.item_text_columns:
-        items[name] = [neutral(value) for value in training.items[name]]
-    users = training.users.assign(**{name: [*map(neutral, training.users[name])] for name in training.user_text_columns})
-    return replace(training, items=items, users=users)
+    def texts(values: Iterable[str]) -> Sequence[str]:
+        return cast(Sequence[str], Texts(values))  # "" and never None
+
+    titles = zip(map(neutral, titles_of(training)), training.items[ITEM_ID], strict=True)
+    return Neutral(
+        texts("" if title == item_id else title for title, item_id in titles),
+        {name: texts(map(neutral, training.items[name])) for name in training.item_text_columns},
+        {name: texts(map(neutral, training.users[name])) for name in training.user_text_columns},
+    )
+
+
+class ItemsOfUsers:
+    """The training items of each user, as arrays and not as lists."""
+
+    def __init__(self, training: Dataset) -> None:
+        self._matrix = training.matrix()
+
+    def of(self, user: int) -> list[int]:
+        """Rows of the items, sorted."""
+        start, end = self._matrix.indptr[user : user + 2]
+        items: list[int] = self._matrix.indices[start:end].tolist()
+        return items
 
 
 def attribute(name: str, texts: Sequence[str]) -> Attribute:
     """What a column of item texts (num_items,) holds: numbers, values that repeat among items (genres), or free text."""
-    told = [text for text in texts if text]
-    if told and all(_is_number(text) for text in told):
-        return Attribute(name, "number", [[text] if text else [] for text in texts], {})
-    values = [distinct(_LIST.split(text)) for text in texts]
-    every = [value for listed in values for value in listed]
-    short = sum(len(value.split()) for value in every) <= _MAX_VALUE_WORDS * len(every)
-    if every and short and len(set(every)) <= _MAX_DISTINCT * len(every):
-        return Attribute(name, "values", values, {})
-    words = [distinct(_WORD.findall(text.casefold())) for text in texts]
-    seen = Counter(word for listed in words for word in listed)
-    return Attribute(name, "words", words, {word: math.log(len(texts) / count) for word, count in seen.items()})
+    told = numbers = values = words = 0
+    for text in texts:
+        listed = _parts("values", text)
+        told += bool(text)
+        numbers += _is_number(text)
+        values += len(listed)
+        words += sum(len(value.split()) for value in listed)
+    if told and numbers == told:
+        return Attribute(name, "number", texts)
+    if values and words <= _MAX_VALUE_WORDS * values:  # else it is free text, whose parts are too many to be counted
+        different = {value for text in texts for value in _parts("values", text)}
+        if len(different) <= _MAX_DISTINCT * values:
+            return Attribute(name, "values", texts)
+    return Attribute(name, "words", texts)
+
+
+def _parts(kind: Literal["number", "values", "words"], text: str) -> list[str]:
+    match kind:
+        case "number":
+            return [text] if text else []
+        case "values":
+            return distinct(_LIST.split(text))
+        case "words":
+            return distinct(_WORD.findall(text.casefold()))
 
 
 def summary(found: Attribute, items: Sequence[int]) -> str:
@@ -151,7 +197,7 @@ def summary(found: Attribute, items: Sequence[int]) -> str:
         found: the column.
         items: rows of the items.
     """
-    listed = [value for item in items for value in found.by_item[item]]
+    listed = [value for item in items for value in found.of(item)]
     if found.kind == "number":
         return labelled(found.name, _range(listed))
     counts = Counter(listed)

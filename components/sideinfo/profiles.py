@@ -1,16 +1,15 @@
 """The interface of everything that writes profile texts."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 from components.ingest.dataset import Dataset
-
-Profiles = list[str | None]
-"""A text per vocabulary row; None where nothing is known."""
+from components.sideinfo.ondisk import Quarantine, Texts
 
 Side = Literal["item", "user"]
+SIDES: tuple[Side, ...] = get_args(Side)
 
 
 @dataclass(frozen=True)
@@ -22,20 +21,6 @@ class Reference:
     """The class of items or segment of users that was named, such as "Genres: Drama"; "" when nothing was."""
     profile: str | None
     """None where no answer could be used."""
-
-
-@dataclass(frozen=True)
-class Quarantined:
-    """A row without a profile although something is known of it."""
-
-    side: str
-    raw_id: str
-    """Of the item or user; of a reference its group."""
-    reason: str
-    attempts: int
-    """Answers that were looked at; 0 when none came."""
-    answer: str
-    """Beginning of the last answer, neutralised."""
 
 
 @dataclass
@@ -60,7 +45,7 @@ class Account:
     """Wall-clock time of asking."""
     rejected: Counter[str] = field(default_factory=Counter)
     """Answers that were not used, by reason."""
-    quarantine: list[Quarantined] = field(default_factory=list)
+    quarantine: Quarantine = field(default_factory=Quarantine)
     exact_tokens: bool = False
     """Whether budgets were kept with the model's own tokenizer."""
 
@@ -97,18 +82,18 @@ class ProfileWriter(Protocol):
         """What an LLM was asked so far; None where no LLM writes, and the report says so."""
         ...
 
-    def write_items(self, training: Dataset) -> Profiles:
-        """Profiles of the items, num_items texts."""
+    def write_items(self, training: Dataset) -> Texts:
+        """Profiles of the items, num_items texts; None where nothing is known."""
         ...
 
-    def write_users(self, training: Dataset, item_profiles: Sequence[str | None]) -> Profiles:
-        """Profiles of the users, num_users texts; `item_profiles` is what `write_items` gave."""
+    def write_users(self, training: Dataset, item_profiles: Sequence[str | None]) -> Texts:
+        """Profiles of the users, num_users texts; `item_profiles` is what `write_items` gave, read by row."""
         ...
 
     def write_references(self, training: Dataset) -> list[Reference]:
         """What is written without evidence: of nothing, and of each class of items and segment of users; [] without an LLM."""
         ...
 
-    def columns(self, training: Dataset, side: Side) -> dict[str, list[Any]]:
-        """What else is known of the rows written, by name of the column."""
+    def columns(self, training: Dataset, side: Side) -> dict[str, Iterable[Any]]:
+        """What else is known of the rows written, by name of the column; each in the order of the rows, to be read once."""
         ...

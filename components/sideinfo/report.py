@@ -1,20 +1,35 @@
 """What the stage says of itself: who wrote, how much was covered, what was set aside and what it cost."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from components.artifacts import write_json
 from components.ids import ITEM_ID, TITLE, USER_ID
 from components.ingest.dataset import Dataset
 from components.pages import templates
-from components.sideinfo.profiles import Account, Profiles, Quarantined, Reference
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from components.sideinfo.ondisk import Texts
+from components.sideinfo.profiles import Account, Reference
 
 REPORT_JSON, REPORT_HTML = "report.json", "report.html"
+
+ROW_GROUP = 4096
+"""Rows of a table that are held at once."""
+
+PROFILE_TYPES = {
+    "profile": pa.string(),
+    "tags": pa.list_(pa.string()),
+    "confidence": pa.float64(),
+    "groups": pa.list_(pa.string()),
+}
+"""Of what is written of a row."""
+
+T = TypeVar("T")
 
 _SAMPLES = 20  # rows of the quarantine
 _PROFILES = 5  # of each side
@@ -27,18 +42,21 @@ def write(
     account: Account | None,
     guarded: Mapping[str, int],
     references: Sequence[Reference],
-    texts: Mapping[str, Profiles],
+    profiles: Mapping[str, Texts],
 ) -> None:
     """Writes report.json and report.html; without an LLM they depend on the data and settings alone."""
-    items = zip(dataset.items[TITLE] + " (" + dataset.items[ITEM_ID] + ")", texts["items"], strict=True)
-    users = zip(dataset.users[USER_ID], texts["users"], strict=True)
+    items = zip(zip(dataset.items[TITLE], dataset.items[ITEM_ID], strict=True), profiles["items"], strict=True)
+    users = zip(dataset.users[USER_ID], profiles["users"], strict=True)
     told = {
         "dataset": dataset.name,
         "facts": dict(facts),
-        "profiles": {"items": _spread(items), "users": _spread(users)},
+        "profiles": {
+            "items": [(f"{title} ({item_id})", text) for (title, item_id), text in _spread(items, profiles["items"].known())],
+            "users": _spread(users, profiles["users"].known()),
+        },
         "rejected": dict(account.rejected.most_common()) if account else {},
         "guarded": dict(sorted(guarded.items(), key=lambda pair: (-pair[1], pair[0]))),
-        "quarantine": [asdict(row) for row in _by_reason(account.quarantine)] if account else [],
+        "quarantine": [asdict(row) for row in account.quarantine.samples(_SAMPLES)] if account else [],
         "references": [asdict(reference) for reference in references],
     }
     write_json(built / REPORT_JSON, told)
@@ -48,36 +66,27 @@ def write(
     (built / REPORT_HTML).write_text(page, encoding="utf-8")
 
 
-def references_table(references: Sequence[Reference]) -> "pa.Table":
+def references_table(references: Sequence[Reference]) -> pa.Table:
     """Columns side, group ("" where nothing was named), profile (null without an answer)."""
-    import pyarrow as pa
-
     names = ("side", "group", "profile")
     return pa.table({name: pa.array([getattr(row, name) for row in references], pa.string()) for name in names})
 
 
-def quarantine_table(account: Account) -> "pa.Table":
+def write_quarantine(account: Account, path: Path) -> None:
     """Columns side, raw_id, reason, attempts, answer (beginning of the last one, neutralised)."""
-    import pyarrow as pa
-
-    fields = {"side": pa.string(), "raw_id": pa.string(), "reason": pa.string(), "attempts": pa.int32(), "answer": pa.string()}
-    rows = [asdict(row) for row in account.quarantine]
-    return pa.Table.from_pylist(sorted(rows, key=lambda row: (row["side"], row["raw_id"])), pa.schema(fields))
+    columns = {"side": pa.string(), "raw_id": pa.string(), "reason": pa.string(), "attempts": pa.int32(), "answer": pa.string()}
+    write_table(path, pa.schema(columns), (asdict(row) for row in account.quarantine))
 
 
-def _spread(pairs: Any) -> list[tuple[str, str]]:
-    """Some rows with a profile, from the first to the last."""
-    told = [(name, text) for name, text in pairs if text]
-    return told[:: max(1, len(told) // _PROFILES)][:_PROFILES]
+def write_table(path: Path, schema: pa.Schema, rows: Iterable[dict[str, Any]]) -> None:
+    """A Parquet file, of which no more than a row group is held in memory."""
+    waiting = iter(rows)
+    with pq.ParquetWriter(path, schema) as file:
+        for group in iter(lambda: list(islice(waiting, ROW_GROUP)), []):
+            file.write_batch(pa.RecordBatch.from_pylist(group, schema))
 
 
-def _by_reason(quarantine: Sequence[Quarantined]) -> list[Quarantined]:
-    """Samples with as many different reasons as there are."""
-    seen: dict[str, int] = {}
-    ranked = []
-    for row in quarantine:
-        seen[row.reason] = seen.get(row.reason, 0) + 1
-        ranked.append((seen[row.reason], row))
-    return [
-        row for _, row in sorted(ranked, key=lambda pair: (pair[0], pair[1].reason, pair[1].side, pair[1].raw_id))[:_SAMPLES]
-    ]
+def _spread(pairs: Iterable[tuple[T, str | None]], known: int) -> list[tuple[T, str | None]]:
+    """Some rows with a profile, from the first to the last of as many as are known."""
+    step = max(1, known // _PROFILES)
+    return list(islice((pair for pair in pairs if pair[1] is not None), 0, step * _PROFILES, step))

@@ -11,7 +11,7 @@ from components.sideinfo.config import SAMPLE, SAMPLE_ROOT, SideinfoConfig
 if TYPE_CHECKING:
     import pandas as pd
 
-    from components.sideinfo.profiles import Profiles, ProfileWriter, Side
+    from components.sideinfo.profiles import ProfileWriter, Side
 
 STAGE = Stage("sideinfo", version=4)
 
@@ -63,47 +63,46 @@ def _build(built: Path, config: SideinfoConfig, storage_root: str, ingest: Manif
     text_encoder = encoder.TextEncoder(config)  # before the texts: a wrong name is told at once
     dataset = Dataset.load(ingest.path())
     training = dataset.only(TRAIN)
-    items = writer.write_items(training)
-    users = writer.write_users(training, items)
+    profiles = {"items": (items := writer.write_items(training)), "users": writer.write_users(training, items)}
     references = writer.write_references(training)
-    tables: tuple[tuple[str, Side, str, str, pd.DataFrame, Profiles], ...] = (
-        ("items", "item", ITEM, ITEM_ID, dataset.items, items),
-        ("users", "user", USER, USER_ID, dataset.users, users),
+    tables: tuple[tuple[str, Side, str, str, pd.DataFrame], ...] = (
+        ("items", "item", ITEM, ITEM_ID, dataset.items),
+        ("users", "user", USER, USER_ID, dataset.users),
     )
-    for name, side, row, raw_id, frame, profiles in tables:
-        columns = {
-            row: pa.array(frame[row].to_numpy(), pa.int32()),
-            raw_id: pa.array(frame[raw_id], pa.string()),
-            encoder.PROFILE: pa.array(profiles, pa.string()),
-        }
-        pq.write_table(pa.table(columns | writer.columns(training, side)), built / f"{name}.parquet")
-        if missing := profiles.count(None):
-            instead = "the model learns what stands for it" if missing < len(profiles) else "the model does without"
+    for name, side, row, raw_id, frame in tables:
+        texts = profiles[name]
+        columns = {row: frame[row], raw_id: frame[raw_id], encoder.PROFILE: texts, **writer.columns(training, side)}
+        types = {row: pa.int32(), raw_id: pa.string(), **report.PROFILE_TYPES}
+        rows = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
+        report.write_table(built / f"{name}.parquet", pa.schema({column: types[column] for column in columns}), rows)
+        if missing := len(texts) - texts.known():
+            instead = "the model learns what stands for it" if missing < len(texts) else "the model does without"
             emit(
                 "warning",
                 stage=STAGE.name,
-                message=f"{missing} of {len(profiles)} {name} have no text: no profile; {instead}",
+                message=f"{missing} of {len(texts)} {name} have no text: no profile; {instead}",
             )
+    embedded = list(profiles)
     if writer.account:
         pq.write_table(report.references_table(references), built / REFERENCES_FILE)
-    texts = {"items": items, "users": users}
     if references:
-        texts["references"] = [reference.profile for reference in references]
-    with progress(STAGE.name, sum(len(listed) - listed.count(None) for listed in texts.values()), "texts") as bar:
-        arrays = encoder.embed(text_encoder, {name: built / f"{name}.parquet" for name in texts}, bar.advance)
+        embedded.append("references")
+    known = sum(texts.known() for texts in profiles.values()) + sum(one.profile is not None for one in references)
+    with progress(STAGE.name, known, "texts") as bar:
+        arrays = encoder.embed(text_encoder, {name: built / f"{name}.parquet" for name in embedded}, bar.advance)
     save_file(arrays, built / EMBEDDINGS_FILE)
     facts: dict[str, Any] = {
         "backend": config.backend,
         "llm": writer.account is not None,
         "encoder": config.encoder,
         "dim": arrays["items"].shape[1],
-        "items_without_profile": items.count(None),
-        "users_without_profile": users.count(None),
+        "items_without_profile": len(profiles["items"]) - profiles["items"].known(),
+        "users_without_profile": len(profiles["users"]) - profiles["users"].known(),
     }
     if account := writer.account:
         facts |= {"model": config.model, "references": len(references), **account.facts(config.price_in, config.price_out)}
-        pq.write_table(report.quarantine_table(account), built / QUARANTINE_FILE)
-    report.write(built, dataset, facts, account, writer.guarded, references, texts)
+        report.write_quarantine(account, built / QUARANTINE_FILE)
+    report.write(built, dataset, facts, account, writer.guarded, references, profiles)
     return facts
 
 

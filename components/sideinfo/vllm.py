@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from components.errors import ConfigError, LLMError
@@ -47,7 +48,7 @@ class VLLMBackend:
             )
 
     def answers(self, requests: Iterable[Request], decoding: Decoding) -> Iterator[Answer]:
-        """See Backend. The requests are held by Ray, which puts on disk what its memory has no room for.
+        """See Backend. The requests are read first and held by Ray, which puts on disk what its memory has no room for.
 
         Answers come a batch at a time; of those that came nothing is lost when this process dies. An engine that dies is
         started again and its batches with it.
@@ -56,14 +57,14 @@ class VLLMBackend:
             ConfigError: there are fewer GPUs than one engine needs.
             LLMError: the engines do not start, or end for good.
         """
-        rows = [{"key": request.key, "system": request.system, "data": request.data} for request in requests]
-        if not rows:
+        waiting = iter(requests)
+        if (first := next(waiting, None)) is None:
             return
         self._join()
         from ray.exceptions import RayError
 
         try:
-            for row in self._processed(rows, decoding).iter_rows():
+            for row in self._processed(chain([first], waiting), decoding).iter_rows():
                 yield answer(row, decoding.max_tokens)
         except RayError as error:
             raise LLMError(
@@ -89,7 +90,8 @@ class VLLMBackend:
         # of a local Ray: room on its own books, so that no engine waits for the steps around it
         join_ray(num_cpus=most * _CPU_STEPS * 2 + _CPU_STEPS, num_gpus=gpus)
 
-    def _processed(self, rows: list[dict[str, str]], decoding: Decoding) -> "Dataset":
+    def _processed(self, requests: Iterable[Request], decoding: Decoding) -> "Dataset":
+        import pyarrow as pa
         import ray
         from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
@@ -114,7 +116,9 @@ class VLLMBackend:
             placement_group_config={"bundle_per_worker": {"CPU": 1, "GPU": 1 if self.gpus_per_engine else 0}},
             should_continue_on_error=True,
         )
-        blocks = -(-len(rows) // min(self.batch_size, MAX_BLOCK))
+        waiting = ({"key": request.key, "system": request.system, "data": request.data} for request in requests)
+        blocks = iter(lambda: list(islice(waiting, min(self.batch_size, MAX_BLOCK))), [])
+        refs: list[Any] = [ray.put(pa.Table.from_pylist(block)) for block in blocks]
         sampling = sampling_params(decoding)
         processor = build_processor(
             config,
@@ -124,7 +128,7 @@ class VLLMBackend:
             },
             postprocess=lambda row: {name: row[name] for name in ("key", *_COLUMNS)},
         )
-        return processor(ray.data.from_items(rows, override_num_blocks=blocks))
+        return processor(ray.data.from_arrow_refs(refs))
 
 
 _COLUMNS = ("generated_text", "num_input_tokens", "num_generated_tokens")

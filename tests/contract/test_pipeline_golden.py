@@ -75,14 +75,15 @@ def test_presets_differ_in_placement_and_settings_and_not_in_the_steps() -> None
     assert "retryPolicy" not in local.spec["root"]["dag"]["tasks"]["train"]
 
 
-def test_a_gpu_is_asked_for_with_the_toleration_that_its_node_needs() -> None:
+@pytest.mark.parametrize("stage", ["sideinfo", "train"])
+def test_a_gpu_is_asked_for_with_the_toleration_that_its_node_needs(stage: str) -> None:
     pipeline = compiled("gpu")
-    accelerator = executors(pipeline)["train"]["resources"]["accelerator"]
+    accelerator = executors(pipeline)[stage]["resources"]["accelerator"]
     assert (accelerator["resourceType"], accelerator["resourceCount"]) == ("nvidia.com/gpu", "1")
     assert "accelerator" not in executors(pipeline)["ingest"]["resources"]
     assert pipeline.platforms is not None
     settings = pipeline.platforms["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
-    assert settings["exec-train"]["tolerations"] == [{"effect": "NoSchedule", "key": "nvidia.com/gpu", "operator": "Exists"}]
+    assert settings[f"exec-{stage}"]["tolerations"] == [{"effect": "NoSchedule", "key": "nvidia.com/gpu", "operator": "Exists"}]
     assert "exec-ingest" not in settings
 
 
@@ -100,8 +101,9 @@ def test_spot_nodes_are_for_steps_that_are_tried_again_and_not_for_those_that_wa
 
 
 def test_a_step_that_waits_for_a_ray_job_asks_for_none_of_its_gpus() -> None:
-    assert "accelerator" in executors(compiled("gpu"))["train"]["resources"]
-    assert "accelerator" not in executors(compiled("cluster,gpu"))["train"]["resources"]
+    for stage in ("sideinfo", "train"):
+        assert "accelerator" in executors(compiled("gpu"))[stage]["resources"]
+        assert "accelerator" not in executors(compiled("cluster,gpu"))[stage]["resources"]
 
 
 def test_a_task_whose_work_a_rayjob_does_knows_its_run_its_pod_and_the_templates() -> None:

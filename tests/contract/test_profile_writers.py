@@ -1,7 +1,7 @@
 """Every backend passes the inherited suite, and none is left out."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
@@ -12,7 +12,7 @@ from components.errors import ConfigError, LLMError
 from components.ids import TRAIN
 from components.ingest.dataset import Dataset
 from components.sideinfo import vllm
-from components.sideinfo.backends import Answer
+from components.sideinfo.backends import Answer, Request
 from components.sideinfo.config import SideinfoConfig
 from components.sideinfo.profiles import ProfileWriter
 from components.sideinfo.stage import make_writer
@@ -51,13 +51,13 @@ class TestOpenAI(WriterContract):
 class Written:
     """Stands in for Ray's data set; the real one is in tests/integration/test_vllm.py."""
 
-    def __init__(self, rows: list[dict[str, str]]) -> None:
-        self._rows = rows
+    def __init__(self, requests: Iterable[Request]) -> None:
+        self._requests = list(requests)
 
     def iter_rows(self) -> Iterator[dict[str, Any]]:
-        for row in reversed(self._rows):  # in no order that could be relied on
-            text = json.dumps(profile_of(Asked(row["system"], row["data"], {}, {})))
-            yield {"key": row["key"], "generated_text": text, "num_input_tokens": 100, "num_generated_tokens": 20}
+        for request in reversed(self._requests):  # in no order that could be relied on
+            text = json.dumps(profile_of(Asked(request.system, request.data, {}, {})))
+            yield {"key": request.key, "generated_text": text, "num_input_tokens": 100, "num_generated_tokens": 20}
 
 
 class TestVLLM(WriterContract):
@@ -67,7 +67,7 @@ class TestVLLM(WriterContract):
     def _written(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(vllm, "find_spec", lambda name: name)
         monkeypatch.setattr(VLLMBackend, "_join", lambda backend: None)
-        monkeypatch.setattr(VLLMBackend, "_processed", lambda backend, rows, decoding: Written(rows))
+        monkeypatch.setattr(VLLMBackend, "_processed", lambda backend, requests, decoding: Written(requests))
 
     def make(self, root: Path, **settings: Any) -> ProfileWriter:
         return make_writer(SideinfoConfig(backend="vllm", model="tiny", **settings), str(root))
@@ -149,14 +149,21 @@ class Recorded:
 
     def __getattr__(self, name: str) -> Any:
         def replayed(*arguments: Any) -> Any:
-            expected = getattr(self._first, name)(*arguments)
+            expected = _read(getattr(self._first, name)(*arguments))
             asked = len(self._server.asked)
-            found = getattr(self._replay, name)(*arguments)
+            found = _read(getattr(self._replay, name)(*arguments))
             assert found == expected
             assert len(self._server.asked) == asked
             return found
 
         return replayed
+
+
+def _read(given: Any) -> Any:
+    """Texts and columns as lists, which are equal when they hold the same."""
+    if isinstance(given, dict):
+        return {name: list(values) for name, values in given.items()}
+    return list(given)
 
 
 def test_replay_says_what_to_do_about_a_missing_row_or_sets_it_aside(tmp_path: Path) -> None:
@@ -165,7 +172,7 @@ def test_replay_says_what_to_do_about_a_missing_row_or_sets_it_aside(tmp_path: P
     with pytest.raises(LLMError, match=r"backend 'replay': the cache has no answer of model 'tiny'.*replay_missing=quarantine"):
         make_writer(config, str(tmp_path)).write_items(training)
     writer = make_writer(config.model_copy(update={"replay_missing": "quarantine", "min_coverage": 0.0}), str(tmp_path))
-    assert writer.write_items(training) == [None] * 5
+    assert list(writer.write_items(training)) == [None] * 5
     assert writer.account is not None
     assert (writer.account.asked, writer.account.unanswered) == (0, 4)
     assert {row.reason for row in writer.account.quarantine} == {"not in the cache"}
@@ -177,11 +184,11 @@ def test_answers_can_lie_below_another_root_which_a_replay_only_reads(tmp_path: 
     training = Dataset.load(write_ingest(tmp_path, SMALL).path()).only(TRAIN)
     with llm_server() as server:
         asking = SideinfoConfig(backend="openai", model="tiny", base_url=server.base_url, answers=str(tmp_path / "shared"))
-        first = make_writer(asking, str(tmp_path / "one")).write_items(training)
+        first = list(make_writer(asking, str(tmp_path / "one")).write_items(training))
     assert not (tmp_path / "one").exists()
     before = sorted(tmp_path.rglob("*"))
     replaying = SideinfoConfig(backend="replay", model="tiny", answers=str(tmp_path / "shared"))
-    assert make_writer(replaying, str(tmp_path / "two")).write_items(training) == first
+    assert list(make_writer(replaying, str(tmp_path / "two")).write_items(training)) == first
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -9,8 +9,10 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, get_args
 
 import pyarrow.parquet as pq
 import pytest
@@ -19,6 +21,8 @@ from safetensors.numpy import load_file
 from components.artifacts import Manifest, Store
 from components.errors import ConfigError, LLMError
 from components.sideinfo import encoder
+from components.sideinfo.component import sideinfo
+from components.sideinfo.config import SideinfoConfig
 from components.sideinfo.stage import run
 from tests.llm_server import Asked, Behaviour, Handler, LLMServer, completion, good, llm_server, profile_of, wait_until
 from tests.sideinfo_parents import Small, write_ingest
@@ -59,8 +63,8 @@ def server() -> Iterator[LLMServer]:
         yield llm
 
 
-def stage(root: Path, server: LLMServer, **settings: Any) -> Manifest:
-    return run({**SETTINGS, "base_url": server.base_url, **settings}, str(root), ingest=write_ingest(root, WORLD))
+def stage(root: Path, server: LLMServer, world: Small = WORLD, **settings: Any) -> Manifest:
+    return run({**SETTINGS, "base_url": server.base_url, **settings}, str(root), ingest=write_ingest(root, world))
 
 
 def again(root: Path, done: Manifest, server: LLMServer, **settings: Any) -> Manifest:
@@ -344,17 +348,25 @@ def test_a_server_that_dies_half_way_loses_no_finished_row(tmp_path: Path, serve
 
 
 _RUN = """
-import json, sys
-from components.sideinfo import encoder
-from tests.contract.test_sideinfo_server import WORLD, run, write_ingest
+import json, logging, signal, sys
+from components.sideinfo import encoder, vllm
+from tests.contract.test_profile_writers import Written
+from tests.contract.test_sideinfo_server import TOLD, run, write_ingest
 from tests.unit.test_sideinfo_stage import HashEncoder
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests may have it ignored
+logging.basicConfig(level=logging.INFO)  # libraries tell what they can
 encoder.load = lambda name, truncate_dim: HashEncoder()
-run(json.loads(sys.argv[2]), sys.argv[1], ingest=write_ingest(sys.argv[1], WORLD))
+vllm.find_spec = lambda name: name
+vllm.VLLMBackend._join = lambda backend: None
+vllm.VLLMBackend._processed = lambda backend, requests, decoding: Written(requests)
+run(json.loads(sys.argv[2]), sys.argv[1], ingest=write_ingest(sys.argv[1], TOLD))
 """
+TOLD = replace(WORLD, name="told", users={"about": [f"Collects stamps number {row} of Peru since then" for row in range(6)]})
+"""With something that users say of themselves."""
 
 
 def process(root: Path, server: LLMServer, **settings: Any) -> "subprocess.Popen[str]":
-    """The stage in a process of its own."""
+    """The stage in a process of its own, with all that is told at level INFO; vLLM's engines are stood in for."""
     config = json.dumps({**SETTINGS, "base_url": server.base_url, **settings})
     environment = os.environ | {"PYTHONPATH": os.getcwd(), "LLM_KEY": "sk-very-secret"}
     command = [sys.executable, "-c", _RUN, str(root), config]
@@ -367,8 +379,8 @@ def journal_lines(root: Path) -> int:
     return sum(len(path.read_text(encoding="utf-8").splitlines()) - 1 for path in journals)
 
 
-def killed_half_way(root: Path, server: LLMServer, half: int) -> None:
-    """SIGKILLs the stage once it has been given `half` answers, while it waits for others."""
+def ended_half_way(root: Path, server: LLMServer, half: int, by: signal.Signals) -> None:
+    """Ends the stage once it has been given `half` answers, while it waits for others, which are nobody's afterwards."""
 
     def stalls(handler: Handler, asked: Asked) -> None:
         with handler.server.llm.lock:
@@ -376,41 +388,61 @@ def killed_half_way(root: Path, server: LLMServer, half: int) -> None:
         if allowed:
             good(handler, asked)
         else:
-            handler.hang()
+            handler.outlast()
 
     server.behaviour = stalls
     child = process(root, server, request_timeout=60.0)
     try:
-        wait_until(lambda: journal_lines(root) == half)
+        wait_until(lambda: journal_lines(root) == half and len(server.asked) == half + SETTINGS["concurrency"], 60)
+        child.send_signal(by)
+        child.communicate(timeout=30)
     finally:
         child.kill()
         child.communicate()
-    assert child.returncode == -signal.SIGKILL
+    assert child.returncode == -by
+    wait_until(lambda: server.abandoned == SETTINGS["concurrency"])
 
 
-def test_a_killed_run_goes_on_and_asks_exactly_the_remainder(tmp_path: Path, server: LLMServer) -> None:
+@pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda by: by.name)
+def test_a_run_that_is_ended_goes_on_and_asks_exactly_the_remainder(
+    tmp_path: Path, server: LLMServer, by: signal.Signals
+) -> None:
     half = REQUESTS // 2
     assert half < NUM_ITEMS
-    killed_half_way(tmp_path / "killed", server, half)
+    root = tmp_path / "ended"
+    ended_half_way(root, server, half, by)
+    if by == signal.SIGINT:  # there was time to make a shard of the journal and to clear up
+        assert not [path for name in ("answers/.work-journals", "sideinfo") for path in (root / name).iterdir()]
     answered = {asked.data for asked in server.asked[:half]}
     server.behaviour, server.asked = good, []
-    done = stage(tmp_path / "killed", server)
+    done = stage(root, server, world=TOLD)
     assert len(server.asked) == REQUESTS - half
     assert not answered & {asked.data for asked in server.asked if "Title" in asked.data}
     assert (done.facts["cached"], done.facts["asked"]) == (half, REQUESTS - half)
-    whole = stage(tmp_path / "whole", server)
+    assert not list((root / "answers" / ".work-journals").iterdir())
+    whole = stage(tmp_path / "whole", server, world=TOLD)
     for name in ("items.parquet", "users.parquet", "references.parquet", "embeddings.safetensors"):
         assert whole.files[name] == done.files[name]
 
 
-def test_neither_key_nor_prompt_nor_texts_are_logged_or_stored_with_the_settings(tmp_path: Path, server: LLMServer) -> None:
+@pytest.mark.parametrize("backend", get_args(SideinfoConfig.model_fields["backend"].annotation))
+def test_neither_key_nor_prompt_nor_texts_are_logged_or_stored_with_the_settings(
+    tmp_path: Path, server: LLMServer, backend: str
+) -> None:
+    if backend == "replay":
+        stage(tmp_path, server, world=TOLD)
     server.behaviour = only_for(fails(500), {"Film 3"})
-    child = process(tmp_path, server, api_key_env="LLM_KEY")
-    output, _ = child.communicate(timeout=60)
+    child = process(tmp_path, server, backend=backend, api_key_env="LLM_KEY")
+    try:
+        output, _ = child.communicate(timeout=240)
+    finally:
+        child.kill()
     assert child.returncode == 0, output
-    assert {asked.headers["authorization"] for asked in server.asked} == {"Bearer sk-very-secret"}
-    assert "stage done" in output
-    for secret in ("sk-very-secret", "Film ", "Enjoyed by", "recommender system", "secret text of the server"):
+    if backend == "openai":
+        assert {asked.headers["authorization"] for asked in server.asked} == {"Bearer sk-very-secret"}
+    last = json.loads(output.splitlines()[-1])
+    assert (last["stage"], last["event"]) == ("sideinfo", "stage done")
+    for secret in ("sk-very-secret", "Film ", "stamps", "Enjoyed by", "recommender system", "secret text of the server"):
         assert secret not in output
     for path in tmp_path.rglob("*"):
         assert not path.is_file() or b"sk-very-secret" not in path.read_bytes()
@@ -492,3 +524,22 @@ def test_the_report_shows_what_was_set_aside_and_what_is_written_without_evidenc
     items = pq.read_table(done.path() / "items.parquet").to_pylist()
     assert (items[0]["groups"], items[0]["tags"], items[0]["confidence"]) == (["Genres: Comedy"], [], 0.5)
     assert (items[3]["groups"], items[3]["tags"], items[3]["confidence"]) == (["Genres: Drama"], None, None)
+
+
+def test_the_page_in_the_kfp_console_shows_coverage_samples_of_what_was_set_aside_and_the_cost(
+    tmp_path: Path, server: LLMServer
+) -> None:
+    server.behaviour = only_for(says("I'm sorry, but I can't help with that."))
+    config = {**SETTINGS, "base_url": server.base_url, "price_in": 200.0, "price_out": 1000.0}
+    write_ingest(tmp_path, WORLD).write(tmp_path / "ingest.json")
+    places = {name: SimpleNamespace(path=str(tmp_path / name)) for name in ("manifest", "report")}
+    sideinfo.python_func(config, str(tmp_path), ingest=SimpleNamespace(path=str(tmp_path / "ingest.json")), **places)
+    page = Path(places["report"].path).read_text(encoding="utf-8")
+    facts = Manifest.read(places["manifest"].path).facts
+    assert facts["coverage"] == pytest.approx(1 - 3 / REQUESTS, abs=1e-6)
+    told = " ".join(page.split())
+    assert f"{100 * facts['coverage']:.1f} % of {REQUESTS} rows have a profile, 3 were set aside" in told
+    assert f"cost {facts['cost']}" in told
+    assert facts["cost"] > 1
+    for item in ("40", "80", "120"):  # Films 3, 7 and 11
+        assert f"<td>items</td><td>{item}</td><td>refusal</td><td>3</td>" in page

@@ -34,7 +34,8 @@ class TestVLLM(BackendContract):
             for _ in range(5):
                 keep(next(answers))
             answers.close()  # type: ignore[attr-defined]  # a generator
-        known = cache.find(short, {request.key for request in asked})
+        keys = {request.key for request in asked}
+        known = {answer.key: answer for answer in cache.find(short, keys.intersection)}
         assert len(known) == 5
         assert {(answer.finish_reason, answer.tokens_out) for answer in known.values()} == {("length", 4)}
         rest = [request for request in asked if request.key not in known]

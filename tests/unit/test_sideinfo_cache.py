@@ -30,7 +30,8 @@ def record(root: Path | str, listed: list[Answer], space: Space = SPACE) -> None
 
 
 def found(root: Path | str, count: int = 10, space: Space = SPACE, writable: bool = True) -> dict[str, Answer]:
-    return AnswerCache(str(root), writable).find(space, {f"key{number}" for number in range(count)})
+    keys = {f"key{number}" for number in range(count)}
+    return {answer.key: answer for answer in AnswerCache(str(root), writable).find(space, keys.intersection)}
 
 
 @pytest.mark.parametrize("scheme", ["", "file://"])  # a path, and a URI, which is read as a remote store is

@@ -99,5 +99,5 @@ def test_a_full_disk_is_told_and_leaves_no_half_of_a_shard(tmp_path: Path, monke
 
     with pytest.raises(OSError, match="No space left"):
         keeps()
-    assert AnswerCache(str(tmp_path), writable=True).find(SPACE, {"k"}) == {}
+    assert not list(AnswerCache(str(tmp_path), writable=True).find(SPACE, {"k"}.intersection))
     assert not list((tmp_path / "answers").rglob("*.parquet*"))

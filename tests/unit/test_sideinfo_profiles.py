@@ -15,7 +15,7 @@ def _profiles(root: Path, world: Small, **settings: int) -> tuple[list[str | Non
     training = Dataset.load(write_ingest(root, world).path()).only(TRAIN)
     writer = MetadataWriter(**{"max_words": 100, "max_user_items": 10, "seed": 0} | settings)
     items = writer.write_items(training)
-    return items, writer.write_users(training, items)
+    return list(items), list(writer.write_users(training, items))
 
 
 def test_profiles_of_a_small_data_set_are_the_ones_written_by_hand(tmp_path: Path) -> None:
