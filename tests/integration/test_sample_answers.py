@@ -26,7 +26,7 @@ def test_a_shard_is_whole_and_says_who_was_asked_what_and_when(marker: Path) -> 
     assert about["created_at"].startswith("20")
 
 
-def test_the_preset_replays_them_for_most_items_and_asks_nobody(tmp_path: Path) -> None:
+def test_the_preset_replays_them_for_all_items_and_users_and_asks_nobody(tmp_path: Path) -> None:
     settings = load("smollm2")
     data = ingest.run(settings.ingest.model_dump(mode="json"), str(tmp_path))
     training = Dataset.load(data.path()).only(TRAIN)
@@ -34,6 +34,11 @@ def test_the_preset_replays_them_for_most_items_and_asks_nobody(tmp_path: Path) 
     writer = make_writer(settings.sideinfo, str(tmp_path))
     profiles = writer.write_items(training)
     assert MARKERS
-    assert sum(profile is not None for profile in profiles) > 0.5 * training.num_items
+    assert sum(profile is not None for profile in profiles) > 0.9 * training.num_items
     assert all(profile.startswith("People who ") for profile in profiles if profile)
+    writer.write_users(training, profiles)
+    assert writer.write_references(training)
+    account = writer.account
+    assert account is not None
+    assert (account.asked, account.unanswered) == (0, 0)
     assert sorted(SAMPLE_ROOT.rglob("*")) == before
