@@ -15,12 +15,15 @@ import pyarrow.parquet as pq
 import structlog
 
 from components.artifacts import Manifest, Store
-from components.batch.stage import STAGE, TABLE_DIRECTORY
 from components.errors import UserError
 from components.ids import UNKNOWN, USER_ID, Vocabulary
 from serving.approximate import MEASURED_K, Exactness, ScoringArgs, overlap
 from serving.ranking import Candidates, Ranking
 from serving.scorer import Scorer
+
+BATCH = "batch"
+"""Stage that makes them."""
+TABLE_DIRECTORY = "recommendations"
 
 _MEASURED_USERS = 64
 
@@ -92,7 +95,7 @@ def find(storage_root: str, train: str, scorer: Scorer) -> Manifest | None:
     """The table with most rows of what a model answers when nothing else is asked for; None: there is none."""
     tables = [
         table
-        for table in Store(storage_root).outputs(STAGE.name)
+        for table in Store(storage_root).outputs(BATCH)
         if table.parents.get("train") == train
         and table.config["exclude_seen"]
         and table.config["debias"] in (None, scorer.debias_strength)

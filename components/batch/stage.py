@@ -22,10 +22,10 @@ from components.ids import USER_ID
 from components.launch import ray_session
 from components.progress import progress
 from components.tracking import Registry, default_tracking_uri
+from serving.lists import BATCH, TABLE_DIRECTORY
 
-STAGE = Stage("batch", version=1)
+STAGE = Stage(BATCH, version=1)
 
-TABLE_DIRECTORY = "recommendations"
 SCHEMA = pa.schema(
     [
         (USER_ID, pa.string()),
