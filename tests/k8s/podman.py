@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,8 @@ from tests.k8s.manifests import K8S, REPOSITORY
 
 DOCKERFILE = K8S / "images" / "Dockerfile"
 BOOTSTRAP = K8S / "images" / "bootstrap.sh"
+CUDA = "llm"
+"""The image with CUDA's build of torch: not one of the CPU, which may lie beside pip here and fits none of the rest."""
 
 
 def find_base() -> str | None:
@@ -45,7 +47,7 @@ def build(target: str, base: str) -> Image:
     """Builds a target of the Dockerfile; what has not changed since is not built again."""
     tag = f"localhost/cllmr-{target}:under-test"
     more = shlex.split(os.environ.get("CLLMR_IMAGE_BUILD_ARGS", ""))
-    with _pip_of_this_machine() as settings:
+    with _pip_of_this_machine(without=("find-links",) if target == CUDA else ()) as settings:
         command = ["build", "--format", "docker", "--network", "host", "--build-arg", f"BASE={base}", *settings, *more]
         built = _podman(*command, "--target", target, "-t", tag, "-f", str(DOCKERFILE), str(REPOSITORY))
     if built.returncode != 0:
@@ -54,11 +56,12 @@ def build(target: str, base: str) -> Image:
 
 
 @contextmanager
-def _pip_of_this_machine() -> Iterator[list[str]]:
+def _pip_of_this_machine(without: Collection[str]) -> Iterator[list[str]]:
     """Arguments of `podman build` by which pip finds what it finds here, torch as well: this machine may reach no other."""
     listed = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True)
     pairs = [line.split("=", 1) for line in listed.stdout.splitlines()]
-    settings = {name.rsplit(".", 1)[-1]: value.strip("'") for name, value in pairs}
+    named = {name.rsplit(".", 1)[-1]: value.strip("'") for name, value in pairs}
+    settings = {name: value for name, value in named.items() if name not in without}
     places = {Path(word.removeprefix("file://")) for value in settings.values() for word in value.split()}
     # the pages of an index on disk point to files beside it
     mounts = {place.parent if place.name == "simple" else place for place in places if place.is_absolute() and place.exists()}
