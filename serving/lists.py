@@ -64,8 +64,9 @@ def ready_made(
             return None, exactness.model_copy(update={"lists": "missing"})
         lists = read(table, scorer)
         share = measured(lists, scorer)
-    except (UserError, OSError, KeyError, ValueError, pa.ArrowException) as error:
-        log.warning("lists refused", train=train, reason=str(error).splitlines()[0])
+    except Exception as error:  # whatever it is: the thread that asks must go on following the champion
+        reason = error.message if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        log.warning("lists refused", train=train, reason=reason)
         return None, exactness.model_copy(update={"lists": "refused"})
     figures: dict[str, Any] = {"lists": "on" if share >= args.ann_recall else "refused", "lists_recall": share}
     if figures["lists"] == "on":

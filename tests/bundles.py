@@ -1,6 +1,7 @@
 """A tiny valid bundle with numbers one can follow by hand, and a larger random one; shared by the tests."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,26 @@ import numpy.typing as npt
 import scipy.sparse as sp
 from safetensors.numpy import save_file
 
-from components.artifacts import write_json
+from components.artifacts import Manifest, Stage, StageConfig, run_stage, write_json
 from components.cllmr.linear.kernel import NewItems
 from components.cllmr.linear.scores import LinearScores, Standard, as_tensors, joined, strongest
 from components.train.bundle import model_tensors, write_texts
 from components.train.recipe import FittedRecipe, GraphFit
-from serving.scorer import write_golden
+from serving.scorer import BUNDLE_DIRECTORY, write_golden
+
+
+class NoSettings(StageConfig):
+    """Of a train stage that only writes a bundle."""
+
+
+def stored_bundle(root: str, write: Callable[[Path], object]) -> Manifest:
+    """A train artifact below a storage root that holds nothing but the bundle which `write` makes in a directory."""
+
+    def build(directory: Path) -> dict[str, Any]:
+        write(directory / BUNDLE_DIRECTORY)
+        return {}
+
+    return run_stage(Stage("train", 1), NoSettings(), root, {}, build)
 
 
 def graph_alone(graph: GraphFit) -> FittedRecipe:

@@ -24,9 +24,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import httpx
 import numpy as np
@@ -35,11 +35,9 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from components.artifacts import Stage, StageConfig, run_stage
 from components.batch import stage as batch
 from serving.run import free_port, running_endpoint, wait_until_ready
-from serving.scorer import BUNDLE_DIRECTORY
-from tests.bundles import write_factor_bundle
+from tests.bundles import stored_bundle, write_factor_bundle
 
 NUM_USERS, DIM, K, LISTED = 1_000, 64, 20, 100
 CLIENTS = (1, 16, 64)
@@ -192,12 +190,7 @@ def serve(bundle: str, port: int) -> None:
 
 def with_lists(bundle: str, root: str) -> str:
     """Stores the bundle as a train artifact, has its users ranked as ``cllmr batch`` does, and returns its fingerprint."""
-
-    def build(directory: Path) -> dict[str, Any]:
-        shutil.copytree(bundle, directory / BUNDLE_DIRECTORY)
-        return {}
-
-    train = run_stage(Stage("train", 1), StageConfig(), root, {}, build).fingerprint
+    train = stored_bundle(root, partial(shutil.copytree, bundle)).fingerprint
     batch.run({"train": train, "k": LISTED}, root)
     return train
 

@@ -1,7 +1,7 @@
 """Batch scoring over Ray Data: the table is what the endpoint answers, a broken run goes on, and wrong input is named."""
 
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from components.artifacts import Manifest, Stage, StageConfig, Store, fingerprint, run_stage
+from components.artifacts import Manifest, Store, fingerprint
 from components.batch import stage
 from components.batch.config import BatchConfig
 from components.errors import ArtifactError, ConfigError, DataError, LaunchError
@@ -20,15 +20,11 @@ from pipelines.plan import compile_pipeline
 from serving.client import Client
 from serving.run import running_endpoint
 from serving.scorer import Scorer
-from tests.bundles import write_random_bundle
+from tests.bundles import stored_bundle, write_random_bundle
 
 pytestmark = pytest.mark.ray
 
 NUM_USERS = 250
-
-
-class NoSettings(StageConfig):
-    """Of a train stage that only writes a bundle."""
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +34,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def trained(root: str) -> Manifest:
-    def build(directory: Path) -> dict[str, Any]:
-        write_random_bundle(directory / "bundle", num_users=NUM_USERS, num_items=150)
-        return {}
-
-    return run_stage(Stage("train", 1), NoSettings(), root, {}, build)
+    return stored_bundle(root, partial(write_random_bundle, num_users=NUM_USERS, num_items=150))
 
 
 @pytest.fixture(scope="module")

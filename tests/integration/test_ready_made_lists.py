@@ -1,12 +1,13 @@
 """Rankings that batch scoring wrote answer requests: the same ones as the exact ranking, where they hold what is asked for."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from components.artifacts import Manifest, Stage, StageConfig, run_stage
+from components.artifacts import Manifest
 from components.batch import stage
 from components.ids import UNKNOWN
 from serving import lifecycle, lists
@@ -16,7 +17,7 @@ from serving.lists import RankedLists
 from serving.recommender import Recommender
 from serving.schemas import RecommendRequest
 from serving.scorer import Scorer
-from tests.bundles import write_random_bundle
+from tests.bundles import stored_bundle, write_random_bundle
 
 pytestmark = pytest.mark.ray
 
@@ -24,22 +25,19 @@ NUM_USERS, NUM_ITEMS, LENGTH = 80, 150, 30
 LISTS = ScoringArgs(lists=True)
 
 
-class NoSettings(StageConfig):
-    """Of a train stage that only writes a bundle."""
-
-
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(tmp_path_factory.mktemp("store"))
 
 
+def trained(root: str) -> Target:
+    made = stored_bundle(root, partial(write_random_bundle, num_users=NUM_USERS, num_items=NUM_ITEMS))
+    return Target("1", made.fingerprint, root)
+
+
 @pytest.fixture(scope="module")
 def target(root: str) -> Target:
-    def build(directory: Path) -> dict[str, Any]:
-        write_random_bundle(directory / "bundle", num_users=NUM_USERS, num_items=NUM_ITEMS)
-        return {}
-
-    return Target("1", run_stage(Stage("train", 1), NoSettings(), root, {}, build).fingerprint, root)
+    return trained(root)
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +49,16 @@ def batch(target: Target, **settings: Any) -> Manifest:
     return stage.run({"train": target.fingerprint, "users_per_part": 30, "k": LENGTH, **settings}, target.storage_root)
 
 
+def no_memory(*_: object) -> RankedLists:
+    raise MemoryError
+
+
 def marked(found: RankedLists) -> RankedLists:
     """The same lists with scores that tell an answer of theirs from a computed one."""
     return RankedLists(found._rows, found._scores + 1000)
 
 
-def test_no_table_then_one_that_a_running_replica_takes(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_table_then_one_that_a_running_replica_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Told:
         """Remembers what was measured."""
 
@@ -78,7 +80,7 @@ def test_no_table_then_one_that_a_running_replica_takes(target: Target, monkeypa
         def tried(self, before: Target | None, now: Target | None) -> None: ...
 
     monkeypatch.setattr(lifecycle, "LISTS_SECONDS", 0.0)
-    told = Told()
+    target, told = trained(str(tmp_path)), Told()
     follower = Follower([target], lambda: target, told, interval=1, scoring=LISTS)
     assert follower.live.recommender.exactness.lists == "missing"
     batch(target, exclude_seen=False)
@@ -156,10 +158,12 @@ def test_lists_that_are_not_good_enough_and_damaged_ones_are_refused_and_the_mod
 
     file = sorted((table.path() / stage.TABLE_DIRECTORY).glob("part-*.parquet"))[0]
     whole = file.read_bytes()
-    for damage in (whole[:-1] + bytes([whole[-1] ^ 1]), b""):
-        file.write_bytes(damage)
+    for damage in (whole[:-1] + bytes([whole[-1] ^ 1]), b"", None):  # None: whole, and memory is short
+        file.write_bytes(whole if damage is None else damage)
+        if damage is None:
+            monkeypatch.setattr(lists, "read", no_memory)
         recommender = load(target, LISTS).recommender
         assert recommender.exactness.lists == "refused"
         assert recommender.recommend(request, [[]]) == expected
-    file.write_bytes(whole)
+    monkeypatch.undo()
     assert load(target, LISTS).recommender.exactness.lists == "on"
