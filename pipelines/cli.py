@@ -354,7 +354,7 @@ def compile_(
 
     if not kubernetes and (namespace or revision):
         raise ConfigError("--namespace and --revision are for what --kubernetes writes.", "Give --kubernetes as well.")
-    settings = load_config(preset, config, set_, storage)
+    settings = load_config(preset, config, set_, storage, namespace=namespace)
     pipeline = compiled(settings).until(until)
     version = version_name(pipeline, revision or source_revision()) if kubernetes else ""
     text = pipeline.to_kubernetes(version, namespace) if kubernetes else pipeline.to_yaml()

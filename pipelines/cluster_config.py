@@ -12,7 +12,7 @@ class ClusterConfig(BaseModel):
     """URL of the KFP API, with https:// or http://; none: the environment variable KF_PIPELINES_ENDPOINT."""
     ui_host: str | None = None
     """URL of the KFP web interface, for links; none: the host."""
-    namespace: str | None = None
+    namespace: str | None = Field(default=None, max_length=63, pattern="^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
     """Profile namespace, which a multi-user KFP demands; none: a single-user KFP."""
     experiment: str = Field(default="cllmr", min_length=1)
     """Experiment that the runs are filed under; made when it is not there."""

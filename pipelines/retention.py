@@ -18,6 +18,7 @@ from components.artifacts import Manifest, Store
 from components.errors import UserError
 from components.launch import NOTES
 from components.progress import emit
+from pipelines.config import BATCH
 from pipelines.local import runs_home
 
 ANSWERS = "answers"
@@ -112,7 +113,7 @@ def kept_outputs(outputs: Iterable[Manifest], pointed_at: Collection[str], keep:
 
 def _belongs_to_model(one: Manifest) -> bool:
     """Rankings of all users may be what an endpoint answers with: serve.scoring.lists."""
-    return one.stage in AFTER_TRAIN or (one.stage == "batch" and one.config["users"] is None)
+    return one.stage in AFTER_TRAIN or (one.stage == BATCH and one.config["users"] is None)
 
 
 def remove(storage_root: str, tracking_uri: str, found: Iterable[Removable]) -> list[Removable]:

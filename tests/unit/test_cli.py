@@ -65,6 +65,10 @@ def test_the_help_of_every_command_shows_an_example(name: str) -> None:
         ),
         (["run", "--set", "train.max_epoch=5"], ["unknown setting 'train.max_epoch'. Did you mean 'max_epochs'?"]),
         (["run", "--set", "train.max_epochs=-1"], ["setting 'train.max_epochs' = -1: Input should be greater than 0."]),
+        (
+            ["compile", "--kubernetes", "-n", "Bad Name"],
+            ["setting 'cluster.namespace' = 'Bad Name': String should match pattern"],
+        ),
         (["compile", "--set", "train"], ["'train' is not a setting. Write --set name=value"]),
         (["run", "--config", "nowhere.yaml"], ["config file 'nowhere.yaml' cannot be read: No such file or directory."]),
         (["run", "--items", "books.csv"], ["--items, --users and --column describe your own data. Give --interactions FILE"]),
