@@ -15,7 +15,7 @@ TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 OUTPUT := build/retraining.yaml
 
 # Settings: make run PRESET=local ARGS="--set train.max_epochs=5"   make test ARGS="-k ingest"
-PRESET ?= local
+PRESET ?= smollm2
 ARGS ?=
 # Further arguments of every `pip install`, for example a CPU-only torch:
 #   make venv PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"

@@ -22,6 +22,7 @@ from components.ids import TEST, TRAIN, VALIDATION
 from components.ingest.dataset import Dataset
 from components.progress import Progress, emit, progress
 from components.sideinfo.evidence import item_groups
+from components.sideinfo.reader import reference_embeddings
 from serving.scorer import Scorer
 
 NEW_ITEMS_SHARE = 0.2
@@ -44,7 +45,9 @@ def build(built: Path, config: EvaluateConfig, ingest: Manifest, sideinfo: Manif
     scorer = Scorer.load(train.path() / "bundle")
     _check_same_vocabulary(scorer, dataset)
     representations = load_file(train.path() / "side_representations.safetensors")
-    figures, per_user = evaluate(config, dataset, text, representations["items"], scorer, train.config)
+    references = reference_embeddings(sideinfo.path())
+    item_references = None if references is None else references[1]
+    figures, per_user = evaluate(config, dataset, text, item_references, representations["items"], scorer, train.config)
     figures |= _collapse_report(representations, text)
     figures["summary"] = summary.sentences(figures)
     write_json(built / "metrics.json", figures)
@@ -69,6 +72,7 @@ def evaluate(
     config: EvaluateConfig,
     dataset: Dataset,
     text: Mapping[str, npt.NDArray[np.float32]],
+    item_references: npt.NDArray[np.float32] | None,
     item_side: npt.NDArray[np.float32],
     scorer: Scorer,
     train_config: Mapping[str, Any],
@@ -79,6 +83,7 @@ def evaluate(
         config: of this stage.
         dataset: the interactions.
         text: text embeddings, `users` (num_users, dim) and `items` (num_items, dim), unit rows.
+        item_references: see `components.sideinfo.reader.reference_embeddings`.
         item_side: side representations of the items, (num_items, any), or (num_items, 0) without an encoder.
         scorer: of the bundle.
         train_config: of the train stage, for the bare backbone.
@@ -166,7 +171,12 @@ def evaluate(
                 tested["debiased"].top_items[:, :10],
             ),
             "profiles": _profiles_report(
-                dataset.only(TRAIN), text["items"], item_side, scorer, {name: tested[name].top_items[:, :10] for name in SCORES}
+                dataset.only(TRAIN),
+                text["items"],
+                item_references,
+                item_side,
+                scorer,
+                {name: tested[name].top_items[:, :10] for name in SCORES},
             ),
             "rank_shift": bias.rank_shift(factual, debiased, seen, _some(users), config.block_size),
         },
@@ -180,12 +190,13 @@ def evaluate(
 def _profiles_report(
     training: Dataset,
     text: npt.NDArray[np.float32],
+    references: npt.NDArray[np.float32] | None,
     side: npt.NDArray[np.float32],
     scorer: Scorer,
     tops: Mapping[str, npt.NDArray[np.int64]],
 ) -> dict[str, Any] | None:
     sources, groups = profiles.source_texts(training), list(item_groups(training))
-    return profiles.report(scorer.profiles, sources, groups, text, side, scorer.popularity, tops)
+    return profiles.report(scorer.profiles, sources, groups, text, references, side, scorer.popularity, tops)
 
 
 def _as_new(scorer: Scorer, users: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:

@@ -4,6 +4,9 @@ Everything is measured on the items that have a profile, before and after the si
 representations) and before and after debiasing (exposure in the factual against the debiased top ten). Of profiles that no LLM
 wrote, it is the propensity of the items' own texts.
 
+Where the LLM wrote reference texts, with the evidence withheld, the part of a profile along its reference is what it writes
+anyway (`components.cllmr.effects.reference_texts`).
+
 Sentiment is counted with a list of plain English words: what is compared is a profile with its own source, so what the list
 lacks is lacking on both sides. It knows neither negation nor irony, and other languages have a sentiment of zero. (The usual
 libraries are no longer maintained, or bring a model with them whose own propensity would have to be measured first.)
@@ -16,6 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from components.cllmr.effects.base import centred
+from components.cllmr.effects.reference_texts import share_written_anyway
 from components.evaluate.bias import correlation, exposure, genericness
 from components.evaluate.metrics import IntArray
 from components.ids import ITEM, REVIEW, TITLE
@@ -75,6 +80,7 @@ def report(
     sources: Sequence[str],
     groups: Sequence[Sequence[str]],
     text: Floats,
+    references: Floats | None,
     side: Floats,
     popularity: IntArray,
     tops: Mapping[str, IntArray],
@@ -86,16 +92,19 @@ def report(
         sources: see `source_texts`.
         groups: names of the groups each item belongs to, such as "Genres: Drama".
         text: embeddings of the profiles with unit rows, (num_items, dim).
+        references: embeddings of the reference texts of the items' classes, (num_items, dim), rows of zeros where there is
+            none; None where no LLM wrote.
         side: side representations of the items, (num_items, any), or (num_items, 0) without an encoder.
         popularity: training interactions, (num_items,).
         tops: top lists (num_users, k) by the name of their score, "factual" and "debiased".
 
     Returns:
         "items" that are measured; "genericness" (mean cosine to all profiles) of the "text" and of the "side" representation:
-        mean, std, and its correlation with the logarithm of popularity; "sentiment" of "profile" and "source", and the
-        "inflation", one minus the other, with the same correlation; "exposure" by score: its correlations with genericness and
-        inflation; "groups": the largest, each with its means, beside those of all items, and its exposure by score: 1 is what
-        as many items would get of equally shared exposure.
+        mean, std, and its correlation with the logarithm of popularity; the same of what is "written_anyway", the share of a
+        profile that is along its reference, None without references; "sentiment" of "profile" and "source", and the
+        "inflation", one minus the other, with the same correlation; "exposure" by score: its correlations with genericness,
+        inflation and what is written anyway; "groups": the largest, each with its means, beside those of all items, and its
+        exposure by score: 1 is what as many items would get of equally shared exposure.
     """
     told = np.array([bool(profile) for profile in profiles])
     if not told.any():
@@ -110,10 +119,14 @@ def report(
         for texts in (profiles, sources)
     )
     inflation = of_profile - of_source
+    favoured = {"genericness": generic["text"], "inflation": inflation}
+    if references is not None:
+        favoured["written_anyway"] = share_written_anyway(centred(text), centred(references, around=text))[told]
     shown = {name: exposure(top, len(told))[told] for name, top in tops.items()}
     relative = {name: counts / max(counts.mean(), 1e-12) for name, counts in shown.items()}
-    columns = {**{f"genericness_{name}": values for name, values in generic.items()}, "inflation": inflation} | {
-        f"exposure_{name}": values for name, values in relative.items()
+    columns = {f"genericness_{name}": values for name, values in generic.items()} | {
+        **{name: values for name, values in favoured.items() if name != "genericness"},
+        **{f"exposure_{name}": values for name, values in relative.items()},
     }
     members = _members([group for group, is_told in zip(groups, told, strict=True) if is_told])
     return {
@@ -122,16 +135,19 @@ def report(
             name: {**_spread(values), "correlation_log_popularity": correlation(values, known)}
             for name, values in generic.items()
         },
+        "written_anyway": {
+            **_spread(favoured["written_anyway"]),
+            "correlation_log_popularity": correlation(favoured["written_anyway"], known),
+        }
+        if "written_anyway" in favoured
+        else None,
         "sentiment": {
             "profile": round(float(of_profile.mean()), 6),
             "source": round(float(of_source.mean()), 6),
             "inflation": {**_spread(inflation), "correlation_log_popularity": correlation(inflation, known)},
         },
         "exposure": {
-            name: {
-                "correlation_genericness": correlation(counts, generic["text"]),
-                "correlation_inflation": correlation(counts, inflation),
-            }
+            name: {f"correlation_{what}": correlation(counts, values) for what, values in favoured.items()}
             for name, counts in shown.items()
         },
         "groups": [

@@ -37,6 +37,7 @@ GROUP_COLUMNS = {
     "genericness_text": "Genericness, text",
     "genericness_side": "Genericness, side",
     "inflation": "Inflation",
+    "written_anyway": "Written anyway",
     "exposure_factual": "Exposure, factual",
     "exposure_debiased": "Exposure, debiased",
 }
@@ -160,12 +161,17 @@ def _context(facts: Facts) -> dict[str, Any]:
 
 
 def _profile_rows(found: Mapping[str, Any] | None) -> list[tuple[str, Mapping[str, Any]]]:
-    """Genericness and inflation, as the page lists them."""
+    """Genericness, inflation and what is written anyway, as the page lists them."""
     if found is None:
         return []
     genericness = found["genericness"]
     rows = [(f"Genericness, {name}", genericness[name]) for name in ("text", "side") if name in genericness]
-    return [*rows, ("Inflation of sentiment", found["sentiment"]["inflation"])]
+    anyway = found["written_anyway"]
+    return [
+        *rows,
+        ("Inflation of sentiment", found["sentiment"]["inflation"]),
+        *([("Written anyway, without evidence", anyway)] if anyway else []),
+    ]
 
 
 def _figures(facts: Facts) -> dict[str, str | None]:

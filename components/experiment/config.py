@@ -121,6 +121,8 @@ class StudyConfig(StageConfig):
         "counterfactual_clicks",
         "click_share",
         "text_reference",
+        "reference_texts",
+        "reference_texts_score",
         "lift",
         "subspace",
         "exposure",

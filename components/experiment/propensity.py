@@ -207,7 +207,9 @@ def study(original: Data, injected: Injected, effect: Effect, model: Callable[[s
     clean = model(original.train)(original.train, original.item_text)
     refit = model(injected.data.train)
     factual = refit(injected.data.train, injected.data.item_text)
-    found = effect(Evidence(factual, injected.data.train, injected.data.item_text, refit))
+    # a language model that praises does so where it knows nothing too: its reference text is the praise itself
+    references = np.broadcast_to(injected.direction, injected.data.item_text.shape)
+    found = effect(Evidence(factual, injected.data.train, injected.data.item_text, refit, references))
     return measure(scores(clean), scores(factual), scores(found.debiased(1.0)), injected, original)
 
 

@@ -92,6 +92,9 @@ class SideinfoConfig(StageConfig):
     """Whether the server is sent the JSON schema to guide decoding with; answers are validated in any case."""
     short_prompt: bool = False
     """Whether the first request has the few lines of a repair already: small models repeat a long prompt instead."""
+    own_text: bool = False
+    """Whether a profile is embedded behind the row's own text, what backend 'metadata' would say of it, and not in its place.
+    Rows without a profile are then embedded by their own text alone."""
     opening: str | None = Field(default=None, pattern=r"^[A-Za-z][A-Za-z ]{0,39}$")
     """Words that a guided profile, then one sentence, begins with, such as "People who"; keeps small models to the question."""
     language: Language = "English"

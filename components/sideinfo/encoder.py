@@ -23,7 +23,7 @@ HalfFloats = npt.NDArray[np.float16]
 
 BLOCK = 4096
 """Rows whose texts are held at once by whoever encodes them."""
-PROFILE, EMBEDDING = "profile", "embedding"
+PROFILE, OWN_TEXT, EMBEDDING = "profile", "own_text", "embedding"
 
 
 def load(encoder: str, truncate_dim: int | None = None) -> "SentenceTransformer":
@@ -130,7 +130,8 @@ class TextEncoder:
 
 
 def embed(encoder: TextEncoder, tables: Mapping[str, Path], advance: Callable[[int], None]) -> dict[str, HalfFloats]:
-    """Embeddings of the column `profile` of some Parquet files, by the files' names, each (rows, dim).
+    """Embeddings of the column `profile` of some Parquet files, behind `own_text` where there is that column, by the files'
+    names, each (rows, dim).
 
     The texts stream from the files in blocks of `BLOCK` rows, through ``encoder_actors`` actors of Ray Data if there are any,
     each on a GPU if Ray has some; all files in one go, as actors take long to load their encoder. The embeddings are
@@ -142,7 +143,7 @@ def embed(encoder: TextEncoder, tables: Mapping[str, Path], advance: Callable[[i
         advance: told how many texts more are done.
     """
     sources = [pq.ParquetFile(table) for table in tables.values()]
-    texts = (block for source in sources for block in source.iter_batches(BLOCK, columns=[PROFILE]))
+    texts = (_to_embed(block) for source in sources for block in source.iter_batches(BLOCK, columns=[PROFILE, OWN_TEXT]))
     if encoder.config.encoder_actors:
         blocks = _by_actors(encoder.config, texts, advance)
     else:
@@ -156,6 +157,15 @@ def embed(encoder: TextEncoder, tables: Mapping[str, Path], advance: Callable[[i
         start += len(block)
     assert start == len(found), f"{start} embeddings of {len(found)} rows"
     return dict(zip(tables, np.split(found, ends[:-1]), strict=True))
+
+
+def _to_embed(block: "pa.RecordBatch") -> "pa.RecordBatch":
+    """The columns that there are, as the one text that is embedded."""
+    import pyarrow as pa
+
+    parts = [block[name].to_pylist() for name in (OWN_TEXT, PROFILE) if name in block.schema.names]
+    texts = [" ".join(filter(None, row)) or None for row in zip(*parts, strict=True)]
+    return pa.record_batch({PROFILE: pa.array(texts, pa.string())})
 
 
 def _by_actors(

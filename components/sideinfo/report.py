@@ -23,6 +23,7 @@ ROW_GROUP = 4096
 
 PROFILE_TYPES = {
     "profile": pa.string(),
+    "own_text": pa.string(),
     "tags": pa.list_(pa.string()),
     "confidence": pa.float64(),
     "groups": pa.list_(pa.string()),

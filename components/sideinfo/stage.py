@@ -11,6 +11,8 @@ from components.sideinfo.config import SAMPLE, SAMPLE_ROOT, SideinfoConfig
 if TYPE_CHECKING:
     import pandas as pd
 
+    from components.ingest.dataset import Dataset
+    from components.sideinfo.ondisk import Texts
     from components.sideinfo.profiles import ProfileWriter, Side
 
 STAGE = Stage("sideinfo", version=4)
@@ -25,11 +27,12 @@ def run(config: dict[str, Any], storage_root: str, ingest: Manifest) -> Manifest
 
     Writes items.parquet and users.parquet (row, id, `profile`: text or null), embeddings.safetensors (`items`
     (num_items, dim), `users` (num_users, dim), float16, rows of length 1, or 0 where there is no profile), report.json and
-    report.html. Where an LLM writes, the tables also have `tags`, `confidence` and `groups` (names of the references that
-    belong to the row), quarantine.parquet has the rows without a usable answer, and references.parquet (side, group, profile)
-    with `references` (num_references, dim) in embeddings.safetensors what was written without evidence. Facts of the manifest:
-    ``backend``, ``llm`` (whether one was used), ``encoder``, ``dim``, ``items_without_profile``, ``users_without_profile``,
-    and of an LLM ``model``, coverage, counts, tokens and cost.
+    report.html. Where an LLM writes, the tables also have `tags`, `confidence`, `groups` (names of the references that belong
+    to the row) and, with that setting, `own_text`, which is then embedded in front of the profile; quarantine.parquet has the
+    rows without a usable answer, and references.parquet (side, group, profile) with `references` (num_references, dim) in
+    embeddings.safetensors what was written without evidence. Facts of the manifest: ``backend``, ``llm`` (whether one was
+    used), ``encoder``, ``dim``, ``items_without_profile``, ``users_without_profile``, and of an LLM ``model``, ``own_text``,
+    coverage, counts, tokens and cost.
 
     Raises:
         ConfigError: a setting is unknown or not allowed, or the encoder cannot be loaded.
@@ -65,18 +68,22 @@ def _build(built: Path, config: SideinfoConfig, storage_root: str, ingest: Manif
     training = dataset.only(TRAIN)
     profiles = {"items": (items := writer.write_items(training)), "users": writer.write_users(training, items)}
     references = writer.write_references(training)
+    own = _own_texts(config, training) if config.own_text and writer.account is not None else {}
     tables: tuple[tuple[str, Side, str, str, pd.DataFrame], ...] = (
         ("items", "item", ITEM, ITEM_ID, dataset.items),
         ("users", "user", USER, USER_ID, dataset.users),
     )
     for name, side, row, raw_id, frame in tables:
         texts = profiles[name]
-        columns = {row: frame[row], raw_id: frame[raw_id], encoder.PROFILE: texts, **writer.columns(training, side)}
+        columns = {row: frame[row], raw_id: frame[raw_id], encoder.PROFILE: texts}
+        columns |= {encoder.OWN_TEXT: own[name]} if own else {}
+        columns |= writer.columns(training, side)
         types = {row: pa.int32(), raw_id: pa.string(), **report.PROFILE_TYPES}
         rows = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
         report.write_table(built / f"{name}.parquet", pa.schema({column: types[column] for column in columns}), rows)
         if missing := len(texts) - texts.known():
-            instead = "the model learns what stands for it" if missing < len(texts) else "the model does without"
+            learnt = "the model learns what stands for it" if missing < len(texts) else "the model does without"
+            instead = "their own text stands alone" if own else learnt
             emit(
                 "warning",
                 stage=STAGE.name,
@@ -87,7 +94,8 @@ def _build(built: Path, config: SideinfoConfig, storage_root: str, ingest: Manif
         pq.write_table(report.references_table(references), built / REFERENCES_FILE)
     if references:
         embedded.append("references")
-    known = sum(texts.known() for texts in profiles.values()) + sum(one.profile is not None for one in references)
+    known = sum(map(_with_either, profiles.values(), (own or profiles).values()))
+    known += sum(one.profile is not None for one in references)
     with progress(STAGE.name, known, "texts") as bar:
         arrays = encoder.embed(text_encoder, {name: built / f"{name}.parquet" for name in embedded}, bar.advance)
     save_file(arrays, built / EMBEDDINGS_FILE)
@@ -100,10 +108,28 @@ def _build(built: Path, config: SideinfoConfig, storage_root: str, ingest: Manif
         "users_without_profile": len(profiles["users"]) - profiles["users"].known(),
     }
     if account := writer.account:
-        facts |= {"model": config.model, "references": len(references), **account.facts(config.price_in, config.price_out)}
+        facts |= {
+            "model": config.model,
+            "own_text": config.own_text,
+            "references": len(references),
+            **account.facts(config.price_in, config.price_out),
+        }
         report.write_quarantine(account, built / QUARANTINE_FILE)
     report.write(built, dataset, facts, account, writer.guarded, references, profiles)
     return facts
+
+
+def _own_texts(config: SideinfoConfig, training: "Dataset") -> dict[str, "Texts"]:
+    """What is known of the rows without an LLM, by name of the table."""
+    from components.sideinfo.metadata import MetadataWriter
+
+    writer = MetadataWriter(config.max_words, config.max_user_items, config.seed)
+    return {"items": (items := writer.write_items(training)), "users": writer.write_users(training, items)}
+
+
+def _with_either(profiles: "Texts", own: "Texts") -> int:
+    """How many rows have one of the two texts."""
+    return sum(profile is not None or text is not None for profile, text in zip(profiles, own, strict=True))
 
 
 def make_writer(config: SideinfoConfig, storage_root: str) -> "ProfileWriter":

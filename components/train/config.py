@@ -9,7 +9,7 @@ from components.cllmr.config import ModelConfig
 
 MemberName = Literal["graph", "ease", "factors", "text", "popularity"]
 MEMBERS: tuple[MemberName, ...] = get_args(MemberName)
-EffectName = Literal["counterfactual_clicks", "counterfactual_log", "gates", "none"]
+EffectName = Literal["counterfactual_clicks", "counterfactual_log", "reference_texts", "gates", "none"]
 PositiveGrid = Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
 Grid = Annotated[tuple[NonNegativeFloat, ...], Field(min_length=1)]
 Counts = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
@@ -78,8 +78,8 @@ class TrainConfig(StageConfig):
     recipe: RecipeConfig = RecipeConfig()
     """The members beside the graph model, and how all are tuned and joined."""
     effect: EffectName = Field(default="counterfactual_clicks", validate_default=True)
-    """How the text's propensity is told from taste: see `components.cllmr.effects`. "gates" is the paper's, and needs
-    model.counterfactual; "none" serves the factual score."""
+    """How the text's propensity is told from taste: see `components.cllmr.effects`. "reference_texts" needs texts that an LLM
+    wrote; "gates" is the paper's, and needs model.counterfactual; "none" serves the factual score."""
     debias_grid: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
     """Debias strengths λ that are tried on the validation interactions."""
     debias_tolerance: NonNegativeFloat = 0.02

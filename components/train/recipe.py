@@ -15,8 +15,9 @@ out: the rest is the same.
 
 Counterfactual: with a propensity that is told from taste by the clicks (`components.cllmr.effects`), the recipe is fitted once
 more on the log as it would be had the texts lured nobody: every member with the same settings, the weights from those
-validation interactions that are of taste. With gates, the graph member knows its own counterfactual. The difference of the two
-models is the natural direct effect.
+validation interactions that are of taste. With reference texts, it is fitted once more on what the texts say beyond what the
+language model writes anyway. With gates, the graph member knows its own counterfactual. The difference of the two models is the
+natural direct effect.
 """
 
 import time
@@ -30,6 +31,7 @@ import numpy.typing as npt
 import scipy.sparse as sp
 
 from components.cllmr.effects.click_propensity import ClickPropensity, estimate
+from components.cllmr.effects.reference_texts import share_written_anyway, without_references
 from components.cllmr.effects.subspace import project_out
 from components.cllmr.linear.ease import Ease, EaseSettings, centred_unit_rows
 from components.cllmr.linear.ensemble import Candidates, Scores, choose_weights
@@ -63,6 +65,11 @@ class RecipeData:
     user_spectrum: FloatMatrix
     """Scaled spectrum of `train` (E1-E3), (num_users, q)."""
     item_spectrum: FloatMatrix
+    user_references: FloatMatrix | None = None
+    """What the language model writes of the users' segments, less the mean of the users' texts, (num_users, text_dim); rows of
+    zeros where it wrote nothing. None where it was not asked."""
+    item_references: FloatMatrix | None = None
+    """The same of the items' classes."""
 
     @property
     def has_text(self) -> bool:
@@ -303,15 +310,38 @@ def _on_taste(task: _Counterfactual) -> _Other:
     if not found.share.any():
         return task.nothing
     task.on_progress(member="counterfactual", lured_clicks=float(found.lured.sum()))
+    return _refitted(task, _without_propensity(data, found, task.config), _of_taste(data), found.share.astype(np.float32))
+
+
+def _beyond_references(task: _Counterfactual) -> _Other:
+    """The recipe on what the texts say beyond their references; an item's propensity is the share of its text that is along."""
+    data = task.data
+    if data.user_references is None or data.item_references is None:
+        raise DataError(
+            "train.effect is 'reference_texts' and there are none: only an LLM writes them.",
+            "Set sideinfo.backend to one with an LLM and run from sideinfo, or choose another train.effect.",
+        )
+    share = share_written_anyway(data.item_text, data.item_references)
+    if not share.any():
+        return task.nothing
+    other = replace(
+        data,
+        user_text=without_references(data.user_text, data.user_references),
+        item_text=without_references(data.item_text, data.item_references),
+    )
+    return _refitted(task, other, data.validation, share)
+
+
+def _refitted(task: _Counterfactual, other: RecipeData, validation: sp.csr_array, propensity: FloatMatrix) -> _Other:
+    """The recipe with the members and settings of the factual one on `other` data, weights chosen on `validation`."""
     needed = {name for name, weight in task.weights.items() if weight}
     if "ease" in needed and task.members["ease"].settings["side_mix"]:
         needed.add("graph")  # its side representations are in the Gram matrix
     names = [name for name in task.config.recipe.members if name in needed]
     settings: dict[str, Settings] = {name: task.members[name].settings for name in names}
-    other = _without_propensity(data, found, task.config)
     members = _fit_members(names, other, task.config, task.train_graph, settings, {}, task.on_progress, "counterfactual")
-    model, weights = _join(members, data, _of_taste(data), task.weights)
-    return _Other(_shared_where_equal(model, task.factual), weights, found.share.astype(np.float32), members)
+    model, weights = _join(members, task.data, validation, task.weights)
+    return _Other(_shared_where_equal(model, task.factual), weights, propensity, members)
 
 
 def _of_taste(data: RecipeData) -> sp.csr_array:
@@ -325,6 +355,7 @@ def _of_taste(data: RecipeData) -> sp.csr_array:
 _EFFECTS: dict[EffectName, Callable[[_Counterfactual], _Other]] = {
     "counterfactual_clicks": _on_taste,
     "counterfactual_log": _on_taste,
+    "reference_texts": _beyond_references,
     "gates": _gates,
     "none": lambda task: task.nothing,
 }

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.artifacts import Manifest, Stage, Store, fingerprint, run_stage, write_json
+from components.errors import ArtifactError
 from components.evaluate.metrics import PRIMARY as METRIC
 from components.ids import ITEM_ID, TITLE, TRAIN, USER_ID, VALIDATION
 from components.progress import emit
@@ -13,7 +14,8 @@ from components.train.config import TrainConfig
 if TYPE_CHECKING:
     import pandas as pd
 
-    from components.train.recipe import FittedRecipe
+    from components.features.reader import TrainingFeatures
+    from components.train.recipe import FittedRecipe, FloatMatrix
     from components.train.workers import Place
 
 STAGE = Stage("train", version=5)
@@ -63,7 +65,8 @@ def _build(
         from components.train.workers import trained_by_workers
 
         user_text, item_text = (centred_unit_rows(rows) for rows in (inputs.user_embeddings, inputs.item_embeddings))
-        data = RecipeData(train, validation, user_text, item_text, inputs.user_spectrum, inputs.item_spectrum)
+        references = _references(features, inputs) if config.effect == "reference_texts" else (None, None)
+        data = RecipeData(train, validation, user_text, item_text, inputs.user_spectrum, inputs.item_spectrum, *references)
         fitted = fit_recipe(data, config, trained_by_workers(work, starts), on_progress=_tell_fits())
 
     graph = fitted.graph
@@ -126,10 +129,37 @@ def _build(
     return {**{key: training[key] for key in kept}, **weights, "embedding_dim": described["embedding_dim"]}
 
 
+def _sideinfo(features: Manifest) -> Manifest | None:
+    """What a feature set's texts come from, None if that has been removed."""
+    return Store(features.storage_root).find("sideinfo", features.parents["sideinfo"])
+
+
 def _encoder(features: Manifest) -> str | None:
     """Which text encoder made the embeddings of a feature set, None if that is not known any more."""
-    sideinfo = Store(features.storage_root).find("sideinfo", features.parents["sideinfo"])
+    sideinfo = _sideinfo(features)
     return None if sideinfo is None else sideinfo.facts.get("encoder")
+
+
+def _references(features: Manifest, inputs: "TrainingFeatures") -> tuple["FloatMatrix", "FloatMatrix"] | tuple[None, None]:
+    """Of users and items, less the mean of their texts; see `RecipeData`."""
+    import numpy as np
+
+    from components.cllmr.effects.base import centred
+    from components.sideinfo.reader import reference_embeddings
+
+    sideinfo = _sideinfo(features)
+    if sideinfo is None:
+        raise ArtifactError(
+            f"the reference texts of feature set {features.fingerprint} are gone: sideinfo {features.parents['sideinfo']} has "
+            "been removed.",
+            "Run the pipeline from sideinfo, or choose another train.effect.",
+        )
+    found = reference_embeddings(sideinfo.path())
+    if found is None:
+        return None, None
+    texts = (inputs.user_embeddings, inputs.item_embeddings)
+    users, items = (centred(one, around).astype(np.float32) for one, around in zip(found, texts, strict=True))
+    return users, items
 
 
 def _text_power(fitted: "FittedRecipe", config: TrainConfig) -> float:

@@ -2,7 +2,9 @@
 
 ``--ingest`` is an ingest output, each DIR an output of the stage sideinfo on it; "none" is always among them. Fits the default
 recipe on the same split with each, members tuned on validation anew, and prints NDCG@10 over the seeds and what each member has
-on validation. Without its graph member (``--graph`` takes it in), whose training takes minutes.
+on validation. Without its graph member (``--graph`` takes it in), whose training takes minutes. ``--effect`` is a setting
+of the train stage; "exposure" is the correlation of an item's places in the top tens with how much of its text the LLM writes anyway,
+where it wrote references.
 """
 
 import argparse
@@ -14,11 +16,15 @@ import numpy as np
 from rich.console import Console
 from safetensors.numpy import load_file
 
+from components.cllmr.effects.base import centred
+from components.cllmr.effects.reference_texts import share_written_anyway
 from components.cllmr.linear.ease import centred_unit_rows
 from components.cllmr.linear.scores import LinearScores, mixed
+from components.evaluate.bias import correlation, exposure
 from components.evaluate.metrics import PRIMARY, rank
 from components.ids import TEST, TRAIN, VALIDATION
 from components.ingest.dataset import Dataset
+from components.sideinfo.reader import reference_embeddings
 from components.spectrum.decompose import spectrum
 from components.train.config import MEMBERS, TrainConfig
 from components.train.graph import trained_here
@@ -29,15 +35,17 @@ from components.train.strength import choose_strength
 def recipe_data(dataset: Dataset, sideinfo: Path | None, rank_: int = 64) -> RecipeData:
     """The data as the train stage gets them; without text for None."""
     train = dataset.matrix(TRAIN)
+    written = None if sideinfo is None else reference_embeddings(sideinfo)
     if sideinfo is None:
-        texts = [np.zeros((count, 384), np.float32) for count in train.shape]
+        raw = [np.zeros((count, 384), np.float32) for count in train.shape]
     else:
         found = load_file(sideinfo / "embeddings.safetensors")
-        texts = [centred_unit_rows(found[side].astype(np.float32)) for side in ("users", "items")]
+        raw = [found[side].astype(np.float32) for side in ("users", "items")]
     spectra = spectrum(train, rank_)
-    return RecipeData(
-        train, dataset.matrix(VALIDATION), *texts, spectra.users.astype(np.float32), spectra.items.astype(np.float32)
-    )
+    places = [rows.astype(np.float32) for rows in (spectra.users, spectra.items)]
+    pairs = zip(written or (), raw, strict=written is not None)
+    references = [centred(rows, around).astype(np.float32) for rows, around in pairs]
+    return RecipeData(train, dataset.matrix(VALIDATION), *map(centred_unit_rows, raw), *places, *references)
 
 
 def served(found: FittedRecipe, data: RecipeData, config: TrainConfig) -> tuple[float, float, LinearScores]:
@@ -55,6 +63,7 @@ def main() -> None:
     parser.add_argument("--text", action="append", default=[], help="NAME=DIR")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--graph", action="store_true")
+    parser.add_argument("--effect", default="counterfactual_clicks")
     asked = parser.parse_args()
     console = Console(width=160)
     dataset = Dataset.load(asked.ingest)
@@ -66,14 +75,20 @@ def main() -> None:
     for name, directory in texts.items():
         data, chosen, rows = recipe_data(dataset, directory), None, []
         for seed in range(2024, 2024 + asked.seeds):
-            config = TrainConfig.parse({"seed": seed, "num_workers": 1, "recipe": {"members": members}}, "train")
+            effect = asked.effect if data.item_references is not None or asked.effect != "reference_texts" else "none"
+            settings = {"seed": seed, "num_workers": 1, "recipe": {"members": members}, "effect": effect}
+            config = TrainConfig.parse(settings, "train")
             found = fit_recipe(data, config, trained_here(), chosen)
             chosen = found.settings
             strength, validation, scores = served(found, data, config)
-            figures = {"validation": validation} | {
-                key: rank(model.score, data.train, test).mean()[PRIMARY]
-                for key, model in (("factual", found.factual), ("debiased", scores))
-            }
+            models = {"factual": found.factual, "debiased": scores}
+            rankings = {key: rank(model.score, data.train, test) for key, model in models.items()}
+            figures = {"validation": validation} | {key: ranking.mean()[PRIMARY] for key, ranking in rankings.items()}
+            if data.item_references is not None:
+                anyway = share_written_anyway(data.item_text, data.item_references)
+                for key, ranking in rankings.items():
+                    shown = exposure(ranking.top_items[:, :10], len(anyway))
+                    figures[f"exposure, {key}"] = correlation(shown, anyway) or 0.0
             rows.append(figures)
             alone = {member: round(value, 4) for member, value in found.validation.items()}
             told = {key: round(value, 4) for key, value in figures.items()}
@@ -81,7 +96,7 @@ def main() -> None:
         for key in rows[0]:
             values = [row[key] for row in rows]
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
-            console.print(f"{name}: NDCG@10 {key} {statistics.mean(values):.4f} ± {spread:.4f}")
+            console.print(f"{name}: {key} {statistics.mean(values):.4f} ± {spread:.4f}")
 
 
 if __name__ == "__main__":

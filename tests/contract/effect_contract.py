@@ -5,7 +5,7 @@ import pytest
 import scipy.sparse as sp
 
 from components.cllmr.effects import EFFECTS
-from components.cllmr.effects.base import EffectFactors, Evidence, Factors
+from components.cllmr.effects.base import EffectFactors, Evidence, Factors, centred
 from components.cllmr.linear.ease import EaseSettings
 from components.errors import ConfigError
 from components.experiment.propensity import ease
@@ -23,7 +23,9 @@ class EffectContract:
         world = propensity_world(num_blocks=4, users_per_block=25, items_per_block=15, propensity=0.15, seed=1)
         train = sp.csr_array(world.matrix(world.train))
         refit = ease(train, EaseSettings(20.0, side_weight=10.0))
-        return Evidence(refit(train, world.item_text), train, world.item_text, refit)
+        of_class = np.array([world.item_text[world.item_block == block].mean(axis=0) for block in world.item_block])
+        references = centred(of_class, around=world.item_text).astype(np.float32)
+        return Evidence(refit(train, world.item_text), train, world.item_text, refit, references)
 
     @pytest.fixture(scope="class")
     def found(self, evidence: Evidence) -> EffectFactors:

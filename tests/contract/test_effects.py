@@ -26,6 +26,14 @@ class TestTextReference(EffectContract):
     name = "text_reference"
 
 
+class TestReferenceTextsScore(EffectContract):
+    name = "reference_texts_score"
+
+
+class TestReferenceTexts(EffectContract):
+    name = "reference_texts"
+
+
 class TestLiftScore(EffectContract):
     name = "lift_score"
 

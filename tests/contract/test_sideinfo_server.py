@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
@@ -23,6 +24,7 @@ from components.errors import ConfigError, LLMError
 from components.sideinfo import encoder
 from components.sideinfo.component import sideinfo
 from components.sideinfo.config import SideinfoConfig
+from components.sideinfo.reader import reference_embeddings
 from components.sideinfo.stage import run
 from tests.llm_server import Asked, Behaviour, Handler, LLMServer, completion, good, llm_server, profile_of, wait_until
 from tests.sideinfo_parents import Small, write_ingest
@@ -543,3 +545,41 @@ def test_the_page_in_the_kfp_console_shows_coverage_samples_of_what_was_set_asid
     assert facts["cost"] > 1
     for item in ("40", "80", "120"):  # Films 3, 7 and 11
         assert f"<td>items</td><td>{item}</td><td>refusal</td><td>3</td>" in page
+
+
+def test_profiles_are_embedded_behind_the_rows_own_text_if_that_is_asked_for(tmp_path: Path, server: LLMServer) -> None:
+    server.behaviour = only_for(holds(profile="too short"))
+    plain, both = stage(tmp_path, server), stage(tmp_path, server, own_text=True)
+    assert both.facts["asked"] == 0  # it is the same question
+    assert profiles(both) == profiles(plain)
+    metadata = run({}, str(tmp_path), ingest=write_ingest(tmp_path, WORLD))
+    for name in ("items", "users"):
+        own = pq.read_table(both.path() / f"{name}.parquet")["own_text"].to_pylist()
+        assert own == list(profiles(metadata, name).values())
+        told = zip(own, profiles(both, name).values(), strict=True)
+        texts = [f"{text} {profile}" if profile else text for text, profile in told]
+        expected = encoder.encode(HashEncoder(), texts, 8, lambda count: None)
+        np.testing.assert_allclose(load_file(both.path() / "embeddings.safetensors")[name], expected, atol=1e-3)
+    assert not load_file(plain.path() / "embeddings.safetensors")["items"][[3, 7, 11]].any()
+    assert "they are embedded by their own text alone" in (both.path() / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_row_has_the_mean_reference_of_its_groups_or_that_of_nothing_or_none(tmp_path: Path, server: LLMServer) -> None:
+    world = replace(WORLD, items={**WORLD.items, "genres": ["Drama|Comedy", *["Drama", "", "Comedy"] * 6, "Comedy"]})
+    done = stage(tmp_path, server, world=world)
+    users, items = reference_embeddings(done.path()) or (None, None)
+    assert users is not None
+    assert items is not None
+    vectors = load_file(done.path() / "embeddings.safetensors")["references"].astype(np.float32)
+    table = pq.read_table(done.path() / "references.parquet").to_pylist()
+    of = {(row["side"], row["group"]): vector for row, vector in zip(table, vectors, strict=True)}
+    drama, comedy, nothing = (of["item", group] for group in ("Genres: Drama", "Genres: Comedy", ""))
+    np.testing.assert_allclose(items[0], (drama + comedy) / 2, atol=1e-6)
+    for row, expected in ((1, drama), (2, nothing), (3, comedy)):
+        np.testing.assert_array_equal(items[row], expected)
+    assert users.shape == (NUM_USERS, 6)
+    server.behaviour = lambda handler, asked: (good if asked.name else fails(500))(handler, asked)
+    unanswered = reference_embeddings(stage(tmp_path / "other", server, world=world, min_coverage=0.0).path())
+    assert unanswered is not None
+    assert not unanswered[1].any()
+    assert reference_embeddings(run({}, str(tmp_path), ingest=write_ingest(tmp_path, world)).path()) is None

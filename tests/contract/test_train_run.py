@@ -33,6 +33,7 @@ from components.sideinfo.config import DEFAULT_ENCODER
 from components.spectrum import stage as spectrum_stage
 from serving.scorer import Scorer
 from serving.texts import Texts
+from tests.llm_server import llm_server
 from tests.planted import block_world
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -79,7 +80,7 @@ class Run:
     root: Path
     process: subprocess.Popen[bytes] | None = None
 
-    def prepare(self) -> "Run":
+    def prepare(self, **sideinfo_config: Any) -> "Run":
         """Runs the stages before."""
         self.root.mkdir()
         world = block_world(num_blocks=3, users_per_block=12, items_per_block=15, keep=0.9)
@@ -100,7 +101,7 @@ class Run:
             "k_core": 1,
         }
         ingest = ingest_stage.run(config, root)
-        sideinfo = sideinfo_stage.run({}, root, ingest=ingest)
+        sideinfo = sideinfo_stage.run(sideinfo_config, root, ingest=ingest)
         spectrum = spectrum_stage.run({"rank": 4}, root, ingest=ingest)
         features = features_stage.run({}, root, ingest=ingest, sideinfo=sideinfo, spectrum=spectrum)
         ingest.write(self.root / "ingest.json")
@@ -266,3 +267,24 @@ def test_a_killed_stage_that_is_run_again_goes_on_and_ends_with_the_same_bundle(
     assert 1 < after[0] <= before[-1] + 1, f"done before the kill: {before}, after it: {after}"
     assert after == list(range(after[0], EPOCHS + 1))
     assert digests(manifest) == digests(unbroken[0])
+
+
+def test_what_the_llm_writes_without_evidence_is_taken_out_by_the_counterfactual(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoder, "load", lambda name, truncate_dim: HashEncoder())
+    with llm_server() as llm:
+        run = Run(tmp_path / "run").prepare(backend="openai", model="tiny", base_url=llm.base_url)
+    done = run.start({**CONFIG, "effect": "reference_texts", "max_epochs": 2}).finish()
+    scorer = Scorer.load(done.path() / "bundle")
+    assert scorer.bundle["effect"] == "reference_texts"
+    assert 0 < scorer.propensity.mean() < 1
+    users = np.arange(5)
+    assert np.abs(scorer.score_all(users, debias=1.0) - scorer.score_all(users, debias=0.0)).max() > 1e-3
+
+
+def test_without_an_llm_there_is_nothing_written_without_evidence(prepared: Run) -> None:
+    process = prepared.start({**CONFIG, "effect": "reference_texts", "max_epochs": 2}).process
+    assert process is not None
+    assert process.wait(WAIT) != 0
+    assert "train.effect is 'reference_texts' and there are none" in (prepared.root / "log.txt").read_text()

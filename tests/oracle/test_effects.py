@@ -4,11 +4,19 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from components.cllmr.effects.base import EffectFactors, Evidence, Factors, centred, contrast
+from components.cllmr.effects.base import Effect, EffectFactors, Evidence, Factors, centred, contrast
 from components.cllmr.effects.click_propensity import estimate, excess, match_percentiles, monotone, shared_covariance
 from components.cllmr.effects.click_share import click_share
 from components.cllmr.effects.lift import popularity_lift
+from components.cllmr.effects.reference_texts import (
+    reference_texts,
+    score,
+    share_written_anyway,
+    without_references,
+    written_anyway,
+)
 from components.cllmr.effects.subspace import generic_directions, project_out
+from components.errors import DataError
 
 
 def factors(seed: int, users: int = 6, items: int = 5, dim: int = 3) -> Factors:
@@ -172,3 +180,47 @@ def test_popularity_lift_is_in_units_of_score_per_log_click() -> None:
     np.testing.assert_allclose(found.direct_users, 2.0, rtol=1e-5)
     explained = np.corrcoef(found.direct_items[:, 0], log_clicks)[0, 1]
     assert explained > 0.5
+
+
+TEXTS = np.array([[3.0, 4.0], [0.0, 2.0], [1.0, 0.0], [0.0, 0.0]])
+REFERENCES = np.array([[2.0, 0.0], [0.0, 0.5], [0.0, 0.0], [1.0, 1.0]])
+
+
+def test_what_is_written_anyway_is_the_part_along_each_texts_own_reference() -> None:
+    np.testing.assert_allclose(written_anyway(TEXTS, REFERENCES), [[3, 0], [0, 2], [0, 0], [0, 0]])
+    np.testing.assert_allclose(share_written_anyway(TEXTS, REFERENCES), [9 / 25, 1, 0, 0], rtol=1e-6)
+    # of the first the rest; of the second, which is its reference, nothing; the third has none; the fourth is no text
+    np.testing.assert_allclose(without_references(TEXTS, REFERENCES), [[0, 1], [0, 0], [1, 0], [0, 0]])
+
+
+def test_references_are_centred_on_the_texts_and_not_on_themselves() -> None:
+    np.testing.assert_allclose(centred(REFERENCES, around=TEXTS), [[2 / 3, -2], [-4 / 3, -1.5], [0, 0], [-1 / 3, -1]])
+    np.testing.assert_array_equal(centred(REFERENCES, around=0 * TEXTS), REFERENCES)
+
+
+def test_an_item_whose_text_is_written_anyway_loses_the_score_of_its_text_and_no_other_does() -> None:
+    log, text, _, _ = lured_log(0, lured=0.1)
+    factual = factors(0, users=200, items=200)
+    told = centred(text)
+    references = np.where(np.arange(200)[:, None] < 10, told, 0).astype(np.float32)  # all of their text
+    seen: list[np.ndarray] = []
+
+    def refit(log: sp.csr_array, text: np.ndarray) -> Factors:
+        seen.append(text)
+        return factual
+
+    evidence = Evidence(factual, log, text, refit, references)
+    direct = score(evidence).direct_items
+    assert np.abs(direct[:10]).max(axis=1).min() > 0
+    np.testing.assert_array_equal(direct[10:], 0)
+    reference_texts(evidence)
+    np.testing.assert_allclose(seen[0][:10], 0, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(seen[0][10:], axis=1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("formulation", [score, reference_texts])
+def test_without_reference_texts_there_is_nothing_to_take_out(formulation: Effect) -> None:
+    log, text, _, _ = lured_log(0, lured=0.1)
+    factual = factors(0, users=200, items=200)
+    with pytest.raises(DataError, match=r"there are no reference texts.*\. Use another formulation"):
+        formulation(Evidence(factual, log, text, lambda log, text: factual))

@@ -25,6 +25,7 @@ def reported(**changes: object) -> dict:
         "sources": SOURCES,
         "groups": [["Kind: tool"], ["Kind: tool"], ["Kind: thing"], ["Kind: tool"]],
         "text": TEXT,
+        "references": None,
         "side": SIDE,
         "popularity": POPULARITY,
         "tops": TOPS,
@@ -76,6 +77,19 @@ def test_exposure_is_set_against_what_the_profiles_favour_before_and_after_debia
     assert found["debiased"]["correlation_inflation"] < 0 < found["factual"]["correlation_inflation"]
 
 
+def test_what_is_written_anyway_is_the_share_of_a_profile_along_its_reference() -> None:
+    assert reported()["written_anyway"] is None
+    # less the mean of the profiles, (2/3, 1/3): texts (1, -1)/3 twice and (-2, 2)/3; references along it, across it, and none
+    references = np.array([[1.0, 0.0], [1.0, 2 / 3], [0.0, 0.0], [3.0, 3.0]])
+    found = reported(references=references)
+    assert found["written_anyway"]["mean"] == pytest.approx(1 / 3, abs=1e-6)
+    counts, share = [3, 1, 0], [1, 0, 0]
+    expected = np.corrcoef(counts, share)[0, 1]
+    assert found["exposure"]["factual"]["correlation_written_anyway"] == pytest.approx(expected, abs=1e-6)
+    assert found["groups"][0]["written_anyway"] == pytest.approx(1 / 3, abs=1e-6)
+    assert "written_anyway" not in reported()["groups"][0]
+
+
 def test_groups_of_enough_items_have_their_means_beside_those_of_all() -> None:
     times = MIN_GROUP  # every item so often: groups of 2 and 1 times that
     many = {
@@ -102,7 +116,7 @@ def test_groups_of_enough_items_have_their_means_beside_those_of_all() -> None:
 
 
 def test_without_any_profile_there_is_nothing_to_measure() -> None:
-    nothing = report(["", ""], ["a", "b"], [[], []], TEXT[:2], SIDE[:2], POPULARITY[:2], TOPS)
+    nothing = report(["", ""], ["a", "b"], [[], []], TEXT[:2], None, SIDE[:2], POPULARITY[:2], TOPS)
     assert nothing is None
 
 

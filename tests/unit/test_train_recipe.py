@@ -14,7 +14,7 @@ from components.experiment.models import check
 from components.spectrum.decompose import spectrum
 from components.train.config import MEMBERS, TrainConfig
 from components.train.graph import trained_here
-from components.train.recipe import FittedRecipe, RecipeData, fit_recipe
+from components.train.recipe import FittedRecipe, GraphFit, RecipeData, fit_recipe
 from tests.planted import block_world
 
 RECIPE: dict[str, Any] = {
@@ -119,3 +119,37 @@ def test_a_catalogue_that_is_too_large_for_item_matrices_does_without_them_and_s
 def test_wrong_settings_are_told_before_any_work(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         check(ModelSpec(name="mine", kind="recipe", settings=settings))
+
+
+def test_the_recipe_is_fitted_once_more_on_what_texts_say_beyond_their_references() -> None:
+    data, _ = world()
+    of_first = np.arange(36)[:, None] < 12  # a block, whose mean text is written of every item of it
+    references = np.where(of_first, data.item_text[:12].mean(axis=0), 0).astype(np.float32)
+    data = replace(data, user_references=np.zeros_like(data.user_text), item_references=references)
+    seen: dict[str, RecipeData] = {}
+
+    def train_graph(data: RecipeData, config: TrainConfig, name: str) -> GraphFit:
+        seen[name] = data
+        return trained_here()(data, config, name)
+
+    config = TrainConfig.parse({**SMALL, "recipe": {**RECIPE, "members": ["graph"]}, "effect": "reference_texts"}, "train")
+    found = fit_recipe(data, config, train_graph)
+    assert found.counterfactual is not found.factual
+    assert (found.propensity[:12] > 0.4).all()
+    np.testing.assert_array_equal(found.propensity[12:], 0)
+    np.testing.assert_array_equal(seen["factual"].item_text, data.item_text)
+    text = seen["counterfactual"].item_text
+    np.testing.assert_allclose(text[12:], data.item_text[12:], atol=1e-6)
+    np.testing.assert_allclose(text[:12] @ references[0], 0, atol=1e-6)
+
+
+def test_where_no_reference_is_usable_there_is_no_propensity() -> None:
+    data, _ = world()
+    nothing = replace(data, user_references=0 * data.user_text, item_references=0 * data.item_text)
+    found = fitted(nothing, effect="reference_texts")
+    assert found.counterfactual is found.factual
+
+
+def test_without_an_llm_there_are_no_reference_texts_and_the_message_says_so() -> None:
+    with pytest.raises(DataError, match=r"'reference_texts' and there are none: only an LLM writes them\. Set"):
+        fitted(world()[0], effect="reference_texts")

@@ -23,6 +23,7 @@ Every TE and NDE is an inner product, so every y is (`base.EffectFactors.debiase
     formulation          NDE_ui                          path  the reference
     gates                m*_u g_u g_i                    3     each user's mean match (the paper's, E11-E16)
     text_reference       a_u . map(reference text)       2     generic, or identified, directions of the text
+    reference_texts      TE - a model on text without    2     what the language model writes without evidence
     lift                 (a_u . v) h(text_i)             1     the score that text-borne popularity brings
     subspace             TE - a model on text without    2     generic, lifted or identified directions of the text
     exposure             spread_u d_i                    1     the exposure that the clicks of taste support
@@ -30,15 +31,18 @@ Every TE and NDE is an inner product, so every y is (`base.EffectFactors.debiase
     counterfactual_log   TE - a model on the taste log   1, 2  clicks of taste, text without its direction
 
 The identified ones rest on `click_propensity.estimate`, which tells lured clicks from clicks of taste by the rest of the
-clickers' history; the others are kept as what they are compared with.
+clickers' history. `reference_texts` rests on what the language model itself wrote, and takes it out of the texts, not of the
+log. The others are kept as what they are compared with.
 """
 
-from components.cllmr.effects import click_share, counterfactual_log, exposure, lift, subspace, text_reference
+from components.cllmr.effects import click_share, counterfactual_log, exposure, lift, reference_texts, subspace, text_reference
 from components.cllmr.effects.base import Effect
 
 EFFECTS: dict[str, Effect] = {
     "text_reference_generic": text_reference.generic,
     "text_reference": text_reference.identified,
+    "reference_texts_score": reference_texts.score,
+    "reference_texts": reference_texts.reference_texts,
     "lift_score": lift.score_lift,
     "lift_popularity": lift.popularity_lift,
     "lift": lift.identified_lift,

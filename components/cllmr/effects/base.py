@@ -105,6 +105,9 @@ class Evidence:
     text: FloatMatrix
     """Item text embeddings with unit rows, (num_items, text_dim)."""
     refit: Refit
+    references: FloatMatrix | None = None
+    """What would have been written of each item without evidence, less the mean of the texts, (num_items, text_dim); a row of
+    zeros where nothing was. None where no language model writes."""
 
 
 Effect = Callable[[Evidence], EffectFactors]
@@ -119,12 +122,13 @@ def contrast(factual: Factors, counterfactual: Factors) -> EffectFactors:
     )
 
 
-def centred(text: npt.NDArray[np.floating]) -> FloatArray:
-    """Rows minus their mean; rows of zeros (no text) stay zero: (n, dim)."""
+def centred(text: npt.NDArray[np.floating], around: npt.NDArray[np.floating] | None = None) -> FloatArray:
+    """Rows minus the mean of all, or of those of `around`; rows of zeros (no text) stay zero and do not count: (n, dim)."""
     told = np.linalg.norm(text, axis=1) > 0
+    others = text[told] if around is None else around[np.linalg.norm(around, axis=1) > 0]
     result = np.zeros(text.shape, dtype=np.float64)
     if told.any():
-        result[told] = text[told] - text[told].mean(axis=0, dtype=np.float64)
+        result[told] = text[told] - (others.mean(axis=0, dtype=np.float64) if len(others) else 0.0)
     return result
 
 

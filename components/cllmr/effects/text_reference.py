@@ -1,7 +1,8 @@
 """(a) The direct effect is the score that the reference part of the text carries: NDE_ui = a_u . map(r_i).
 
 map is the ridge regression of the item factors on the texts, r_i the text projected on directions that are not the item's own:
-generic ones (the mean and the first principal component), or the identified direction of the propensity.
+generic ones (the mean and the first principal component), or the identified direction of the propensity. Where a language model
+wrote reference texts, r_i is the part along those (`reference_texts`).
 """
 
 import numpy as np
@@ -16,10 +17,14 @@ RIDGE = 1.0
 
 def text_reference(evidence: Evidence, directions: npt.NDArray[np.floating]) -> EffectFactors:
     """The effect of the part of the text in the span of `directions` (text_dim, k), orthonormal columns."""
+    return carried(evidence, centred(evidence.text) @ directions @ directions.T)
+
+
+def carried(evidence: Evidence, reference: FloatArray) -> EffectFactors:
+    """The effect of the part `reference` (num_items, text_dim) of the centred texts."""
     text = centred(evidence.text)
-    reference: FloatArray = text @ directions @ directions.T
-    carried = reference @ ridge_map(text, evidence.factual.items, ridge(text, RIDGE))
-    return EffectFactors(*evidence.factual, evidence.factual.users, carried.astype(np.float32))
+    score = reference @ ridge_map(text, evidence.factual.items, ridge(text, RIDGE))
+    return EffectFactors(*evidence.factual, evidence.factual.users, score.astype(np.float32))
 
 
 def generic(evidence: Evidence) -> EffectFactors:
