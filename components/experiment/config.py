@@ -115,6 +115,8 @@ class StudyConfig(StageConfig):
     """Share of the items that is taken out of training for the test, and as much again for validation."""
     propensity_strengths: tuple[float, ...] = (0.5, 1.0)
     """Length of the praise that the bias study adds to an item's text."""
+    propensity_lure: float = Field(default=4.0, ge=0)
+    """Clicks that a praise of length 1 brings an item, in clicks of the mean item."""
     formulations: tuple[str, ...] = (
         GATES,
         "counterfactual_log",

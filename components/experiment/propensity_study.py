@@ -19,18 +19,20 @@ def measure(data: ExperimentData, settings: Mapping[str, Any], seed: int) -> Out
     """Task "propensity": see `components.experiment.propensity.measure`.
 
     Args:
-        settings: "kind" and "strength" of the injection; "formulation", `GATES` or one of `components.cllmr.effects.EFFECTS`;
-            "model": of `GATES` the settings of the graph model that has them, of the others those of EASE.
+        settings: "kind", "strength" and "lure" of the injection; "formulation", `GATES` or one of
+            `components.cllmr.effects.EFFECTS`; "model": of `GATES` the settings of the graph model that has them, of the
+            others those of EASE.
     """
     assert data.item_text is not None, "texts are embedded before a study"
     original = propensity.Data(data.train, data.validation, data.test, data.item_text)
-    injected = propensity.inject(original, settings["kind"], settings["strength"], seed)
+    injected = propensity.inject(original, settings["kind"], settings["strength"], seed, lure=settings["lure"])
     if settings["formulation"] == GATES:
         removal, facts = _gates(data, original, injected, settings["model"], seed)
     else:
         model = partial(propensity.ease, settings=EaseSettings(**settings["model"]))
         removal, facts = propensity.study(original, injected, EFFECTS[settings["formulation"]], model), {}
-    return Outcome({**asdict(removal), "num_lured": injected.num_lured, **facts}, {})
+    lured = injected.num_lured / injected.data.train.nnz
+    return Outcome({**asdict(removal), "num_lured": injected.num_lured, "lured_share": lured, **facts}, {})
 
 
 def _gates(

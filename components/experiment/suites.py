@@ -243,6 +243,7 @@ def _bias(setup: Setup) -> Study:
             {
                 "kind": kind,
                 "strength": strength,
+                "lure": study.propensity_lure,
                 "formulation": formulation,
                 "model": graph if formulation == GATES else study.bias_ease,
             },
@@ -268,7 +269,13 @@ def _bias(setup: Setup) -> Study:
                     "removed_percent": statistics.spread(removed) if removed else None,
                     **{
                         name: statistics.spread([one[name] for one in facts])
-                        for name in ("exposure_clean", "exposure_inflated", "exposure_debiased", "ndcg_change_percent")
+                        for name in (
+                            "lured_share",
+                            "exposure_clean",
+                            "exposure_inflated",
+                            "exposure_debiased",
+                            "ndcg_change_percent",
+                        )
                     },
                 }
             )

@@ -69,6 +69,7 @@ def _propensity(dataset: str, conditions: Sequence[Mapping[str, Any]]) -> Grid:
         "formulation",
         "propensity",
         "length",
+        "lured",
         "clean",
         "inflated",
         "debiased",
@@ -80,13 +81,17 @@ def _propensity(dataset: str, conditions: Sequence[Mapping[str, Any]]) -> Grid:
             one["formulation"],
             one["kind"],
             f"{one['strength']:g}",
+            percent(one["lured_share"]),
             *(percent(one[f"exposure_{name}"]) for name in ("clean", "inflated", "debiased")),
             spread(one["removed_percent"], 0) + " %" if one["removed_percent"] else "nothing to remove",
             spread(one["ndcg_change_percent"], 1) + " %",
         ]
         for one in conditions
     ]
-    notes = ["Clean, inflated, debiased: exposure of the injected items. Δ N@10: change on the items that were not injected."]
+    notes = [
+        "Lured: share of the training clicks that the praise brought in. Clean, inflated, debiased: exposure of the injected "
+        "items. Δ N@10: change on the items that were not injected."
+    ]
     return Grid(dataset, columns, rows, [[False] * len(columns) for _ in rows], notes)
 
 
