@@ -3,8 +3,8 @@
 ``--ingest`` is an ingest output, each DIR an output of the stage sideinfo on it; "none" is always among them. Fits the default
 recipe on the same split with each, members tuned on validation anew, and prints NDCG@10 over the seeds and what each member has
 on validation. Without its graph member (``--graph`` takes it in), whose training takes minutes. ``--effect`` is a setting
-of the train stage; "exposure" is the correlation of an item's places in the top tens with how much of its text the LLM writes anyway,
-where it wrote references.
+of the train stage; "exposure" is the correlation of an item's places in the top tens with how much of its text the LLM writes
+anyway, where it wrote references.
 """
 
 import argparse

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -42,3 +43,14 @@ def test_the_preset_replays_them_for_all_items_and_users_and_asks_nobody(tmp_pat
     assert account is not None
     assert (account.asked, account.unanswered) == (0, 0)
     assert sorted(SAMPLE_ROOT.rglob("*")) == before
+
+
+def test_make_run_uses_them() -> None:
+    """They are of the sample alone, so `cllmr run`, which anybody's data go through, does not."""
+    printed = subprocess.run(
+        ["make", "-n", "run"], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True
+    ).stdout
+    assert "cllmr run --preset smollm2" in printed
+    settings = load("smollm2").sideinfo
+    assert (settings.backend, settings.own_text) == ("replay", True)
+    assert load("local").sideinfo.backend == "metadata"
