@@ -14,9 +14,10 @@ them apart; two facts together can:
    has unexplained clicks, but its direction is shared within users' histories. So N0_i / sqrt(n_i) is regressed on the text
    with a penalty on shared directions:
 
-       w = argmin sum_i (N0_i / sqrt(n_i) - w . t_i)² + ridge |w|² + taste_weight w' M w
+       w = argmin sum_i (N0_i / sqrt(n_i) - w . t_i)² + ridge |w|² + (taste_weight / n) w' M w
 
-   M the covariance of the texts of two different items of one user's history, positive part.
+   M the covariance of the texts of two different items of one user's history, positive part, and n the clicks of the mean
+   item: N0_i / sqrt(n_i) is sqrt(n_i) times the share of lured clicks, and it is the share that the prior speaks of.
 
 The prediction w . t_i (cross-fitted over items) orders the items. How many clicks a text lures is a monotone function of it,
 above the median item's (the reference). That function and the posterior of each single click are learnt by expectation and
@@ -73,7 +74,7 @@ def estimate(
     text: npt.NDArray[np.floating],
     *,
     ridge: float = 30.0,
-    taste_weight: float = 100.0,
+    taste_weight: float = 350.0,
     rounds: int = 3,
     null_users: int = 2000,
     seed: int = 0,
@@ -84,7 +85,7 @@ def estimate(
         train: binary interactions, (num_users, num_items).
         text: item text embeddings with unit rows, (num_items, text_dim).
         ridge: penalty of w.
-        taste_weight: penalty of shared directions, M per click of the mean item.
+        taste_weight: penalty of shared directions.
         rounds: later rounds match users without the text direction and the clicks that the earlier ones found.
         null_users: users in whose matches a percentile is taken, at most.
         seed: of the folds and of the null users.
@@ -96,7 +97,8 @@ def estimate(
     told = centred(text)
     crowd = rng.permutation(num_users)[:null_users]
     # from all clicks, once: among clicks that passed for taste, any direction looks shared
-    penalty = ridge * np.eye(told.shape[1]) + taste_weight * shared_covariance(train, told)
+    shared = taste_weight / max(clicks.mean(), 1.0)
+    penalty = ridge * np.eye(told.shape[1]) + shared * shared_covariance(train, told)
 
     taste = np.ones(len(users))
     direction = np.zeros(told.shape[1])
