@@ -28,7 +28,9 @@ from components.errors import ConfigError
 from components.ids import UNKNOWN
 from components.progress import configure_logging
 from components.tracking import ModelVersion, Registry, RegistryError
-from serving.api import OVERLOADED, Impossible, Unavailable, create_app
+from serving import admission
+from serving.admission import OVERLOADED, Admission
+from serving.api import Impossible, Unavailable, create_app
 from serving.approximate import ScoringArgs
 from serving.auth import read_tokens
 from serving.breaker import Breaker
@@ -589,7 +591,6 @@ class GatewayReplica:
         logging.getLogger("httpx").setLevel(logging.WARNING)
         self._tokens, self._identities = read_tokens(), read_identities()
         self._limiter = None if rate_limit is None else Limiter(rate_limit)
-        self._max_working = max_working
         metrics = GatewayMetrics()
         features: FeatureSource = NoFeatures()
         events: OnlineFeatures | NoFeatures = NoFeatures()
@@ -617,6 +618,8 @@ class GatewayReplica:
         else:
             asked = scorer
         self._backend = RayBackend(asked, features, deployed_version, events, history, encoder, metrics)
+        self._admission = Admission(max_working, lambda: self._backend.model_version, metrics.refused.inc)
+        admission.keep(self._admission)
 
     def reconfigure(self, trial: dict[str, Any]) -> None:
         """See ScorerReplica; only of a gateway that holds one."""
@@ -624,4 +627,4 @@ class GatewayReplica:
         self._scorer.reconfigure(trial)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(self._backend, self._tokens, self._limiter, self._max_working, self._identities)
+        return create_app(self._backend, self._tokens, self._limiter, self._admission, self._identities)

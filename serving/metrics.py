@@ -67,7 +67,10 @@ class GatewayMetrics:
             description="Answers given without the feature store, or without a scorer, by reason.",
             tag_keys=_labels("reason"),
         )
-
+        self.refused = Counter(
+            "cllmr_refused_requests",
+            description="Requests refused with 503, as the gateway worked on as many as it takes on.",
+        )
         self.last_good_histories = Counter(
             "cllmr_last_good_histories",
             description="Users whose history is the one last seen, as the feature store does not answer.",

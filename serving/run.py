@@ -18,6 +18,7 @@ import yaml
 from components.errors import ArtifactError, ConfigError, ServingError, did_you_mean
 from components.launch import prepare_ray_environment, start_local_ray
 from serving import APPLICATION
+from serving.admission import CALLBACK, CALLBACK_VARIABLE
 from serving.scorer import Scorer, find_bundle
 
 if TYPE_CHECKING:
@@ -171,6 +172,8 @@ def _server(host: str, port: int) -> _Server:
 def _start(host: str, port: int) -> int:
     """Starts Ray and Serve's proxy, and imports the application meanwhile: both take seconds and neither needs the other."""
     prepare_ray_environment()
+    if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1":  # then gateways listen themselves
+        os.environ.setdefault(CALLBACK_VARIABLE, CALLBACK)
     imports = threading.Thread(target=_import_app, name="import-app")
     imports.start()
     start_local_ray(num_cpus=_LOGICAL_CPUS)

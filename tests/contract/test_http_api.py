@@ -16,6 +16,7 @@ from starlette.testclient import TestClient
 
 from components.cllmr.linear.kernel import NewItems
 from components.errors import ServingError
+from serving.admission import Admission
 from serving.api import MAX_BODY_BYTES, Impossible, Unavailable, create_app
 from serving.auth import Tokens
 from serving.client import Client
@@ -294,7 +295,7 @@ def test_more_requests_than_are_worked_on_at_a_time_are_refused_at_once_and_heal
 
     async def ask() -> None:
         backend.recommend = slow  # type: ignore[method-assign]
-        transport = httpx.ASGITransport(create_app(backend, max_working=1))
+        transport = httpx.ASGITransport(create_app(backend, admission=Admission(1)))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             first = asyncio.create_task(client.post("/v1/recommend", json={"users": ["ann"]}))
             await began.wait()
