@@ -6,6 +6,7 @@ result of its user. Logs name routes, never users.
 Where tokens are set, all but health and documentation needs one, which is checked before the body is read.
 """
 
+import asyncio
 import hashlib
 import importlib.util
 import math
@@ -47,6 +48,8 @@ from serving.schemas import (
 )
 
 MAX_BODY_BYTES = 1 << 20
+BODY_SECONDS = 10.0
+"""Within which a body must be there: while it comes in, its request is one of those that are worked on."""
 
 _SEE_DOCS = "See /docs for the fields and their limits."
 
@@ -146,6 +149,7 @@ def create_app(
             400: {"model": ErrorBody, "description": "The body is no text that can be read."},
             401: {"model": ErrorBody, "description": "No token or identity, or one that is not known."},
             403: {"model": ErrorBody, "description": "The token or identity lacks the scope."},
+            408: {"model": ErrorBody, "description": "The body takes too long to come."},
             409: {"model": ErrorBody, "description": "This endpoint lacks what that needs."},
             413: {"model": ErrorBody, "description": "The body is too large."},
             422: {"model": ErrorBody, "description": "The request is not valid."},
@@ -294,6 +298,11 @@ _HTTP_ERRORS = {
         "body_too_large",
         f"the body is larger than {MAX_BODY_BYTES} bytes.",
         "Send a smaller one: split the users or items over several requests.",
+    ),
+    408: (
+        "body_too_slow",
+        f"the body was not there within {BODY_SECONDS:g} s.",
+        "Send it at once: a request that is not whole keeps others out.",
     ),
     405: ("method_not_allowed", "this path does not take this method.", "See /docs for the methods of each path."),
 }
@@ -445,17 +454,23 @@ def _token(scope: Scope) -> str:
 
 
 def _capped(scope: Scope, receive: Receive) -> Receive:
-    """`receive` that raises 413 when the announced or the received body is too large."""
+    """`receive` that raises 413 when the announced or the received body is too large, 408 when it takes too long to come."""
     announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
     announced_bytes = int(announced) if announced.isdigit() else 0
-    received = 0
+    received, is_whole = 0, False
+    deadline = asyncio.get_running_loop().time() + BODY_SECONDS
 
     async def capped() -> Message:
-        nonlocal received
+        nonlocal received, is_whole
         if announced_bytes > MAX_BODY_BYTES:
             raise HTTPException(413)
-        message = await receive()
+        try:
+            async with asyncio.timeout_at(None if is_whole else deadline):
+                message = await receive()
+        except TimeoutError:
+            raise HTTPException(408, headers={"Connection": "close"}) from None
         received += len(message.get("body", b""))
+        is_whole = not message.get("more_body", False)
         if received > MAX_BODY_BYTES:
             raise HTTPException(413)
         return message

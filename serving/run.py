@@ -172,6 +172,7 @@ def _server(host: str, port: int) -> _Server:
 def _start(host: str, port: int) -> int:
     """Starts Ray and Serve's proxy, and imports the application meanwhile: both take seconds and neither needs the other."""
     prepare_ray_environment()
+    os.environ.setdefault("RAY_worker_niceness", "0")  # by Ray's 15 whatever else this machine does comes before an answer
     if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1":  # then gateways listen themselves
         os.environ.setdefault(CALLBACK_VARIABLE, CALLBACK)
     imports = threading.Thread(target=_import_app, name="import-app")
