@@ -169,6 +169,8 @@ class Follower:
         self._is_reachable = True
         self._refused, self._refused_challenger = _Refusals(events), _Refusals(events)
         self._closed = threading.Event()
+        self._lists_table: str | None = None
+        self._lists_failures, self._look_for_lists_at = 0, 0.0
         self.live = self._first(list(candidates))
         self._swapped(None)
 
