@@ -6,12 +6,11 @@ result of its user. Logs name routes, never users.
 Where tokens are set, all but health and documentation needs one, which is checked before the body is read.
 """
 
+import asyncio
 import hashlib
 import importlib.util
 import math
-import re
 import time
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Protocol, TypeVar
@@ -26,6 +25,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving.admission import RETRY_AFTER_SECONDS, Admission, Door, is_open, path_of, request_id
 from serving.auth import Tokens, TokenScope
 from serving.features import Histories
 from serving.identity import Identities
@@ -48,10 +48,9 @@ from serving.schemas import (
 )
 
 MAX_BODY_BYTES = 1 << 20
-RETRY_AFTER_SECONDS = 1
-OVERLOADED = "overloaded"
+BODY_SECONDS = 10.0
+"""Within which a body must be there: while it comes in, its request is one of those that are worked on."""
 
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")  # what of a caller's own id may stand in answers and logs
 _SEE_DOCS = "See /docs for the fields and their limits."
 
 _Answer = TypeVar("_Answer", bound=Answer)
@@ -125,7 +124,7 @@ def create_app(
     backend: Backend,
     tokens: Tokens | None = None,
     limiter: Limiter | None = None,
-    max_working: int | None = None,
+    admission: Admission | None = None,
     identities: Identities | None = None,
 ) -> FastAPI:
     """The API over one backend.
@@ -134,7 +133,7 @@ def create_app(
         backend: what answers.
         tokens: who may ask; everybody without tokens and identities.
         limiter: how much each may ask; any amount without.
-        max_working: requests that are worked on at a time, before more are refused; any number without.
+        admission: how many requests are worked on at a time, before more are refused; any number without.
         identities: who else may ask, by what a proxy says.
     """
     callers = _Callers(tokens or Tokens({}), identities or Identities({}))
@@ -150,6 +149,7 @@ def create_app(
             400: {"model": ErrorBody, "description": "The body is no text that can be read."},
             401: {"model": ErrorBody, "description": "No token or identity, or one that is not known."},
             403: {"model": ErrorBody, "description": "The token or identity lacks the scope."},
+            408: {"model": ErrorBody, "description": "The body takes too long to come."},
             409: {"model": ErrorBody, "description": "This endpoint lacks what that needs."},
             413: {"model": ErrorBody, "description": "The body is too large."},
             422: {"model": ErrorBody, "description": "The request is not valid."},
@@ -157,7 +157,8 @@ def create_app(
             503: {"model": ErrorBody, "description": "Overloaded or starting; try again after Retry-After seconds."},
         },
     )
-    app.add_middleware(_Envelope, backend=backend, callers=callers, limiter=limiter, max_working=max_working)
+    app.add_middleware(_Envelope, backend=backend, callers=callers, limiter=limiter)
+    app.add_middleware(Door, admission=lambda: admission)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Unavailable, _unavailable)
@@ -298,6 +299,11 @@ _HTTP_ERRORS = {
         f"the body is larger than {MAX_BODY_BYTES} bytes.",
         "Send a smaller one: split the users or items over several requests.",
     ),
+    408: (
+        "body_too_slow",
+        f"the body was not there within {BODY_SECONDS:g} s.",
+        "Send it at once: a request that is not whole keeps others out.",
+    ),
     405: ("method_not_allowed", "this path does not take this method.", "See /docs for the methods of each path."),
 }
 
@@ -353,24 +359,21 @@ class _Callers:
 class _Envelope:
     """Around every request: its id, the headers, the cap on the body, the last resort for errors, one log line."""
 
-    def __init__(
-        self, app: ASGIApp, backend: Backend, callers: _Callers, limiter: Limiter | None, max_working: int | None
-    ) -> None:
+    def __init__(self, app: ASGIApp, backend: Backend, callers: _Callers, limiter: Limiter | None) -> None:
         self._app = app
         self._backend = backend
         self._callers, self._limiter = callers, limiter
-        self._working, self._max_working = 0, max_working
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         started, status = time.perf_counter(), 0
-        given = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"x-request-id"), None)
-        request_id = given if given is not None and _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
-        # Serve's proxy gives every request an id and answers it itself
-        id_header = [] if given is not None else [(b"x-request-id", request_id.encode())]
+        name = request_id(scope)
+        scope.setdefault("state", {})["request_id"] = name
+        # Serve gives every request an id and answers it itself
+        has_id = any(header == b"x-request-id" for header, _ in scope["headers"])
+        id_header = [] if has_id else [(b"x-request-id", name.encode())]
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
@@ -382,43 +385,35 @@ class _Envelope:
                 message = {**message, "headers": headers}
             await send(message)
 
-        self._working += 1
         try:
-            refusal = (
-                _refusal(scope, self._callers)
-                or _delay(scope, self._callers, self._limiter)
-                or _overload(scope, self._working, self._max_working)
-            )
+            refusal = _refusal(scope, self._callers) or _delay(scope, self._callers, self._limiter)
             await (refusal or self._app)(scope, _capped(scope, receive), send_with_headers)
         except Exception:
-            log.exception("request failed", request_id=request_id)
+            log.exception("request failed", request_id=name)
             if status:
                 raise  # the answer has begun; the server can only cut the connection
             hint = "Report it with the request id."
-            answer = error_response(500, "internal_error", "the server failed.", hint, request_id)
+            answer = error_response(500, "internal_error", "the server failed.", hint, name)
             await answer(scope, receive, send_with_headers)
         finally:
-            self._working -= 1
             log.info(
                 "request",
                 method=scope["method"],
                 route=getattr(scope.get("route"), "path", None),
                 status=status,
                 milliseconds=round(1000 * (time.perf_counter() - started), 1),
-                request_id=request_id,
+                request_id=name,
             )
 
 
-_OPEN_PATHS = ("/healthz", "/readyz", "/docs", "/openapi.json", "/ui")
-_OPEN_FILES = ("/docs/assets/", "/ui/")
 _SCOPES: dict[str, tuple[TokenScope, ...]] = {"/v1/model": ("admin",), "/v1/events": ("events", "admin")}
 """Scopes one of which a path needs; all others need "score"."""
 
 
 def _refusal(scope: Scope, callers: _Callers) -> Response | None:
     """The answer to a request that its token or identity does not allow, None when it does."""
-    path = _path(scope)
-    if not callers.must_be_known or _is_open(path):
+    path = path_of(scope)
+    if not callers.must_be_known or is_open(path):
         return None
     needed = _SCOPES.get(path, ("score",))
     allowed = callers.scopes(scope)
@@ -440,7 +435,7 @@ def _refusal(scope: Scope, callers: _Callers) -> Response | None:
 
 def _delay(scope: Scope, callers: _Callers, limiter: Limiter | None) -> Response | None:
     """The answer to a caller that has asked too much, None when it has not."""
-    if limiter is None or _is_open(_path(scope)):
+    if limiter is None or is_open(path_of(scope)):
         return None
     if (wait := limiter.wait(hashlib.sha256(callers.name(scope).encode("utf-8", "surrogateescape")).hexdigest())) <= 0:
         return None
@@ -451,21 +446,6 @@ def _delay(scope: Scope, callers: _Callers, limiter: Limiter | None) -> Response
     return response
 
 
-def _overload(scope: Scope, working: int, max_working: int | None) -> Response | None:
-    """The answer to one request too many, None while there is room: a short queue, so that what is taken is answered soon."""
-    if max_working is None or working <= max_working or _is_open(_path(scope)):
-        return None
-    return _try_again(OVERLOADED, f"more than {max_working} at a time were asked.", scope["state"]["request_id"])
-
-
-def _path(scope: Scope) -> str:
-    return str(scope["path"]).removeprefix(scope.get("root_path", ""))
-
-
-def _is_open(path: str) -> bool:
-    return path in _OPEN_PATHS or path.startswith(_OPEN_FILES)
-
-
 def _token(scope: Scope) -> str:
     """The bearer token that was sent, "" without one."""
     headers = [value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"]
@@ -474,17 +454,23 @@ def _token(scope: Scope) -> str:
 
 
 def _capped(scope: Scope, receive: Receive) -> Receive:
-    """`receive` that raises 413 when the announced or the received body is too large."""
+    """`receive` that raises 413 when the announced or the received body is too large, 408 when it takes too long to come."""
     announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
     announced_bytes = int(announced) if announced.isdigit() else 0
-    received = 0
+    received, is_whole = 0, False
+    deadline = asyncio.get_running_loop().time() + BODY_SECONDS
 
     async def capped() -> Message:
-        nonlocal received
+        nonlocal received, is_whole
         if announced_bytes > MAX_BODY_BYTES:
             raise HTTPException(413)
-        message = await receive()
+        try:
+            async with asyncio.timeout_at(None if is_whole else deadline):
+                message = await receive()
+        except TimeoutError:
+            raise HTTPException(408, headers={"Connection": "close"}) from None
         received += len(message.get("body", b""))
+        is_whole = not message.get("more_body", False)
         if received > MAX_BODY_BYTES:
             raise HTTPException(413)
         return message

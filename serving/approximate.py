@@ -4,6 +4,7 @@ All are options of the serve configuration, and all are measured when a bundle i
 served says what it costs. An index and lists are taken only if they have the share of the best items that was asked for.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,10 @@ from serving.scorer import MODEL_FILE, Scorer
 MEASURED_K = 20
 _MOST_SCORES = 1 << 23  # of the users that are measured on, and all items: 32 MiB
 _TRAINING_ROWS = 40  # for each cell of the index
+_LINKS, _BUILDING_EFFORT = 16, 100  # of each item in a graph (M, efConstruction)
 _MOST_FETCHED = 1_000  # where more items than this are left out, the exact ranking is no slower
+
+IndexKind = Literal["cells", "hnsw"]
 
 log = structlog.get_logger()
 
@@ -37,6 +41,9 @@ class ScoringArgs(BaseModel):
     """Number of items from which on an approximate index (faiss) answers instead of a look at every item; None: never. A
     request with another debias strength, an allow list, `compare` or items of just now is answered exactly all the same; so
     are all where item vectors are compact and the bundle's strength is neither 0 nor 1, as two matrices are scored then."""
+    ann_index: IndexKind = "cells"
+    """``cells`` (an inverted file) is trained in seconds; ``hnsw`` (a graph) takes ten times as long and is worth a try where
+    factors have more structure than those that we measured, on which it found no more for the same time."""
     ann_recall: float = Field(default=0.95, gt=0, lt=1)
     """Share of the twenty best items that the index, and lists, must have on users of the bundle; else the exact ranking is
     served."""
@@ -66,49 +73,61 @@ class Exactness(BaseModel):
 
 
 class ItemIndex:
-    """The debiased items in cells (an inverted file), of which a search looks into the nearest; it is trained in seconds, where
-    a graph (HNSW) takes minutes and finds no more for the same time on the factors that we measured.
+    """The debiased items, of which a search looks at some: of the nearest cells, or along a graph.
 
     Args:
         scorer: whose items; at the bundle's own debias strength.
-        num_cells: four times the root of the number of items when None.
-        seed: of the rows it is trained on.
+        storage: of the items in the index.
+        kind: see `ScoringArgs.ann_index`.
+        num_cells: four times the root of the number of items when None; without effect on a graph.
+        seed: of the rows that the index is trained on.
     """
 
-    def __init__(self, scorer: Scorer, storage: ItemStorage, num_cells: int | None = None, seed: int = 0) -> None:
-        try:
-            import faiss
-        except ImportError:
-            raise ConfigError(
-                "an approximate index needs faiss, which is not installed.",
-                "Install cllmr-platform[ann], or leave scoring.ann_above out.",
-            ) from None
+    def __init__(
+        self, scorer: Scorer, storage: ItemStorage, kind: IndexKind = "cells", num_cells: int | None = None, seed: int = 0
+    ) -> None:
         assert scorer.debiased is not None
         self._model = scorer.debiased
-        items, count = self._model.items, scorer.num_items
+        items = self._model.items
+        self.num_cells = num_cells or max(1, min(len(items) // _TRAINING_ROWS, round(4 * len(items) ** 0.5)))
+        self._radius = None if kind == "cells" else max(_squares(items[rows]).max() for rows in _blocks(len(items))) ** 0.5
         dim = items.shape[1]
-        self.num_cells = num_cells or max(1, min(count // _TRAINING_ROWS, round(4 * count**0.5)))
-        quantizer = faiss.IndexFlatIP(dim)
-        kinds = {"float16": faiss.ScalarQuantizer.QT_fp16, "int8": faiss.ScalarQuantizer.QT_8bit}
-        settings: tuple[Any, ...] = (quantizer, dim, self.num_cells)
-        index_of: Any = faiss.IndexIVFFlat  # its types know the C++ side of it only
-        if storage != "float32":
-            index_of, settings = faiss.IndexIVFScalarQuantizer, (*settings, kinds[storage])
-        self._index = index_of(*settings, faiss.METRIC_INNER_PRODUCT)
-        wanted = min(count, _TRAINING_ROWS * self.num_cells)
-        trained_on = np.sort(np.random.default_rng(seed).choice(count, wanted, replace=False))
-        self._index.train(np.ascontiguousarray(items[trained_on]))
-        for start in range(0, count, READ_ROWS):
-            self._index.add(np.ascontiguousarray(items[start : start + READ_ROWS]))
+        self._index = _graph(dim + 1, storage) if kind == "hnsw" else _cells(dim, self.num_cells, storage)
+        if not self._index.is_trained:
+            wanted = min(len(items), _TRAINING_ROWS * self.num_cells)
+            self._index.train(self._seen(np.sort(np.random.default_rng(seed).choice(len(items), wanted, replace=False))))
+        for rows in _blocks(len(items)):
+            self._index.add(self._seen(rows))
+
+    def _seen(self, rows: Rows | slice) -> Floats:
+        """Some items as the index has them.
+
+        In a graph all are made equally long by one more number each: then the nearest have the greatest inner products, and a
+        graph of distances finds them, where one of inner products loses its way.
+        """
+        block: Floats = np.ascontiguousarray(self._model.items[rows])
+        if self._radius is None:
+            return block
+        missing = np.sqrt(np.maximum(self._radius**2 - _squares(block), 0))
+        return np.concatenate((block, missing[:, None]), axis=1, dtype=np.float32)
 
     @property
-    def probes(self) -> int:
-        """Cells that a search looks into."""
-        return int(self._index.nprobe)
+    def efforts(self) -> list[int]:
+        """What `effort` may be, least first: a search that looked at more would be no faster than the exact ranking."""
+        least, most = (4, max(4, self.num_cells // 4)) if self._radius is None else (32, max(32, len(self._model.items) // 32))
+        return [least << doubled for doubled in range(32) if least << doubled <= most]
 
-    @probes.setter
-    def probes(self, number: int) -> None:
-        self._index.nprobe = number
+    @property
+    def effort(self) -> int:
+        """Cells that a search looks into, or items that it keeps in view along the graph."""
+        return int(self._index.nprobe if self._radius is None else self._index.hnsw.efSearch)
+
+    @effort.setter
+    def effort(self, number: int) -> None:
+        if self._radius is None:
+            self._index.nprobe = number
+        else:
+            self._index.hnsw.efSearch = number
 
     def ranking(self, user: int, k: int, candidates: Candidates) -> Ranking | None:
         """The best of the candidates among what the index finds, by their exact scores; None where it finds too few.
@@ -119,7 +138,8 @@ class ItemIndex:
         if (fetched := k + num_items - len(candidates)) > min(_MOST_FETCHED, num_items):
             return None
         vector = self._model.users[[user]]
-        rows: Rows = self._index.search(vector, fetched)[1][0]
+        asked = vector if self._radius is None else np.pad(vector, ((0, 0), (0, 1)))
+        rows: Rows = self._index.search(asked, fetched)[1][0]
         rows = rows[rows >= 0]  # less than asked for comes back as -1
         extra: Floats | None = None
         if self._model.weights.nnz:
@@ -136,22 +156,60 @@ class ItemIndex:
         return Ranking(rows[best_of.rows], best_of.scores)
 
 
-def build_index(scorer: Scorer, args: ScoringArgs) -> tuple[ItemIndex | None, float]:
-    """An index that finds the share that is asked for, with as few probes as do it, and that share; None where none does.
+def _faiss() -> Any:  # its types know the C++ side of it only
+    try:
+        import faiss
+    except ImportError:
+        raise ConfigError(
+            "an approximate index needs faiss, which is not installed.",
+            "Install cllmr-platform[ann], or leave scoring.ann_above out.",
+        ) from None
+    return faiss
 
-    A search that looked into a quarter of all cells would be no faster than the exact ranking.
-    """
-    index = ItemIndex(scorer, args.item_storage)
+
+def _cells(dim: int, number: int, storage: ItemStorage) -> Any:
+    faiss = _faiss()
+    quantizer = faiss.IndexFlatIP(dim)
+    if storage == "float32":
+        return faiss.IndexIVFFlat(quantizer, dim, number, faiss.METRIC_INNER_PRODUCT)
+    kind = faiss.ScalarQuantizer.QT_fp16 if storage == "float16" else faiss.ScalarQuantizer.QT_8bit
+    return faiss.IndexIVFScalarQuantizer(quantizer, dim, number, kind, faiss.METRIC_INNER_PRODUCT)
+
+
+def _graph(dim: int, storage: ItemStorage) -> Any:
+    faiss = _faiss()
+    if storage == "float32":
+        index = faiss.IndexHNSWFlat(dim, _LINKS)
+    else:
+        kind = faiss.ScalarQuantizer.QT_fp16 if storage == "float16" else faiss.ScalarQuantizer.QT_8bit
+        index = faiss.IndexHNSWSQ(dim, kind, _LINKS)
+    index.hnsw.efConstruction = _BUILDING_EFFORT
+    return index
+
+
+def _squares(items: Floats) -> Floats:
+    """Of lengths: (num_items,)."""
+    squares: Floats = np.einsum("nd,nd->n", items, items)
+    return squares
+
+
+def _blocks(count: int) -> Iterator[slice]:
+    for start in range(0, count, READ_ROWS):
+        yield slice(start, min(start + READ_ROWS, count))
+
+
+def build_index(scorer: Scorer, args: ScoringArgs) -> tuple[ItemIndex | None, float]:
+    """An index that finds the share that is asked for, with the least effort that does, and that share; None: none does."""
+    index = ItemIndex(scorer, args.item_storage, args.ann_index)
     users = _sample(scorer)
     exact = _best(scorer.score_all(users))
-    everything, probes, share = scorer.candidates(), 4, 0.0
-    while probes <= max(4, index.num_cells // 4):
-        index.probes = probes
+    everything, share = scorer.candidates(), 0.0
+    for effort in index.efforts:
+        index.effort = effort
         found = [index.ranking(user, MEASURED_K, everything) for user in users.tolist()]
         share = overlap([[] if one is None else one.rows.tolist() for one in found], exact)
         if share >= args.ann_recall:
             return index, share
-        probes *= 2
     return None, share
 
 
@@ -188,8 +246,7 @@ def exact_scores(scorer: Scorer, bundle_dir: Path, users: Rows) -> Floats:
                 continue
             tensor = f"{name}.items" if f"{name}.items" in names else "factual.items"  # the file holds once what is shared
             part: Any = file.get_slice(tensor)
-            for start in range(0, scorer.num_items, READ_ROWS):
-                block = slice(start, min(start + READ_ROWS, scorer.num_items))
+            for block in _blocks(scorer.num_items):
                 scores[:, block] += np.float32(share) * (model.users[users] @ part[block].T)
             if model.weights.nnz:
                 scores += np.float32(share) * (model.history[users] @ model.weights).toarray()

@@ -28,7 +28,9 @@ from components.errors import ConfigError
 from components.ids import UNKNOWN
 from components.progress import configure_logging
 from components.tracking import ModelVersion, Registry, RegistryError
-from serving.api import OVERLOADED, Impossible, Unavailable, create_app
+from serving import admission
+from serving.admission import OVERLOADED, Admission
+from serving.api import Impossible, Unavailable, create_app
 from serving.approximate import ScoringArgs
 from serving.auth import read_tokens
 from serving.breaker import Breaker
@@ -276,17 +278,22 @@ class ScorerReplica:
 
     async def recommend(self, request: RecommendRequest, histories: list[list[str]]) -> Answered[str]:
         """See Recommender; answers as JSON, which takes a sixth of the time that pickling the models of a ranking does."""
+        answer, model_version, feature_set = await self.recommend_here(request, histories)
+        return Answered(answer.model_dump_json(), model_version, feature_set)
+
+    async def recommend_here(self, request: RecommendRequest, histories: list[list[str]]) -> Answered[RecommendResponse]:
+        """Likewise, for who asks in this very process."""
         answer = await self._with_others((request, histories))
         if isinstance(answer, Exception):
             raise answer
         return answer
 
     @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=0.0)
-    async def _with_others(self, asked: list[Question]) -> list[Answered[str] | Exception]:
+    async def _with_others(self, asked: list[Question]) -> list[Answered[RecommendResponse] | Exception]:
         """What has come while the batch before was worked on is the next one: nobody waits for company."""
         return await each_for_itself(self._answers, asked)
 
-    async def _answers(self, asked: list[Question]) -> list[Answered[str]]:
+    async def _answers(self, asked: list[Question]) -> list[Answered[RecommendResponse]]:
         """Answers to several requests, scored together; users of the share that a challenger is tried on are answered by it."""
         live, challenger, trial = self._follower.live, self._follower.challenger, self._trial
         split = [parts(trial, live, challenger, request.users) for request, _ in asked]
@@ -307,7 +314,7 @@ class ScorerReplica:
                 given.append((model, answer))
                 answers[number].append((places, answer))
         told = [joined(one) for one in answers]
-        sent = [Answered(answer.model_dump_json(), answer.model_version, live.feature_set) for answer in told]
+        sent = [Answered(answer, answer.model_version, live.feature_set) for answer in told]
         # from here on nothing fails for a request: a batch that did is answered again, and must not be counted twice
         if challenger is not None and trial.mode == "shadow":
             for (request, histories), answer in zip(asked, told, strict=True):
@@ -437,8 +444,12 @@ class RayBackend:
 
     async def histories(self, user_ids: list[str]) -> Histories:
         """See Backend."""
-        with self._metrics.timed("features"):  # at the same time: one wait
-            found, since = await asyncio.gather(self._features.histories(user_ids), self._events.histories(user_ids))
+        with self._metrics.timed("features"):
+            looked_up = self._features.histories(user_ids), self._events.histories(user_ids)
+            if isinstance(self._events, NoFeatures):  # nothing to wait for, and two tasks cost more than that
+                found, since = await looked_up[0], await looked_up[1]
+            else:  # at the same time: one wait
+                found, since = await asyncio.gather(*looked_up)
         histories = found.with_events(since)
         self._metrics.count_degraded(histories.degraded)
         return histories
@@ -446,6 +457,8 @@ class RayBackend:
     async def recommend(self, request: RecommendRequest, histories: list[list[str]]) -> RecommendResponse:
         """See Backend."""
         try:
+            if isinstance(self._scorer, Inside):
+                return await self._ask(self._scorer.recommend_here.remote(request, histories))
             answer: str = await self._ask(self._scorer.recommend.remote(request, histories))
         except Unavailable as error:
             if self._static is None or error.code == OVERLOADED:  # who comes back later gets a model's answer
@@ -536,7 +549,8 @@ class RayBackend:
 async def _answer(response: Awaitable[_T], who: str = "scorer") -> _T:
     """Waits for another deployment; raises Unavailable when it is overloaded, gone or too slow."""
     try:
-        return await asyncio.wait_for(_awaited(response), SCORER_DEADLINE_SECONDS)
+        async with asyncio.timeout(SCORER_DEADLINE_SECONDS):
+            return await response
     except BackPressureError:
         raise Unavailable(OVERLOADED, "too many requests are waiting.") from None
     except TimeoutError:
@@ -546,10 +560,6 @@ async def _answer(response: Awaitable[_T], who: str = "scorer") -> _T:
     except (RayActorError, DeploymentUnavailableError, RayServeException) as error:
         log.warning(f"{who} unavailable", error=type(error).__name__)
         raise Unavailable(f"{who}_unavailable", f"no {who} replica answers.") from None
-
-
-async def _awaited(response: Awaitable[_T]) -> _T:
-    return await response
 
 
 @serve.ingress()
@@ -589,7 +599,6 @@ class GatewayReplica:
         logging.getLogger("httpx").setLevel(logging.WARNING)
         self._tokens, self._identities = read_tokens(), read_identities()
         self._limiter = None if rate_limit is None else Limiter(rate_limit)
-        self._max_working = max_working
         metrics = GatewayMetrics()
         features: FeatureSource = NoFeatures()
         events: OnlineFeatures | NoFeatures = NoFeatures()
@@ -617,6 +626,8 @@ class GatewayReplica:
         else:
             asked = scorer
         self._backend = RayBackend(asked, features, deployed_version, events, history, encoder, metrics)
+        self._admission = Admission(max_working, lambda: self._backend.model_version, metrics.refused.inc)
+        admission.keep(self._admission)
 
     def reconfigure(self, trial: dict[str, Any]) -> None:
         """See ScorerReplica; only of a gateway that holds one."""
@@ -624,4 +635,4 @@ class GatewayReplica:
         self._scorer.reconfigure(trial)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(self._backend, self._tokens, self._limiter, self._max_working, self._identities)
+        return create_app(self._backend, self._tokens, self._limiter, self._admission, self._identities)

@@ -27,7 +27,7 @@ from serving.texts import Texts
 
 JITTER = 0.25  # of the interval: replicas that started together do not ask together
 RETRY_SECONDS = (30.0, 120.0, 600.0)  # between tries of one refused bundle
-LISTS_SECONDS = 30.0  # between two looks for lists of a model that has none yet
+LISTS_SECONDS = 30.0  # between two looks for lists of the model that is served, or for better ones
 
 EXACT = ScoringArgs()
 
@@ -55,6 +55,8 @@ class Live:
     head: Head
     texts: Texts
     golden_requests: int
+    lists_table: str | None
+    """Which lists were measured, see serving.lists.Looked."""
 
     @property
     def feature_set(self) -> FeatureSet | None:
@@ -69,7 +71,7 @@ def load(target: Target, scoring: ScoringArgs = EXACT) -> Live:
     scorer = Scorer.load(directory, scoring.item_storage)
     golden_requests = scorer.replay_golden()
     index, exactness = prepare(scorer, scoring, directory)
-    lists, exactness = ready_made(target.storage_root, target.fingerprint, scorer, scoring, exactness)
+    lists, exactness, table = ready_made(target.storage_root, target.fingerprint, scorer, scoring, exactness)
     log.info(
         "bundle loaded",
         model_version=target.model_version,
@@ -79,7 +81,7 @@ def load(target: Target, scoring: ScoringArgs = EXACT) -> Live:
     )
     texts = Texts(directory, scorer)
     recommender = Recommender(scorer, target.model_version, texts, index, exactness, lists)
-    return Live(target, recommender, Head(scorer.popularity), texts, golden_requests)
+    return Live(target, recommender, Head(scorer.popularity), texts, golden_requests, table)
 
 
 def _nobody() -> Target | None:
@@ -167,7 +169,8 @@ class Follower:
         self._is_reachable = True
         self._refused, self._refused_challenger = _Refusals(events), _Refusals(events)
         self._closed = threading.Event()
-        self._look_for_lists_at = time.monotonic() + LISTS_SECONDS
+        self._lists_table: str | None = None
+        self._lists_failures, self._look_for_lists_at = 0, 0.0
         self.live = self._first(list(candidates))
         self._swapped(None)
 
@@ -211,15 +214,23 @@ class Follower:
         self._try(None if challenger == self.live.target else challenger)
 
     def _look_for_lists(self) -> None:
-        """They are made after the model is served, as often as not."""
+        """They are made after the model is served, as often as not, and storage that failed may answer later."""
         target, recommender = self.live.target, self.live.recommender
-        if recommender.exactness.lists != "missing" or time.monotonic() < self._look_for_lists_at:
+        before = recommender.exactness
+        if before.lists == "off" or time.monotonic() < self._look_for_lists_at:
             return
-        self._look_for_lists_at = time.monotonic() + LISTS_SECONDS
-        lists, exactness = ready_made(
-            target.storage_root, target.fingerprint, recommender.scorer, self._scoring, recommender.exactness
+        lists, exactness, table = ready_made(
+            target.storage_root, target.fingerprint, recommender.scorer, self._scoring, before, self._lists_table
         )
-        if exactness != recommender.exactness:
+        failed = exactness.lists == "refused" and table is None
+        self._lists_failures = self._lists_failures + 1 if failed else 0
+        pause = RETRY_SECONDS[min(self._lists_failures, len(RETRY_SECONDS)) - 1] if failed else LISTS_SECONDS
+        self._look_for_lists_at = time.monotonic() + pause
+        if lists is None and before.lists == "on":  # those that are used are as good as they were
+            self._lists_table = table or self._lists_table
+            return
+        self._lists_table = table
+        if lists is not None or exactness != before:
             recommender.take(lists, exactness)
             self._events.measured(target, exactness)
 
@@ -253,5 +264,7 @@ class Follower:
         self._swapped(before)
 
     def _swapped(self, before: Target | None) -> None:
+        self._lists_table, self._lists_failures = self.live.lists_table, 0
+        self._look_for_lists_at = time.monotonic() + LISTS_SECONDS
         self._events.swapped(before, self.live.target)
         self._events.measured(self.live.target, self.live.recommender.exactness)

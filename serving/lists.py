@@ -5,7 +5,7 @@ that question. What a user did since is left out of his list, as it is of any ra
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -49,31 +49,50 @@ class RankedLists:
         return Ranking(rows[kept].astype(np.int64), self._scores[user, kept]) if len(kept) == k else None
 
 
+class Looked(NamedTuple):
+    """What came of a look for lists."""
+
+    lists: RankedLists | None
+    exactness: Exactness
+    """With what was measured of them."""
+    table: str | None
+    """Fingerprint of what was measured, which need not be read again; None: nothing was, and the next look may find more."""
+
+
 def ready_made(
-    storage_root: str, train: str, scorer: Scorer, args: ScoringArgs, exactness: Exactness
-) -> tuple[RankedLists | None, Exactness]:
-    """Lists of the model `train`, if there are any and they have the share of the best items that is asked for, and
-    `exactness` with what was measured of them.
+    storage_root: str, train: str, scorer: Scorer, args: ScoringArgs, exactness: Exactness, known: str | None = None
+) -> Looked:
+    """Lists of the model `train`, if there are any and they have the share of the best items that is asked for.
 
     Lists are never needed: what is wrong with them is logged, and the exact ranking is served.
+
+    Args:
+        storage_root: where tables lie.
+        train: fingerprint of the model.
+        scorer: of that model.
+        args: what is asked for.
+        exactness: what was measured of the model so far.
+        known: the table that was measured before; unless there is another one, nothing is read.
     """
     if not args.lists:
-        return None, exactness
+        return Looked(None, exactness, None)
     try:
         if (table := find(storage_root, train, scorer)) is None:
-            return None, exactness.model_copy(update={"lists": "missing"})
+            return Looked(None, exactness.model_copy(update={"lists": "missing", "lists_recall": None}), None)
+        if table.fingerprint == known:
+            return Looked(None, exactness, known)
         lists = read(table, scorer)
         share = measured(lists, scorer)
     except Exception as error:  # whatever it is: the thread that asks must go on following the champion
         reason = error.message if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         log.warning("lists refused", train=train, reason=reason)
-        return None, exactness.model_copy(update={"lists": "refused"})
+        return Looked(None, exactness.model_copy(update={"lists": "refused", "lists_recall": None}), None)
     figures: dict[str, Any] = {"lists": "on" if share >= args.ann_recall else "refused", "lists_recall": share}
     if figures["lists"] == "on":
         log.info("lists loaded", batch=table.fingerprint, num_users=table.facts["num_users"], recall=round(share, 4))
-        return lists, exactness.model_copy(update=figures)
+        return Looked(lists, exactness.model_copy(update=figures), table.fingerprint)
     log.warning("lists refused", batch=table.fingerprint, recall=round(share, 4), wanted=args.ann_recall)
-    return None, exactness.model_copy(update=figures)
+    return Looked(None, exactness.model_copy(update=figures), table.fingerprint)
 
 
 def measured(lists: RankedLists, scorer: Scorer) -> float:

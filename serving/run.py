@@ -18,6 +18,7 @@ import yaml
 from components.errors import ArtifactError, ConfigError, ServingError, did_you_mean
 from components.launch import prepare_ray_environment, start_local_ray
 from serving import APPLICATION
+from serving.admission import CALLBACK, CALLBACK_VARIABLE
 from serving.scorer import Scorer, find_bundle
 
 if TYPE_CHECKING:
@@ -171,6 +172,11 @@ def _server(host: str, port: int) -> _Server:
 def _start(host: str, port: int) -> int:
     """Starts Ray and Serve's proxy, and imports the application meanwhile: both take seconds and neither needs the other."""
     prepare_ray_environment()
+    os.environ.setdefault("RAY_worker_niceness", "0")  # by Ray's 15 whatever else this machine does comes before an answer
+    if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1":  # then gateways listen themselves
+        os.environ.setdefault(CALLBACK_VARIABLE, CALLBACK)
+        for name in ("RAY_SERVE_HAPROXY_STATS_PORT", "RAY_SERVE_HAPROXY_METRICS_PORT"):  # another endpoint may have Serve's own
+            os.environ.setdefault(name, str(free_port("0.0.0.0", 0)))
     imports = threading.Thread(target=_import_app, name="import-app")
     imports.start()
     start_local_ray(num_cpus=_LOGICAL_CPUS)

@@ -62,6 +62,8 @@ class ScoringConfig(BaseModel):
     ann_above: int | None = Field(default=None, ge=1)
     """Number of items from which on an approximate index answers instead of a look at every item (needs the extra ``ann``);
     None: never."""
+    ann_index: Literal["cells", "hnsw"] = "cells"
+    """Kind of that index: ``cells`` (an inverted file) is trained in seconds, ``hnsw`` (a graph) takes ten times as long."""
     ann_recall: float = Field(default=0.95, gt=0, lt=1)
     """Share of the twenty best items that the index, and lists, must have on users of the bundle, else every item is looked
     at."""

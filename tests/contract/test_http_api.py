@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import httpx
@@ -16,6 +16,8 @@ from starlette.testclient import TestClient
 
 from components.cllmr.linear.kernel import NewItems
 from components.errors import ServingError
+from serving import api
+from serving.admission import Admission
 from serving.api import MAX_BODY_BYTES, Impossible, Unavailable, create_app
 from serving.auth import Tokens
 from serving.client import Client
@@ -294,7 +296,7 @@ def test_more_requests_than_are_worked_on_at_a_time_are_refused_at_once_and_heal
 
     async def ask() -> None:
         backend.recommend = slow  # type: ignore[method-assign]
-        transport = httpx.ASGITransport(create_app(backend, max_working=1))
+        transport = httpx.ASGITransport(create_app(backend, admission=Admission(1)))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             first = asyncio.create_task(client.post("/v1/recommend", json={"users": ["ann"]}))
             await began.wait()
@@ -403,6 +405,34 @@ def test_a_huge_body_is_refused_while_it_streams_in(app: FastAPI) -> None:
     response, sent = asyncio.run(send())
     refused(response, 413, "body_too_large")
     assert sent <= MAX_BODY_BYTES + (1 << 17)
+
+
+def test_a_body_that_trickles_in_is_given_up_and_makes_room_for_others(
+    backend: LocalBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "BODY_SECONDS", 0.3)
+    admission = Admission(1)
+
+    async def trickle() -> AsyncIterator[bytes]:
+        for byte in b'{"users": ["ann"]}':
+            yield bytes([byte])
+            await asyncio.sleep(0.05)
+
+    async def ask() -> None:
+        transport = httpx.ASGITransport(create_app(backend, admission=admission))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            began = time.perf_counter()
+            slow = asyncio.create_task(client.post("/v1/recommend", content=trickle()))
+            await asyncio.sleep(0.1)
+            refused(await client.post("/v1/recommend", json={"users": ["ann"]}), 503, "overloaded")
+            response = await slow
+            assert time.perf_counter() - began < 0.8  # whole it would have taken longer
+            refused(response, 408, "body_too_slow")
+            assert response.headers["connection"] == "close"  # or the rest would go on coming in
+            assert (await client.post("/v1/recommend", json={"users": ["ann"]})).status_code == 200
+
+    asyncio.run(ask())
+    assert admission.working == 0
 
 
 def test_an_unknown_path_and_a_wrong_method_are_refused_in_the_same_shape(http: TestClient) -> None:

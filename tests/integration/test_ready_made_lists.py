@@ -58,30 +58,33 @@ def marked(found: RankedLists) -> RankedLists:
     return RankedLists(found._rows, found._scores + 1000)
 
 
+class Told:
+    """Remembers what was measured."""
+
+    def __init__(self) -> None:
+        self.seen: list[Exactness] = []
+
+    def measured(self, target: Target, exactness: Exactness) -> None:
+        self.seen.append(exactness)
+
+    def swapped(self, before: Target | None, now: Target) -> None: ...
+
+    def settled(self, on_champion: bool) -> None: ...
+
+    def refused(self, target: Target) -> None:
+        pytest.fail("the bundle is whole")
+
+    def tried(self, before: Target | None, now: Target | None) -> None: ...
+
+
+def follower_of(target: Target, told: Told) -> Follower:
+    return Follower([target], lambda: target, told, interval=1, scoring=LISTS)
+
+
 def test_no_table_then_one_that_a_running_replica_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Told:
-        """Remembers what was measured."""
-
-        seen: list[Exactness]
-
-        def __init__(self) -> None:
-            self.seen = []
-
-        def measured(self, target: Target, exactness: Exactness) -> None:
-            self.seen.append(exactness)
-
-        def swapped(self, before: Target | None, now: Target) -> None: ...
-
-        def settled(self, on_champion: bool) -> None: ...
-
-        def refused(self, target: Target) -> None:
-            pytest.fail("the bundle is whole")
-
-        def tried(self, before: Target | None, now: Target | None) -> None: ...
-
     monkeypatch.setattr(lifecycle, "LISTS_SECONDS", 0.0)
     target, told = trained(str(tmp_path)), Told()
-    follower = Follower([target], lambda: target, told, interval=1, scoring=LISTS)
+    follower = follower_of(target, told)
     assert follower.live.recommender.exactness.lists == "missing"
     batch(target, exclude_seen=False)
     batch(target, debias=0.9)
@@ -94,6 +97,60 @@ def test_no_table_then_one_that_a_running_replica_takes(tmp_path: Path, monkeypa
     assert follower.live.recommender.describe(0).lists_recall == 1.0
     monkeypatch.setattr(lists, "read", lambda *_: pytest.fail("read again"))
     follower.look()
+
+
+def test_a_table_of_some_users_makes_way_for_one_of_all_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lifecycle, "LISTS_SECONDS", 0.0)
+    target, users = trained(str(tmp_path / "store")), tmp_path / "users.csv"
+    users.write_text("user_id\nu7\n")
+    batch(target, users=str(users))
+    follower = follower_of(target, Told())
+    assert np.flatnonzero(follower.live.recommender._lists.lengths).tolist() == [7]  # type: ignore[union-attr]
+    batch(target)
+    with monkeypatch.context() as patched:
+        patched.setattr(lists, "read", no_memory)
+        follower.look()
+    assert follower.live.recommender.exactness.lists == "on"  # those of before are as good as they were
+    monkeypatch.setattr(lifecycle, "RETRY_SECONDS", (0.0,))
+    follower._look_for_lists_at = 0.0
+    follower.look()
+    assert np.count_nonzero(follower.live.recommender._lists.lengths) == NUM_USERS  # type: ignore[union-attr]
+
+
+def test_lists_that_storage_did_not_give_are_asked_for_again_and_poor_ones_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifecycle, "LISTS_SECONDS", 0.0)
+    monkeypatch.setattr(lifecycle, "RETRY_SECONDS", (0.0, 0.0, 1000.0))
+    target, told = trained(str(tmp_path)), Told()
+    batch(target)
+    reads = 0
+
+    def away(*_: object) -> RankedLists:
+        nonlocal reads
+        reads += 1
+        raise OSError("storage is away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(lists, "read", away)
+        follower = follower_of(target, told)
+        for _ in range(5):
+            follower.look()
+    assert reads == 4  # at the start, and three times with growing pauses
+    assert [one.lists for one in told.seen] == ["refused"]
+    with monkeypatch.context() as patched:
+        patched.setattr(lists, "measured", lambda *_: 0.5)
+        follower._look_for_lists_at = 0.0
+        follower.look()
+        monkeypatch.setattr(lists, "read", lambda *_: pytest.fail("a table that was measured is read again"))
+        follower.look()
+    assert [(one.lists, one.lists_recall) for one in told.seen] == [("refused", None), ("refused", 0.5)]
+    monkeypatch.undo()
+    monkeypatch.setattr(lifecycle, "LISTS_SECONDS", 0.0)
+    batch(target, k=LENGTH + 20)  # another table, with more in it
+    follower._look_for_lists_at = 0.0
+    follower.look()
+    assert told.seen[-1].lists == "on"
 
 
 def test_answers_are_the_exact_ones_and_come_from_the_lists_where_these_hold_them(target: Target, scorer: Scorer) -> None:

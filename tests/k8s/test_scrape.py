@@ -36,7 +36,7 @@ QUIET_METRICS = {
     # a counter begins to exist when it first counts: tests/integration/test_model_swap.py
     "ray_cllmr_model_swaps_total",
     "ray_cllmr_refused_bundles_total",
-    # likewise: tests/integration/test_trial.py, test_online_history.py, tests/contract/test_http_endpoint.py
+    # likewise: tests/integration/test_trial.py, test_online_history.py, tests/contract/test_http_endpoint.py, test_admission.py
     "ray_cllmr_challenger_info",
     "ray_cllmr_shadow_overlap_sum",
     "ray_cllmr_shadow_overlap_count",
@@ -46,6 +46,7 @@ QUIET_METRICS = {
     "ray_cllmr_last_good_histories_total",
     "ray_cllmr_feature_rows_total",
     "ray_cllmr_new_items_total",
+    "ray_cllmr_refused_requests_total",
 }
 
 SERVE = """

@@ -8,7 +8,7 @@ import pytest
 from components.cllmr.linear.compact import CompactItems, ItemStorage
 from components.cllmr.linear.scores import LinearScores, as_tensors
 from components.errors import ArtifactError
-from serving.approximate import MEASURED_K, ItemIndex, ScoringArgs, build_index, exact_scores, ndcg, overlap, prepare
+from serving.approximate import MEASURED_K, IndexKind, ItemIndex, ScoringArgs, build_index, exact_scores, ndcg, overlap, prepare
 from serving.lifecycle import Target, load
 from serving.ranking import top_k
 from serving.recommender import Recommender
@@ -144,9 +144,10 @@ def faiss() -> None:
 
 @pytest.mark.usefixtures("faiss")
 @pytest.mark.parametrize("storage", ["float32", "int8"])
+@pytest.mark.parametrize("kind", ["cells", "hnsw"])
 @pytest.mark.parametrize(("bundle", "wanted"), [("factors", 0.8), ("weighted", 0.5)])
 def test_an_index_finds_the_share_that_is_asked_for_also_on_other_users(
-    storage: ItemStorage, bundle: str, wanted: float, request: pytest.FixtureRequest
+    storage: ItemStorage, kind: IndexKind, bundle: str, wanted: float, request: pytest.FixtureRequest
 ) -> None:
     scorer = Scorer.load(request.getfixturevalue(bundle), storage)
     if scorer.debiased is None:  # of two compact matrices there is no mixture to look through
@@ -155,8 +156,9 @@ def test_an_index_finds_the_share_that_is_asked_for_also_on_other_users(
         )
         scorer.debias_strength = 1.0
         scorer.debiased = scorer.counterfactual
-    index, share = build_index(scorer, ScoringArgs(item_storage=storage, ann_above=1, ann_recall=wanted))
+    index, share = build_index(scorer, ScoringArgs(item_storage=storage, ann_above=1, ann_index=kind, ann_recall=wanted))
     assert index is not None
+    assert ("HNSW" in type(index._index).__name__) == (kind == "hnsw")
     assert share >= wanted
     everything, shares = scorer.candidates(), []
     for user in range(scorer.num_users):
@@ -173,7 +175,7 @@ def test_an_index_finds_the_share_that_is_asked_for_also_on_other_users(
 def test_an_index_leaves_out_what_is_no_candidate_and_gives_up_where_too_little_is_left(factors: Path) -> None:
     scorer = Scorer.load(factors)
     index = ItemIndex(scorer, "float32")
-    index.probes = index.num_cells  # all of them: exact
+    index.effort = index.num_cells  # all of them: exact
     for left_out in (0, 30, 900):
         candidates = scorer.candidates(deny=scorer.recommend(5, left_out).rows)
         found = index.ranking(5, 20, candidates)
@@ -181,8 +183,18 @@ def test_an_index_leaves_out_what_is_no_candidate_and_gives_up_where_too_little_
         expected = top_k(scorer.score_all(np.array([5]))[0], 20, candidates)
         assert found.rows.tolist() == expected.rows.tolist()
     assert index.ranking(5, 20, scorer.candidates(allow=range(50))) is None
-    index.probes = 1
+    index.effort = 1
     assert index.ranking(5, 900, scorer.candidates()) is None  # one cell has fewer
+
+
+@pytest.mark.usefixtures("faiss")
+def test_a_graph_that_is_looked_through_far_enough_finds_the_exact_ranking(factors: Path) -> None:
+    scorer = Scorer.load(factors)
+    index, everything = ItemIndex(scorer, "float32", "hnsw"), scorer.candidates()
+    index.effort = scorer.num_items
+    found = [index.ranking(user, MEASURED_K, everything) for user in range(20)]
+    exact = [top_k(scores, MEASURED_K, everything).rows.tolist() for scores in scorer.score_all(np.arange(20))]
+    assert overlap([[] if one is None else one.rows.tolist() for one in found], exact) > 0.99
 
 
 @pytest.mark.usefixtures("faiss")

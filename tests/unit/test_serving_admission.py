@@ -1,0 +1,145 @@
+"""Who is let in: so many at a time, counted once, and nobody is kept from health."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serving import admission
+from serving.admission import Admission, Door, middlewares
+
+
+class Rooms:
+    """An application whose requests stay until they are let go."""
+
+    def __init__(self) -> None:
+        self.inside: list[Scope] = []
+        self.go_on = asyncio.Event()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.inside.append(scope)
+        await self.go_on.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def nothing() -> Message:
+    return {"type": "http.request", "body": b""}
+
+
+async def ask(app: ASGIApp, path: str = "/v1/recommend", **scope: Any) -> tuple[int, dict[str, str], bytes]:
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    await app({"type": "http", "path": path, "headers": [], **scope}, nothing, send)
+    headers = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
+    return sent[0]["status"], headers, sent[1]["body"]
+
+
+def test_what_is_more_is_refused_and_of_two_doors_the_outer_one_counts() -> None:
+    async def run() -> None:
+        rooms, asked = Rooms(), Admission(2, lambda: "7")
+        app = Door(Door(rooms, lambda: asked), lambda: asked)
+        let_in = [asyncio.create_task(ask(app)) for _ in range(2)]
+        await asyncio.sleep(0)
+        assert (len(rooms.inside), asked.working) == (2, 2)
+        status, headers, body = await ask(app, headers=[(b"x-request-id", b"mine-1")])
+        assert (status, headers["retry-after"], headers["x-request-id"], headers["x-model-version"]) == (
+            503,
+            "1",
+            "mine-1",
+            "7",
+        )
+        assert json.loads(body) == {
+            "code": "overloaded",
+            "message": "more than 2 at a time were asked.",
+            "hint": "Try again in 1 s.",
+            "request_id": "mine-1",
+        }
+        assert len(body) == int(headers["content-length"])
+        _, headers, body = await ask(app, headers=[(b"x-request-id", b'"}<script>')])
+        assert headers["x-request-id"] == json.loads(body)["request_id"] != '"}<script>'
+        rooms.go_on.set()
+        assert [status for status, _, _ in await asyncio.gather(*let_in)] == [200, 200]
+        assert asked.working == 0
+        assert (await ask(app))[0] == 200
+
+    asyncio.run(run())
+
+
+def test_health_and_the_page_are_let_in_whatever_is_going_on() -> None:
+    async def run() -> None:
+        rooms = Rooms()
+        rooms.go_on.set()
+        full = Admission(0)
+        app = Door(rooms, lambda: full)
+        for path in ("/healthz", "/readyz", "/docs", "/ui/", "/ui/page.js", "/-/healthz"):
+            assert (await ask(app, path))[0] == 200, path
+        assert (await ask(app, "/below/readyz", root_path="/below"))[0] == 200
+        for path in ("/v1/model", "/readyz/more", "/uix", "/below/readyz"):
+            assert (await ask(app, path))[0] == 503, path
+
+    asyncio.run(run())
+
+
+def test_a_request_that_fails_or_is_given_up_makes_room() -> None:
+    async def fails(scope: Scope, receive: Receive, send: Send) -> None:
+        raise RuntimeError("a bug")
+
+    async def run() -> None:
+        asked = Admission(1)
+        with pytest.raises(RuntimeError, match="a bug"):
+            await ask(Door(fails, lambda: asked))
+        given_up = asyncio.create_task(ask(Door(Rooms(), lambda: asked)))
+        await asyncio.sleep(0)
+        assert asked.working == 1
+        given_up.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await given_up
+        assert asked.working == 0
+
+    asyncio.run(run())
+
+
+def test_refusals_are_told_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admission, "_TELL_SECONDS", 0.05)
+    told: list[int] = []
+
+    async def run() -> None:
+        app = Door(Rooms(), lambda: full)
+        for _ in range(3):
+            await ask(app)
+        assert told == []
+        await asyncio.sleep(0.1)
+        await ask(app)
+        await asyncio.sleep(0.1)
+
+    full = Admission(0, told=told.append)
+    asyncio.run(run())
+    assert told == [3, 1]
+
+
+def test_ray_serve_puts_the_door_of_the_gateway_around_everything_and_lets_all_in_where_there_is_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from ray.serve._private.http_util import _apply_middlewares
+
+    monkeypatch.setattr(admission, "_of_this_process", None)
+
+    async def run() -> None:
+        rooms = Rooms()
+        rooms.go_on.set()
+        app = _apply_middlewares(rooms, middlewares())
+        assert (await ask(app))[0] == 200
+        admission.keep(Admission(0))
+        status, headers, _ = await ask(app)
+        assert status == 503
+        assert "-" not in headers["x-request-id"]  # Ray Serve's own have dashes: it has not seen this one
+        assert len(rooms.inside) == 1
+        assert (b"x-request-disconnect-disabled", b"?1") in rooms.inside[0]["headers"]
+
+    asyncio.run(run())
