@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from components.cllmr.config import BACKBONE_NAMES, ENCODER_NAMES
 from components.errors import ConfigError, did_you_mean
-from components.experiment.config import BACKBONES, ENCODERS, OURS, Effect, ExperimentConfig, Suite, named
+from components.experiment.config import OURS, Effect, ExperimentConfig, Suite, named
 from pipelines.config import merge, parse_override, read_tree
 
 if TYPE_CHECKING:
@@ -15,9 +16,9 @@ if TYPE_CHECKING:
 
 Tell = Callable[[Mapping[str, Any]], None]
 CHOICES: dict[str, tuple[str, ...]] = {
-    "backbone": BACKBONES,
+    "backbone": BACKBONE_NAMES,
     "loss": ("softmax", "bpr"),
-    "encoder": ENCODERS,
+    "encoder": ENCODER_NAMES,
     "effect": get_args(Effect),
 }
 _SETTING = {"backbone": "model.backbone", "loss": "model.loss", "dim": "model.embedding_dim", "encoder": "model.side_encoder"}

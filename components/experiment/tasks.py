@@ -7,7 +7,7 @@ import numpy as np
 
 from components.evaluate import bias
 from components.evaluate.metrics import rank
-from components.experiment import coldstart, propensity_study
+from components.experiment import coldstart, coldusers, propensity_study
 from components.experiment.config import ModelSpec
 from components.experiment.dataset import ExperimentData
 from components.experiment.models import KINDS, Task, tune
@@ -46,5 +46,6 @@ def evaluate_model(data: ExperimentData, settings: Mapping[str, Any], seed: int)
 TASKS: dict[str, Callable[[ExperimentData, Mapping[str, Any], int], Outcome]] = {
     "model": evaluate_model,
     "coldstart": coldstart.measure,
+    "coldusers": coldusers.measure,
     "propensity": propensity_study.measure,
 }

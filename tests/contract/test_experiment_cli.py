@@ -133,12 +133,14 @@ def test_the_quick_suite_runs_all_studies_and_draws_them(tmp_path: Path) -> None
     folder = tmp_path / "quick"
     found = json.loads((folder / "results.json").read_text())
     studies = {study["study"]: study for study in found["studies"]}
-    assert list(studies) == ["paper", "rank", "noise", "coldstart", "collapse", "bias"]
+    assert list(studies) == ["paper", "rank", "noise", "coldstart", "coldusers", "collapse", "bias"]
     cold = studies["coldstart"]["datasets"]["planted-blocks"]["models"]
     assert cold["ridge"]["test"]["ndcg@10"]["mean"] > cold["random"]["test"]["ndcg@10"]["mean"]
+    users = studies["coldusers"]["datasets"]["planted-blocks"]["models"]
+    assert users["text_cosine"]["test"]["ndcg@10"]["mean"] > users["popularity"]["test"]["ndcg@10"]["mean"]
     paper = studies["paper"]["datasets"]["planted-blocks"]["models"]
     assert set(paper) == {"mf", "mf+mlp", "mf+sse", "lightgcn", "lightgcn+mlp", "lightgcn+sse"}
     page = (folder / "report.html").read_text()
-    assert page.count("<svg") == 6
+    assert page.count("<svg") == 7
     assert "<script" not in page
     assert "## Known propensity" in (folder / "results.md").read_text()
