@@ -222,6 +222,7 @@ class Measured:
             "seconds_per_seed": [one["seconds"] for one in facts],
             "peak_memory_mb": max(one["peak_memory_mb"] for one in facts),
             "dim": first.get("dim"),
+            **({"effect": first["effect"]} if "effect" in first else {}),
             **{key: _averaged([one[name] for one in facts]) for key, name in told.items() if first.get(name)},
             **{
                 f"{name}_per_seed": [one[name] for one in facts]

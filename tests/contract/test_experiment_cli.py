@@ -49,6 +49,13 @@ def test_help_shows_examples() -> None:
         (["--dataset", "DATA", "--effect", "nie"], ["--effect nie: unknown. Did you mean 'tnie'?"]),
         (["--dataset", "DATA", "--suite", "papr"], ["--suite papr: unknown. Did you mean 'paper'?"]),
         (["--dataset", "DATA", "--suite", "noise", "--encoder", "mlp"], ["--encoder has no effect on a suite"]),
+        (
+            ["--dataset", "DATA", "--backbone", "sgl", "--effect", "counterfactual_log"],
+            ["A graph model has none, factual, tnie"],
+        ),
+        (["--dataset", "DATA", "--backbone", "ials", "--effect", "tnie"], ["--backbone ials has counterfactual_clicks,"]),
+        (["--dataset", "DATA", "--backbone", "ials", "--dim", "8"], ["--dim has no effect on --backbone ials"]),
+        (["--dataset", "DATA", "--backbone", "ease", "--suite", "rank"], ["--backbone ease is no graph"]),
         (["--dataset", "DATA", "--rival", "rlmrec"], ["unknown model 'rlmrec'. Did you mean 'rlmrec-"]),
         (["--dataset", "DATA", "--set", "seds=3"], ["unknown setting 'seds'. Did you mean 'seeds'?"]),
         (["--dataset", "DATA", "--set", "study.base={model.dim: 3}"], ["unknown setting 'model.settings.model.dim'."]),
@@ -107,6 +114,35 @@ def test_flags_make_a_single_model_of_ours_and_two_data_sets_make_a_list(blocks:
     assert [one["dataset"] for one in found] == ["blocks", "others"]
     assert found[0]["recipe"]["settings"]["model.backbone"] == "mf"
     assert found[0]["dim"] == 4
+
+
+@pytest.mark.parametrize(
+    ("flags", "members", "effect"),
+    [
+        (["--backbone", "ease"], ["ease"], "counterfactual_clicks"),
+        (["--backbone", "ials", "--effect", "none"], ["factors"], "none"),
+        (["--backbone", "ease", "--encoder", "mlp", "--dim", "4"], ["ease", "graph"], "counterfactual_clicks"),
+        (
+            ["--backbone", "ensemble", "--dim", "4", "--effect", "gates"],
+            ["ease", "factors", "graph", "popularity", "text"],
+            "gates",
+        ),
+        (["--effect", "counterfactual_log"], ["ease", "factors", "graph", "popularity", "text"], "counterfactual_log"),
+    ],
+)
+def test_linear_backbones_and_the_ensemble_are_chosen_by_flags_as_well(
+    flags: list[str], members: list[str], effect: str, blocks: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "result.json"
+    asked = ["--dataset", str(blocks), "--seeds", "1", "--baseline", "popularity", "--work", str(tmp_path / "work")]
+    result = call(*asked, *flags, "--json", str(file))
+    assert result.exit_code == 0, result.output
+    found = json.loads(file.read_text())
+    assert found["recipe"]["kind"] == "recipe"
+    (weights,) = found["weights_per_seed"]
+    assert sorted(weights) == members
+    assert found["effect"] == effect
+    assert found["test"]["ndcg@10"]["mean"] > found["baselines"]["popularity"]["test"]["ndcg@10"]["mean"]
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(blocks: Path, tmp_path: Path) -> None:
