@@ -17,8 +17,10 @@ from typing import Any
 
 import torch
 
+from components.cllmr.model import CLLMR
 from components.evaluate.metrics import METRICS, rank
 from components.experiment import dataset
+from components.experiment.dataset import ExperimentData
 from components.train.config import TrainConfig
 from components.train.loop import SingleProcess, TrainData, fit
 
@@ -61,9 +63,8 @@ PUBLISHED = {
 """Recall@5, @10, @20, NDCG@5, @10, @20: the order of `METRICS`."""
 
 
-def run(name: str, backbone: str, seed: int, settings: dict[str, Any]) -> dict[str, float]:
-    """Test metrics, epochs and CPU seconds of one seed."""
-    data = dataset.read(Path(os.environ["CLLMR_BENCHMARK_DATA"]) / name)
+def config_of(backbone: str, seed: int, settings: dict[str, Any]) -> TrainConfig:
+    """How a backbone is trained as published, with `settings` of the model."""
     model: dict[str, Any] = {
         "backbone": backbone,
         "loss": "bpr",
@@ -72,7 +73,7 @@ def run(name: str, backbone: str, seed: int, settings: dict[str, Any]) -> dict[s
         "layer_combination": "sum",
     }
     model["embedding_std"] = 0.01  # of Xavier's uniform distribution for a table of that size
-    config = TrainConfig.parse(
+    return TrainConfig.parse(
         {
             "model": {**model, **settings},
             "learning_rate": 1e-3,
@@ -84,12 +85,23 @@ def run(name: str, backbone: str, seed: int, settings: dict[str, Any]) -> dict[s
         },
         "train",
     )
+
+
+def run(name: str, backbone: str, seed: int, settings: dict[str, Any]) -> dict[str, float]:
+    """Test metrics, epochs and CPU seconds of one seed."""
+    data = dataset.read(Path(os.environ["CLLMR_BENCHMARK_DATA"]) / name)
+    config = config_of(backbone, seed, settings)
     start = time.process_time()
     trained, state = fit(TrainData(data.train, data.validation, None), config, SingleProcess())
     seconds = time.process_time() - start
-    users, items = trained.representations().mediator
-    found = rank(lambda rows: (users[torch.from_numpy(rows)] @ items.T).numpy(), data.train, data.test).mean()
+    found = tested(trained, data)
     return {**found, "best_epoch": state.best_epoch, "cpu_seconds": round(seconds, 1)}
+
+
+def tested(model: CLLMR, data: ExperimentData) -> dict[str, float]:
+    """Metrics of a model on the test interactions."""
+    users, items = model.representations().mediator
+    return rank(lambda rows: (users[torch.from_numpy(rows)] @ items.T).numpy(), data.train, data.test).mean()
 
 
 def main() -> None:
