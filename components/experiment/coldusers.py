@@ -86,6 +86,7 @@ def split(data: ExperimentData, share: float, seed: int) -> ColdUsers:
         kept.sort_indices()
         return sp.csr_array(kept, dtype=np.float32)
 
+    assert data.own_user_text is not None, "texts are embedded before a study"
     warm = {name: only(getattr(data, name), ~cold) for name in ("train", "validation", "test")}
     own = np.where(cold[:, None], data.user_text, data.own_user_text).astype(np.float32)
     return ColdUsers(

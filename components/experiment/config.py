@@ -143,6 +143,9 @@ class ExperimentConfig(StageConfig):
     seeds: PositiveInt = 5
     """Fits of every model that depends on chance; all use the settings tuned with the first seed."""
     first_seed: NonNegativeInt = 2023
+    search: Literal["climb", "grid"] = "climb"
+    """How the grids of models are searched: "climb" goes along one setting after the other, "grid" fits all of them, on Ray's
+    workers beside each other. The recipe climbs in any case: it has a search of its own."""
     text_encoder: str = Field(default=DEFAULT_ENCODER, min_length=1)
     """sentence-transformers model, by name or folder."""
     ease_max_items: PositiveInt = 25_000

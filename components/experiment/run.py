@@ -4,12 +4,13 @@ A unit is one model, one seed, one data set (or one such piece of a study). Its 
 decides it, so that a killed run goes on with what is missing, and two experiments share what they have in common.
 """
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -130,9 +131,9 @@ class Runner:
         """Keys of the units that were done by this runner, not found."""
 
     @contextmanager
-    def workers(self) -> Iterator["Runner"]:
-        """Ray for the length of the block when more than one unit may run at once."""
-        if self.parallel == 1:
+    def workers(self, needed: bool = False) -> Iterator["Runner"]:
+        """Ray for the length of the block when more than one unit may run at once, or it is `needed` in any case."""
+        if self.parallel == 1 and not needed:
             yield self
             return
         from components.launch import ray_session
@@ -155,6 +156,28 @@ class Runner:
             found[unit.key] = done
             self._progress.advance(unit.source.name, unit.label)
         return [outcome for unit in units if (outcome := found[unit.key]) is not None]
+
+    def search(self, searches: Sequence[Unit]) -> list[Outcome]:
+        """Outcomes of units of task "search": the whole grid of a model, fits beside each other on Ray's workers.
+
+        Raises:
+            UserError: what a fit finds wrong with settings or data; searches that were done stay done.
+        """
+        from components.experiment.search import search
+
+        outcomes = []
+        for unit in searches:
+            spec = ModelSpec.model_validate({"name": "model", **unit.settings["spec"]})
+            outcome = self.results.find(unit.key)
+            if outcome is None:
+                self._progress.total += math.prod(len(values) for values in spec.grid.values())
+                advance = partial(self._progress.advance, unit.source.name, unit.label)
+                best, tried = search(partial(load, unit.source), spec, unit.seed, self.parallel, advance)
+                outcome = Outcome({"settings": best, "tried": tried}, {})
+                self.results.keep(unit.key, outcome)
+                self.executed.append(unit.key)
+            outcomes.append(outcome)
+        return outcomes
 
     def _here(self, units: Sequence[Unit]) -> Iterator[tuple[Unit, Outcome]]:
         for unit in units:
@@ -255,7 +278,14 @@ def measure_models(
     def unit(spec: ModelSpec, seed: int, chosen: Any) -> Unit:
         return Unit(source, "model", {"spec": spec.identity(), "chosen": chosen}, seed, f"{label_of(spec.name)}, seed {seed}")
 
-    tuned = dict(zip([s.name for s in wanted], runner.run([unit(spec, first, None) for spec in wanted]), strict=True))
+    searched = [spec for spec in wanted if spec.grid and config.search == "grid"]
+    searches = [Unit(source, "search", {"spec": spec.identity()}, first, f"{label_of(spec.name)}, search") for spec in searched]
+    best = {
+        spec.name: {"settings": found.facts["settings"], "inner": None, "tried": found.facts["tried"]}
+        for spec, found in zip(searched, runner.search(searches), strict=True)
+    }
+    firsts = [unit(spec, first, best.get(spec.name)) for spec in wanted]
+    tuned = dict(zip([spec.name for spec in wanted], runner.run(firsts), strict=True))
     rest = [
         (spec.name, unit(spec, seed, tuned[spec.name].facts["chosen"]))
         for spec in wanted

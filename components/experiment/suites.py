@@ -75,7 +75,11 @@ def run_suite(name: str, setup: Setup) -> list[Study]:
 def _compared(
     setup: Setup, specs: Sequence[ModelSpec], reference: Callable[[str], str | None]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Measured]]]:
-    """Summaries of all models on all data sets, each with its paired test against the model that `reference` names."""
+    """Summaries of all models on all data sets, each with its paired test against the model that `reference` names.
+
+    Raises:
+        DataError: there is none that can be fitted.
+    """
     told: dict[str, dict[str, Any]] = {}
     every: dict[str, dict[str, Measured]] = {}
     for source in setup.sources:
@@ -90,6 +94,10 @@ def _compared(
                 models[name]["minus"] = {metric: statistics.paired(*(side[metric] for side in pair)) for metric in SHOWN}
         told[source.name] = {"models": models, "skipped": skipped}
         every[source.name] = measured
+    if not any(every.values()):
+        name, result = next(iter(told.items()))
+        reason = next(iter(result["skipped"].values()))
+        raise DataError(f"no variant of the study can be fitted on '{name}': {reason}.", "Give another data set.")
     return told, every
 
 

@@ -163,6 +163,30 @@ def test_units_run_on_workers_beside_each_other_and_find_the_same(blocks: Path, 
     assert figures[0] == figures[1]
 
 
+@pytest.mark.ray
+def test_a_whole_grid_is_searched_on_workers_and_its_best_place_is_what_is_tested(blocks: Path, tmp_path: Path) -> None:
+    model = {
+        "name": "cllmr",
+        "kind": "graph",
+        "settings": {"max_epochs": 2, "batch_size": 256, "model.side_encoder": "none"},
+        "grid": {"model.temperature": [0.1, 0.3], "model.embedding_dim": [4, 8]},
+    }
+    asked = ["--dataset", str(blocks), "--seeds", "1", "--set", f"model={json.dumps(model)}", "--set", "search=grid"]
+    file = tmp_path / "result.json"
+    asked += ["--baseline", "bm25", "--parallel", "2", "--work", str(tmp_path / "work"), "--json", str(file)]
+    result = call(*asked)
+    assert result.exit_code == 0, result.output
+    found = json.loads(file.read_text())
+    tried = found["recipe"]["tried"]
+    assert [(one["model.temperature"], one["model.embedding_dim"]) for one in tried] == [(0.1, 4), (0.1, 8), (0.3, 4), (0.3, 8)]
+    best = max(tried, key=lambda one: one["value"])
+    assert found["val"]["ndcg@10"]["mean"] == pytest.approx(best["value"], abs=1e-6)
+    assert {name: found["recipe"]["settings"][name] for name in model["grid"]} == {name: best[name] for name in model["grid"]}
+    assert len(found["baselines"]["bm25"]["tried"]) == 15
+    assert "4 units of work were done" in result.stderr
+    assert "0 units of work were done" in call(*asked).stderr
+
+
 def test_the_quick_suite_runs_all_studies_and_draws_them(tmp_path: Path) -> None:
     result = call("--suite", "quick", "--seeds", "1", "--work", str(tmp_path))
     assert result.exit_code == 0, result.output

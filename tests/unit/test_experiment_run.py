@@ -238,6 +238,8 @@ def test_a_data_set_without_text_leaves_out_what_needs_it(tmp_path: Path) -> Non
     config = small_config(baselines=["text_cosine", "ease", "ease_text"], seeds=1)
     with pytest.raises(ConfigError, match=r"CLLMR cannot be fitted on 'bare': the items have no text"):
         experiment(source, config, Runner(Results(tmp_path)))
+    with pytest.raises(DataError, match=r"no variant of the study can be fitted on 'bare': the items have no text\."):
+        run_suite("rank", Setup([source], config, Runner(Results(tmp_path))))
     bare = ModelSpec(name="cllmr", kind="graph", settings={**SMALL, "model.side_encoder": "none"})
     result = experiment(source, config.model_copy(update={"model": bare}), Runner(Results(tmp_path)))
     assert list(result["baselines"]) == ["ease"]
