@@ -163,7 +163,7 @@ def run(config: ExperimentConfig, datasets: list[Path], suite: str | None, work:
         "hardware": hardware(),
     }
     environment = {name: facts[name] for name in ("versions", "hardware")}
-    with Runner(Results(work), parallel, tell).workers(needed=config.search == "grid") as runner:
+    with Runner(Results(work), parallel, tell).workers() as runner:
         if suite is not None:
             studies = run_suite(suite, Setup(sources, config, runner))
             result: Any = {"suite": suite, "datasets": names, "studies": [study.as_json() for study in studies], **facts}

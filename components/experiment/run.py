@@ -8,7 +8,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -131,9 +131,9 @@ class Runner:
         """Keys of the units that were done by this runner, not found."""
 
     @contextmanager
-    def workers(self, needed: bool = False) -> Iterator["Runner"]:
-        """Ray for the length of the block when more than one unit may run at once, or it is `needed` in any case."""
-        if self.parallel == 1 and not needed:
+    def workers(self) -> Iterator["Runner"]:
+        """Ray for the length of the block when more than one unit may run at once."""
+        if self.parallel == 1:
             yield self
             return
         from components.launch import ray_session
@@ -164,20 +164,18 @@ class Runner:
             UserError: what a fit finds wrong with settings or data; searches that were done stay done.
         """
         from components.experiment.search import search
+        from components.launch import ray_session
 
-        outcomes = []
-        for unit in searches:
-            spec = ModelSpec.model_validate({"name": "model", **unit.settings["spec"]})
-            outcome = self.results.find(unit.key)
-            if outcome is None:
+        missing = [unit for unit in searches if self.results.find(unit.key) is None]
+        with ray_session(1) if missing and self.parallel == 1 else nullcontext():
+            for unit in missing:
+                spec = ModelSpec.model_validate({"name": "model", **unit.settings["spec"]})
                 self._progress.total += math.prod(len(values) for values in spec.grid.values())
                 advance = partial(self._progress.advance, unit.source.name, unit.label)
                 best, tried = search(partial(load, unit.source), spec, unit.seed, self.parallel, advance)
-                outcome = Outcome({"settings": best, "tried": tried}, {})
-                self.results.keep(unit.key, outcome)
+                self.results.keep(unit.key, Outcome({"settings": best, "tried": tried}, {}))
                 self.executed.append(unit.key)
-            outcomes.append(outcome)
-        return outcomes
+        return [outcome for unit in searches if (outcome := self.results.find(unit.key)) is not None]
 
     def _here(self, units: Sequence[Unit]) -> Iterator[tuple[Unit, Outcome]]:
         for unit in units:

@@ -44,8 +44,14 @@ def search(
     from ray import tune
 
     class Told(tune.Callback):
+        def __init__(self, advance: Callable[[], None]) -> None:
+            self.advance = advance
+
+        def __getstate__(self) -> dict[str, Any]:
+            return {}  # Tune keeps its callbacks in a file, where a display cannot lie
+
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            advance()
+            self.advance()
 
     def trial(settings: Settings) -> dict[str, Any]:
         try:
@@ -60,7 +66,7 @@ def search(
             tune.with_resources(trial, {"cpu": 1}),
             param_space={name: tune.grid_search(list(values)) for name, values in spec.grid.items()},
             tune_config=tune.TuneConfig(metric=PRIMARY, mode="max", max_concurrent_trials=parallel),
-            run_config=tune.RunConfig(storage_path=folder, verbose=0, callbacks=[Told()]),
+            run_config=tune.RunConfig(storage_path=folder, verbose=0, callbacks=[Told(advance)]),
         ).fit()
         for failed in found.errors:
             raise failed
