@@ -225,7 +225,10 @@ def test_a_data_set_that_is_too_small_for_cold_start_is_told(source: Source) -> 
     data = run.load(source)
     few = np.arange(data.num_users) < 3
     held = sp.csr_array(sp.diags_array(few.astype(np.float32)) @ data.test)
-    with pytest.raises(DataError, match=r"'blocks' has \d users with a text, .*: too few for cold start. At least 4"):
+    with pytest.raises(
+        DataError,
+        match=r"'blocks' has 3 users with a text and interactions beyond training: too few for cold start. At least 4",
+    ):
         coldusers.split(replace(data, test=held, validation=held), 0.1, seed=0)
     with pytest.raises(DataError, match=r"'blocks' has 3 items with training interactions and a text: too few"):
         coldstart.split(replace(data, item_texts=[*data.item_texts[:3], *[None] * (data.num_items - 3)]), 0.1, seed=0)
