@@ -621,14 +621,20 @@ def experiment(
     config: Files = None,
     set_: Sets = None,
     backbone: Annotated[
-        str | None, typer.Option("--backbone", help="mf, lightgcn, gccf, sgl, simgcl, dccf or autocf; see below.")
+        str | None,
+        typer.Option("--backbone", help="mf, lightgcn, gccf, sgl, simgcl, dccf, autocf; ease, ials, ensemble; see below."),
     ] = None,
     loss: Annotated[str | None, typer.Option("--loss", help="softmax or bpr.")] = None,
     dim: Annotated[int | None, typer.Option("--dim", min=1, help="Width of the representations.")] = None,
     encoder: Annotated[
         str | None, typer.Option("--encoder", help="none, mlp, generative, sse, attention, pca or whitening.")
     ] = None,
-    effect: Annotated[str | None, typer.Option("--effect", help="none, factual, tnie or pnde.")] = None,
+    effect: Annotated[
+        str | None,
+        typer.Option(
+            "--effect", help="none, factual, tnie, pnde; of ease, ials, ensemble: none, gates, counterfactual_clicks ..."
+        ),
+    ] = None,
     seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Fits of every model that depends on chance; 5.")] = None,
     baseline: Annotated[
         list[str] | None, typer.Option("--baseline", help="Only these rivals instead of all; may be repeated.")
@@ -648,10 +654,13 @@ def experiment(
     """Compare the method with its rivals on a fixed split, over seeds, with paired tests; or run a suite of studies.
 
     Without further options: the default recipe and the baselines, everything tuned on validation alone. Any of --backbone,
-    --loss, --dim, --encoder, --effect compares that single model instead of the recipe.
+    --loss, --dim, --encoder, --effect compares that single model instead of the recipe: a graph model, or the recipe's EASE or
+    iALS alone, with side information (EASE with an --encoder: the graph model that makes its representations joins it), or,
+    as "ensemble", the recipe itself with another loss, width, encoder or effect.
 
     [dim]cllmr experiment --dataset data/books
     cllmr experiment --dataset data/books --backbone lightgcn --loss softmax --dim 64 --encoder sse --effect tnie
+    cllmr experiment --dataset data/books --backbone ensemble --dim 32 --effect counterfactual_log
     cllmr experiment --dataset data/books --rival rlmrec-con --seeds 3 --json result.json
     cllmr experiment --suite noise --dataset data/books --dataset data/places --parallel 4
     cllmr experiment --suite quick[/dim]

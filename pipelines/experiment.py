@@ -6,19 +6,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from components.cllmr.config import BACKBONE_NAMES, ENCODER_NAMES
 from components.errors import ConfigError, did_you_mean
-from components.experiment.config import BACKBONES, ENCODERS, OURS, Effect, ExperimentConfig, Suite, named
+from components.experiment.config import OURS, Effect, ExperimentConfig, Suite, named
+from components.train.config import MEMBERS, EffectName, MemberName
 from pipelines.config import merge, parse_override, read_tree
 
 if TYPE_CHECKING:
     from components.experiment.suites import Study
 
 Tell = Callable[[Mapping[str, Any]], None]
+LINEAR: dict[str, tuple[MemberName, ...]] = {"ease": ("ease",), "ials": ("factors",), "ensemble": MEMBERS}
+"""Backbones that are no graph: members of the recipe, all of them in "ensemble"."""
+GRAPH_EFFECTS = get_args(Effect)
+LINEAR_EFFECTS = get_args(EffectName)
 CHOICES: dict[str, tuple[str, ...]] = {
-    "backbone": BACKBONES,
+    "backbone": (*BACKBONE_NAMES, *LINEAR),
     "loss": ("softmax", "bpr"),
-    "encoder": ENCODERS,
-    "effect": get_args(Effect),
+    "encoder": ENCODER_NAMES,
+    "effect": tuple(dict.fromkeys((*GRAPH_EFFECTS, *LINEAR_EFFECTS))),
 }
 _SETTING = {"backbone": "model.backbone", "loss": "model.loss", "dim": "model.embedding_dim", "encoder": "model.side_encoder"}
 
@@ -49,7 +55,8 @@ def settings(
 
     Args:
         flags: "backbone", "loss", "dim", "encoder", "effect"; None where not given. Any of them makes our model that one
-            instead of the default recipe; in a suite they are what all variants share.
+            instead of the default recipe, a graph model or some of the recipe's members; in a suite they are what all
+            variants share.
 
     Raises:
         ConfigError: an unknown name, or a value that is not allowed.
@@ -69,15 +76,12 @@ def settings(
         raise ConfigError(f"--{fixed[0]} has no effect on a suite, which varies it.", f"Leave out --{fixed[0]} or --suite.")
     own = {_SETTING.get(name, name): value for name, value in given.items()}
     if own and suite is not None:
+        if given.get("backbone") in LINEAR:
+            raise ConfigError(f"--backbone {given['backbone']} is no graph, and suites compare graph models.", "Leave it out.")
         tree = merge(tree, {"study": {"base": own}})
     elif own:
-        encoder = given.get("encoder", "sse")
-        tree["model"] = {
-            "name": OURS,
-            "kind": "graph",
-            "settings": {"model.backbone": "lightgcn", "model.side_encoder": encoder, **own},
-            "grid": named("lightgcn" if encoder == "none" else f"lightgcn+{encoder}").grid,
-        }
+        is_linear = given.get("backbone", "ensemble" if given.get("effect") not in (None, *GRAPH_EFFECTS) else None) in LINEAR
+        tree["model"] = _linear_model(given) if is_linear else _graph_model(given)
     tree |= {"seeds": seeds} if seeds is not None else {}
     tree |= {"rival": rival} if rival is not None else {}
     tree |= {"baselines": baselines} if baselines else {}
@@ -85,6 +89,41 @@ def settings(
     config.rivals()  # an unknown name is told before anything starts
     check_models(config)
     return config
+
+
+def _graph_model(given: Mapping[str, Any]) -> dict[str, Any]:
+    """A graph model as the flags describe it."""
+    effect, encoder = given.get("effect", "none"), given.get("encoder", "sse")
+    if effect not in GRAPH_EFFECTS:
+        raise ConfigError(
+            f"--effect {effect} is one of {', '.join(LINEAR)}.", f"A graph model has {', '.join(GRAPH_EFFECTS)}: choose one."
+        )
+    own = {_SETTING.get(name, name): value for name, value in given.items()}
+    return {
+        "name": OURS,
+        "kind": "graph",
+        "settings": {"model.backbone": "lightgcn", "model.side_encoder": encoder, **own},
+        "grid": named("lightgcn" if encoder == "none" else f"lightgcn+{encoder}").grid,
+    }
+
+
+def _linear_model(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Members of the recipe as the flags describe them: tuned, joined and debiased as it is."""
+    backbone, effect = given.get("backbone", "ensemble"), given.get("effect")
+    members: tuple[MemberName, ...] = LINEAR[backbone]
+    if backbone == "ease" and given.get("encoder", "none") != "none":
+        members = ("graph", *members)  # whose side representations enter the Gram matrix
+    if effect is not None and effect not in LINEAR_EFFECTS:
+        raise ConfigError(
+            f"--effect {effect} is one of graph models.", f"--backbone {backbone} has {', '.join(LINEAR_EFFECTS)}: choose one."
+        )
+    of_graph = {_SETTING[name]: given[name] for name in ("loss", "dim", "encoder") if name in given}
+    if "graph" not in members and (idle := next((name for name in ("loss", "dim", "encoder") if name in given), None)):
+        raise ConfigError(f"--{idle} has no effect on --backbone {backbone}, which has no graph model.", f"Leave out --{idle}.")
+    settings = {"recipe.members": members, **of_graph}
+    if effect is not None:
+        settings |= {"effect": effect, "model.counterfactual": effect == "gates"}
+    return {"name": OURS, "kind": "recipe", "settings": settings}
 
 
 def check_models(config: ExperimentConfig) -> None:

@@ -1,8 +1,34 @@
 """Settings of the model; the optimiser's and the data's are elsewhere."""
 
+from collections.abc import Callable
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
+
+from components.cllmr.registry import names
+from components.errors import did_you_mean
+
+BACKBONE_NAMES = names("backbones")
+ENCODER_NAMES = ("none", *names("encoders"))
+
+
+def _one_of(allowed: tuple[str, ...]) -> Callable[[str], str]:
+    def checked(name: str) -> str:
+        if name not in allowed:
+            raise ValueError(did_you_mean(name, allowed).removesuffix("."))
+        return name
+
+    return checked
+
 
 Kept = Annotated[float, Field(gt=0.0, le=1.0)]
 Dropped = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -13,7 +39,7 @@ class ModelConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    backbone: Literal["mf", "lightgcn", "gccf", "sgl", "simgcl", "dccf", "autocf"] = "lightgcn"
+    backbone: Annotated[str, AfterValidator(_one_of(BACKBONE_NAMES))] = "lightgcn"
     """How the graph makes representations: see `components.cllmr.backbones`."""
     embedding_dim: PositiveInt = 64
     """Width of the ID table; representations are as wide, those of "gccf" times `num_layers` + 1. Published results on the
@@ -48,7 +74,7 @@ class ModelConfig(BaseModel):
     """τ of the softmax loss; without effect for BPR."""
     num_negatives: PositiveInt = 512
     """Shared negatives per step of the softmax loss; all items where there are fewer. Without effect for BPR."""
-    side_encoder: Literal["sse", "mlp", "generative", "attention", "pca", "whitening", "none"] = "sse"
+    side_encoder: Annotated[str, AfterValidator(_one_of(ENCODER_NAMES))] = "sse"
     """What turns text into side representations: see `components.cllmr.encoders`. "none" trains the bare backbone: no side
     information, no gates."""
     spectrum_input: Literal["prior", "concat"] = "prior"

@@ -13,11 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
-from components.cllmr.encoders.analytic import analytic_side_representation
+from components.cllmr.linear.analytic import analytic_side_representation
 from components.cllmr.linear.ease import centred_unit_rows
 from components.cllmr.linear.ensemble import Candidates, Ensemble, Scores, choose_weights
 from components.cllmr.linear.factors import side_map
 from components.cllmr.linear.kernel import KernelScores
+from components.errors import DataError
 from components.evaluate.baselines import Factors, RandomScores, ials
 from components.evaluate.metrics import PRIMARY, Ranking, rank
 from components.experiment.dataset import ExperimentData, unit_rows
@@ -67,11 +68,19 @@ def split(data: ExperimentData, share: float, seed: int) -> ColdSplit:
     """Takes `share` of the items out for the test and as many for validation, at least two of each.
 
     Drawn by `seed` from the items that have training interactions and text.
+
+    Raises:
+        DataError: there are too few.
     """
     known = (np.bincount(data.train.indices, minlength=data.num_items) > 0) & np.array(
         [text is not None for text in data.item_texts]
     )
     eligible = np.flatnonzero(known)
+    if len(eligible) < 4:
+        raise DataError(
+            f"'{data.name}' has {len(eligible)} items with training interactions and a text: too few for cold start.",
+            "At least 4 are needed, half for the test and half for validation: give a larger data set.",
+        )
     size = max(2, round(share * data.num_items))
     drawn = np.random.default_rng(seed).choice(eligible, min(2 * size, len(eligible) // 2 * 2), replace=False)
     half = len(drawn) // 2

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from components.artifacts import StageConfig
+from components.cllmr.config import BACKBONE_NAMES, ENCODER_NAMES
 from components.errors import ConfigError, did_you_mean
 from components.sideinfo.config import DEFAULT_ENCODER
 
@@ -12,8 +13,6 @@ Kind = Literal["popularity", "text_cosine", "bm25", "ials", "ease", "ease_text",
 Effect = Literal["none", "factual", "tnie", "pnde"]
 Suite = Literal["paper", "ablation", "rank", "noise", "coldstart", "collapse", "bias", "quick", "all"]
 
-BACKBONES = ("mf", "lightgcn", "gccf", "sgl", "simgcl", "dccf", "autocf")
-ENCODERS = ("none", "mlp", "generative", "sse", "attention", "pca", "whitening")
 OURS = "cllmr"
 GATES = "gates"
 """The formulation that belongs to a graph model with heads; the others are fitted to EASE with text."""
@@ -88,8 +87,9 @@ def named(name: str) -> ModelSpec:
         return BASELINES[name]
     backbone, _, encoder = ALIASES.get(name, name).partition("+")
     encoder = encoder or "none"
-    if backbone not in BACKBONES or encoder not in ENCODERS:
-        known = [*BASELINES, *BACKBONES, *ALIASES, *(f"{one}+{other}" for one in BACKBONES for other in ENCODERS[1:])]
+    if backbone not in BACKBONE_NAMES or encoder not in ENCODER_NAMES:
+        aligned = (f"{one}+{other}" for one in BACKBONE_NAMES for other in ENCODER_NAMES if other != "none")
+        known = [*BASELINES, *BACKBONE_NAMES, *ALIASES, *aligned]
         raise ConfigError(f"unknown model '{name}'.", f"{did_you_mean(name, known)}")
     return ModelSpec(
         name=name,
@@ -106,7 +106,8 @@ class StudyConfig(StageConfig):
 
     base: dict[str, Any] = Field(default_factory=lambda: {"model.embedding_dim": 32})
     """Settings of the train stage that all variants share, over the defaults."""
-    backbones: tuple[str, ...] = BACKBONES[1:]
+    backbones: tuple[str, ...] = tuple(name for name in BACKBONE_NAMES if name != "mf")
+    """Of the paper study."""
     encoders: tuple[str, ...] = ("none", "mlp", "generative", "sse")
     """Of the paper study."""
     ranks: tuple[PositiveInt, ...] = (16, 32, 64)
@@ -146,6 +147,9 @@ class ExperimentConfig(StageConfig):
     seeds: PositiveInt = 5
     """Fits of every model that depends on chance; all use the settings tuned with the first seed."""
     first_seed: NonNegativeInt = 2023
+    search: Literal["climb", "grid"] = "climb"
+    """How the grids of models are searched: "climb" goes along one setting after the other, "grid" fits all of them, on Ray's
+    workers beside each other. The recipe climbs in any case: it has a search of its own."""
     text_encoder: str = Field(default=DEFAULT_ENCODER, min_length=1)
     """sentence-transformers model, by name or folder."""
     ease_max_items: PositiveInt = 25_000

@@ -1,7 +1,8 @@
 """A data set for experiments: a fixed split, and text of items and users where there is any.
 
 Two kinds of folder are read: ``trn.npz``, ``val.npz``, ``tst.npz`` (arrays ``row``, ``col``, ``shape``) with optional
-``items.jsonl.gz`` and ``users.jsonl.gz``, and the output of the ingest stage. Texts are embedded once and kept by content.
+``items.jsonl`` and ``users.jsonl``, compressed (``.gz``) or not; and the output of the ingest stage. Texts are embedded
+once and kept by content.
 """
 
 import ast
@@ -26,7 +27,9 @@ from components.ingest.dataset import DATA_CARD_FILE, INTERACTIONS_FILE, Dataset
 from components.sideinfo.config import SideinfoConfig
 
 FILES = dict(zip(SPLITS, ("trn.npz", "val.npz", "tst.npz"), strict=True))
-TEXT_FILES = {"items": ("items.jsonl.gz", "iid"), "users": ("users.jsonl.gz", "uid")}
+TEXT_FILES = {"items": ("items.jsonl", "iid"), "users": ("users.jsonl", "uid")}
+"""Each plain or with ".gz"; and the field that holds the row number."""
+RAW_IDS = 1000  # so many rows per interaction, of a million or more, are no row numbers
 MAX_WORDS = 100
 BATCH = 64  # texts embedded at once
 
@@ -211,6 +214,11 @@ def _read_matrix(path: Path) -> sp.csr_array:
                 f"{path}: {name} goes from {array.min()} to {array.max()}, allowed: 0 to {size - 1}.", "Correct it."
             )
     num_users, num_items = (int(size) for size in shape)
+    if max(num_users, num_items) > max(1_000_000, RAW_IDS * len(rows)):
+        raise DataError(
+            f"{path}: {num_users:,} users and {num_items:,} items by its shape, but {len(rows):,} interactions: no rows.",
+            "Number users and items from 0 on, without gaps.",
+        )
     coordinates = (rows.astype(np.int32), columns.astype(np.int32))
     matrix = sp.csr_array((np.ones(len(rows), dtype=np.float32), coordinates), shape=(num_users, num_items))
     matrix.sum_duplicates()  # also sorts the indices
@@ -236,10 +244,13 @@ def _check_disjoint(folder: Path, data: ExperimentData) -> None:
 def _read_rows(folder: Path, kind: str, count: int) -> list[dict[str, Any]]:
     """Fields by row number; empty ones where the file says nothing or is not there."""
     name, key = TEXT_FILES[kind]
-    path = folder / name
     rows: list[dict[str, Any]] = [{} for _ in range(count)]
-    if not path.is_file():
+    paths = [path for path in (folder / f"{name}.gz", folder / name) if path.is_file()]
+    if not paths:
         return rows
+    if len(paths) == 2:
+        raise DataError(f"'{folder}' has {name}.gz and {name}.", "Leave one: they may differ.")
+    (path,) = paths
     try:
         for number, line in enumerate(_lines(path), start=1):
             fields = json.loads(line)
@@ -254,13 +265,14 @@ def _read_rows(folder: Path, kind: str, count: int) -> list[dict[str, Any]]:
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(
-            f"{path} cannot be read: {reason}.", "Write one JSON object a line, in UTF-8, compressed by gzip."
+            f"{path} cannot be read: {reason}.",
+            "Write one JSON object a line, in UTF-8; a name with .gz is compressed by gzip.",
         ) from None
     return rows
 
 
 def _lines(path: Path) -> Iterator[str]:
-    with gzip.open(path, "rt", encoding="utf-8") as file:
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
         yield from (line for line in file if line.strip())
 
 

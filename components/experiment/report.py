@@ -52,10 +52,10 @@ def figures(study: Study) -> list[tuple[str, str]]:
         elif study.name == "noise" and result["models"]:
             levels = study.extra["levels"]
             found.append((f"{dataset}: {PRIMARY.upper()} by noise, a line per rank.", _lines(name, result["models"], levels)))
-        elif study.name == "coldstart":
+        elif study.name in ("coldstart", "coldusers"):
             found.append(
                 (
-                    f"{dataset}: cold items, mean and standard deviation over seeds.",
+                    f"{dataset}: mean and standard deviation over draws.",
                     _bars(name, result["models"], ("ndcg@10", "recall@10")),
                 )
             )

@@ -4,12 +4,13 @@ A unit is one model, one seed, one data set (or one such piece of a study). Its 
 decides it, so that a killed run goes on with what is missing, and two experiments share what they have in common.
 """
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,26 @@ class Runner:
             self._progress.advance(unit.source.name, unit.label)
         return [outcome for unit in units if (outcome := found[unit.key]) is not None]
 
+    def search(self, searches: Sequence[Unit]) -> list[Outcome]:
+        """Outcomes of units of task "search": the whole grid of a model, fits beside each other on Ray's workers.
+
+        Raises:
+            UserError: what a fit finds wrong with settings or data; searches that were done stay done.
+        """
+        from components.experiment.search import search
+        from components.launch import ray_session
+
+        missing = [unit for unit in searches if self.results.find(unit.key) is None]
+        with ray_session(1) if missing and self.parallel == 1 else nullcontext():
+            for unit in missing:
+                spec = ModelSpec.model_validate({"name": "model", **unit.settings["spec"]})
+                self._progress.total += math.prod(len(values) for values in spec.grid.values())
+                advance = partial(self._progress.advance, unit.source.name, unit.label)
+                best, tried = search(partial(load, unit.source), spec, unit.seed, self.parallel, advance)
+                self.results.keep(unit.key, Outcome({"settings": best, "tried": tried}, {}))
+                self.executed.append(unit.key)
+        return [outcome for unit in searches if (outcome := self.results.find(unit.key)) is not None]
+
     def _here(self, units: Sequence[Unit]) -> Iterator[tuple[Unit, Outcome]]:
         for unit in units:
             self._progress.advance(unit.source.name, unit.label, 0)
@@ -222,6 +243,7 @@ class Measured:
             "seconds_per_seed": [one["seconds"] for one in facts],
             "peak_memory_mb": max(one["peak_memory_mb"] for one in facts),
             "dim": first.get("dim"),
+            **({"effect": first["effect"]} if "effect" in first else {}),
             **{key: _averaged([one[name] for one in facts]) for key, name in told.items() if first.get(name)},
             **{
                 f"{name}_per_seed": [one[name] for one in facts]
@@ -254,7 +276,14 @@ def measure_models(
     def unit(spec: ModelSpec, seed: int, chosen: Any) -> Unit:
         return Unit(source, "model", {"spec": spec.identity(), "chosen": chosen}, seed, f"{label_of(spec.name)}, seed {seed}")
 
-    tuned = dict(zip([s.name for s in wanted], runner.run([unit(spec, first, None) for spec in wanted]), strict=True))
+    searched = [spec for spec in wanted if spec.grid and config.search == "grid"]
+    searches = [Unit(source, "search", {"spec": spec.identity()}, first, f"{label_of(spec.name)}, search") for spec in searched]
+    best = {
+        spec.name: {"settings": found.facts["settings"], "inner": None, "tried": found.facts["tried"]}
+        for spec, found in zip(searched, runner.search(searches), strict=True)
+    }
+    firsts = [unit(spec, first, best.get(spec.name)) for spec in wanted]
+    tuned = dict(zip([spec.name for spec in wanted], runner.run(firsts), strict=True))
     rest = [
         (spec.name, unit(spec, seed, tuned[spec.name].facts["chosen"]))
         for spec in wanted

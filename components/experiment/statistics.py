@@ -27,14 +27,14 @@ def paired(ours: npt.NDArray[np.floating], theirs: npt.NDArray[np.floating]) -> 
 
     Returns:
         difference of the means, relative_percent (of theirs; 0 when theirs is 0), p of the paired t-test and of Wilcoxon's
-        signed-rank test, both two-sided; 1 where no user differs.
+        signed-rank test, both two-sided; 1 where no user differs, and for a single user, who shows nothing.
     """
     from scipy import stats
 
     difference = ours.astype(np.float64) - theirs
     mean, base = float(difference.mean()), float(theirs.mean())
     t_p = wilcoxon_p = 1.0
-    if difference.any():
+    if difference.any() and len(difference) > 1:
         wilcoxon_p = float(stats.wilcoxon(difference).pvalue)
         # equal differences have no variance: then the test is sure of what it sees
         t_p = float(stats.ttest_rel(ours, theirs).pvalue) if np.ptp(difference) else 0.0

@@ -14,12 +14,14 @@ import numpy as np
 from components.cllmr.effects import EFFECTS
 from components.errors import ConfigError, DataError, did_you_mean
 from components.evaluate.metrics import PRIMARY
-from components.experiment import coldstart, propensity, statistics
+from components.experiment import coldstart, coldusers, propensity, statistics
 from components.experiment.config import GATES, OURS, ExperimentConfig, ModelSpec, StudyConfig
 from components.experiment.run import Measured, Runner, Source, Unit, load, measure_models
 
 SHOWN = ("recall@10", "recall@20", "ndcg@10", "ndcg@20")
-ALL = ("paper", "ablation", "rank", "noise", "coldstart", "collapse", "bias")
+ALL = ("paper", "ablation", "rank", "noise", "coldstart", "coldusers", "collapse", "bias")
+MEMBERS = {"all": ALL, "coldstart": ("coldstart", "coldusers")}
+"""Suites of several studies; every other one is the study of its name."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +69,17 @@ def run_suite(name: str, setup: Setup) -> list[Study]:
     """
     if name == "quick":
         return _quick(setup)
-    return [STUDIES[one](setup) for one in (ALL if name == "all" else (name,))]
+    return [STUDIES[one](setup) for one in MEMBERS.get(name, (name,))]
 
 
 def _compared(
     setup: Setup, specs: Sequence[ModelSpec], reference: Callable[[str], str | None]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Measured]]]:
-    """Summaries of all models on all data sets, each with its paired test against the model that `reference` names."""
+    """Summaries of all models on all data sets, each with its paired test against the model that `reference` names.
+
+    Raises:
+        DataError: there is none that can be fitted.
+    """
     told: dict[str, dict[str, Any]] = {}
     every: dict[str, dict[str, Measured]] = {}
     for source in setup.sources:
@@ -88,6 +94,10 @@ def _compared(
                 models[name]["minus"] = {metric: statistics.paired(*(side[metric] for side in pair)) for metric in SHOWN}
         told[source.name] = {"models": models, "skipped": skipped}
         every[source.name] = measured
+    if not any(every.values()):
+        name, result = next(iter(told.items()))
+        reason = next(iter(result["skipped"].values()))
+        raise DataError(f"no variant of the study can be fitted on '{name}': {reason}.", "Give another data set.")
     return told, every
 
 
@@ -197,11 +207,35 @@ def _collapse(setup: Setup) -> Study:
 
 
 def _coldstart(setup: Setup) -> Study:
-    sources = _with_text(setup, "coldstart")
+    return Study(
+        "coldstart",
+        "Items that nobody has chosen yet",
+        f"{100 * setup.study.cold_share:g} % of the items are taken out of training and ranked among themselves; as many "
+        "others serve validation, which everything tuned is tuned on. A new draw of items for every seed.",
+        _drawn(setup, "coldstart", coldstart.LABELS, "cold_items"),
+    )
+
+
+def _coldusers(setup: Setup) -> Study:
+    return Study(
+        "coldusers",
+        "Users who have done nothing yet",
+        f"{100 * setup.study.cold_share:g} % of the users are taken out of training, and all items are ranked for them by "
+        "their text: their own, or that of their training items, which are not ranked; as many others serve validation, which "
+        "everything tuned is tuned on. A new draw of users for every seed.",
+        _drawn(setup, "coldusers", coldusers.LABELS, "cold_users"),
+    )
+
+
+def _drawn(setup: Setup, task: str, labels: Mapping[str, str], counted: str) -> dict[str, dict[str, Any]]:
+    """Data set -> what the scorers of a cold-start task reached over draws; `counted` is the fact that tells their number."""
+    sources = _with_text(setup, task)
     graph = {**setup.study.base, "model.side_encoder": "sse"}
     settings = {"share": setup.study.cold_share, "graph": graph}
     seeds = setup.config.all_seeds()
-    units = [Unit(source, "coldstart", settings, seed, f"cold start, seed {seed}") for source in sources for seed in seeds]
+    units = [
+        Unit(source, task, settings, seed, f"{counted.replace('_', ' ')}, seed {seed}") for source in sources for seed in seeds
+    ]
     outcomes = iter(setup.runner.run(units))
     datasets: dict[str, dict[str, Any]] = {}
     for source in sources:
@@ -215,16 +249,10 @@ def _coldstart(setup: Setup) -> Study:
                     for part in ("val", "test")
                 },
             }
-            for name, label in coldstart.LABELS.items()
+            for name, label in labels.items()
         }
-        datasets[source.name] = {"models": models, "cold_items": facts[0]["cold_items"], "skipped": {}}
-    return Study(
-        "coldstart",
-        "Items that nobody has chosen yet",
-        f"{100 * setup.study.cold_share:g} % of the items are taken out of training and ranked among themselves; as many "
-        "others serve validation, which everything tuned is tuned on. A new draw of items for every seed.",
-        datasets,
-    )
+        datasets[source.name] = {"models": models, counted: facts[0][counted], "skipped": {}}
+    return datasets
 
 
 def _bias(setup: Setup) -> Study:
@@ -295,7 +323,7 @@ def _with_text(setup: Setup, study: str) -> list[Source]:
     if not found:
         raise DataError(
             f"study '{study}' needs items with text, and no data set has any.",
-            "Add items.jsonl.gz with text fields, or give another.",
+            "Add items.jsonl with text fields, or give another.",
         )
     return found
 
@@ -332,6 +360,7 @@ STUDIES: Mapping[str, Callable[[Setup], Study]] = {
     "rank": _rank,
     "noise": _noise,
     "coldstart": _coldstart,
+    "coldusers": _coldusers,
     "collapse": _collapse,
     "bias": _bias,
 }

@@ -61,6 +61,8 @@ def _models(dataset: str, result: Mapping[str, Any]) -> Grid:
     notes = [f"{name} was left out: {reason}." for name, reason in result["skipped"].items()]
     if "cold_items" in result:
         notes.append(f"{result['cold_items']:,} cold items are ranked among themselves; popularity ranks them at random.")
+    if "cold_users" in result:
+        notes.append(f"All items are ranked for {result['cold_users']:,} cold users.")
     return Grid(f"{dataset}, test interactions", columns, rows, best, notes)
 
 

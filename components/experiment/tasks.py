@@ -7,7 +7,7 @@ import numpy as np
 
 from components.evaluate import bias
 from components.evaluate.metrics import rank
-from components.experiment import coldstart, propensity_study
+from components.experiment import coldstart, coldusers, propensity_study
 from components.experiment.config import ModelSpec
 from components.experiment.dataset import ExperimentData
 from components.experiment.models import KINDS, Task, tune
@@ -20,7 +20,7 @@ def evaluate_model(data: ExperimentData, settings: Mapping[str, Any], seed: int)
     """Task "model": tunes a model, or fits it with the settings that the first seed chose, and ranks validation and test.
 
     Args:
-        settings: "spec", a `ModelSpec`; "chosen", what the first seed's outcome says, or None to tune.
+        settings: "spec", a `ModelSpec`; "chosen", what the first seed's outcome says or a search found, or None to tune.
     """
     spec = ModelSpec.model_validate({"name": "model", **settings["spec"]})
     chosen = settings["chosen"]
@@ -28,7 +28,7 @@ def evaluate_model(data: ExperimentData, settings: Mapping[str, Any], seed: int)
         tuned = tune(spec, data, seed)
         fitted, used, tried = tuned.fitted, tuned.settings, tuned.tried
     else:
-        used, tried = chosen["settings"], []
+        used, tried = chosen["settings"], chosen.get("tried", [])
         fitted = KINDS[spec.kind].fit(Task(data, used, seed, chosen=chosen["inner"]))
     arrays: dict[str, Any] = {}
     facts: dict[str, Any] = {"chosen": {"settings": used, "inner": fitted.chosen}, "tried": tried, **fitted.facts}
@@ -46,5 +46,6 @@ def evaluate_model(data: ExperimentData, settings: Mapping[str, Any], seed: int)
 TASKS: dict[str, Callable[[ExperimentData, Mapping[str, Any], int], Outcome]] = {
     "model": evaluate_model,
     "coldstart": coldstart.measure,
+    "coldusers": coldusers.measure,
     "propensity": propensity_study.measure,
 }

@@ -25,7 +25,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from components.cllmr.model import Representations
+from components.cllmr.model import CLLMR, Representations
 from components.evaluate.bias import exposure_share
 from components.evaluate.metrics import Ranking, rank
 from components.train.config import TrainConfig
@@ -49,7 +49,7 @@ def sparse(world: World, pairs: tuple[npt.NDArray[np.int64], npt.NDArray[np.int6
     return sp.csr_array(world.matrix(pairs))
 
 
-def trained(world: World, seed: int, epochs: int = EPOCHS, batch_size: int = 1024) -> Representations:
+def trained_model(world: World, seed: int, epochs: int = EPOCHS, batch_size: int = 1024) -> CLLMR:
     """CLLMR after `epochs` epochs; the held-out interactions are looked at once, at the end, and decide nothing."""
     config = TrainConfig.parse(
         {
@@ -64,7 +64,11 @@ def trained(world: World, seed: int, epochs: int = EPOCHS, batch_size: int = 102
     )
     model, state = fit(training_data(world, rank=32), config, SingleProcess())
     assert state.epoch == epochs
-    return model.representations()
+    return model
+
+
+def trained(world: World, seed: int, epochs: int = EPOCHS, batch_size: int = 1024) -> Representations:
+    return trained_model(world, seed, epochs, batch_size).representations()
 
 
 def scores(found: Representations, debias: float) -> Callable[[npt.NDArray[np.int64]], npt.NDArray[np.float32]]:
@@ -118,6 +122,24 @@ def test_debiasing_brings_the_exposure_of_inflated_items_back_to_the_truth(
     assert before > 3 * truth, f"there is no propensity to remove: {said}"
     assert abs(after - truth) < 0.15 * (before - truth), said  # measured 0.01, 0.07, 0.03
     assert recall_after > recall_before + 0.02, said  # measured +0.044, +0.045, +0.037
+
+
+def test_heads_do_not_saturate_and_what_they_say_is_the_planted_direction(
+    record_property: Callable[[str, object], None],
+) -> None:
+    """A head at 0 or 1 for everybody is a constant, and what it debiases nothing: so far from it that it can go on learning."""
+    world = propensity_world(seed=0)
+    model = trained_model(world, seed=0)
+    with torch.no_grad():
+        z = model.representations().item_side
+        said = torch.sigmoid(model.heads.item_logit(z)).numpy()
+    slope = said * (1 - said)
+    text = f"sigmoids {said.min():.3f} to {said.max():.3f}, mean {said.mean():.3f}, least slope {slope.min():.4f}"
+    record_property("heads", text)
+    assert slope.min() > 0.01, text
+    assert said.std() > 0.02, text
+    inflated, others = said[world.inflated], said[~world.inflated]
+    assert (inflated[:, None] > others[None, :]).mean() > 0.95, text
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

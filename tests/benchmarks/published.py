@@ -1,6 +1,7 @@
 """Backbones under RLMRec's settings on RLMRec's own splits, beside the published test numbers (d = 32).
 
     OMP_NUM_THREADS=1 python -m tests.benchmarks.published --backbone lightgcn --dataset rlmrec-amazon --seeds 5
+    OMP_NUM_THREADS=1 python -m tests.benchmarks.published --backbone lightgcn --dataset rlmrec-yelp --first 2025 --seeds 1
 
 The data lie in $CLLMR_BENCHMARK_DATA. Settings are those of the published grid searches: Adam 1e-3, batch 4096 pairs, BPR,
 validation every 3 epochs, at most 5 without a better Recall@20. Published: Ren et al., WWW 2024, table 1, mean of 5 runs.
@@ -16,8 +17,10 @@ from typing import Any
 
 import torch
 
+from components.cllmr.model import CLLMR
 from components.evaluate.metrics import METRICS, rank
 from components.experiment import dataset
+from components.experiment.dataset import ExperimentData
 from components.train.config import TrainConfig
 from components.train.loop import SingleProcess, TrainData, fit
 
@@ -60,9 +63,8 @@ PUBLISHED = {
 """Recall@5, @10, @20, NDCG@5, @10, @20: the order of `METRICS`."""
 
 
-def run(name: str, backbone: str, seed: int, settings: dict[str, Any]) -> dict[str, float]:
-    """Test metrics, epochs and CPU seconds of one seed."""
-    data = dataset.read(Path(os.environ["CLLMR_BENCHMARK_DATA"]) / name)
+def config_of(backbone: str, seed: int, settings: dict[str, Any]) -> TrainConfig:
+    """How a backbone is trained as published, with `settings` of the model."""
     model: dict[str, Any] = {
         "backbone": backbone,
         "loss": "bpr",
@@ -71,7 +73,7 @@ def run(name: str, backbone: str, seed: int, settings: dict[str, Any]) -> dict[s
         "layer_combination": "sum",
     }
     model["embedding_std"] = 0.01  # of Xavier's uniform distribution for a table of that size
-    config = TrainConfig.parse(
+    return TrainConfig.parse(
         {
             "model": {**model, **settings},
             "learning_rate": 1e-3,
@@ -83,25 +85,37 @@ def run(name: str, backbone: str, seed: int, settings: dict[str, Any]) -> dict[s
         },
         "train",
     )
+
+
+def run(name: str, backbone: str, seed: int, settings: dict[str, Any]) -> dict[str, float]:
+    """Test metrics, epochs and CPU seconds of one seed."""
+    data = dataset.read(Path(os.environ["CLLMR_BENCHMARK_DATA"]) / name)
+    config = config_of(backbone, seed, settings)
     start = time.process_time()
     trained, state = fit(TrainData(data.train, data.validation, None), config, SingleProcess())
     seconds = time.process_time() - start
-    users, items = trained.representations().mediator
-    found = rank(lambda rows: (users[torch.from_numpy(rows)] @ items.T).numpy(), data.train, data.test).mean()
+    found = tested(trained, data)
     return {**found, "best_epoch": state.best_epoch, "cpu_seconds": round(seconds, 1)}
+
+
+def tested(model: CLLMR, data: ExperimentData) -> dict[str, float]:
+    """Metrics of a model on the test interactions."""
+    users, items = model.representations().mediator
+    return rank(lambda rows: (users[torch.from_numpy(rows)] @ items.T).numpy(), data.train, data.test).mean()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", choices=sorted(SETTINGS["rlmrec-amazon"]), default="lightgcn")
     parser.add_argument("--dataset", choices=sorted(SETTINGS), default="rlmrec-amazon")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=5, help="how many, one after the other")
+    parser.add_argument("--first", type=int, default=2023, metavar="SEED", help="the first of them: seeds can be run in parts")
     parser.add_argument("--set", default="{}", help="further settings of the model as JSON, for example '{\"ssl_noise\": 0.5}'")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     settings = {**SETTINGS[asked.dataset][asked.backbone], **json.loads(asked.set)}
     found = []
-    for seed in range(2023, 2023 + asked.seeds):
+    for seed in range(asked.first, asked.first + asked.seeds):
         found.append(run(asked.dataset, asked.backbone, seed, settings))
         print(asked.dataset, asked.backbone, seed, {name: round(value, 4) for name, value in found[-1].items()}, flush=True)  # noqa: T201
     for metric, published in zip(METRICS, PUBLISHED[asked.dataset][asked.backbone], strict=True):

@@ -46,6 +46,20 @@ class BackboneContract:
             assert torch.isfinite(users).all()
             assert torch.isfinite(items).all()
 
+    @pytest.mark.parametrize("loss", ["softmax", "bpr"])
+    @pytest.mark.parametrize("dim", [1, 3, 150])
+    def test_any_width_does_also_beyond_the_number_of_nodes(self, dim: int, loss: str) -> None:
+        data = self.train_data()
+        assert sum(data.train.shape) < 150
+        config = small_config(model={**self.bare(loss), "embedding_dim": dim})
+        model = build_model(data, config)
+        value, _ = model(make_sampler(data.train, config).batch(0, 0), torch.Generator().manual_seed(0))
+        value.backward()
+        assert torch.isfinite(value)
+        assert model.backbone.embedding.grad is not None
+        assert torch.isfinite(model.backbone.embedding.grad).all()
+        assert torch.cat(model.backbone()).shape == (sum(data.train.shape), model.backbone.output_dim)
+
     def test_inference_has_no_noise_and_a_training_pass_repeats_with_its_generator(self) -> None:
         backbone = self.make()
         for first, again in zip(backbone(), backbone(), strict=True):

@@ -23,10 +23,10 @@ class EncoderContract:
     learns = True
     """Whether it has parameters."""
 
-    def make(self) -> SideEncoder:
+    def make(self, dim: int = DIM) -> SideEncoder:
         torch.manual_seed(0)
-        config = ModelConfig(side_encoder=self.name, embedding_dim=DIM, **self.settings)
-        encoder = ENCODERS[self.name](TEXT_DIM, RANK, DIM, config)
+        config = ModelConfig(side_encoder=self.name, embedding_dim=dim, **self.settings)
+        encoder = ENCODERS[self.name](TEXT_DIM, RANK, dim, config)
         encoder.prepare(self.inputs()[0])
         return encoder
 
@@ -47,6 +47,15 @@ class EncoderContract:
         assert torch.isfinite(encoded.z).all()
         assert torch.isfinite(encoder.encode(*inputs)).all()
         assert torch.isfinite(encoded.loss)
+
+    @pytest.mark.parametrize("dim", [1, 3, TEXT_DIM + 13])
+    def test_any_width_does_also_beyond_that_of_the_text(self, dim: int) -> None:
+        encoder, inputs = self.make(dim), self.inputs()
+        encoded = encoder(*inputs, torch.Generator().manual_seed(2))
+        loss = encoded.loss + encoder.alignment(torch.randn(NUM_NODES, dim), encoded.z, inputs[0])
+        assert encoder.encode(*inputs).shape == encoded.z.shape == (NUM_NODES, dim)
+        assert torch.isfinite(encoded.z).all()
+        assert torch.isfinite(loss)
 
     def test_encoding_has_no_noise_and_training_repeats_with_its_generator(self) -> None:
         encoder, inputs = self.make(), self.inputs()

@@ -1,11 +1,14 @@
 """Every backbone passes the inherited suite, and none is left out."""
 
-import doctest
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar
 
-from components.cllmr import backbones
-from components.cllmr.backbones import BACKBONES
-from components.cllmr.config import ModelConfig
+import pytest
+
+from components.cllmr.backbones import BACKBONES, Backbone
+from components.cllmr.config import BACKBONE_NAMES
+from components.cllmr.registry import classes
+from components.errors import ConfigError
+from components.train.config import TrainConfig
 from tests.contract.backbone_contract import BackboneContract
 
 
@@ -52,11 +55,15 @@ def test_every_registered_backbone_is_tested() -> None:
     assert {suite.name for suite in BackboneContract.__subclasses__()} == set(BACKBONES)
 
 
-def test_the_setting_allows_every_registered_backbone_and_no_other() -> None:
-    assert set(get_args(ModelConfig.model_fields["backbone"].annotation)) == set(BACKBONES)
+def test_the_setting_allows_every_backbone_and_no_other() -> None:
+    assert set(BACKBONE_NAMES) == set(BACKBONES)
+    said = r"'model.backbone' = 'lightgnc': Did you mean 'lightgcn'\? Allowed: autocf, .*simgcl\."
+    with pytest.raises(ConfigError, match=said):
+        TrainConfig.parse({"model": {"backbone": "lightgnc"}}, "")
 
 
-def test_the_example_of_adding_a_backbone_works() -> None:
-    result = doctest.testmod(backbones)
-    assert result.attempted > 0
-    assert result.failed == 0
+def test_a_file_defines_one_kind_or_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"linear\.analytic defines none: a file here defines one Backbone"):
+        classes("linear", Backbone)
+    with pytest.raises(TypeError, match=r"linear\.ease defines EaseSettings, EaseScores, Ease: a file here defines one object"):
+        classes("linear", object)

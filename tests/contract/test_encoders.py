@@ -2,9 +2,13 @@
 
 from typing import Any, ClassVar
 
+import pytest
 import torch
 
+from components.cllmr.config import ENCODER_NAMES
 from components.cllmr.encoders import ENCODERS
+from components.errors import ConfigError
+from components.train.config import TrainConfig
 from tests.contract.encoder_contract import DIM, EncoderContract
 
 
@@ -60,3 +64,9 @@ class TestWhitening(EncoderContract):
 
 def test_every_registered_encoder_is_tested() -> None:
     assert {suite.name for suite in EncoderContract.__subclasses__()} == set(ENCODERS)
+
+
+def test_the_setting_allows_every_encoder_none_and_no_other() -> None:
+    assert set(ENCODER_NAMES) == {*ENCODERS, "none"}
+    with pytest.raises(ConfigError, match=r"'model.side_encoder' = 'vae': (Did you mean .*)?Allowed: attention, .*whitening\."):
+        TrainConfig.parse({"model": {"side_encoder": "vae"}}, "")

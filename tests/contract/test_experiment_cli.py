@@ -49,6 +49,13 @@ def test_help_shows_examples() -> None:
         (["--dataset", "DATA", "--effect", "nie"], ["--effect nie: unknown. Did you mean 'tnie'?"]),
         (["--dataset", "DATA", "--suite", "papr"], ["--suite papr: unknown. Did you mean 'paper'?"]),
         (["--dataset", "DATA", "--suite", "noise", "--encoder", "mlp"], ["--encoder has no effect on a suite"]),
+        (
+            ["--dataset", "DATA", "--backbone", "sgl", "--effect", "counterfactual_log"],
+            ["A graph model has none, factual, tnie"],
+        ),
+        (["--dataset", "DATA", "--backbone", "ials", "--effect", "tnie"], ["--backbone ials has counterfactual_clicks,"]),
+        (["--dataset", "DATA", "--backbone", "ials", "--dim", "8"], ["--dim has no effect on --backbone ials"]),
+        (["--dataset", "DATA", "--backbone", "ease", "--suite", "rank"], ["--backbone ease is no graph"]),
         (["--dataset", "DATA", "--rival", "rlmrec"], ["unknown model 'rlmrec'. Did you mean 'rlmrec-"]),
         (["--dataset", "DATA", "--set", "seds=3"], ["unknown setting 'seds'. Did you mean 'seeds'?"]),
         (["--dataset", "DATA", "--set", "study.base={model.dim: 3}"], ["unknown setting 'model.settings.model.dim'."]),
@@ -109,6 +116,35 @@ def test_flags_make_a_single_model_of_ours_and_two_data_sets_make_a_list(blocks:
     assert found[0]["dim"] == 4
 
 
+@pytest.mark.parametrize(
+    ("flags", "members", "effect"),
+    [
+        (["--backbone", "ease"], ["ease"], "counterfactual_clicks"),
+        (["--backbone", "ials", "--effect", "none"], ["factors"], "none"),
+        (["--backbone", "ease", "--encoder", "mlp", "--dim", "4"], ["ease", "graph"], "counterfactual_clicks"),
+        (
+            ["--backbone", "ensemble", "--dim", "4", "--effect", "gates"],
+            ["ease", "factors", "graph", "popularity", "text"],
+            "gates",
+        ),
+        (["--effect", "counterfactual_log"], ["ease", "factors", "graph", "popularity", "text"], "counterfactual_log"),
+    ],
+)
+def test_linear_backbones_and_the_ensemble_are_chosen_by_flags_as_well(
+    flags: list[str], members: list[str], effect: str, blocks: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "result.json"
+    asked = ["--dataset", str(blocks), "--seeds", "1", "--baseline", "popularity", "--work", str(tmp_path / "work")]
+    result = call(*asked, *flags, "--json", str(file))
+    assert result.exit_code == 0, result.output
+    found = json.loads(file.read_text())
+    assert found["recipe"]["kind"] == "recipe"
+    (weights,) = found["weights_per_seed"]
+    assert sorted(weights) == members
+    assert found["effect"] == effect
+    assert found["test"]["ndcg@10"]["mean"] > found["baselines"]["popularity"]["test"]["ndcg@10"]["mean"]
+
+
 def test_a_folder_that_cannot_be_written_is_one_line(blocks: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     result = call("--dataset", str(blocks), "--work", str(tmp_path / "file"), *SMALL, "--baseline", "popularity")
@@ -127,18 +163,43 @@ def test_units_run_on_workers_beside_each_other_and_find_the_same(blocks: Path, 
     assert figures[0] == figures[1]
 
 
+@pytest.mark.ray
+def test_a_whole_grid_is_searched_on_workers_and_its_best_place_is_what_is_tested(blocks: Path, tmp_path: Path) -> None:
+    model = {
+        "name": "cllmr",
+        "kind": "graph",
+        "settings": {"max_epochs": 2, "batch_size": 256, "model.side_encoder": "none"},
+        "grid": {"model.temperature": [0.1, 0.3], "model.embedding_dim": [4, 8]},
+    }
+    asked = ["--dataset", str(blocks), "--seeds", "1", "--set", f"model={json.dumps(model)}", "--set", "search=grid"]
+    file = tmp_path / "result.json"
+    asked += ["--baseline", "popularity", "--work", str(tmp_path / "work"), "--json", str(file)]
+    result = call(*asked)
+    assert result.exit_code == 0, result.output
+    found = json.loads(file.read_text())
+    tried = found["recipe"]["tried"]
+    assert [(one["model.temperature"], one["model.embedding_dim"]) for one in tried] == [(0.1, 4), (0.1, 8), (0.3, 4), (0.3, 8)]
+    best = max(tried, key=lambda one: one["value"])
+    assert found["val"]["ndcg@10"]["mean"] == pytest.approx(best["value"], abs=1e-6)
+    assert {name: found["recipe"]["settings"][name] for name in model["grid"]} == {name: best[name] for name in model["grid"]}
+    assert "3 units of work were done" in result.stderr  # the search, and both models
+    assert "0 units of work were done" in call(*asked).stderr
+
+
 def test_the_quick_suite_runs_all_studies_and_draws_them(tmp_path: Path) -> None:
     result = call("--suite", "quick", "--seeds", "1", "--work", str(tmp_path))
     assert result.exit_code == 0, result.output
     folder = tmp_path / "quick"
     found = json.loads((folder / "results.json").read_text())
     studies = {study["study"]: study for study in found["studies"]}
-    assert list(studies) == ["paper", "rank", "noise", "coldstart", "collapse", "bias"]
+    assert list(studies) == ["paper", "rank", "noise", "coldstart", "coldusers", "collapse", "bias"]
     cold = studies["coldstart"]["datasets"]["planted-blocks"]["models"]
     assert cold["ridge"]["test"]["ndcg@10"]["mean"] > cold["random"]["test"]["ndcg@10"]["mean"]
+    users = studies["coldusers"]["datasets"]["planted-blocks"]["models"]
+    assert users["text_cosine"]["test"]["ndcg@10"]["mean"] > users["popularity"]["test"]["ndcg@10"]["mean"]
     paper = studies["paper"]["datasets"]["planted-blocks"]["models"]
     assert set(paper) == {"mf", "mf+mlp", "mf+sse", "lightgcn", "lightgcn+mlp", "lightgcn+sse"}
     page = (folder / "report.html").read_text()
-    assert page.count("<svg") == 6
+    assert page.count("<svg") == 7
     assert "<script" not in page
     assert "## Known propensity" in (folder / "results.md").read_text()

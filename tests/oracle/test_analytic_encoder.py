@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
-from components.cllmr.encoders.analytic import AnalyticSSE, analytic_side_representation
+from components.cllmr.linear.analytic import AnalyticSSE, analytic_side_representation
 from components.evaluate.collapse import effective_rank, singular_values
 
 TEXT_DIM, RANK, SHARED = 9, 3, 2

@@ -64,6 +64,10 @@ def test_the_splits_are_read_as_binary_matrices_and_repeated_rows_count_once(tmp
         ),
         ({"tst": {"row": np.array([], int), "col": np.array([], int)}}, r"has no test interaction"),
         ({"trn": {"shape": np.array([3])}}, r"shape is \[3\]"),
+        (
+            {"trn": {"row": np.array([0, 0, 1, 2**40]), "shape": np.array([2**40 + 1, 4])}},
+            r"1,099,511,627,777 users and 4 items by its shape, but 4 interactions: no rows",
+        ),
     ],
 )
 def test_what_is_wrong_with_the_splits_is_named(tmp_path: Path, changed: dict, part: str) -> None:
@@ -92,6 +96,15 @@ def test_what_is_wrong_with_the_texts_is_named(tmp_path: Path, line: str, part: 
     write(tmp_path)
     write_items(tmp_path, [line])
     with pytest.raises(DataError, match=part):
+        read(tmp_path)
+
+
+def test_texts_may_be_compressed_or_not_but_not_both(tmp_path: Path) -> None:
+    write(tmp_path)
+    (tmp_path / "items.jsonl").write_text('{"iid": 1, "title": "a plain file"}\n', encoding="utf-8")
+    assert read(tmp_path).item_texts == [None, "a plain file.", None, None]
+    write_items(tmp_path, ['{"iid": 1, "title": "a compressed one"}'])
+    with pytest.raises(DataError, match=r"has items.jsonl.gz and items.jsonl. Leave one"):
         read(tmp_path)
 
 

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 
 from components.cllmr.linear.ensemble import Candidates, choose_weights
-from components.errors import ConfigError
+from components.errors import ConfigError, DataError
 from components.evaluate.baselines import Factors
 from components.evaluate.metrics import METRICS, rank
-from components.experiment import coldstart, run, statistics
+from components.experiment import coldstart, coldusers, run, statistics
 from components.experiment.config import ExperimentConfig, ModelSpec, named
 from components.experiment.dataset import read
 from components.experiment.models import Task, graph_settings, tune
@@ -192,6 +193,47 @@ def test_text_finds_cold_items_and_chance_does_not(source: Source) -> None:
     assert outcome.facts["users_evaluated"] == len(outcome.arrays["random.ndcg@10"])
 
 
+def test_cold_users_leave_no_trace_in_what_is_learned_from(source: Source) -> None:
+    data = run.load(source)
+    cold = coldusers.split(data, 0.1, seed=4)
+    assert len(cold.test_users) == len(cold.validation_users) == 15
+    assert not set(cold.test_users) & set(cold.validation_users)
+    gone = np.concatenate([cold.test_users, cold.validation_users])
+    for part in (cold.warm.train, cold.warm.validation, cold.warm.test):
+        assert part[gone].nnz == 0
+    assert (cold.shown[gone] != data.train[gone]).nnz == 0
+    later = data.validation + data.test
+    assert (cold.held_out[gone] != later[gone]).nnz == 0
+    total = data.train.nnz + later.nnz
+    assert cold.warm.train.nnz + cold.warm.validation.nnz + cold.warm.test.nnz + cold.shown.nnz + cold.held_out.nnz == total
+    # they are known by the text that their items gave them, as they would have been
+    np.testing.assert_allclose(cold.warm.user_text[gone], data.user_text[gone], atol=1e-6)
+    assert (coldusers.split(data, 0.1, seed=4).test_users == cold.test_users).all()
+    assert set(coldusers.split(data, 0.1, seed=5).test_users) != set(cold.test_users)
+
+
+def test_text_finds_items_for_cold_users_and_popularity_does_not(source: Source) -> None:
+    outcome = coldusers.measure(run.load(source), {"share": 0.2, "graph": {**SMALL, "model.side_encoder": "sse"}}, seed=0)
+    test = {name: value["ndcg@10"] for name, value in outcome.facts["test"].items()}
+    assert set(test) == set(coldusers.LABELS)
+    assert test["popularity"] > test["random"]
+    assert min(test["text_cosine"], test["kernel"], test["ridge"], test["combined"]) > 1.3 * test["popularity"]
+    assert outcome.facts["cold_users"] == len(outcome.arrays["random.ndcg@10"]) == 30
+
+
+def test_a_data_set_that_is_too_small_for_cold_start_is_told(source: Source) -> None:
+    data = run.load(source)
+    few = np.arange(data.num_users) < 3
+    held = sp.csr_array(sp.diags_array(few.astype(np.float32)) @ data.test)
+    with pytest.raises(
+        DataError,
+        match=r"'blocks' has 3 users with a text and interactions beyond training: too few for cold start. At least 4",
+    ):
+        coldusers.split(replace(data, test=held, validation=held), 0.1, seed=0)
+    with pytest.raises(DataError, match=r"'blocks' has 3 items with training interactions and a text: too few"):
+        coldstart.split(replace(data, item_texts=[*data.item_texts[:3], *[None] * (data.num_items - 3)]), 0.1, seed=0)
+
+
 def test_a_data_set_without_text_leaves_out_what_needs_it(tmp_path: Path) -> None:
     folder = write_blocks(tmp_path / "bare")
     (folder / "items.jsonl.gz").unlink()
@@ -199,6 +241,8 @@ def test_a_data_set_without_text_leaves_out_what_needs_it(tmp_path: Path) -> Non
     config = small_config(baselines=["text_cosine", "ease", "ease_text"], seeds=1)
     with pytest.raises(ConfigError, match=r"CLLMR cannot be fitted on 'bare': the items have no text"):
         experiment(source, config, Runner(Results(tmp_path)))
+    with pytest.raises(DataError, match=r"no variant of the study can be fitted on 'bare': the items have no text\."):
+        run_suite("rank", Setup([source], config, Runner(Results(tmp_path))))
     bare = ModelSpec(name="cllmr", kind="graph", settings={**SMALL, "model.side_encoder": "none"})
     result = experiment(source, config.model_copy(update={"model": bare}), Runner(Results(tmp_path)))
     assert list(result["baselines"]) == ["ease"]

@@ -33,6 +33,15 @@ def test_equal_models_do_not_differ_and_a_constant_difference_is_certain() -> No
     assert paired(np.array([1.0, 2.0]), np.array([0.5, 1.5]))["t_p"] == 0.0
 
 
+def test_one_user_shows_nothing() -> None:
+    assert paired(np.array([1.0]), np.array([0.5])) == {
+        "difference": 0.5,
+        "relative_percent": 100.0,
+        "t_p": 1.0,
+        "wilcoxon_p": 1.0,
+    }
+
+
 def test_the_analysis_of_variance_equals_sums_of_squares_by_least_squares() -> None:
     rng = np.random.default_rng(1)
     blocks, num_a, num_b, repeats = 3, 4, 2, 5

@@ -1,40 +1,33 @@
 """Backbones: collaborative representations of users and items from the interaction graph.
 
-A new backbone is a file here, a line in `BACKBONES` and a word in `ModelConfig.backbone`. It says how node representations
-come from an ID table, and inherits everything else. One step of propagation without the nodes themselves:
+A new backbone is one file here, and its name that of the file: settings, the harness and its command line know it from then on.
+It says how node representations come from an ID table, and inherits everything else. One step of propagation without the
+nodes themselves, and its tests::
 
->>> import numpy as np, torch
->>> from components.cllmr.backbones.base import Backbone
->>> from components.cllmr.config import ModelConfig
->>> from components.cllmr.graph import Graph, propagate
->>> class Neighbours(Backbone):
-...     def nodes(self, embedding, generator):
-...         return propagate(self.graph.adjacency, embedding)
->>> graph = Graph(np.array([0, 1]), np.array([0, 0]), num_users=2, num_items=1)  # both users chose the one item
->>> users, items = Neighbours(graph, ModelConfig(embedding_dim=4))()
->>> users.shape, items.shape, torch.equal(users[0], users[1])
-(torch.Size([2, 4]), torch.Size([1, 4]), True)
+    # components/cllmr/backbones/neighbours.py
+    '''One step of propagation: a node is the sum of its neighbours.'''
 
-Its tests are a class with one line, see tests/contract/backbone_contract.py.
+    import torch
+    from torch import Tensor
+
+    from components.cllmr.backbones.base import Backbone
+    from components.cllmr.graph import propagate
+
+
+    class Neighbours(Backbone):
+        def nodes(self, embedding: Tensor, generator: torch.Generator | None) -> Tensor:
+            return propagate(self.adjacency(generator), embedding)
+
+    # tests/contract/test_backbones.py
+    class TestNeighbours(BackboneContract):
+        name = "neighbours"
+
+Then ``cllmr experiment --dataset DIR --backbone neighbours`` compares it with the baselines.
 """
 
-from components.cllmr.backbones.autocf import AutoCF
 from components.cllmr.backbones.base import Backbone
-from components.cllmr.backbones.dccf import DCCF
-from components.cllmr.backbones.gccf import GCCF
-from components.cllmr.backbones.lightgcn import LightGCN
-from components.cllmr.backbones.mf import MatrixFactorisation
-from components.cllmr.backbones.sgl import SGL
-from components.cllmr.backbones.simgcl import SimGCL
+from components.cllmr.registry import classes
 
-BACKBONES: dict[str, type[Backbone]] = {
-    "mf": MatrixFactorisation,
-    "lightgcn": LightGCN,
-    "gccf": GCCF,
-    "sgl": SGL,
-    "simgcl": SimGCL,
-    "dccf": DCCF,
-    "autocf": AutoCF,
-}
+BACKBONES: dict[str, type[Backbone]] = classes("backbones", Backbone)
 
 __all__ = ["BACKBONES", "Backbone"]

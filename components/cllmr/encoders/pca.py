@@ -1,4 +1,4 @@
-"""Principal components and whitening of the text: rivals without learning, fitted in closed form before training."""
+"""Principal components of the text: a rival without learning, fitted in closed form before training."""
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ class PCA(SideEncoder):
     """The text's leading principal components; zeros are appended where the text has fewer dimensions than z."""
 
     whiten = False
+    """Whether every component is scaled to variance 1."""
     mean: Tensor
     projection: Tensor
 
@@ -40,9 +41,3 @@ class PCA(SideEncoder):
 
     def encode(self, text: Tensor, spectrum: Tensor) -> Tensor:
         return (text - self.mean) @ self.projection
-
-
-class Whitening(PCA):
-    """The same, every component scaled to variance 1: no collapse by construction, whatever it is worth."""
-
-    whiten = True
