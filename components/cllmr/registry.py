@@ -1,4 +1,4 @@
-"""Backbones and side encoders by name: a name is that of a file, so a new one is a file and nothing else.
+"""Backbones, side encoders and effects by name: a new one is a file and nothing else.
 
 Names are read from the folder and not by import: settings are checked where torch is not installed.
 """

@@ -1,4 +1,4 @@
-"""The documented examples of a new backbone and a new encoder, followed word for word in a copy of the repository."""
+"""The documented examples of a new backbone, encoder and effect, followed word for word in a copy of the repository."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from components.cllmr import backbones, encoders
+from components.cllmr import backbones, effects, encoders
 from components.experiment.planted import write_blocks
 
 REPOSITORY = Path(__file__).parents[2]
@@ -47,9 +47,17 @@ def python(folder: Path, *arguments: str) -> str:
     return done.stdout + done.stderr
 
 
-@pytest.mark.parametrize(("package", "flag"), [(backbones, "--backbone"), (encoders, "--encoder")])
+@pytest.mark.parametrize(
+    ("package", "asked"),
+    [
+        (backbones, ["--backbone", "{name}", "--baseline", "popularity"]),
+        (encoders, ["--encoder", "{name}", "--baseline", "popularity"]),
+        (effects, ["--suite", "bias", "--set", "study.formulations=[{name}]"]),
+    ],
+    ids=["backbone", "encoder", "effect"],
+)
 def test_an_example_passes_the_inherited_suite_and_the_harness_knows_it(
-    package: ModuleType, flag: str, copy: Path, tmp_path: Path
+    package: ModuleType, asked: list[str], copy: Path, tmp_path: Path
 ) -> None:
     (new, text), (suite, test) = example_of(package).items()
     assert not (copy / new).exists()
@@ -57,8 +65,11 @@ def test_an_example_passes_the_inherited_suite_and_the_harness_knows_it(
     with (copy / suite).open("a") as file:
         file.write("\n\n" + test)
     name, case = Path(new).stem, test.partition("class ")[2].partition("(")[0]
-    said = python(copy, "-m", "pytest", "-v", "-p", "no:cacheprovider", suite, "-k", f"{case} or registered or setting")
-    assert f"{case}::test_shapes_and_finite_values" in said
+    said = python(
+        copy, "-m", "pytest", "-v", "-p", "no:cacheprovider", suite, "-k", f"{case} or registered or setting or left_out"
+    )
+    assert f"{case}::test_" in said
     data = write_blocks(tmp_path / "blocks", users_per_block=4, items_per_block=4)
-    asked = ["--dataset", str(data), flag, name, "--dim", "4", "--seeds", "1", "--baseline", "popularity"]
-    assert "CLLMR" in python(copy, "-m", "pipelines.cli", "experiment", *asked, "--work", str(tmp_path / "work"))
+    for_all = ["--dataset", str(data), "--seeds", "1", "--dim", "4", "--work", str(tmp_path / "work")]
+    told = python(copy, "-m", "pipelines.cli", "experiment", *for_all, *(part.format(name=name) for part in asked))
+    assert (name if package is effects else "CLLMR") in told

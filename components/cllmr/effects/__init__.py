@@ -33,25 +33,42 @@ Every TE and NDE is an inner product, so every y is (`base.EffectFactors.debiase
 The identified ones rest on `click_propensity.estimate`, which tells lured clicks from clicks of taste by the rest of the
 clickers' history. `reference_texts` rests on what the language model itself wrote, and takes it out of the texts, not of the
 log. The others are kept as what they are compared with.
+
+A new formulation is one file here, which names what it offers. One that takes an item's clicks for its propensity, and its
+tests::
+
+    # components/cllmr/effects/popular.py
+    '''The direct effect is what an item's clicks bring it whatever the user: NDE_ui = log(1 + n_i).'''
+
+    import numpy as np
+
+    from components.cllmr.effects.base import Effect, EffectFactors, Evidence
+
+
+    def popular(evidence: Evidence) -> EffectFactors:
+        clicks = np.log1p(evidence.train.sum(axis=0)).astype(np.float32)
+        users = np.ones((len(evidence.factual.users), 1), dtype=np.float32)
+        return EffectFactors(*evidence.factual, users, clicks[:, None])
+
+
+    FORMULATIONS: dict[str, Effect] = {"popular": popular}
+
+    # tests/contract/test_effects.py
+    class TestPopular(EffectContract):
+        name = "popular"
+
+Then ``cllmr experiment --suite bias --dataset DIR --set study.formulations=[popular]`` says what of a known propensity it
+removes.
 """
 
-from components.cllmr.effects import click_share, counterfactual_log, exposure, lift, reference_texts, subspace, text_reference
-from components.cllmr.effects.base import Effect
+from importlib import import_module
 
-EFFECTS: dict[str, Effect] = {
-    "text_reference_generic": text_reference.generic,
-    "text_reference": text_reference.identified,
-    "reference_texts_score": reference_texts.score,
-    "reference_texts": reference_texts.reference_texts,
-    "lift_score": lift.score_lift,
-    "lift_popularity": lift.popularity_lift,
-    "lift": lift.identified_lift,
-    "subspace_generic": subspace.generic,
-    "subspace_lift": subspace.lifted,
-    "subspace": subspace.identified,
-    "exposure": exposure.exposure,
-    "click_share": click_share.click_share,
-    "counterfactual_clicks": counterfactual_log.clicks_alone,
-    "counterfactual_log": counterfactual_log.counterfactual_log,
-}
+from components.cllmr.effects.base import Effect
+from components.cllmr.registry import names
+
+EFFECTS: dict[str, Effect] = {}
 """Formulations that are fitted to any model whose scores are inner products; `gates` belongs to a model with heads."""
+
+for _file in names("effects"):
+    if _file != "gates":  # which brings torch, and offers none
+        EFFECTS |= getattr(import_module(f"{__name__}.{_file}"), "FORMULATIONS", {})

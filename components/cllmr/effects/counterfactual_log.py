@@ -4,7 +4,7 @@ Every click is weighted with its posterior probability of being taste, the direc
 texts, and the same model is fitted again. λ = 1 is right by construction: weights are clicks, not a unit to be tuned.
 """
 
-from components.cllmr.effects.base import EffectFactors, Evidence, contrast
+from components.cllmr.effects.base import Effect, EffectFactors, Evidence, contrast
 from components.cllmr.effects.click_propensity import estimate
 from components.cllmr.effects.subspace import project_out
 
@@ -18,3 +18,6 @@ def counterfactual_log(evidence: Evidence) -> EffectFactors:
 def clicks_alone(evidence: Evidence) -> EffectFactors:
     """Clicks of taste, texts as they are."""
     return contrast(evidence.factual, evidence.refit(estimate(evidence.train, evidence.text).taste, evidence.text))
+
+
+FORMULATIONS: dict[str, Effect] = {"counterfactual_clicks": clicks_alone, "counterfactual_log": counterfactual_log}

@@ -7,7 +7,7 @@ lures keep the share of their exposure that their clicks of taste are of their c
 import numpy as np
 import numpy.typing as npt
 
-from components.cllmr.effects.base import EffectFactors, Evidence, FloatArray
+from components.cllmr.effects.base import Effect, EffectFactors, Evidence, FloatArray
 from components.cllmr.effects.click_propensity import estimate
 
 TEMPERATURE = 0.25
@@ -36,3 +36,6 @@ def exposure(evidence: Evidence, steps: int = 30, max_users: int = 1000, seed: i
 def _exposure(logits: npt.NDArray[np.floating]) -> FloatArray:
     weights = np.exp(logits - logits.max(axis=1, keepdims=True))
     return np.asarray((weights / weights.sum(axis=1, keepdims=True)).mean(axis=0))
+
+
+FORMULATIONS: dict[str, Effect] = {"exposure": exposure}

@@ -8,7 +8,7 @@ regression of the item factors on log clicks: the score that this much popularit
 
 import numpy as np
 
-from components.cllmr.effects.base import EffectFactors, Evidence, FloatArray, FloatMatrix, centred, cross_fitted, ridge
+from components.cllmr.effects.base import Effect, EffectFactors, Evidence, FloatArray, FloatMatrix, centred, cross_fitted, ridge
 from components.cllmr.effects.click_propensity import estimate
 
 RIDGE = 30.0
@@ -55,3 +55,6 @@ def _log_clicks(evidence: Evidence) -> FloatArray:
 
 def _column(values: FloatArray) -> FloatMatrix:
     return values.astype(np.float32)[:, None]
+
+
+FORMULATIONS: dict[str, Effect] = {"lift_score": score_lift, "lift_popularity": popularity_lift, "lift": identified_lift}

@@ -7,7 +7,7 @@ along the text of its class is therefore not knowledge about the item. It is kno
 import numpy as np
 import numpy.typing as npt
 
-from components.cllmr.effects.base import EffectFactors, Evidence, FloatArray, FloatMatrix, centred, contrast, unit_rows
+from components.cllmr.effects.base import Effect, EffectFactors, Evidence, FloatArray, FloatMatrix, centred, contrast, unit_rows
 from components.cllmr.effects.text_reference import carried
 from components.errors import DataError
 
@@ -57,3 +57,6 @@ def _references(evidence: Evidence) -> FloatMatrix:
             "Use another formulation, or texts that an LLM wrote.",
         )
     return evidence.references
+
+
+FORMULATIONS: dict[str, Effect] = {"reference_texts_score": score, "reference_texts": reference_texts}

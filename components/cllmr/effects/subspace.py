@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from components.cllmr.effects.base import (
+    Effect,
     EffectFactors,
     Evidence,
     FloatArray,
@@ -59,3 +60,6 @@ def identified(evidence: Evidence) -> EffectFactors:
 def _basis(directions: npt.NDArray[np.floating]) -> FloatArray:
     left, singular, _ = np.linalg.svd(np.asarray(directions, dtype=np.float64), full_matrices=False)
     return np.asarray(left[:, singular > 1e-9])
+
+
+FORMULATIONS: dict[str, Effect] = {"subspace_generic": generic, "subspace_lift": lifted, "subspace": identified}

@@ -8,7 +8,7 @@ wrote reference texts, r_i is the part along those (`reference_texts`).
 import numpy as np
 import numpy.typing as npt
 
-from components.cllmr.effects.base import EffectFactors, Evidence, FloatArray, centred, ridge, ridge_map
+from components.cllmr.effects.base import Effect, EffectFactors, Evidence, FloatArray, centred, ridge, ridge_map
 from components.cllmr.effects.click_propensity import estimate
 from components.cllmr.effects.subspace import generic_directions
 
@@ -35,3 +35,6 @@ def generic(evidence: Evidence) -> EffectFactors:
 def identified(evidence: Evidence) -> EffectFactors:
     """Reference: the direction along which texts lure clicks."""
     return text_reference(evidence, estimate(evidence.train, evidence.text).direction[:, None])
+
+
+FORMULATIONS: dict[str, Effect] = {"text_reference_generic": generic, "text_reference": identified}
