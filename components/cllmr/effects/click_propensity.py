@@ -42,8 +42,10 @@ MIDDLES = (np.arange(NUM_BINS) + 0.5) / NUM_BINS
 EM_STEPS = 20
 MAX_SHARE = 0.98
 """No item is left without a trace of its clicks."""
-MIN_SUPPORT = 0.02
-"""Below, histories say nothing about what is clicked, and taste cannot be told from anything: no propensity is found."""
+MIN_SUPPORT = 3.0
+"""Standard errors of the mean of 2p - 1 over clicks, were they all random. Below, histories say nothing about what is clicked,
+and taste cannot be told from anything: no propensity is found. Above, little is enough: where many clicks are lured, most of a
+user's history hides what the rest of it says."""
 
 
 @dataclass(frozen=True)
@@ -111,8 +113,9 @@ def estimate(
         count = np.bincount(items[known], minlength=num_items).astype(np.float64)
         signal = np.bincount(items[known], 2 * percentile[known] - 1, minlength=num_items)
         reference = index <= np.median(index)
-        support = signal[reference].sum() / max(count[reference].sum(), 1.0)
-        if support <= MIN_SUPPORT:
+        seen = max(count[reference].sum(), 1.0)
+        support = signal[reference].sum() / seen
+        if support <= MIN_SUPPORT / np.sqrt(3 * seen):  # 2p - 1 is uniform on [-1, 1] then
             break
         unexplained = count - signal / support
         index = cross_fitted(told, unexplained / np.sqrt(count + 1), penalty, seed)
