@@ -5,9 +5,9 @@ split, become held out; everything that is fitted or tuned sees the warm interac
 side of a score comes from the warm training interactions.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -131,6 +131,26 @@ def scorers(cold: ColdSplit, graph: Mapping[str, Any], seed: int) -> dict[str, l
     return found
 
 
+class Chosen(NamedTuple):
+    """Of every scorer the settings that were best on validation."""
+
+    scores: dict[str, Scores]
+    settings: dict[str, dict[str, Any]]
+    validation: dict[str, dict[str, float]]
+
+
+def choose(
+    options: Mapping[str, list[tuple[dict[str, Any], Scores]]], validated: Callable[[Scores], dict[str, float]]
+) -> Chosen:
+    """The best of every scorer's `options` by the validation metrics of its scores; the first of equally good ones."""
+    found = Chosen({}, {}, {})
+    for name, tried in options.items():
+        values = [validated(scores) for _, scores in tried]
+        best = max(range(len(tried)), key=lambda number: values[number][PRIMARY])
+        (found.settings[name], found.scores[name]), found.validation[name] = tried[best], values[best]
+    return found
+
+
 def measure(data: ExperimentData, settings: Mapping[str, Any], seed: int) -> Outcome:
     """Task "coldstart": NDCG@10 and Recall@10 of every scorer on the cold test items, settings chosen on the validation items.
 
@@ -138,13 +158,8 @@ def measure(data: ExperimentData, settings: Mapping[str, Any], seed: int) -> Out
         settings: "share" of the items, and "graph", settings of the encoder's graph model.
     """
     cold = split(data, settings["share"], seed)
-    chosen: dict[str, Scores] = {}
-    used: dict[str, dict[str, Any]] = {}
-    validation: dict[str, dict[str, float]] = {}
-    for name, options in scorers(cold, settings["graph"], seed).items():
-        values = [cold.rank(scores, cold.validation_items).mean() for _, scores in options]
-        best = max(range(len(options)), key=lambda number: values[number][PRIMARY])
-        (used[name], chosen[name]), validation[name] = options[best], values[best]
+    options = scorers(cold, settings["graph"], seed)
+    chosen, used, validation = choose(options, lambda scores: cold.rank(scores, cold.validation_items).mean())
     parts = [name for name in chosen if name != "random"]
     held_out = sp.csr_array(cold.held_out[:, cold.validation_items])
     nothing = sp.csr_array(held_out.shape, dtype=np.float32)

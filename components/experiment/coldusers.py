@@ -19,8 +19,8 @@ from components.cllmr.linear.factors import side_map
 from components.cllmr.linear.kernel import KernelScores
 from components.errors import DataError
 from components.evaluate.baselines import Factors, RandomScores, ials, popularity
-from components.evaluate.metrics import PRIMARY, Ranking, rank
-from components.experiment.coldstart import KERNEL_POWERS, L2
+from components.evaluate.metrics import Ranking, rank
+from components.experiment.coldstart import KERNEL_POWERS, L2, choose
 from components.experiment.dataset import ExperimentData, unit_rows
 from components.experiment.models import KINDS, Task
 from components.experiment.store import Outcome
@@ -131,13 +131,8 @@ def measure(data: ExperimentData, settings: Mapping[str, Any], seed: int) -> Out
         settings: "share" of the users, and "graph", settings of the encoder's graph model.
     """
     cold = split(data, settings["share"], seed)
-    chosen: dict[str, Scores] = {}
-    used: dict[str, dict[str, Any]] = {}
-    validation: dict[str, dict[str, float]] = {}
-    for name, options in scorers(cold, settings["graph"], seed).items():
-        values = [cold.rank(scores, cold.validation_users).mean() for _, scores in options]
-        best = max(range(len(options)), key=lambda number: values[number][PRIMARY])
-        (used[name], chosen[name]), validation[name] = options[best], values[best]
+    options = scorers(cold, settings["graph"], seed)
+    chosen, used, validation = choose(options, lambda scores: cold.rank(scores, cold.validation_users).mean())
     parts = [name for name in chosen if name != "random"]
     asked = [Asked(chosen[name], cold.validation_users) for name in parts]
     known = [sp.csr_array(matrix[cold.validation_users]) for matrix in (cold.shown, cold.held_out)]

@@ -1,17 +1,21 @@
 """The recipe on a planted world: what takes part, that seeds share settings, that wrong settings are told before any work."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from components.errors import ConfigError, DataError
+from components.artifacts import Manifest
+from components.errors import ArtifactError, ConfigError, DataError
 from components.evaluate.metrics import rank
 from components.experiment.config import ModelSpec
 from components.experiment.models import check
+from components.features.reader import TrainingFeatures
 from components.spectrum.decompose import spectrum
+from components.train import stage
 from components.train.config import MEMBERS, TrainConfig
 from components.train.graph import trained_here
 from components.train.recipe import FittedRecipe, GraphFit, RecipeData, fit_recipe
@@ -153,3 +157,13 @@ def test_where_no_reference_is_usable_there_is_no_propensity() -> None:
 def test_without_an_llm_there_are_no_reference_texts_and_the_message_says_so() -> None:
     with pytest.raises(DataError, match=r"'reference_texts' and there are none: only an LLM writes them\. Set"):
         fitted(world()[0], effect="reference_texts")
+
+
+def test_reference_texts_that_have_been_removed_are_told_with_what_to_do(tmp_path: Path) -> None:
+    known = {"stage": "features", "version": 1, "fingerprint": "0123456789abcdef", "config": {}, "files": {}, "facts": {}}
+    costs = {"seconds": 0.0, "peak_memory_mb": 0.0, "created_at": "2026-01-01T00:00:00Z"}
+    features = Manifest(**known, **costs, storage_root=str(tmp_path), parents={"sideinfo": "fedcba9876543210"})
+    nobody = np.zeros((0, 2), np.float32)
+    inputs = TrainingFeatures(nobody, nobody, nobody, nobody, np.zeros(0, np.int64), np.zeros(0, np.int64), [])
+    with pytest.raises(ArtifactError, match=r"sideinfo fedcba9876543210 has been removed\. Run the pipeline from sideinfo"):
+        stage._references(features, inputs)
