@@ -69,7 +69,9 @@ class ModelConfig(BaseModel):
     mask_depth: PositiveInt = 2
     """Hops around a seed whose edges "autocf" hides."""
     loss: Literal["softmax", "bpr"] = "softmax"
-    """Ranking loss: sampled softmax on the cosine, or BPR on the inner product (as published)."""
+    """Ranking loss: sampled softmax, or BPR on the inner product (as published)."""
+    similarity: Literal["cosine", "inner_product"] = "cosine"
+    """Of the softmax loss, and then of the score; "autocf" was published with the inner product. BPR always has that."""
     temperature: PositiveFloat = 0.15
     """τ of the softmax loss; without effect for BPR."""
     num_negatives: PositiveInt = 512

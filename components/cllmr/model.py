@@ -95,7 +95,7 @@ class CLLMR(nn.Module):
         return mediator_factors(
             users,
             items,
-            cosine=softmax,
+            cosine=softmax and self.config.similarity == "cosine",
             scale=1 / self.config.temperature if softmax else 1.0,
             offset=self.config.mediator_offset if self.has_gates else 0.0,
         )

@@ -5,13 +5,14 @@ split, become held out; everything that is fitted or tuned sees the warm interac
 side of a score comes from the warm training interactions.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
+from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 
 from components.cllmr.linear.analytic import analytic_side_representation
 from components.cllmr.linear.ease import centred_unit_rows
@@ -34,11 +35,15 @@ RANKS = (16, 32, 64, 128)
 NUM_SHARED = (0, 32)
 POWERS = (0.0, 1.0)
 KERNEL_POWERS = (1.0, 2.0, 3.0, 4.0, 6.0)
+WORD_SHARES = (0.3, 0.5)
+FIRST_WORDS = 12  # where the title stands
+HASHED_WORDS = 4096
 LABELS = {
     "random": "Random",
     "text_cosine": "Text cosine",
     "text_cosine_centred": "Text cosine, centred",
     "kernel": "Text kernel",
+    "words": "Text kernel with the words of the titles",
     "ridge": "Ridge, text to item factor",
     "encoder": "Encoder z (SSE)",
     "analytic": "Analytic SSE (closed form)",
@@ -109,6 +114,12 @@ def scorers(cold: ColdSplit, graph: Mapping[str, Any], seed: int) -> dict[str, l
         "text_cosine_centred": [({}, Factors(centred_unit_rows(np.asarray(data.train @ text, dtype=np.float32)), text))],
     }
     found["kernel"] = [({"power": power}, KernelScores(data.train, text, power)) for power in KERNEL_POWERS]
+    words = title_words(data.item_texts)
+    found["words"] = [
+        ({"power": power, "words": share}, KernelScores(data.train, side_by_side(text, words, share), power))
+        for share in WORD_SHARES
+        for power in KERNEL_POWERS[1:]
+    ]
     task = Task(data, {}, seed)
     factors = ials(task.inputs, factors=64, alpha=10.0, regularization=10.0, iterations=15, seed=seed)
     found["ridge"] = [({"l2": l2}, Factors(factors.users, text @ side_map(factors.items, text, degree, l2))) for l2 in L2]
@@ -129,6 +140,21 @@ def scorers(cold: ColdSplit, graph: Mapping[str, Any], seed: int) -> dict[str, l
                 users = (place.users * place.singular_values**-power).astype(np.float32)
                 found["analytic"].append(({"rank": size, "num_shared": num_shared, "power": power}, Factors(users, z)))
     return found
+
+
+def title_words(texts: Sequence[str | None]) -> FloatMatrix:
+    """Unit rows whose inner products say how many rare words the texts' beginnings share: (num_items, HASHED_WORDS).
+
+    An embedding of a sentence keeps what an item is and loses whose it is: brands, series and model numbers are in its title.
+    """
+    beginnings = [" ".join((text or "").split()[:FIRST_WORDS]) for text in texts]
+    counts = HashingVectorizer(n_features=HASHED_WORDS, alternate_sign=False, norm=None).transform(beginnings)
+    return np.asarray(TfidfTransformer().fit_transform(counts).toarray(), dtype=np.float32)
+
+
+def side_by_side(text: FloatMatrix, words: FloatMatrix, share: float) -> FloatMatrix:
+    """Rows whose inner products are (1 - share) times those of `text` plus share times those of `words`: (num_items, dim)."""
+    return np.hstack([np.float32((1 - share) ** 0.5) * text, np.float32(share**0.5) * words])
 
 
 class Chosen(NamedTuple):

@@ -226,15 +226,15 @@ def test_the_trained_models_served_inner_product_equals_the_definition() -> None
     np.testing.assert_allclose(own.total, own.direct + own.indirect, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("loss", ["softmax", "bpr"])
-def test_the_ranking_loss_of_a_step_equals_a_direct_computation(loss: str) -> None:
+@pytest.mark.parametrize(("loss", "similarity"), [("softmax", "cosine"), ("softmax", "inner_product"), ("bpr", "cosine")])
+def test_the_ranking_loss_of_a_step_equals_a_direct_computation(loss: str, similarity: str) -> None:
     """Indexing by unique rows must not change what is computed: here users and items repeat."""
     users, items = (np.random.default_rng(4).random((9, 7)) < 0.3).nonzero()
     generator = torch.Generator().manual_seed(0)
     text = nn.functional.normalize(torch.randn(16, 6, generator=generator), dim=1)
     side = SideInformation(text, torch.randn(16, 3, generator=generator))
     torch.manual_seed(0)
-    config = ModelConfig.model_validate({"embedding_dim": 4, "loss": loss, "counterfactual": False})
+    config = ModelConfig.model_validate({"embedding_dim": 4, "loss": loss, "similarity": similarity, "counterfactual": False})
     model = CLLMR(config, Graph(users, items, 9, 7), side)
     seen = torch.tensor([[True, False, False, True]] * 4)
     chosen = Batch(
@@ -247,7 +247,9 @@ def test_the_ranking_loss_of_a_step_equals_a_direct_computation(loss: str) -> No
     with torch.no_grad():
         e_users, e_items = model.backbone()
         if loss == "softmax":
-            match = nn.functional.cosine_similarity(e_users[:, None], e_items[None], dim=2) / config.temperature
+            if similarity == "cosine":
+                e_users, e_items = nn.functional.normalize(e_users, dim=1), nn.functional.normalize(e_items, dim=1)
+            match = e_users @ e_items.T / config.temperature
             logits = match[chosen.users][:, chosen.negatives].masked_fill(seen, -torch.inf)
             logits = torch.cat([match[chosen.users, chosen.items, None], logits], dim=1)
             expected = nn.functional.cross_entropy(logits, torch.zeros(4, dtype=torch.int64))

@@ -13,6 +13,8 @@ from components.cllmr.objective import mean_log_sum_exp
 from components.cllmr.sampling import Batch
 
 _SMALLEST = 1e-8
+_AGREEMENT_WEIGHT = 0.1
+"""The published code counts the agreement in one step of ten, with a weight of 1, whatever `ssl_weight` is."""
 
 
 class AutoCF(Backbone):
@@ -23,10 +25,10 @@ class AutoCF(Backbone):
     rest, every node itself, and random pairs of masked nodes, as many as edges were taken.
 
     The published loss, -e_u.e_i + log Σ_j exp(e_u.e_j), is the softmax ranking loss over all items: that is the model's
-    business (`loss: softmax`, `num_negatives` of at least the items). Here are the terms beside it: nodes of the batch spread
-    from all of their kind, and seeds agree with their surroundings. The published code keeps a mask for ten steps, has a
-    random pair for every edge and drops double pairs; here a mask lasts one step, so that a step depends on nothing but the
-    weights.
+    business (`loss: softmax`, `similarity: inner_product`, `temperature: 1`, `num_negatives` of at least the items; a user's
+    other items do not count against the one that is asked for). Here are the terms beside it: nodes of the batch spread from
+    all of their kind, and seeds agree with their surroundings. The published code keeps a mask for ten steps, has a random
+    pair for every edge and drops double pairs; here a mask lasts one step, so that a step depends on nothing but the weights.
     """
 
     def __init__(self, graph: Graph, config: ModelConfig) -> None:
@@ -65,7 +67,7 @@ class AutoCF(Backbone):
             anchors = side.index_select(0, torch.unique(rows))
             nothing = rows.new_zeros(2, 0)
             spread = spread + mean_log_sum_exp(torch.full_like(anchors[:, 0], -torch.inf), anchors, side, nothing)
-        return self.config.ssl_weight * (spread - agreement)
+        return self.config.ssl_weight * spread - _AGREEMENT_WEIGHT * agreement
 
     def masked(self, seeds: Tensor) -> tuple[Tensor, Tensor]:
         """What is hidden around `seeds`: which edges stay, (num_edges,) bool, and the masked nodes, (num_masked,).
