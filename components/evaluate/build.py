@@ -45,8 +45,7 @@ def build(built: Path, config: EvaluateConfig, ingest: Manifest, sideinfo: Manif
     scorer = Scorer.load(train.path() / "bundle")
     _check_same_vocabulary(scorer, dataset)
     representations = load_file(train.path() / "side_representations.safetensors")
-    references = reference_embeddings(sideinfo.path())
-    item_references = None if references is None else references[1]
+    item_references = reference_embeddings(sideinfo.path(), "item")
     figures, per_user = evaluate(config, dataset, text, item_references, representations["items"], scorer, train.config)
     figures |= _collapse_report(representations, text)
     figures["summary"] = summary.sentences(figures)

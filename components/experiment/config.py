@@ -125,7 +125,7 @@ class StudyConfig(StageConfig):
         "click_share",
         "text_reference",
         "reference_texts",
-        "reference_texts_score",
+        "reference_texts_refitted",
         "lift",
         "subspace",
         "exposure",

@@ -1,6 +1,7 @@
 """Reads what the sideinfo stage left."""
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -11,16 +12,18 @@ from safetensors import safe_open
 from components.sideinfo.stage import EMBEDDINGS_FILE, REFERENCES_FILE
 
 Floats = npt.NDArray[np.float32]
+Side = Literal["user", "item"]
 
 
-def reference_embeddings(sideinfo: Path) -> tuple[Floats, Floats] | None:
-    """Embedding of what the LLM wrote of each user and item with the evidence withheld: (num_users, dim), (num_items, dim).
+def reference_embeddings(sideinfo: Path, side: Side) -> Floats | None:
+    """Embedding of what the LLM wrote of each user or item with the evidence withheld, (num_users or num_items, dim).
 
     The mean of the references of the row's groups; of nothing at all where none of its groups has one; zero where the LLM had
     no usable answer to that either. None where no LLM wrote.
 
     Args:
         sideinfo: directory of the stage's output.
+        side: of whom.
     """
     if not (sideinfo / REFERENCES_FILE).is_file():
         return None
@@ -29,10 +32,6 @@ def reference_embeddings(sideinfo: Path) -> tuple[Floats, Floats] | None:
         vectors = file.get_tensor("references").astype(np.float32)
     names = list(zip(written["side"].to_pylist(), written["group"].to_pylist(), strict=True))
     usable = {name: row for row, name in enumerate(names) if vectors[row].any()}
-    return _of_side(sideinfo, "user", usable, vectors), _of_side(sideinfo, "item", usable, vectors)
-
-
-def _of_side(sideinfo: Path, side: str, usable: dict[tuple[str, str], int], vectors: Floats) -> Floats:
     groups = pq.read_table(sideinfo / f"{side}s.parquet", columns=["groups"])["groups"]
     nothing = [row for name, row in usable.items() if name == (side, "")]
     own = [[usable[side, name] for name in listed.as_py() if (side, name) in usable] or nothing for listed in groups]

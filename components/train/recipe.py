@@ -15,7 +15,7 @@ out: the rest is the same.
 
 Counterfactual: with a propensity that is told from taste by the clicks (`components.cllmr.effects`), the recipe is fitted once
 more on the log as it would be had the texts lured nobody: every member with the same settings, the weights from those
-validation interactions that are of taste. With reference texts, it is fitted once more on what the texts say beyond what the
+validation interactions that are of taste. With reference texts, it is the recipe less the score that is carried by what the
 language model writes anyway. With gates, the graph member knows its own counterfactual. The difference of the two models is the
 natural direct effect.
 """
@@ -31,7 +31,7 @@ import numpy.typing as npt
 import scipy.sparse as sp
 
 from components.cllmr.effects.click_propensity import ClickPropensity, estimate
-from components.cllmr.effects.reference_texts import share_written_anyway, without_references
+from components.cllmr.effects.reference_texts import share_written_anyway, without_carried
 from components.cllmr.effects.subspace import project_out
 from components.cllmr.linear.ease import Ease, EaseSettings, centred_unit_rows
 from components.cllmr.linear.ensemble import Candidates, Scores, choose_weights
@@ -65,11 +65,9 @@ class RecipeData:
     user_spectrum: FloatMatrix
     """Scaled spectrum of `train` (E1-E3), (num_users, q)."""
     item_spectrum: FloatMatrix
-    user_references: FloatMatrix | None = None
-    """What the language model writes of the users' segments, less the mean of the users' texts, (num_users, text_dim); rows of
-    zeros where it wrote nothing. None where it was not asked."""
     item_references: FloatMatrix | None = None
-    """The same of the items' classes."""
+    """What the language model writes of the items' classes, less the mean of the items' texts, (num_items, text_dim); rows of
+    zeros where it wrote nothing. None where it was not asked."""
 
     @property
     def has_text(self) -> bool:
@@ -313,10 +311,10 @@ def _on_taste(task: _Counterfactual) -> _Other:
     return _refitted(task, _without_propensity(data, found, task.config), _of_taste(data), found.share.astype(np.float32))
 
 
-def _beyond_references(task: _Counterfactual) -> _Other:
-    """The recipe on what the texts say beyond their references; an item's propensity is the share of its text that is along."""
+def _without_references(task: _Counterfactual) -> _Other:
+    """The factual model less what the reference texts carry; an item's propensity is the share of its text that is along."""
     data = task.data
-    if data.user_references is None or data.item_references is None:
+    if data.item_references is None:
         raise DataError(
             "train.effect is 'reference_texts' and there are none: only an LLM writes them.",
             "Set sideinfo.backend to one with an LLM and run from sideinfo, or choose another train.effect.",
@@ -324,12 +322,7 @@ def _beyond_references(task: _Counterfactual) -> _Other:
     share = share_written_anyway(data.item_text, data.item_references)
     if not share.any():
         return task.nothing
-    other = replace(
-        data,
-        user_text=without_references(data.user_text, data.user_references),
-        item_text=without_references(data.item_text, data.item_references),
-    )
-    return _refitted(task, other, data.validation, share)
+    return _Other(without_carried(task.factual, data.item_text, data.item_references), task.weights, share, {})
 
 
 def _refitted(task: _Counterfactual, other: RecipeData, validation: sp.csr_array, propensity: FloatMatrix) -> _Other:
@@ -355,7 +348,7 @@ def _of_taste(data: RecipeData) -> sp.csr_array:
 _EFFECTS: dict[EffectName, Callable[[_Counterfactual], _Other]] = {
     "counterfactual_clicks": _on_taste,
     "counterfactual_log": _on_taste,
-    "reference_texts": _beyond_references,
+    "reference_texts": _without_references,
     "gates": _gates,
     "none": lambda task: task.nothing,
 }

@@ -65,8 +65,8 @@ def _build(
         from components.train.workers import trained_by_workers
 
         user_text, item_text = (centred_unit_rows(rows) for rows in (inputs.user_embeddings, inputs.item_embeddings))
-        references = _references(features, inputs) if config.effect == "reference_texts" else (None, None)
-        data = RecipeData(train, validation, user_text, item_text, inputs.user_spectrum, inputs.item_spectrum, *references)
+        references = _item_references(features, inputs) if config.effect == "reference_texts" else None
+        data = RecipeData(train, validation, user_text, item_text, inputs.user_spectrum, inputs.item_spectrum, references)
         fitted = fit_recipe(data, config, trained_by_workers(work, starts), on_progress=_tell_fits())
 
     graph = fitted.graph
@@ -140,8 +140,8 @@ def _encoder(features: Manifest) -> str | None:
     return None if sideinfo is None else sideinfo.facts.get("encoder")
 
 
-def _references(features: Manifest, inputs: "TrainingFeatures") -> tuple["FloatMatrix", "FloatMatrix"] | tuple[None, None]:
-    """Of users and items, less the mean of their texts; see `RecipeData`."""
+def _item_references(features: Manifest, inputs: "TrainingFeatures") -> "FloatMatrix | None":
+    """See `RecipeData`."""
     import numpy as np
 
     from components.cllmr.effects.base import centred
@@ -154,12 +154,8 @@ def _references(features: Manifest, inputs: "TrainingFeatures") -> tuple["FloatM
             "been removed.",
             "Run the pipeline from sideinfo, or choose another train.effect.",
         )
-    found = reference_embeddings(sideinfo.path())
-    if found is None:
-        return None, None
-    texts = (inputs.user_embeddings, inputs.item_embeddings)
-    users, items = (centred(one, around).astype(np.float32) for one, around in zip(found, texts, strict=True))
-    return users, items
+    found = reference_embeddings(sideinfo.path(), "item")
+    return None if found is None else centred(found, around=inputs.item_embeddings).astype(np.float32)
 
 
 def _text_power(fitted: "FittedRecipe", config: TrainConfig) -> float:

@@ -35,7 +35,7 @@ from components.train.strength import choose_strength
 def recipe_data(dataset: Dataset, sideinfo: Path | None, rank_: int = 64) -> RecipeData:
     """The data as the train stage gets them; without text for None."""
     train = dataset.matrix(TRAIN)
-    written = None if sideinfo is None else reference_embeddings(sideinfo)
+    written = None if sideinfo is None else reference_embeddings(sideinfo, "item")
     if sideinfo is None:
         raw = [np.zeros((count, 384), np.float32) for count in train.shape]
     else:
@@ -43,9 +43,8 @@ def recipe_data(dataset: Dataset, sideinfo: Path | None, rank_: int = 64) -> Rec
         raw = [found[side].astype(np.float32) for side in ("users", "items")]
     spectra = spectrum(train, rank_)
     places = [rows.astype(np.float32) for rows in (spectra.users, spectra.items)]
-    pairs = zip(written or (), raw, strict=written is not None)
-    references = [centred(rows, around).astype(np.float32) for rows, around in pairs]
-    return RecipeData(train, dataset.matrix(VALIDATION), *map(centred_unit_rows, raw), *places, *references)
+    references = None if written is None else centred(written, around=raw[1]).astype(np.float32)
+    return RecipeData(train, dataset.matrix(VALIDATION), *map(centred_unit_rows, raw), *places, references)
 
 
 def served(found: FittedRecipe, data: RecipeData, config: TrainConfig) -> tuple[float, float, LinearScores]:

@@ -27,11 +27,11 @@ class TestTextReference(EffectContract):
 
 
 class TestReferenceTextsScore(EffectContract):
-    name = "reference_texts_score"
+    name = "reference_texts"
 
 
 class TestReferenceTexts(EffectContract):
-    name = "reference_texts"
+    name = "reference_texts_refitted"
 
 
 class TestLiftScore(EffectContract):

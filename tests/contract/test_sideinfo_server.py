@@ -567,7 +567,7 @@ def test_profiles_are_embedded_behind_the_rows_own_text_if_that_is_asked_for(tmp
 def test_a_row_has_the_mean_reference_of_its_groups_or_that_of_nothing_or_none(tmp_path: Path, server: LLMServer) -> None:
     world = replace(WORLD, items={**WORLD.items, "genres": ["Drama|Comedy", *["Drama", "", "Comedy"] * 6, "Comedy"]})
     done = stage(tmp_path, server, world=world)
-    users, items = reference_embeddings(done.path()) or (None, None)
+    users, items = (reference_embeddings(done.path(), side) for side in ("user", "item"))
     assert users is not None
     assert items is not None
     vectors = load_file(done.path() / "embeddings.safetensors")["references"].astype(np.float32)
@@ -579,7 +579,7 @@ def test_a_row_has_the_mean_reference_of_its_groups_or_that_of_nothing_or_none(t
         np.testing.assert_array_equal(items[row], expected)
     assert users.shape == (NUM_USERS, 6)
     server.behaviour = lambda handler, asked: (good if asked.name else fails(500))(handler, asked)
-    unanswered = reference_embeddings(stage(tmp_path / "other", server, world=world, min_coverage=0.0).path())
+    unanswered = reference_embeddings(stage(tmp_path / "other", server, world=world, min_coverage=0.0).path(), "item")
     assert unanswered is not None
     assert not unanswered[1].any()
-    assert reference_embeddings(run({}, str(tmp_path), ingest=write_ingest(tmp_path, world)).path()) is None
+    assert reference_embeddings(run({}, str(tmp_path), ingest=write_ingest(tmp_path, world)).path(), "item") is None

@@ -1,5 +1,7 @@
 """The parts of the counterfactual against hand-computed numbers and definitions written out."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -10,12 +12,14 @@ from components.cllmr.effects.click_share import click_share
 from components.cllmr.effects.lift import popularity_lift
 from components.cllmr.effects.reference_texts import (
     reference_texts,
-    score,
+    refitted,
     share_written_anyway,
+    without_carried,
     without_references,
     written_anyway,
 )
 from components.cllmr.effects.subspace import generic_directions, project_out
+from components.cllmr.linear.scores import LinearScores, standardised
 from components.errors import DataError
 
 
@@ -210,15 +214,43 @@ def test_an_item_whose_text_is_written_anyway_loses_the_score_of_its_text_and_no
         return factual
 
     evidence = Evidence(factual, log, text, refit, references)
-    direct = score(evidence).direct_items
+    direct = reference_texts(evidence).direct_items
     assert np.abs(direct[:10]).max(axis=1).min() > 0
     np.testing.assert_array_equal(direct[10:], 0)
-    reference_texts(evidence)
+    refitted(evidence)
     np.testing.assert_allclose(seen[0][:10], 0, atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(seen[0][10:], axis=1), 1, atol=1e-5)
 
 
-@pytest.mark.parametrize("formulation", [score, reference_texts])
+def test_of_a_model_with_weights_between_items_the_same_score_goes_also_for_who_is_folded_in() -> None:
+    log, text, _, _ = lured_log(0, lured=0.1)
+    rng = np.random.default_rng(5)
+    a, b = (rng.normal(size=(200, 3)).astype(np.float32) for _ in range(2))
+    weights = np.where(rng.random((200, 200)) < 0.2, rng.normal(size=(200, 200)), 0).astype(np.float32)
+    told = centred(text)
+    written = told[:2][np.arange(200) % 2] * (np.arange(200)[:, None] < 120)  # two classes, and items that have none
+    history = sp.csr_array(log * np.float32(0.5))
+    model = LinearScores(a, b, history, sp.csr_array(weights))
+    factual = Factors(np.hstack([a, history.toarray()]), np.hstack([b, weights.T]))
+    expected = reference_texts(Evidence(factual, log, told.astype(np.float32), lambda log, text: factual, written)).debiased(
+        1.0
+    )
+    found = without_carried(model, told, written)
+    everyone = np.arange(200)
+    assert found.users.shape[1] == 3 + 2, "as many dimensions more as there are references"
+    assert found.weights is model.weights
+    np.testing.assert_allclose(found.score(everyone), expected.users @ expected.items.T, atol=2e-4)
+    new = np.setdiff1d(np.arange(10), history[[7]].indices)
+    longer = history.tolil()
+    longer[7, new] = 0.5
+    more = without_carried(replace(model, history=sp.csr_array(longer)), told, written)
+    np.testing.assert_allclose(found.score(everyone[7:8])[0] + found.added(7, new), more.score(everyone[7:8])[0], atol=2e-4)
+    items = history[[7]].indices
+    nobody = without_carried(replace(model, users=0 * a), told, written)
+    np.testing.assert_allclose(found.folded([1.0], items), standardised(nobody.score(everyone[7:8]))[0], atol=2e-4)
+
+
+@pytest.mark.parametrize("formulation", [reference_texts, refitted])
 def test_without_reference_texts_there_is_nothing_to_take_out(formulation: Effect) -> None:
     log, text, _, _ = lured_log(0, lured=0.1)
     factual = factors(0, users=200, items=200)

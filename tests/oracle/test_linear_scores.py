@@ -94,8 +94,11 @@ def test_ease_and_the_text_kernel_are_served_as_they_were_fitted() -> None:
 
 def test_a_model_is_the_same_after_a_file() -> None:
     found, _ = model(8)
-    again = from_tensors(as_tensors(found, "factual"), "factual")
-    np.testing.assert_array_equal(again.score(EVERYBODY), found.score(EVERYBODY))
+    folds = np.random.default_rng(8).normal(size=(NUM_ITEMS, 3)).astype(np.float32)
+    for written in (found, replace(found, folds=folds)):
+        again = from_tensors(as_tensors(written, "factual"), "factual")
+        np.testing.assert_array_equal(again.score(EVERYBODY), written.score(EVERYBODY))
+        np.testing.assert_array_equal(again.added(0, EVERYBODY), written.added(0, EVERYBODY))
 
 
 @pytest.mark.parametrize(
@@ -105,6 +108,7 @@ def test_a_model_is_the_same_after_a_file() -> None:
         ("users", np.ones(NUM_USERS, np.float32), r"m\.users has shape \(11,\) and type float32, expected 2 axes"),
         ("items", np.full((NUM_ITEMS, 3), np.nan, np.float32), r"m\.items has 51 values that are not finite"),
         ("history.indptr", np.zeros(3, np.int64), r"m\.history is no sparse matrix of shape \(11, 17\)"),
+        ("folds", np.ones((NUM_ITEMS, 2), np.float32), r"m\.folds has shape \(17, 2\), not \(17, 3\)"),
         ("weights.indices", np.full(1, 99, np.int32), r"m\.weights is no sparse matrix of shape \(17, 17\)"),
     ],
 )

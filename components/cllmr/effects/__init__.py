@@ -23,7 +23,7 @@ Every TE and NDE is an inner product, so every y is (`base.EffectFactors.debiase
     formulation          NDE_ui                          path  the reference
     gates                m*_u g_u g_i                    3     each user's mean match (the paper's, E11-E16)
     text_reference       a_u . map(reference text)       2     generic, or identified, directions of the text
-    reference_texts      TE - a model on text without    2     what the language model writes without evidence
+    reference_texts      a_u . map(reference text)       2     what the language model writes without evidence
     lift                 (a_u . v) h(text_i)             1     the score that text-borne popularity brings
     subspace             TE - a model on text without    2     generic, lifted or identified directions of the text
     exposure             spread_u d_i                    1     the exposure that the clicks of taste support
@@ -31,8 +31,8 @@ Every TE and NDE is an inner product, so every y is (`base.EffectFactors.debiase
     counterfactual_log   TE - a model on the taste log   1, 2  clicks of taste, text without its direction
 
 The identified ones rest on `click_propensity.estimate`, which tells lured clicks from clicks of taste by the rest of the
-clickers' history. `reference_texts` rests on what the language model itself wrote, and takes it out of the texts, not of the
-log. The others are kept as what they are compared with.
+clickers' history. `reference_texts` rests on what the language model itself wrote, and takes out the score that it carries, not
+the clicks that it lured. The others are kept as what they are compared with.
 
 A new formulation is one file here, which names what it offers. One that takes an item's clicks for its propensity, and its
 tests::

@@ -40,6 +40,8 @@ class LinearScores:
     """h_u, (num_users, m); m = 0 where nothing is a weight between items."""
     weights: sp.csr_array
     """W, (m, num_items)."""
+    folds: Floats | None = None
+    """What an item of a history adds to a_u, (m, d): of whom has no row here, or did more since. In a_u it is counted already."""
 
     @classmethod
     def of_factors(cls, users: npt.NDArray[np.floating], items: npt.NDArray[np.floating]) -> "LinearScores":
@@ -80,8 +82,7 @@ class LinearScores:
         num_items = len(self.items)
         total = np.zeros(num_items, dtype=np.float32)
         for number, weight in enumerate(block_weights):
-            scores = np.asarray(self.weights[number * num_items + items].sum(axis=0), dtype=np.float32)
-            total += np.float32(weight) * standardised(scores[None])[0]
+            total += np.float32(weight) * standardised(self._of_history(number * num_items + items)[None])[0]
         return total
 
     def added(self, user: int, items: Rows) -> Floats:
@@ -92,8 +93,15 @@ class LinearScores:
         for start in range(0, history.shape[1], num_items):
             mine = (history.indices >= start) & (history.indices < start + num_items)
             if mine.any():
-                total += history.data[mine].mean() * np.asarray(self.weights[start + items].sum(axis=0), dtype=np.float32)
+                total += history.data[mine].mean() * self._of_history(start + items)
         return total
+
+    def _of_history(self, rows: Rows) -> Floats:
+        """What these rows of W, and of `folds`, give every item, (num_items,)."""
+        scores = np.asarray(self.weights[rows].sum(axis=0), dtype=np.float32)
+        if self.folds is not None:
+            scores += products(self.folds[rows].sum(axis=0)[None], self.items)[0]
+        return scores
 
 
 def products(users: Floats, items: Floats | CompactItems) -> Floats:
@@ -169,7 +177,10 @@ def joined(members: Sequence[LinearScores], weights: Sequence[float], standards:
 
 
 def mixed(factual: LinearScores, counterfactual: LinearScores, strength: float) -> LinearScores:
-    """(1 - λ) factual + λ counterfactual; where the two share the users' side (the same object), it is not doubled."""
+    """(1 - λ) factual + λ counterfactual; where the two share the users' side (the same object), it is not doubled.
+
+    Of known users: what is folded in is folded into the two models apart.
+    """
     if strength in (0.0, 1.0):  # one of the two alone: half the work
         return counterfactual if strength else factual
     shares = np.float32(1 - strength), np.float32(strength)
@@ -219,6 +230,8 @@ def as_tensors(scores: LinearScores, name: str) -> dict[str, npt.NDArray[Any]]:
         tensors[f"{name}.{part}.data"] = matrix.data.astype(np.float32)
         tensors[f"{name}.{part}.indices"] = matrix.indices.astype(np.int32)
         tensors[f"{name}.{part}.indptr"] = matrix.indptr.astype(np.int64)
+    if scores.folds is not None:
+        tensors[f"{name}.folds"] = np.ascontiguousarray(scores.folds, dtype=np.float32)
     return tensors
 
 
@@ -233,7 +246,10 @@ def from_tensors(tensors: Mapping[str, Any], name: str) -> LinearScores:
         raise ValueError(f"{name}.users and {name}.items have shapes {users.shape} and {items.shape}")
     rows = len(_tensor(tensors, f"{name}.weights.indptr", 1, np.int64)) - 1
     history = _csr(tensors, f"{name}.history", (len(users), rows))
-    return LinearScores(users, items, history, _csr(tensors, f"{name}.weights", (rows, len(items))))
+    folds = _tensor(tensors, f"{name}.folds", 2, np.float32) if f"{name}.folds" in tensors else None
+    if folds is not None and folds.shape != (rows, users.shape[1]):
+        raise ValueError(f"{name}.folds has shape {folds.shape}, not {(rows, users.shape[1])}")
+    return LinearScores(users, items, history, _csr(tensors, f"{name}.weights", (rows, len(items))), folds)
 
 
 def _csr(tensors: Mapping[str, Any], name: str, shape: tuple[int, int]) -> sp.csr_array:
