@@ -76,6 +76,7 @@ def without_carried(scores: LinearScores, text: npt.NDArray[np.floating], refere
     reference = written_anyway(told, references)
     axes = _axes(reference)  # (dim, rank)
     penalty = ridge(told, RIDGE)
+    assert isinstance(scores.items, np.ndarray)  # compact ones are in endpoints alone
     items = np.asarray(scores.items - reference @ ridge_map(told, scores.items, penalty), dtype=np.float32)
     # `ridge_map` of W with the reference's axes: W less its rows' means is never made, as it would not be sparse
     means = np.asarray(scores.weights.mean(axis=1))

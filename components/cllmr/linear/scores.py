@@ -41,7 +41,7 @@ class LinearScores:
     weights: sp.csr_array
     """W, (m, num_items)."""
     folds: Floats | None = None
-    """What an item of a history adds to a_u, (m, d): of whom has no row here, or did more since. In a_u it is counted already."""
+    """What an item of a history adds to a_u, (m, d): for who has no row here, or did more since. a_u has it already."""
 
     @classmethod
     def of_factors(cls, users: npt.NDArray[np.floating], items: npt.NDArray[np.floating]) -> "LinearScores":
