@@ -14,7 +14,6 @@ Training and validation carry the propensity, as a real log would; the test inte
     clean NDCG  = NDCG@10 on the test interactions with items that were not injected
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -197,28 +196,26 @@ def unit(rows: npt.NDArray[np.floating]) -> FloatMatrix:
     return np.asarray(rows / np.where(lengths > 0, lengths, 1.0), dtype=np.float32)
 
 
-def study(original: Data, injected: Injected, effect: Effect, model: Callable[[sp.csr_array], Refit]) -> Removal:
+def study(original: Data, injected: Injected, effect: Effect, model: Refit) -> Removal:
     """Fits the clean, the inflated and the debiased model of one kind, and measures them.
 
     Args:
         effect: a formulation of `components.cllmr.effects.EFFECTS`; λ = 1.
-        model: what a model of this kind is, given the histories that it is to score: see `ease`.
+        model: how a model of this kind is fitted, for example `ease`.
     """
-    clean = model(original.train)(original.train, original.item_text)
-    refit = model(injected.data.train)
-    factual = refit(injected.data.train, injected.data.item_text)
+    clean = model(original.train, original.item_text)
+    factual = model(injected.data.train, injected.data.item_text)
     # a language model that praises does so where it knows nothing too: its reference text is the praise itself
     references = np.broadcast_to(injected.direction, injected.data.item_text.shape)
-    found = effect(Evidence(factual, injected.data.train, injected.data.item_text, refit, references))
+    found = effect(Evidence(factual, injected.data.train, injected.data.item_text, model, references))
     return measure(scores(clean), scores(factual), scores(found.debiased(1.0)), injected, original)
 
 
-def ease(histories: sp.csr_array, settings: EaseSettings) -> Refit:
-    """EASE with text: the regression is learnt from the log, and scores the users' histories as they are (dense factors)."""
-    users = histories.toarray().astype(np.float32)
+def ease(settings: EaseSettings) -> Refit:
+    """EASE with text: a regression learnt from the log, asked with the log's histories (dense factors)."""
 
     def fit(log: sp.csr_array, text: FloatMatrix) -> Factors:
-        return Factors(users, np.ascontiguousarray(Ease(log, text).fit(settings).weights.T))
+        return Factors(log.toarray().astype(np.float32), np.ascontiguousarray(Ease(log, text).fit(settings).weights.T))
 
     return fit
 

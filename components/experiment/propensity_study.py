@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from functools import partial
 from typing import Any
 
 from components.cllmr.effects import EFFECTS
@@ -29,7 +28,7 @@ def measure(data: ExperimentData, settings: Mapping[str, Any], seed: int) -> Out
     if settings["formulation"] == GATES:
         removal, facts = _gates(data, original, injected, settings["model"], seed)
     else:
-        model = partial(propensity.ease, settings=EaseSettings(**settings["model"]))
+        model = propensity.ease(EaseSettings(**settings["model"]))
         removal, facts = propensity.study(original, injected, EFFECTS[settings["formulation"]], model), {}
     lured = injected.num_lured / injected.data.train.nnz
     return Outcome({**asdict(removal), "num_lured": injected.num_lured, "lured_share": lured, **facts}, {})

@@ -14,10 +14,10 @@ that is served (`components.cllmr.linear.scores`). Where there is no text, the e
 out: the rest is the same.
 
 Counterfactual: with a propensity that is told from taste by the clicks (`components.cllmr.effects`), the recipe is fitted once
-more on the log as it would be had the texts lured nobody: every member with the same settings, the weights from those
-validation interactions that are of taste. With reference texts, it is the recipe less the score that is carried by what the
-language model writes anyway. With gates, the graph member knows its own counterfactual. The difference of the two models is the
-natural direct effect.
+more on the log as it would be had the texts lured nobody, and asked with its histories: every member with the same settings,
+the weights from those validation interactions that are of taste. With reference texts, it is the recipe less the score that is
+carried by what the language model writes anyway. With gates, the graph member knows its own counterfactual. The difference of
+the two models is the natural direct effect.
 """
 
 import time
@@ -373,7 +373,7 @@ def _without_propensity(data: RecipeData, found: ClickPropensity, config: TrainC
 
 @dataclass(frozen=True)
 class TasteData(RecipeData):
-    """`RecipeData` with another log to learn from; histories that are scored are the users' own."""
+    """`RecipeData` with another log to learn from, and to ask with: who was lured once would be shown more of the same."""
 
     log: sp.csr_array | None = None
     """Weights of the interactions, in [0, 1]."""
@@ -382,7 +382,7 @@ class TasteData(RecipeData):
 
 
 def _log(data: RecipeData) -> sp.csr_array:
-    """What linear members learn from."""
+    """What linear members learn from, and the histories that they score."""
     log = data.log if isinstance(data, TasteData) else None
     return data.train if log is None else log
 
@@ -460,7 +460,7 @@ def _ease(task: Task) -> Member:
         mix = own.pop("side_mix")
         if fits is None or fits[0] != mix:
             fits = (mix, Ease(_log(data), _with_side(data.item_text, side, mix) if data.has_text else None))
-        return replace(fits[1].fit(EaseSettings(**own)), train=data.train)
+        return fits[1].fit(EaseSettings(**own))
 
     large = data.train.shape[1] >= config.large_catalogue
     grids: dict[str, Sequence[Any]] = {
@@ -511,7 +511,7 @@ def _text(task: Task) -> Member:
     config = task.config.recipe
 
     def fitted(settings: Settings) -> Scores:
-        return KernelScores(task.data.train, task.data.item_text, settings["power"])
+        return KernelScores(_log(task.data), task.data.item_text, settings["power"])
 
     served = partial(_linear, count=config.neighbours)
     return task.tuned({"power": config.text_power[0]}, {"power": config.text_power}, fitted, served)

@@ -22,7 +22,7 @@ class EffectContract:
         """A small log with inflated texts, and a model of it."""
         world = propensity_world(num_blocks=4, users_per_block=25, items_per_block=15, propensity=0.15, seed=1)
         train = sp.csr_array(world.matrix(world.train))
-        refit = ease(train, EaseSettings(20.0, side_weight=10.0))
+        refit = ease(EaseSettings(20.0, side_weight=10.0))
         of_class = np.array([world.item_text[world.item_block == block].mean(axis=0) for block in world.item_block])
         references = centred(of_class, around=world.item_text).astype(np.float32)
         return Evidence(refit(train, world.item_text), train, world.item_text, refit, references)

@@ -15,10 +15,10 @@ from components.experiment.config import ModelSpec
 from components.experiment.models import check
 from components.features.reader import TrainingFeatures
 from components.spectrum.decompose import spectrum
-from components.train import stage
+from components.train import recipe, stage
 from components.train.config import MEMBERS, TrainConfig
 from components.train.graph import trained_here
-from components.train.recipe import FittedRecipe, RecipeData, fit_recipe
+from components.train.recipe import FittedRecipe, RecipeData, TasteData, fit_recipe
 from tests.planted import block_world
 
 RECIPE: dict[str, Any] = {
@@ -138,6 +138,31 @@ def test_what_texts_of_a_class_say_anyway_is_taken_out_of_the_score_and_no_more_
     factual, counterfactual = (model.score(everyone) for model in (found.factual, found.counterfactual))
     np.testing.assert_allclose(counterfactual[:, 12:], factual[:, 12:], atol=1e-4)
     assert np.abs(counterfactual[:, :12] - factual[:, :12]).max() > 0.1
+
+
+@pytest.mark.parametrize("member", ["ease", "text"])
+def test_a_counterfactual_is_not_asked_with_clicks_that_were_lured(member: Any) -> None:
+    data, _ = world()
+    log = data.train.copy()
+    log.data[log.indptr[3] : log.indptr[4]] = [0.0] + [1.0] * (log.indptr[4] - log.indptr[3] - 1)  # user 3's first click
+    places = data.user_spectrum, data.item_spectrum
+    taste = TasteData(data.train, data.validation, data.user_text, data.item_text, *places, log=log)
+    settings = {
+        "ease": {
+            "l2": 10.0,
+            "side_weight": 12.0,
+            "user_power": 0.0,
+            "item_power": 0.0,
+            "popularity_power": 0.0,
+            "side_mix": 0.0,
+        },
+        "text": {"power": 2.0},
+    }[member]
+    config = TrainConfig.parse(SMALL, "train")
+    task = recipe.Task(taste, config, lambda config, name: pytest.fail("no graph"), None, settings, lambda **figures: None, "")
+    scores, user = recipe._FITS[member](task).scores, np.array([3])
+    assert (scores.history[[3]] != log[[3]]).nnz == 0
+    assert np.abs(scores.score(user) - replace(scores, history=data.train).score(user)).max() > 1e-3
 
 
 def test_where_no_reference_is_usable_there_is_no_propensity() -> None:

@@ -1,7 +1,8 @@
 """The counterfactual log: the model as it would be, had the texts lured nobody. NDE = TE - Y(taste log, text without praise).
 
 Every click is weighted with its posterior probability of being taste, the direction of the propensity is projected out of the
-texts, and the same model is fitted again. λ = 1 is right by construction: weights are clicks, not a unit to be tuned.
+texts, and the same model is fitted again and asked with histories of the same weights: a lured click that stays in a user's
+history goes on asking for what lured him. λ = 1 is right by construction: weights are clicks, not a unit to be tuned.
 """
 
 from components.cllmr.effects.base import Effect, EffectFactors, Evidence, contrast
