@@ -147,8 +147,9 @@ def test_a_counterfactual_is_not_asked_with_clicks_that_were_lured(member: Any) 
     log.data[log.indptr[3] : log.indptr[4]] = [0.0] + [1.0] * (log.indptr[4] - log.indptr[3] - 1)  # user 3's first click
     places = data.user_spectrum, data.item_spectrum
     taste = TasteData(data.train, data.validation, data.user_text, data.item_text, *places, log=log)
+    powers = ("user_power", "item_power", "popularity_power")
     settings = {
-        "ease": {
+        "ease": {"l2": 10.0, "side_weight": 12.0, "side_mix": 0.0, **dict.fromkeys(powers, 0.0)},
             "l2": 10.0,
             "side_weight": 12.0,
             "user_power": 0.0,
