@@ -147,18 +147,8 @@ def test_a_counterfactual_is_not_asked_with_clicks_that_were_lured(member: Any) 
     log.data[log.indptr[3] : log.indptr[4]] = [0.0] + [1.0] * (log.indptr[4] - log.indptr[3] - 1)  # user 3's first click
     places = data.user_spectrum, data.item_spectrum
     taste = TasteData(data.train, data.validation, data.user_text, data.item_text, *places, log=log)
-    powers = ("user_power", "item_power", "popularity_power")
-    settings = {
-        "ease": {"l2": 10.0, "side_weight": 12.0, "side_mix": 0.0, **dict.fromkeys(powers, 0.0)},
-            "l2": 10.0,
-            "side_weight": 12.0,
-            "user_power": 0.0,
-            "item_power": 0.0,
-            "popularity_power": 0.0,
-            "side_mix": 0.0,
-        },
-        "text": {"power": 2.0},
-    }[member]
+    powers = dict.fromkeys(("user_power", "item_power", "popularity_power"), 0.0)
+    settings = {"ease": {"l2": 10.0, "side_weight": 12.0, "side_mix": 0.0, **powers}, "text": {"power": 2.0}}[member]
     config = TrainConfig.parse(SMALL, "train")
     task = recipe.Task(taste, config, lambda config, name: pytest.fail("no graph"), None, settings, lambda **figures: None, "")
     scores, user = recipe._FITS[member](task).scores, np.array([3])
