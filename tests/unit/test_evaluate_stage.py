@@ -307,11 +307,11 @@ def test_without_any_text_what_needs_it_is_left_out_and_the_page_is_whole(root, 
 
     silent = run_stage(Stage("sideinfo", 1), Settings(backend="silent"), root, {"ingest": parents["ingest"]}, build)
     done = stage.run(
-        {**CONFIG, "baselines": ["popularity", "text_cosine", "ease_text"]}, root, **{**parents, "sideinfo": silent}
+        {**CONFIG, "baselines": ["popularity", "text_cosine", "ease_text", "alpharec"]}, root, **{**parents, "sideinfo": silent}
     )
     figures = json.loads((done.path() / "metrics.json").read_text())
     assert set(figures["results"]) == {"popularity", "factual", "debiased"}
-    assert figures["baselines_skipped"] == {"text_cosine": "no item has text", "ease_text": "no item has text"}
+    assert figures["baselines_skipped"] == dict.fromkeys(("text_cosine", "ease_text", "alpharec"), "no item has text")
     assert figures["effective_rank"]["text_items"]["effective_rank"] == 0.0
     assert "EASE + text was left out: no item has text." in (done.path() / "report.html").read_text()
 
