@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from safetensors.numpy import load_file, save_file
 
 from components.artifacts import Manifest, Stage, StageConfig, Store, run_stage, write_json
@@ -400,6 +401,27 @@ def test_the_page_shows_figures_dates_of_the_data_and_says_that_no_llm_was_used(
     assert "No LLM was used." in page
     assert f"{figures['results']['debiased']['ndcg@10']['mean']:.4f}" in page
     assert 'class="best"' in page
+
+
+@pytest.mark.parametrize("shares", [np.arange(10, 0, -1) / 55, np.arange(1, 11) / 55, np.full(10, 0.1), np.eye(10)[0]])
+def test_the_legend_of_the_exposure_figure_lies_on_no_bar_whatever_the_data(shares, monkeypatch):
+    """Asked of the figure as it is drawn, in pixels."""
+    drawn = []
+    save = Figure.savefig
+
+    def saved(figure, *arguments, **options):
+        save(figure, *arguments, **options)
+        axes = [one.get_tightbbox() for one in figure.axes]
+        legends = [*figure.legends, *(one.get_legend() for one in figure.axes if one.get_legend())]
+        drawn.append([(legend.get_window_extent(), box) for legend in legends for box in axes])
+
+    monkeypatch.setattr(Figure, "savefig", saved)
+    by_decile = {"factual": shares, "debiased": shares[::-1]}
+    svg = drawings.exposure(by_decile, by_decile)
+    (pairs,) = drawn
+    assert len(pairs) == 2, "one legend, two axes"
+    assert not [pair for pair in pairs if pair[0].overlaps(pair[1])]
+    assert svg.count(">CLLMR debiased<") == 1
 
 
 def test_the_page_names_the_llm_when_there_is_one(root, parents):
