@@ -78,7 +78,8 @@ def settings(
     if own and suite is not None:
         if given.get("backbone") in LINEAR:
             raise ConfigError(f"--backbone {given['backbone']} is no graph, and suites compare graph models.", "Leave it out.")
-        tree = merge(tree, {"study": {"base": own}})
+        # a study that varies the dimension has this one alone
+        tree = merge(tree, {"study": {"base": own, **({"dims": [given["dim"]]} if "dim" in given else {})}})
     elif own:
         is_linear = given.get("backbone", "ensemble" if given.get("effect") not in (None, *GRAPH_EFFECTS) else None) in LINEAR
         tree["model"] = _linear_model(given) if is_linear else _graph_model(given)
