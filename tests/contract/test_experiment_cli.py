@@ -150,6 +150,7 @@ def test_linear_backbones_and_the_ensemble_are_chosen_by_flags_as_well(
     assert found["recipe"]["kind"] == "recipe"
     (weights,) = found["weights_per_seed"]
     assert sorted(weights) == members
+    assert "ease" not in flags or weights.get("graph", 0) == 0
     assert found["effect"] == effect
     assert found["test"]["ndcg@10"]["mean"] > found["baselines"]["popularity"]["test"]["ndcg@10"]["mean"]
 
