@@ -162,8 +162,8 @@ def test_where_histories_say_nothing_no_propensity_is_found() -> None:
 
 
 def sparse_log(seed: int, taste: float) -> tuple[sp.csr_array, np.ndarray, np.ndarray]:
-    """1,000 users with one or two clicks each, by chance but for every tenth item, which praises itself and is clicked three times
-    as often; and users click items of their own topic `taste` + 1 times as often."""
+    """1,000 users with one or two clicks each, by chance but for every tenth item, which praises itself and is clicked three
+    times as often; and users click items of their own topic `taste` + 1 times as often."""
     rng = np.random.default_rng(seed)
     topic_of_user, topic_of_item = rng.integers(5, size=1000), rng.integers(5, size=100)
     praised = np.arange(100) % 10 == 0
@@ -175,8 +175,8 @@ def sparse_log(seed: int, taste: float) -> tuple[sp.csr_array, np.ndarray, np.nd
 
 
 def test_taste_must_stand_out_from_chance_before_a_click_is_called_lured() -> None:
-    """Without taste the mean of 2p - 1 is noise, above zero for some of these seeds (2 and 4, by up to one standard error): where
-    that was enough, up to a fifth of the clicks of all items passed for lured."""
+    """Without taste the mean of 2p - 1 is noise, above zero for some of these seeds (2 and 4, by up to one standard error):
+    where that was enough, up to a fifth of the clicks of all items passed for lured."""
     for seed in range(8):
         log, text, _ = sparse_log(seed, taste=0)
         found = estimate(log, text)
