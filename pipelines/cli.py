@@ -655,8 +655,8 @@ def experiment(
 
     Without further options: the default recipe and the baselines, everything tuned on validation alone. Any of --backbone,
     --loss, --dim, --encoder, --effect compares that single model instead of the recipe: a graph model, or the recipe's EASE or
-    iALS alone, with side information (EASE with an --encoder: the graph model that makes its representations joins it), or,
-    as "ensemble", the recipe itself with another loss, width, encoder or effect.
+    iALS alone, with side information (EASE with an --encoder: with that of a graph model as well, which has no other part in
+    it), or, as "ensemble", the recipe itself with another loss, width, encoder or effect.
 
     [dim]cllmr experiment --dataset data/books
     cllmr experiment --dataset data/books --backbone lightgcn --loss softmax --dim 64 --encoder sse --effect tnie

@@ -78,7 +78,8 @@ def settings(
     if own and suite is not None:
         if given.get("backbone") in LINEAR:
             raise ConfigError(f"--backbone {given['backbone']} is no graph, and suites compare graph models.", "Leave it out.")
-        tree = merge(tree, {"study": {"base": own}})
+        # a study that varies the dimension has this one alone
+        tree = merge(tree, {"study": {"base": own, **({"dims": [given["dim"]]} if "dim" in given else {})}})
     elif own:
         is_linear = given.get("backbone", "ensemble" if given.get("effect") not in (None, *GRAPH_EFFECTS) else None) in LINEAR
         tree["model"] = _linear_model(given) if is_linear else _graph_model(given)
@@ -112,7 +113,7 @@ def _linear_model(given: Mapping[str, Any]) -> dict[str, Any]:
     backbone, effect = given.get("backbone", "ensemble"), given.get("effect")
     members: tuple[MemberName, ...] = LINEAR[backbone]
     if backbone == "ease" and given.get("encoder", "none") != "none":
-        members = ("graph", *members)  # whose side representations enter the Gram matrix
+        members = ("graph", *members)
     if effect is not None and effect not in LINEAR_EFFECTS:
         raise ConfigError(
             f"--effect {effect} is one of graph models.", f"--backbone {backbone} has {', '.join(LINEAR_EFFECTS)}: choose one."
@@ -120,7 +121,9 @@ def _linear_model(given: Mapping[str, Any]) -> dict[str, Any]:
     of_graph = {_SETTING[name]: given[name] for name in ("loss", "dim", "encoder") if name in given}
     if "graph" not in members and (idle := next((name for name in ("loss", "dim", "encoder") if name in given), None)):
         raise ConfigError(f"--{idle} has no effect on --backbone {backbone}, which has no graph model.", f"Leave out --{idle}.")
-    settings = {"recipe.members": members, **of_graph}
+    settings: dict[str, Any] = {"recipe.members": members, **of_graph}
+    if backbone == "ease" and "graph" in members:
+        settings["recipe.graph_joins"] = False  # its side representations enter the Gram matrix, and the score is EASE's
     if effect is not None:
         settings |= {"effect": effect, "model.counterfactual": effect == "gates"}
     return {"name": OURS, "kind": "recipe", "settings": settings}

@@ -161,6 +161,13 @@ def ease(inputs: Inputs, l2: float, text_weight: float = 0.0) -> Baseline:
     return Ease(inputs.train, inputs.item_text if text_weight else None).fit(EaseSettings(l2, text_weight))
 
 
+def alpharec(inputs: Inputs, temperature: float, seed: int) -> Baseline:
+    """The items' text through an MLP and a graph convolution."""
+    from components.evaluate.alpharec import AlphaRecSettings, fit
+
+    return fit(inputs.train, inputs.validation, inputs.item_text, AlphaRecSettings(temperature), seed)
+
+
 def lightgcn_base(inputs: Inputs, on_progress: Callable[..., None]) -> Baseline:
     """The backbone without side information, by the train stage's own loop and settings, in this process."""
     from components.train.loop import fit_base
@@ -182,6 +189,8 @@ def grid(name: BaselineName, config: EvaluateConfig) -> list[Settings]:
         return [{"l2": l2} for l2 in config.ease_l2]
     if name == "ease_text":
         return [{"l2": l2, "text_weight": weight} for l2, weight in product(config.ease_l2, config.ease_text_weight)]
+    if name == "alpharec":
+        return [{"temperature": temperature} for temperature in config.alpharec_temperature]
     return [{}]
 
 
@@ -205,6 +214,8 @@ def fit(
         return ials(inputs, **settings, iterations=config.ials_iterations, seed=config.seed)
     if name in ("ease", "ease_text"):
         return ease(inputs, **settings)
+    if name == "alpharec":
+        return alpharec(inputs, **settings, seed=config.seed)
     return lightgcn_base(inputs, on_progress)
 
 
@@ -213,7 +224,7 @@ def skip_reason(name: BaselineName, inputs: Inputs, config: EvaluateConfig) -> s
     num_items = inputs.train.shape[1]
     if name in ("ease", "ease_text") and num_items > config.ease_max_items:
         return f"{num_items:,} items are more than ease_max_items = {config.ease_max_items:,}"
-    if name in ("text_cosine", "ease_text") and not inputs.item_text.any():
+    if name in ("text_cosine", "ease_text", "alpharec") and not inputs.item_text.any():
         return "no item has text"
     return None
 

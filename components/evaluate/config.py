@@ -6,7 +6,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from components.artifacts import StageConfig
 
-BaselineName = Literal["popularity", "random", "text_cosine", "bm25_knn", "ials", "ease", "ease_text", "lightgcn"]
+BaselineName = Literal["popularity", "random", "text_cosine", "bm25_knn", "ials", "ease", "ease_text", "alpharec", "lightgcn"]
 
 SCORES: tuple[Literal["factual", "debiased"], ...] = ("factual", "debiased")
 """The scores of the bundle that are evaluated, by the name they have in every result."""
@@ -19,6 +19,7 @@ LABELS: dict[str, str] = {
     "ials": "iALS",
     "ease": "EASE",
     "ease_text": "EASE + text",
+    "alpharec": "AlphaRec (text MLP, graph convolution)",
     "lightgcn": "LightGCN (no side information)",
     "factual": "CLLMR factual",
     "debiased": "CLLMR debiased",
@@ -50,13 +51,14 @@ class EvaluateConfig(StageConfig):
         "ials",
         "ease",
         "ease_text",
+        "alpharec",
         "lightgcn",
     )
     """Rivals on the same split. Each is tuned on validation over its own grid below and tested once."""
     bootstrap_samples: PositiveInt = 1000
     """Resamples of the users behind each 95 % confidence interval; the same resamples for every model (paired)."""
     seed: NonNegativeInt = 0
-    """Of the bootstrap, of iALS' initial factors and of the random ranking."""
+    """Of the bootstrap, of iALS' and AlphaRec's initial values and of the random ranking."""
     block_size: PositiveInt = 512
     """Users scored at once; memory grows with it (block_size x num_items x 4 bytes a few times over), results do not change."""
     bm25_neighbours: tuple[PositiveInt, ...] = Field(default=(20, 100, 500), min_length=1)
@@ -77,3 +79,5 @@ class EvaluateConfig(StageConfig):
     """Grid of the weight of the text's Gram matrix in EASE + text."""
     ease_max_items: PositiveInt = 15_000
     """EASE holds several dense item-item matrices (15,000 items: 0.9 GB each); a larger catalogue skips it, and says so."""
+    alpharec_temperature: tuple[PositiveFloat, ...] = Field(default=(0.15, 0.2, 0.3), min_length=1)
+    """Grid of the temperature of AlphaRec's softmax."""

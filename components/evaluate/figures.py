@@ -44,7 +44,13 @@ STYLE = {
 }
 
 
-def draw(name: str, size: tuple[float, float], panels: Sequence[Callable[[Axes], None]], description: str) -> str:
+def draw(
+    name: str,
+    size: tuple[float, float],
+    panels: Sequence[Callable[[Axes], None]],
+    description: str,
+    shared_legend: bool = False,
+) -> str:
     """An SVG element with one axes for each of `panels`, side by side.
 
     Args:
@@ -52,6 +58,7 @@ def draw(name: str, size: tuple[float, float], panels: Sequence[Callable[[Axes],
         size: width and height in inches at full width of the page; the element scales with the page.
         panels: each draws into the axes it is given.
         description: what the figure shows, for screen readers.
+        shared_legend: one legend for all panels, below them: where what is drawn may fill an axes to its corners.
     """
     style: Any = {**STYLE, "svg.hashsalt": name}  # matplotlib types the keys as one long literal
     with rc_context(style):
@@ -59,6 +66,9 @@ def draw(name: str, size: tuple[float, float], panels: Sequence[Callable[[Axes],
         FigureCanvasSVG(figure)
         for axes, panel in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
             panel(axes)
+        if shared_legend:
+            handles, labels = figure.axes[0].get_legend_handles_labels()
+            figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
     return _inline(buffer.getvalue(), description)
@@ -225,7 +235,6 @@ def exposure(by_popularity: Mapping[str, Sequence[float]], by_propensity: Mappin
             axes.set_xticks(range(1, 11))
             axes.grid(axis="x", visible=False)
             _percent(axes, "y")
-            axes.legend(loc="upper left")
 
         return panel
 
@@ -233,7 +242,8 @@ def exposure(by_popularity: Mapping[str, Sequence[float]], by_propensity: Mappin
         bars(by_popularity, "Exposure by popularity of the item", "decile of popularity, 10 the most popular"),
         bars(by_propensity, "Exposure by propensity of the item", "decile of the items' propensity, 10 the largest"),
     ]
-    return draw("exposure", (8.6, 3.3), panels, "share of the top-10 places by popularity and by propensity of the item")
+    description = "share of the top-10 places by popularity and by propensity of the item"
+    return draw("exposure", (8.6, 3.5), panels, description, shared_legend=True)
 
 
 def _series(curve: Sequence[Mapping[str, Any]], wanted: Callable[[str], bool]) -> dict[str, tuple[list[float], list[float]]]:

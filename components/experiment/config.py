@@ -111,6 +111,8 @@ class StudyConfig(StageConfig):
     encoders: tuple[str, ...] = ("none", "mlp", "generative", "sse")
     """Of the paper study."""
     ranks: tuple[PositiveInt, ...] = (16, 32, 64)
+    dims: tuple[PositiveInt, ...] = Field(default=(16, 32, 64), min_length=1)
+    """Dimensions of the representations in the collapse study."""
     noises: tuple[float, ...] = (0.0, 0.001, 0.01, 0.1, 1.0)
     cold_share: float = Field(default=0.05, gt=0, lt=0.5)
     """Share of the items that is taken out of training for the test, and as much again for validation."""
@@ -118,6 +120,8 @@ class StudyConfig(StageConfig):
     """Length of the praise that the bias study adds to an item's text."""
     propensity_lure: float = Field(default=4.0, ge=0)
     """Clicks that a praise of length 1 brings an item, in clicks of the mean item."""
+    ablation_strength: float = Field(default=1.0, ge=0)
+    """Length of the praise in the ablation, whose variants are fitted on data with and without it; 0 leaves that out."""
     formulations: tuple[str, ...] = (
         GATES,
         "counterfactual_log",

@@ -105,7 +105,7 @@ def _ease_text(task: Task) -> Fitted:
 def _alpharec(task: Task) -> Fitted:
     import torch
 
-    from components.experiment.alpharec import AlphaRecSettings, fit
+    from components.evaluate.alpharec import AlphaRecSettings, fit
 
     torch.set_num_threads(num_threads())
     settings = AlphaRecSettings(**task.settings)

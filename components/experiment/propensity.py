@@ -31,6 +31,8 @@ FloatMatrix = npt.NDArray[np.float32]
 Kind = Literal["inflated", "generic", "none"]
 KINDS: tuple[Kind, ...] = ("inflated", "generic", "none")
 TOP = 10
+SMALLEST = 0.005
+"""A smaller induced exposure is noise, and nothing to take a percentage of."""
 
 
 @dataclass(frozen=True)
@@ -153,37 +155,50 @@ class Removal:
 
 
 def measure(
-    clean: ScoreBlock, inflated: ScoreBlock, debiased: ScoreBlock, injected: Injected, original: Data, smallest: float = 0.005
+    clean: ScoreBlock,
+    inflated: ScoreBlock,
+    debiased: ScoreBlock,
+    injected: Injected,
+    original: Data,
+    smallest: float = SMALLEST,
 ) -> Removal:
     """Exposure that the injection induced and debiasing removed, and what that cost on the items that were not injected.
 
     Args:
         clean: scores of a model fitted on `original`.
         inflated, debiased: scores of models fitted on `injected.data`.
-        smallest: a smaller induced exposure share is noise, and nothing to take a percentage of.
+        smallest: see `removed_percent`.
     """
-    tops = [
-        _ranked(score, train, original.test)
+    exposure = [
+        injected_share(score, train, original.test, injected.items)
         for score, train in (
             (clean, original.train),
             (inflated, injected.data.train),
             (debiased, injected.data.train),
         )
     ]
-    exposure = [exposure_share(ranking.top_items[:, :TOP], injected.items) for ranking in tops]
     on_clean = sp.csr_array(original.test.multiply(~injected.items[None, :]))
     on_clean.eliminate_zeros()
     before, after = (_ranked(score, injected.data.train, on_clean).mean()[PRIMARY] for score in (inflated, debiased))
-    induced = exposure[1] - exposure[0]
     return Removal(
         exposure_clean=exposure[0],
         exposure_inflated=exposure[1],
         exposure_debiased=exposure[2],
-        removed_percent=100 * (exposure[1] - exposure[2]) / induced if induced >= smallest else None,
+        removed_percent=removed_percent(exposure[1] - exposure[0], exposure[2] - exposure[0], smallest),
         ndcg_inflated=before,
         ndcg_debiased=after,
         ndcg_change_percent=100 * (after / before - 1),
     )
+
+
+def injected_share(score: ScoreBlock, seen: sp.csr_array, test: sp.csr_array, items: npt.NDArray[np.bool_]) -> float:
+    """Share of the top ten that `items` hold in the lists of the users with test interactions, 0 to 1."""
+    return exposure_share(_ranked(score, seen, test).top_items[:, :TOP], items)
+
+
+def removed_percent(induced: float, remaining: float, smallest: float = SMALLEST) -> float | None:
+    """How much of an induced exposure share is gone where `remaining` of it is left; None where too little was induced."""
+    return 100 * (1 - remaining / induced) if induced >= smallest else None
 
 
 def _ranked(score: ScoreBlock, seen: sp.csr_array, held_out: sp.csr_array) -> Ranking:

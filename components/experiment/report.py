@@ -46,9 +46,12 @@ def figures(study: Study) -> list[tuple[str, str]]:
     for number, (dataset, result) in enumerate(study.datasets.items()):
         name = f"{study.name}-{number}"
         if study.name == "collapse" and result.get("singular_values"):
-            found.append(
-                (f"{dataset}: singular values of the side representations.", _singular(name, result["singular_values"]))
+            caption = (
+                f"{dataset}: singular values of the side representations at {max(study.extra['levels']['dim'])} dimensions."
             )
+            found.append((caption, _singular(name, result["singular_values"])))
+            caption = f"{dataset}: {PRIMARY.upper()} and effective rank by number of dimensions."
+            found.append((caption, _by_dimension(f"{name}-dim", result["models"], study.extra["levels"])))
         elif study.name == "noise" and result["models"]:
             levels = study.extra["levels"]
             found.append((f"{dataset}: {PRIMARY.upper()} by noise, a line per rank.", _lines(name, result["models"], levels)))
@@ -115,6 +118,42 @@ def _lines(name: str, models: Mapping[str, Mapping[str, Any]], levels: Mapping[s
     return draw(name, (8.6, 3.4), [panel], "accuracy by noise and rank")
 
 
+def _by_dimension(name: str, models: Mapping[str, Mapping[str, Any]], levels: Mapping[str, Sequence[Any]]) -> str:
+    def points(encoder: str, value: Any) -> list[float]:
+        found = (models.get(f"{encoder}, d = {dim}") for dim in levels["dim"])
+        return [math.nan if one is None else value(one) for one in found]
+
+    def share(model: Mapping[str, Any]) -> float:
+        ranks = model["effective_rank"]
+        return float((ranks["side_users"] + ranks["side_items"]) / (2 * model["dim"]))
+
+    def panel(title: str, value: Any, deviation: Any, top: float | None = None) -> Any:
+        def of(axes: Axes) -> None:
+            for encoder, colour in zip(levels["encoder"], CYCLE, strict=False):
+                axes.errorbar(
+                    range(len(levels["dim"])),
+                    points(encoder, value),
+                    yerr=points(encoder, deviation),
+                    color=colour,
+                    marker="o",
+                    markersize=4,
+                    label=encoder,
+                )
+            axes.set_xticks(range(len(levels["dim"])), [str(dim) for dim in levels["dim"]])
+            axes.set_xlabel("dimensions")
+            axes.set_title(title)
+            if top is not None:
+                axes.set_ylim(0, top)
+
+        return of
+
+    panels = [
+        panel(f"{PRIMARY.upper()} on test", lambda one: one["test"][PRIMARY]["mean"], lambda one: one["test"][PRIMARY]["std"]),
+        panel("Effective rank, share of the dimensions", share, lambda one: 0.0, top=1.05),
+    ]
+    return draw(name, (8.6, 3.6), panels, "accuracy and effective rank of each encoder by dimension", shared_legend=True)
+
+
 def _singular(name: str, encoders: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
     def panel(side: str, title: str) -> Any:
         def of(axes: Axes) -> None:
@@ -156,6 +195,5 @@ def _exposure(name: str, conditions: Sequence[Mapping[str, Any]]) -> str:
         )
         axes.set_ylabel("share of the top ten")
         axes.grid(axis="x", visible=False)
-        axes.legend(loc="best")
 
-    return draw(name, (8.6, 4.2), [panel], "exposure of injected items of three models")
+    return draw(name, (8.6, 4.4), [panel], "exposure of injected items of three models", shared_legend=True)

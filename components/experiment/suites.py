@@ -20,6 +20,8 @@ from components.experiment.run import Measured, Runner, Source, Unit, load, meas
 
 SHOWN = ("recall@10", "recall@20", "ndcg@10", "ndcg@20")
 ALL = ("paper", "ablation", "rank", "noise", "coldstart", "coldusers", "collapse", "bias")
+WITHOUT_GATES = "without gates"
+"""The ablation's model without causal part."""
 MEMBERS = {"all": ALL, "coldstart": ("coldstart", "coldusers")}
 """Suites of several studies; every other one is the study of its name."""
 
@@ -123,7 +125,7 @@ def _ablation(setup: Setup) -> Study:
     specs = [
         setup.graph("full (sse, gates, debiased)", model__side_encoder="sse", effect="tnie"),
         setup.graph("factual score", model__side_encoder="sse", effect="factual"),
-        setup.graph("without gates", model__side_encoder="sse", effect="none"),
+        setup.graph(WITHOUT_GATES, model__side_encoder="sse", effect="none"),
         setup.graph("mlp encoder", model__side_encoder="mlp", effect="none"),
         setup.graph("attention encoder", model__side_encoder="attention", effect="none"),
         setup.graph("generative encoder", model__side_encoder="generative", effect="none"),
@@ -137,13 +139,59 @@ def _ablation(setup: Setup) -> Study:
         setup.graph("no side information", model__side_encoder="none"),
     ]
     full = specs[0].name
-    datasets, _ = _compared(setup, specs, lambda name: None if name == full else full)
+    datasets, every = _compared(setup, specs, lambda name: None if name == full else full)
+    if setup.study.ablation_strength:
+        for source in setup.sources:
+            if load(source).has_text:
+                _remaining(setup, source, [spec for spec in specs if spec.name in every[source.name]], datasets[source.name])
     return Study(
         "ablation",
         "Ablation",
-        "One part is taken out or changed; variants of the encoder are without gates. Differences are to the full one.",
+        "One part is taken out or changed; variants of the encoder are without gates. Differences are to the full one. "
+        "Propensity that remains: a tenth of the items get praise in their text and clicks that it brought; induced is what "
+        "their share of the variant's top ten grows by, and removed how much less that is than without gates.",
         datasets,
     )
+
+
+def _remaining(setup: Setup, source: Source, specs: Sequence[ModelSpec], result: dict[str, Any]) -> None:
+    """Adds to every model of `result` its "propensity": exposure of injected items on clean and on injected data, what the
+    injection induced, and the share of that which the model without causal part has and this one has not."""
+    seeds = setup.config.all_seeds()
+    kinds: tuple[propensity.Kind, ...] = ("none", "inflated")
+    units = [
+        Unit(
+            source,
+            "exposure",
+            {
+                "kind": kind,
+                "strength": setup.study.ablation_strength,
+                "lure": setup.study.propensity_lure,
+                "spec": spec.identity(),
+            },
+            seed,
+            f"{spec.name}, {kind}, seed {seed}",
+        )
+        for spec in specs
+        for kind in kinds
+        for seed in seeds
+    ]
+    outcomes = iter(setup.runner.run(units))
+    exposure = {spec.name: {kind: [next(outcomes).facts["exposure"] for _ in seeds] for kind in kinds} for spec in specs}
+    induced = {name: np.subtract(found["inflated"], found["none"]) for name, found in exposure.items()}
+    reference = induced.get(WITHOUT_GATES, np.zeros(len(seeds)))
+    for name, found in exposure.items():
+        removed = [
+            percent
+            for most, own in zip(reference.tolist(), induced[name].tolist(), strict=True)
+            if (percent := propensity.removed_percent(most, own)) is not None
+        ]
+        result["models"][name]["propensity"] = {
+            "exposure_clean": statistics.spread(found["none"]),
+            "exposure_inflated": statistics.spread(found["inflated"]),
+            "induced": statistics.spread(induced[name].tolist()),
+            "removed_percent": statistics.spread(removed) if removed else None,
+        }
 
 
 def _rank(setup: Setup) -> Study:
@@ -163,21 +211,7 @@ def _noise(setup: Setup) -> Study:
         for (noise, rank), name in names.items()
     ]
     datasets, every = _compared(setup, specs, lambda name: None)
-    usable = [measured for measured in every.values() if len(measured) == len(specs)]
     extra: dict[str, Any] = {"levels": {"noise": list(study.noises), "rank": list(study.ranks)}}
-    if usable:
-        values = np.array(
-            [
-                [
-                    [[one.facts["test"][PRIMARY] for one in measured[names[noise, rank]].outcomes] for rank in study.ranks]
-                    for noise in study.noises
-                ]
-                for measured in usable
-            ]
-        )
-        relative = 100 * (values / values.mean(axis=(1, 2, 3), keepdims=True) - 1)
-        extra["anova"] = {"metric": f"{PRIMARY} on test, percent of the data set's mean", **statistics.two_way(relative)}
-        extra["cells_percent"] = relative.mean(axis=(0, 3)).round(4).tolist()
     return Study(
         "noise",
         "Noise of the spectrum, by rank",
@@ -185,25 +219,60 @@ def _noise(setup: Setup) -> Study:
         "rank as factors, data sets as blocks and seeds as repeats: a significant interaction means that the best noise "
         "depends on the rank.",
         datasets,
-        extra,
+        extra | _variance(every, names, study.noises, study.ranks),
     )
 
 
 def _collapse(setup: Setup) -> Study:
-    encoders = ("sse", "mlp", "generative", "attention", "pca", "whitening")
-    specs = [setup.graph(name, model__side_encoder=name) for name in encoders]
-    datasets, every = _compared(setup, specs, lambda name: None if name == "mlp" else "mlp")
+    encoders, dims = ("sse", "mlp", "generative", "attention", "pca", "whitening"), setup.study.dims
+    names = {(encoder, dim): f"{encoder}, d = {dim}" for dim in dims for encoder in encoders}
+    specs = [setup.graph(name, model__side_encoder=encoder, model__embedding_dim=dim) for (encoder, dim), name in names.items()]
+    # of the MLP encoder with as many dimensions
+    rival = {names[encoder, dim]: names["mlp", dim] for encoder, dim in names if encoder != "mlp"}
+    datasets, every = _compared(setup, specs, rival.get)
+    largest = max(dims)
     for name, measured in every.items():
         datasets[name]["singular_values"] = {
-            encoder: one.outcomes[0].facts["singular_values"] for encoder, one in measured.items()
+            encoder: measured[names[encoder, largest]].outcomes[0].facts["singular_values"]
+            for encoder in encoders
+            if names[encoder, largest] in measured
         }
+    extra: dict[str, Any] = {"levels": {"encoder": list(encoders), "dim": list(dims)}}
     return Study(
         "collapse",
         "Dimensional collapse",
-        "Singular values of the side representations relative to the largest, first seed, and their effective rank: exp of "
-        "the entropy of the values' shares, at most the number of dimensions. Differences are to the MLP encoder.",
+        f"Side encoders at {', '.join(map(str, dims))} dimensions. Effective rank of the side representations: exp of the "
+        "entropy of their singular values' shares, at most the number of dimensions. Differences are to the MLP encoder of "
+        f"the same dimension. Singular values at {largest} dimensions, first seed, relative to the largest. The analysis of "
+        "variance has encoder and dimension as factors, data sets as blocks and seeds as repeats: a significant interaction "
+        "means that which encoder is best depends on the dimension.",
         datasets,
+        extra | _variance(every, names, encoders, dims),
     )
+
+
+def _variance(
+    every: Mapping[str, Mapping[str, Measured]],
+    names: Mapping[tuple[Any, Any], str],
+    first: Sequence[Any],
+    second: Sequence[Any],
+) -> dict[str, Any]:
+    """The analysis of variance of a grid of two factors over the data sets that have all of it, "anova", and the means of its
+    cells, "cells_percent", (first, second); empty where no data set has."""
+    usable = [measured for measured in every.values() if len(measured) == len(names)]
+    if not usable:
+        return {}
+    values = np.array(
+        [
+            [[[one.facts["test"][PRIMARY] for one in measured[names[a, b]].outcomes] for b in second] for a in first]
+            for measured in usable
+        ]
+    )
+    relative = 100 * (values / values.mean(axis=(1, 2, 3), keepdims=True) - 1)
+    return {
+        "anova": {"metric": f"{PRIMARY} on test, percent of the data set's mean", **statistics.two_way(relative)},
+        "cells_percent": relative.mean(axis=(0, 3)).round(4).tolist(),
+    }
 
 
 def _coldstart(setup: Setup) -> Study:
@@ -343,6 +412,7 @@ def _quick(setup: Setup) -> list[Study]:
             "backbones": ("mf", "lightgcn"),
             "encoders": ("none", "mlp", "sse"),
             "ranks": (8, 16),
+            "dims": (8, 16),
             "noises": (0.0, 0.1),
             "cold_share": 0.15,
             "propensity_strengths": (1.0,),

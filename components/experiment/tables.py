@@ -33,6 +33,8 @@ def grids(study: Study) -> list[Grid]:
             found.append(_propensity(name, result["propensity"]))
         else:
             found.append(_models(name, result))
+        if study.name == "ablation" and result["models"]:
+            found.append(_remaining(name, result["models"]))
     if "anova" in study.extra:
         found.append(_anova(study.extra))
     return found
@@ -97,8 +99,30 @@ def _propensity(dataset: str, conditions: Sequence[Mapping[str, Any]]) -> Grid:
     return Grid(dataset, columns, rows, [[False] * len(columns) for _ in rows], notes)
 
 
+def _remaining(dataset: str, models: Mapping[str, Mapping[str, Any]]) -> Grid:
+    """What propensity the variants of the ablation leave."""
+    columns = ["model", "ARP@10", "coverage", "Gini", "clean", "inflated", "induced", "removed"]
+    rows = []
+    for name, one in models.items():
+        bias, found = one["bias"], one.get("propensity")
+        cells = [name, f"{bias['average_popularity']:.1f}", f"{100 * bias['coverage']:.1f} %", f"{bias['gini']:.2f}"]
+        if found is None:
+            cells += ["", "", "", ""]
+        else:
+            cells += [percent(found[key]) for key in ("exposure_clean", "exposure_inflated", "induced")]
+            removed = found["removed_percent"]
+            cells.append(spread(removed, 0) + " %" if removed else "nothing to remove")
+        rows.append(cells)
+    notes = [
+        "ARP: training interactions of a recommended item; coverage: share of the items in anybody's top ten. Clean, inflated: "
+        "exposure of the injected items in the variant fitted on the data as they are, and on those with praise and its clicks."
+    ]
+    return Grid(f"{dataset}, propensity that remains", columns, rows, [[False] * len(columns) for _ in rows], notes)
+
+
 def _anova(extra: Mapping[str, Any]) -> Grid:
-    names = {"a": "noise", "b": "rank", "interaction": "noise x rank"}
+    first, second = extra["levels"]
+    names = {"a": first, "b": second, "interaction": f"{first} x {second}"}
     rows = []
     for key, name in names.items():
         part = extra["anova"][key]

@@ -48,4 +48,5 @@ TASKS: dict[str, Callable[[ExperimentData, Mapping[str, Any], int], Outcome]] = 
     "coldstart": coldstart.measure,
     "coldusers": coldusers.measure,
     "propensity": propensity_study.measure,
+    "exposure": propensity_study.exposure,
 }

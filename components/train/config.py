@@ -30,6 +30,8 @@ class RecipeConfig(StageConfig):
 
     members: Annotated[tuple[MemberName, ...], Field(min_length=1)] = MEMBERS
     """Which members take part, in the order they are fitted: "ease" can use the side representations of a "graph" before it."""
+    graph_joins: bool = True
+    """Whether "graph" has a part in the score. Without, it lends its side representations to "ease" and nothing else."""
     neighbours: PositiveInt = 2000
     """Weights kept per item of "ease" and "text": what is evaluated and served. A bundle holds up to 8 bytes for each."""
     side_mix: Grid = (0.0, 0.3)
@@ -54,6 +56,14 @@ class RecipeConfig(StageConfig):
     ials_iterations: PositiveInt = 15
     text_power: PositiveGrid = (1.0, 2.0, 3.0, 4.0, 6.0)
     """Setting of "text": see `components.cllmr.linear.kernel`."""
+
+    @field_validator("graph_joins")
+    @classmethod
+    def _a_graph_lends_to_ease(cls, joins: bool, info: ValidationInfo) -> bool:
+        members = info.data.get("members", MEMBERS)  # not there when they are wrong themselves
+        if not joins and not {"graph", "ease"} <= set(members):
+            raise ValueError(f"members are {', '.join(members)}; it is true unless both 'graph' and 'ease' are among them")
+        return joins
 
 
 class TrainConfig(StageConfig):

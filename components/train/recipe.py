@@ -202,7 +202,7 @@ def fit_recipe(
     seconds: dict[str, float] = {}
     members = _fit_members(names, data, config, train_graph, settings, seconds, on_progress)
     start = time.process_time()
-    factual, weights = _join(members, data, data.validation)
+    factual, weights = _join(members, data, data.validation, config)
     validation = {name: data.validation_ndcg(member.scores) for name, member in members.items()}
     validation["ensemble"] = data.validation_ndcg(factual)
     seconds["ensemble"] = time.process_time() - start
@@ -219,15 +219,22 @@ def fit_recipe(
 
 
 def _join(
-    members: Mapping[str, Member], data: RecipeData, validation: sp.csr_array, start: Mapping[str, float] | None = None
+    members: Mapping[str, Member],
+    data: RecipeData,
+    validation: sp.csr_array,
+    config: TrainConfig,
+    start: Mapping[str, float] | None = None,
 ) -> tuple[LinearScores, dict[str, float]]:
-    """The weighted sum of the members and the weights, which are chosen on `validation`."""
-    scores = [member.scores for member in members.values()]
+    """The weighted sum of the members and the weights, which are chosen on `validation`; 0 of a graph that only lends."""
+    lends = "ease" in members and not config.recipe.graph_joins
+    names = [name for name in members if not (lends and name == "graph")]
+    scores = [members[name].scores for name in names]
     # a member that counts against what it finds would, without the lured clicks, give exposure back to what they lured to
-    negative = [name == "popularity" for name in members]
-    first = None if start is None else [start[name] for name in members]
-    weights, _ = choose_weights(Candidates.collect(scores, data.train, validation), negative=negative, start=first)
-    return joined(scores, weights, [Standard.of(one) for one in scores]), dict(zip(members, weights, strict=True))
+    negative = [name == "popularity" for name in names]
+    first = None if start is None else [start[name] for name in names]
+    chosen, _ = choose_weights(Candidates.collect(scores, data.train, validation), negative=negative, start=first)
+    model = joined(scores, chosen, [Standard.of(one) for one in scores])
+    return model, dict.fromkeys(members, 0.0) | dict(zip(names, chosen, strict=True))
 
 
 def _reason_against(name: MemberName, data: RecipeData, config: TrainConfig) -> str | None:
@@ -333,7 +340,7 @@ def _refitted(task: _Counterfactual, other: RecipeData, validation: sp.csr_array
     names = [name for name in task.config.recipe.members if name in needed]
     settings: dict[str, Settings] = {name: task.members[name].settings for name in names}
     members = _fit_members(names, other, task.config, task.train_graph, settings, {}, task.on_progress, "counterfactual")
-    model, weights = _join(members, task.data, validation, task.weights)
+    model, weights = _join(members, task.data, validation, task.config, task.weights)
     return _Other(_shared_where_equal(model, task.factual), weights, propensity, members)
 
 

@@ -9,6 +9,7 @@ from typer.testing import CliRunner, Result
 
 from components.experiment.planted import write_blocks
 from pipelines.cli import app
+from pipelines.experiment import settings
 
 SMALL = ["--set", 'model={"name": "cllmr", "kind": "graph", "settings": {"max_epochs": 1, "model.embedding_dim": 8}}']
 
@@ -116,6 +117,14 @@ def test_flags_make_a_single_model_of_ours_and_two_data_sets_make_a_list(blocks:
     assert found[0]["dim"] == 4
 
 
+def test_a_given_dimension_is_the_only_one_of_a_study_that_varies_it() -> None:
+    flags = {"dim": 16, "backbone": None}
+    study = settings([], [], flags, seeds=None, rival=None, baselines=[], suite="collapse").study
+    assert study.dims == (16,)
+    assert study.base["model.embedding_dim"] == 16
+    assert len(settings([], [], {}, seeds=None, rival=None, baselines=[], suite="collapse").study.dims) > 1
+
+
 @pytest.mark.parametrize(
     ("flags", "members", "effect"),
     [
@@ -141,6 +150,7 @@ def test_linear_backbones_and_the_ensemble_are_chosen_by_flags_as_well(
     assert found["recipe"]["kind"] == "recipe"
     (weights,) = found["weights_per_seed"]
     assert sorted(weights) == members
+    assert "ease" not in flags or weights.get("graph", 0) == 0
     assert found["effect"] == effect
     assert found["test"]["ndcg@10"]["mean"] > found["baselines"]["popularity"]["test"]["ndcg@10"]["mean"]
 
@@ -200,6 +210,6 @@ def test_the_quick_suite_runs_all_studies_and_draws_them(tmp_path: Path) -> None
     paper = studies["paper"]["datasets"]["planted-blocks"]["models"]
     assert set(paper) == {"mf", "mf+mlp", "mf+sse", "lightgcn", "lightgcn+mlp", "lightgcn+sse"}
     page = (folder / "report.html").read_text()
-    assert page.count("<svg") == 7
+    assert page.count("<svg") == 8
     assert "<script" not in page
     assert "## Known propensity" in (folder / "results.md").read_text()

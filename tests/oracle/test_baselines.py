@@ -24,13 +24,13 @@ def world(num_users: int = 60, num_items: int = 50, seed: int = 0) -> Inputs:
     return Inputs(as_matrix(likes & ~held), as_matrix(held), user_text, item_text, {})
 
 
-PERSONAL = ["text_cosine", "bm25_knn", "ials", "ease", "ease_text"]
+PERSONAL = ["text_cosine", "bm25_knn", "ials", "ease", "ease_text", "alpharec"]
 
 
 @pytest.mark.parametrize("name", PERSONAL)
 def test_personal_baselines_find_every_held_out_item_of_the_checkerboard(name):
     inputs = world()
-    tuned = baselines.tune(name, inputs, EvaluateConfig(ials_factors=(4,), bm25_neighbours=(50,)))
+    tuned = baselines.tune(name, inputs, EvaluateConfig(ials_factors=(4,), bm25_neighbours=(50,), alpharec_temperature=(0.2,)))
     # about 6 held-out items per user and 19 or fewer unseen ones in the block, all scored alike: within the top 20 without fail
     assert tuned.validation.mean()["recall@20"] == 1.0
 
@@ -129,7 +129,8 @@ def test_baselines_that_cannot_run_say_why():
     )
     assert baselines.skip_reason("ease", inputs, EvaluateConfig()) is None
     no_text = Inputs(inputs.train, inputs.validation, np.empty((60, 0)), np.empty((50, 0)), {})
-    assert baselines.skip_reason("text_cosine", no_text, EvaluateConfig()) == "no item has text"
+    for name in ("text_cosine", "ease_text", "alpharec"):
+        assert baselines.skip_reason(name, no_text, EvaluateConfig()) == "no item has text"
 
 
 def test_the_bare_backbone_is_trained_by_the_train_stage_with_its_own_settings(monkeypatch):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
+from components.cllmr.backbones import BACKBONES
 from components.cllmr.config import ModelConfig
 from components.cllmr.effects.gates import PropensityHeads, effects, mediator_factors
 from components.cllmr.encoders.sse import SpectrumSideEncoder, gaussian_kl, perturb_spectrum
@@ -257,6 +258,53 @@ def test_the_ranking_loss_of_a_step_equals_a_direct_computation(loss: str, simil
             match = e_users @ e_items.T
             expected = bpr(match[chosen.users, chosen.items], match[chosen.users, chosen.negatives])
     torch.testing.assert_close(parts["ranking"], expected)
+
+
+STEP = Batch(torch.tensor([3, 0, 3, 8]), torch.tensor([1, 1, 6, 0]), torch.tensor([0, 2, 1, 5]), pairs((0, 0), (2, 2), (3, 1)))
+
+
+@pytest.mark.parametrize("loss", ["softmax", "bpr"])
+@pytest.mark.parametrize("name", sorted(BACKBONES))
+def test_the_loss_of_a_step_of_every_backbone_is_its_ranking_in_dense_numpy_and_its_own_part(name: str, loss: str) -> None:
+    """Of the representations as they are in that step, noise and hidden edges included; the own part has its oracles in
+    test_backbones.py."""
+    users, items = (np.random.default_rng(4).random((9, 7)) < 0.3).nonzero()
+    settings = {"num_layers": 2, "num_intents": 3, "mask_seeds": 2, "mask_depth": 1, "edge_keep": 0.8, "ssl_weight": 0.7}
+    config = ModelConfig.model_validate(
+        {"backbone": name, "embedding_dim": 4, "loss": loss, "side_encoder": "none", **settings}
+    )
+    torch.manual_seed(0)
+    model = CLLMR(config, Graph(users, items, 9, 7).double(), None).double()
+    found, _ = model(STEP, torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(1)
+    tensors = model.backbone(generator)
+    own = model.backbone.auxiliary_loss(STEP, *tensors, generator)
+    e_users, e_items = (rows.detach().numpy() for rows in tensors)
+    if loss == "softmax":
+        e_users, e_items = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (e_users, e_items))
+    scores = e_users @ e_items.T / (config.temperature if loss == "softmax" else 1)
+    positive, opposing = scores[STEP.users, STEP.items], scores[STEP.users][:, STEP.negatives]
+    if loss == "softmax":
+        counts = np.ones(opposing.shape)
+        counts[tuple(STEP.false_negatives)] = 0
+        expected = np.mean(np.log(np.exp(positive) + (counts * np.exp(opposing)).sum(axis=1)) - positive)
+    else:
+        expected = np.mean(np.log1p(np.exp(np.diag(opposing) - positive)))
+    assert found.item() == pytest.approx(expected + (0.0 if own is None else own.item()), rel=1e-6)
+
+
+def test_the_parts_of_a_steps_loss_are_added_by_their_weights() -> None:
+    data = small_data()
+    weights = {"elbo": 0.2, "alignment": 0.3, "gate": 0.5}
+    model = {"backbone": "sgl", "counterfactual": True, **{f"{name}_weight": weight for name, weight in weights.items()}}
+    torch.manual_seed(0)
+    found, parts = build_model(data, small_config(model=model))(
+        make_sampler(data.train, small_config()).batch(0, 0), torch.Generator().manual_seed(1)
+    )
+    assert set(parts) == {"ranking", "auxiliary", *weights}
+    assert all(part > 0 for part in parts.values())
+    expected = parts["ranking"] + parts["auxiliary"] + sum(weight * parts[name] for name, weight in weights.items())
+    torch.testing.assert_close(found.detach(), expected)
 
 
 def test_the_gated_score_of_a_step_is_the_mediator_times_the_gates() -> None:

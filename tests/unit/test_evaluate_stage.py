@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from safetensors.numpy import load_file, save_file
 
 from components.artifacts import Manifest, Stage, StageConfig, Store, run_stage, write_json
@@ -307,11 +308,11 @@ def test_without_any_text_what_needs_it_is_left_out_and_the_page_is_whole(root, 
 
     silent = run_stage(Stage("sideinfo", 1), Settings(backend="silent"), root, {"ingest": parents["ingest"]}, build)
     done = stage.run(
-        {**CONFIG, "baselines": ["popularity", "text_cosine", "ease_text"]}, root, **{**parents, "sideinfo": silent}
+        {**CONFIG, "baselines": ["popularity", "text_cosine", "ease_text", "alpharec"]}, root, **{**parents, "sideinfo": silent}
     )
     figures = json.loads((done.path() / "metrics.json").read_text())
     assert set(figures["results"]) == {"popularity", "factual", "debiased"}
-    assert figures["baselines_skipped"] == {"text_cosine": "no item has text", "ease_text": "no item has text"}
+    assert figures["baselines_skipped"] == dict.fromkeys(("text_cosine", "ease_text", "alpharec"), "no item has text")
     assert figures["effective_rank"]["text_items"]["effective_rank"] == 0.0
     assert "EASE + text was left out: no item has text." in (done.path() / "report.html").read_text()
 
@@ -400,6 +401,27 @@ def test_the_page_shows_figures_dates_of_the_data_and_says_that_no_llm_was_used(
     assert "No LLM was used." in page
     assert f"{figures['results']['debiased']['ndcg@10']['mean']:.4f}" in page
     assert 'class="best"' in page
+
+
+@pytest.mark.parametrize("shares", [np.arange(10, 0, -1) / 55, np.arange(1, 11) / 55, np.full(10, 0.1), np.eye(10)[0]])
+def test_the_legend_of_the_exposure_figure_lies_on_no_bar_whatever_the_data(shares, monkeypatch):
+    """Asked of the figure as it is drawn, in pixels."""
+    drawn = []
+    save = Figure.savefig
+
+    def saved(figure, *arguments, **options):
+        save(figure, *arguments, **options)
+        axes = [one.get_tightbbox() for one in figure.axes]
+        legends = [*figure.legends, *(one.get_legend() for one in figure.axes if one.get_legend())]
+        drawn.append([(legend.get_window_extent(), box) for legend in legends for box in axes])
+
+    monkeypatch.setattr(Figure, "savefig", saved)
+    by_decile = {"factual": shares, "debiased": shares[::-1]}
+    svg = drawings.exposure(by_decile, by_decile)
+    (pairs,) = drawn
+    assert len(pairs) == 2, "one legend, two axes"
+    assert not [pair for pair in pairs if pair[0].overlaps(pair[1])]
+    assert svg.count(">CLLMR debiased<") == 1
 
 
 def test_the_page_names_the_llm_when_there_is_one(root, parents):

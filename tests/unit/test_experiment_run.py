@@ -291,5 +291,47 @@ def test_the_noise_study_analyses_its_grid(source: Source, tmp_path: Path) -> No
     assert len(found.datasets["blocks"]["models"]) == 4
 
 
+def test_the_ablation_says_what_propensity_each_variant_leaves(source: Source, tmp_path: Path) -> None:
+    study = {"base": {**SMALL, "max_epochs": 6}, "ablation_strength": 2.0}
+    config = small_config(study=study, seeds=1)
+    runner = Runner(Results(tmp_path))
+    (found,) = run_suite("ablation", Setup([source], config, runner))
+    models = found.datasets["blocks"]["models"]
+    without = models["without gates"]["propensity"]
+    assert without["induced"]["mean"] > 0.02, "praise and its clicks bring exposure"
+    assert without["removed_percent"]["mean"] == 0
+    for model in models.values():
+        remains = model["propensity"]
+        (clean,), (inflated,) = (remains[f"exposure_{world}"]["per_seed"] for world in ("clean", "inflated"))
+        assert remains["induced"]["mean"] == pytest.approx(inflated - clean, abs=2e-6)
+        expected = 100 * (1 - remains["induced"]["mean"] / without["induced"]["mean"])
+        assert remains["removed_percent"]["mean"] == pytest.approx(expected, abs=0.1)
+    _, table = grids(found)
+    assert table.title == "blocks, propensity that remains"
+    assert [row[0] for row in table.rows] == list(models)
+    assert all(all(row) for row in table.rows)
+
+
+def test_the_collapse_study_goes_through_dimensions_and_tests_each_against_the_mlp_of_its_size(
+    source: Source, tmp_path: Path
+) -> None:
+    config = small_config(study={"base": {**SMALL, "max_epochs": 1}, "dims": [4, 8]}, seeds=2)
+    (found,) = run_suite("collapse", Setup([source], config, Runner(Results(tmp_path))))
+    models = found.datasets["blocks"]["models"]
+    assert [name for name in models if name.endswith("d = 4")] == list(models)[:6]
+    for name, model in models.items():
+        encoder, dim = name.split(", d = ")
+        assert model["dim"] == int(dim)
+        assert 1 <= model["effective_rank"]["side_items"] <= int(dim)
+        assert model.get("against") == (None if encoder == "mlp" else f"mlp, d = {dim}")
+        assert ("t_p" in model.get("minus", {}).get("ndcg@10", {})) == (encoder != "mlp")
+    assert len(found.datasets["blocks"]["singular_values"]["sse"]["side_items"]) == 8
+    assert found.extra["anova"]["interaction"]["df"] == 5
+    assert np.shape(found.extra["cells_percent"]) == (6, 2)
+    page = render([found], FACTS)
+    assert page.count("<svg") == 2
+    assert "encoder x dim" in page
+
+
 def test_planted_reading_is_what_units_see(source: Source) -> None:
     assert read(source.path).fingerprint() == source.fingerprint == run.load(source).fingerprint()

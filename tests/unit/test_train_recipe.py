@@ -73,6 +73,20 @@ def test_all_members_take_part_and_the_ensemble_is_no_worse_than_the_best_on_val
     assert recall > 0.9, f"recall@10 {recall:.3f}"  # by chance about a third
 
 
+@pytest.mark.parametrize("effect", ["none", "counterfactual_clicks"])
+def test_a_graph_may_lend_its_side_representations_to_the_gram_matrix_without_a_part_in_the_score(effect: str) -> None:
+    data, _ = world()
+    found = fitted(data, recipe={"members": ["graph", "ease"], "graph_joins": False, "side_mix": [0.3]}, effect=effect)
+    assert found.weights["graph"] == 0
+    assert found.weights["ease"] > 0
+    users = np.arange(data.train.shape[0])
+    standardised = found.members["ease"].scores.score(users)
+    order = lambda scores: np.argsort(-scores, axis=1, kind="stable")[:, :10]  # noqa: E731  # used twice, right here
+    np.testing.assert_array_equal(order(found.factual.score(users)), order(standardised))
+    without = fitted(data, recipe={"members": ["ease"], "side_mix": [0.0]}, effect=effect)
+    assert not np.allclose(without.members["ease"].scores.score(users), standardised), "z is in the Gram matrix"
+
+
 def test_the_same_seed_repeats_and_another_one_uses_the_settings_it_is_given() -> None:
     data, _ = world()
     users = np.arange(data.train.shape[0])
@@ -117,6 +131,10 @@ def test_a_catalogue_that_is_too_large_for_item_matrices_does_without_them_and_s
         ({"recipe": {"members": []}}, r"model\.settings\.recipe\.members' = \[\]"),
         ({"recipe.ease_l2": [0.0]}, r"model\.settings\.recipe\.ease_l2\.0' = 0\.0"),
         ({"recipe.ease_l3": [1.0]}, r"unknown setting 'model\.settings\.recipe\.ease_l3'"),
+        (
+            {"recipe.members": ["graph"], "recipe.graph_joins": False},
+            r"graph_joins' = False: members are graph; it is true unless",
+        ),
         ({"effect": "gates"}, r"model\.settings\.effect' = 'gates': model\.counterfactual is False"),
     ],
 )
