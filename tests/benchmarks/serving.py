@@ -49,6 +49,8 @@ OURS: dict[str, tuple[dict[str, str], dict[str, object]]] = {
     "ours-together": ({}, TOGETHER),
     "ours-fast": (FAST, {}),
     "ours-fast-together": (FAST, TOGETHER),
+    "ours-fast-together-cells": (FAST, {**TOGETHER, "scoring": {"ann_above": 1}}),
+    "ours-fast-together-hnsw": (FAST, {**TOGETHER, "scoring": {"ann_above": 1, "ann_index": "hnsw"}}),
     "ours-fast-together-lists": (FAST, {**TOGETHER, "scoring": {"lists": True}}),
 }
 """Environment and arguments of the application."""
