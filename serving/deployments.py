@@ -386,8 +386,8 @@ class _Asked(NamedTuple, Generic[_T]):
 
 
 class Together(Generic[_T]):
-    """Answers questions in batches: what has come while one was worked on is the next, with whoever comes while every turn of the
-    event loop brings somebody; so nobody who is alone waits for company.
+    """Answers questions in batches: what has come while one was worked on is the next, with whoever comes as long as every turn
+    of the event loop brings somebody. Who is alone does not wait for company.
 
     That is what `serve.batch` is for, which takes 0.2 ms for a batch of one, as much as its ranking among 10,000 items.
 
