@@ -170,14 +170,16 @@ def create_app(
 
 
 def _add_routes(app: FastAPI, backend: Backend) -> None:
-    @app.post("/v1/recommend", tags=["recommend"], summary="Rank items for users")
-    async def recommend(request: Annotated[RecommendRequest, Body()], response: Response) -> RecommendResponse:
+    @app.post("/v1/recommend", tags=["recommend"], summary="Rank items for users", response_model=RecommendResponse)
+    async def recommend(request: Annotated[RecommendRequest, Body()], response: Response) -> Response:
         """Debiased rankings, best first. `compare` adds the factual ranking, `debias` sets the strength per request."""
         found = await histories(request.users, response)
         answer = await backend.recommend(_with_events(request, found), found.item_ids)
         if answer.results[0].method == "static" and (reason := answer.results[0].reason):
             response.headers["X-Degraded"] = reason
-        return _signed(answer.model_copy(update={"results": found.said_of(answer.results)}), response)
+        signed = _signed(answer.model_copy(update={"results": found.said_of(answer.results)}), response)
+        # made JSON here: FastAPI would check a valid answer again
+        return Response(signed.model_dump_json(), headers=dict(response.headers), media_type="application/json")
 
     @app.post("/v1/score", tags=["recommend"], summary="Score given items")
     async def score(request: Annotated[ScoreRequest, Body()], response: Response) -> ScoreResponse:

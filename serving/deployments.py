@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import Context, copy_context
 from functools import partial
 from itertools import islice
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -267,6 +268,7 @@ class ScorerReplica:
         with ThreadPoolExecutor(1) as pool:  # a handle cannot be waited for in the event loop, where a replica is made
             self._follower = pool.submit(begin).result()
         self._trial, self._shadow = Trial(), Shadow(self._metrics)
+        self._together = Together(self._answers)
         if registry is not None:
             self._follower.start()
 
@@ -283,22 +285,15 @@ class ScorerReplica:
 
     async def recommend_here(self, request: RecommendRequest, histories: list[list[str]]) -> Answered[RecommendResponse]:
         """Likewise, for who asks in this very process."""
-        answer = await self._with_others((request, histories))
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=0.0)
-    async def _with_others(self, asked: list[Question]) -> list[Answered[RecommendResponse] | Exception]:
-        """What has come while the batch before was worked on is the next one: nobody waits for company."""
-        return await each_for_itself(self._answers, asked)
+        return await self._together.ask((request, histories))
 
     async def _answers(self, asked: list[Question]) -> list[Answered[RecommendResponse]]:
         """Answers to several requests, scored together; users of the share that a challenger is tried on are answered by it."""
+        self._metrics.batch_size.observe(len(asked))
         live, challenger, trial = self._follower.live, self._follower.challenger, self._trial
         split = [parts(trial, live, challenger, request.users) for request, _ in asked]
         answers: list[list[tuple[list[int], RecommendResponse]]] = [[] for _ in asked]
-        given: list[tuple[Live, RecommendResponse]] = []
+        given: list[tuple[Live, list[RecommendResponse]]] = []
         for model in (live, challenger):
             mine = [(number, places) for number, found in enumerate(split) for by, places in found if by is model]
             if model is None or not mine:
@@ -310,8 +305,8 @@ class ScorerReplica:
                     found = model.recommender.recommend_all(questions)
                 else:
                     found = await asyncio.to_thread(model.recommender.recommend_all, questions)
+            given.append((model, found))
             for (number, places), answer in zip(mine, found, strict=True):
-                given.append((model, answer))
                 answers[number].append((places, answer))
         told = [joined(one) for one in answers]
         sent = [Answered(answer, answer.model_version, live.feature_set) for answer in told]
@@ -322,8 +317,8 @@ class ScorerReplica:
                 if held:
                     compared = answer.model_copy(update={"results": [answer.results[at] for at in held]})
                     self._shadow.compare(challenger, part(request, held), [histories[at] for at in held], compared)
-        for model, answer in given:
-            self._metrics.recommended(answer, model.recommender.scorer.item_vocabulary, model.head)
+        for model, found in given:
+            self._metrics.recommended(found, model.recommender.scorer.item_vocabulary, model.head)
         return sent
 
     def _model_of(self, user_id: str) -> Live:
@@ -384,12 +379,65 @@ class ScorerReplica:
         return _answered(live.recommender.describe(live.golden_requests), live)
 
 
+class _Asked(NamedTuple, Generic[_T]):
+    question: Question
+    answer: "asyncio.Future[_T]"
+    context: Context
+
+
+class Together(Generic[_T]):
+    """Answers questions in batches: what has come while one was worked on is the next, with whoever comes as long as every turn
+    of the event loop brings somebody. Who is alone does not wait for company.
+
+    That is what `serve.batch` is for, which takes 0.2 ms for a batch of one, as much as its ranking among 10,000 items.
+
+    Args:
+        answer: to several questions at once.
+    """
+
+    def __init__(self, answer: Callable[[list[Question]], Awaitable[list[_T]]]) -> None:
+        self._answer = answer
+        self._waiting: list[_Asked[_T]] = []
+        self._working: asyncio.Task[None] | None = None
+
+    async def ask(self, question: Question) -> _T:
+        """The answer to one question; raises what it fails with, and not what others do."""
+        asked = _Asked(question, asyncio.get_running_loop().create_future(), copy_context())
+        self._waiting.append(asked)
+        if self._working is None:
+            self._begin()
+        return await asked.answer
+
+    def _begin(self) -> None:
+        """In the context, and so in the trace, of who has waited longest."""
+        self._working = asyncio.create_task(self._work(), context=self._waiting[0].context) if self._waiting else None
+
+    async def _work(self) -> None:
+        come = 0
+        while come < len(self._waiting) < MAX_BATCH:
+            come = len(self._waiting)
+            await asyncio.sleep(0)
+        batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
+        batch = [asked for asked in batch if not asked.answer.done()]  # the others have given up
+        try:
+            answers = await each_for_itself(self._answer, [asked.question for asked in batch]) if batch else []
+            for asked, answer in zip(batch, answers, strict=True):
+                if asked.answer.done():
+                    continue
+                if isinstance(answer, Exception):
+                    asked.answer.set_exception(answer)
+                else:
+                    asked.answer.set_result(answer)
+        finally:
+            self._begin()
+
+
 async def each_for_itself(
     answer: Callable[[list[Question]], Awaitable[list[_T]]], asked: list[Question]
 ) -> list[_T | Exception]:
     """Answers to several requests at once; where that fails, to each alone, so that only the ones that fail have none.
 
-    An error is a result here: what a batched function raises, Ray Serve raises for everybody in the batch.
+    An error is a result here, so that it reaches the one whose question it is.
     """
     try:
         return list(await answer(asked))

@@ -31,15 +31,18 @@ class Candidates:
 
     def __init__(self, num_items: int, excluded: Rows, allowed: Rows | None = None) -> None:
         self._num_items = num_items
-        self._excluded = np.unique(excluded)
+        self._excluded = excluded  # with repeats: to find them takes longer than to leave out the same item again
         self._allowed = None if allowed is None else np.setdiff1d(allowed, self._excluded)
 
     def __len__(self) -> int:
-        return self._num_items - len(self._excluded) if self._allowed is None else len(self._allowed)
+        return self._num_items - len(np.unique(self._excluded)) if self._allowed is None else len(self._allowed)
 
     def without(self, rows: Rows) -> "Candidates":
         """All but these."""
-        return Candidates(self._num_items, np.concatenate((self._excluded, rows)), self._allowed)
+        if not len(rows):
+            return self
+        excluded = np.concatenate((self._excluded, rows)) if len(self._excluded) else rows
+        return Candidates(self._num_items, excluded, self._allowed)
 
     def contains(self, rows: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
         """Whether items are candidates, by row."""

@@ -11,6 +11,7 @@ from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import TypeAdapter
 
 from components.cllmr.linear.kernel import NewItems
 from components.ids import UNKNOWN
@@ -41,6 +42,9 @@ from serving.texts import Texts
 
 UNKNOWN_ITEM = "unknown_item"
 SCORES_AT_ONCE = 1 << 22  # of a block of users and all items: 16 MiB, whatever a batch and a catalogue are
+
+_NO_ROWS = np.empty(0, dtype=np.int64)
+_RANKED_ITEMS = TypeAdapter(list[RankedItem])  # makes those of a ranking at once, which takes half as long as one by one
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +116,10 @@ class Recommender:
         for user_id, history in zip(request.users, histories, strict=True):
             user, recent = self.scorer.user_vocabulary.row(user_id), request.recent.get(user_id, [])
             query = Query(user, *(self._known(items) for items in ([*history, *recent], recent)))
-            candidates = filtered.without(self._seen(user, query.history)) if request.exclude_seen else filtered
+            candidates = filtered
+            if request.exclude_seen:
+                candidates = candidates.without(query.history)
+                candidates = candidates if user == UNKNOWN else candidates.without(self.scorer.seen(user))
             yield _Task(request, user_id, query, *self._ladder.rung(query), self._strength(request.debias), candidates)
 
     def _recommend(self, tasks: Sequence["_Task"]) -> Iterator[UserRecommendations]:
@@ -193,10 +200,12 @@ class Recommender:
 
     def _ranked(self, ranking: Ranking) -> list[RankedItem]:
         ids, titles = self.scorer.item_vocabulary.ids, self.scorer.titles
-        return [
-            RankedItem(rank=place, item_id=ids[row], title=titles[row], score=score)
-            for place, (row, score) in enumerate(zip(ranking.rows.tolist(), ranking.scores.tolist(), strict=True), start=1)
-        ]
+        return _RANKED_ITEMS.validate_python(
+            [
+                {"rank": place, "item_id": ids[row], "title": titles[row], "score": score}
+                for place, (row, score) in enumerate(zip(ranking.rows.tolist(), ranking.scores.tolist(), strict=True), start=1)
+            ]
+        )
 
     def score(self, request: ScoreRequest) -> ScoreResponse:
         """Scores of `request.item_ids`; null for an unknown item, and for all items of an unknown user."""
@@ -344,6 +353,8 @@ class Recommender:
 
     def _known(self, item_ids: Sequence[str]) -> npt.NDArray[np.int64]:
         """Rows of the items that the bundle knows, ascending and without repeats."""
+        if not item_ids:  # most requests bring none, and looking up nothing takes as long as to score a thousand items
+            return _NO_ROWS
         rows = np.unique(self.scorer.item_vocabulary.rows(item_ids))
         return rows[rows != UNKNOWN]
 

@@ -49,10 +49,14 @@ OURS: dict[str, tuple[dict[str, str], dict[str, object]]] = {
     "ours-together": ({}, TOGETHER),
     "ours-fast": (FAST, {}),
     "ours-fast-together": (FAST, TOGETHER),
+    "ours-fast-together-cells": (FAST, {**TOGETHER, "scoring": {"ann_above": 1}}),
+    "ours-fast-together-hnsw": (FAST, {**TOGETHER, "scoring": {"ann_above": 1, "ann_index": "hnsw"}}),
     "ours-fast-together-lists": (FAST, {**TOGETHER, "scoring": {"lists": True}}),
 }
 """Environment and arguments of the application."""
-SERVERS = [*OURS, "numpy", "faiss-flat", "faiss-hnsw"]
+EMPTY = {"empty": {}, "empty-fast": FAST}
+"""Ray Serve and nothing behind it: environment."""
+SERVERS = [*OURS, *EMPTY, "numpy", "faiss-flat", "faiss-hnsw"]
 COMPARED_USERS = 20
 
 
@@ -158,9 +162,10 @@ def cpu_seconds(server: psutil.Process) -> float:
 def started(name: str, bundle: Path, args: dict[str, object]) -> Iterator[tuple[int, psutil.Process]]:
     """A server in a process of its own, ready; yields its port and process."""
     port = free_port("127.0.0.1", 0)
-    module = [__spec__.name, "--serve"] if name in OURS else ["tests.benchmarks.serving_peers", name]
+    peer = "empty" if name in EMPTY else name
+    module = [__spec__.name, "--serve"] if name in OURS else ["tests.benchmarks.serving_peers", peer]
     command = [sys.executable, "-m", *module, str(bundle), str(port)]
-    variables, own_args = OURS.get(name, ({}, {}))
+    variables, own_args = OURS.get(name, (EMPTY.get(name, {}), {}))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables, "BENCHMARK_ARGS": json.dumps({**own_args, **args})}
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:
         try:
@@ -230,7 +235,8 @@ def main() -> None:
             for number in range(asked.rounds):
                 for name in asked.servers[:: 1 if number % 2 == 0 else -1]:
                     with started(name, bundle, json.loads(asked.args)) as (port, process):
-                        answered[name] = answers(port)
+                        if name not in EMPTY:
+                            answered[name] = answers(port)
                         for clients in asked.clients:
                             cell = asyncio.run(load(port, clients, asked.seconds, process))
                             cells.setdefault((name, clients), []).append(cell)
@@ -250,14 +256,15 @@ def table(
     result = Table(title=f"{size:,} items, d = {DIM}, top {K}")
     for column in ("server", "clients", "requests/s", "p50 ms", "p99 ms", "CPU ms/request", "failures", "same items"):
         result.add_column(column, justify="left" if column == "server" else "right")
-    exact = answered.get("numpy", answered[servers[0]])
+    exact = answered.get("numpy", next(iter(answered.values()), []))
     for name in servers:
         for count in clients:
             rounds = cells[name, count]
             best = max(rounds, key=lambda one: one.requests_per_second)
             figures = (f"{best.requests_per_second:.0f}", f"{best.p50_ms:.2f}", f"{best.p99_ms:.1f}", f"{best.cpu_ms:.2f}")
             failures = str(sum(one.failures for one in rounds))
-            result.add_row(name, str(count), *figures, failures, f"{overlap(answered[name], exact):.3f}")
+            same = f"{overlap(answered[name], exact):.3f}" if name in answered else ""
+            result.add_row(name, str(count), *figures, failures, same)
     return result
 
 

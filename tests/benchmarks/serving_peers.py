@@ -4,10 +4,14 @@
 
 They read the same bundle, check the same request and answer the same fields: known users, the bundle's own strength, seen items
 left out. Nothing else the endpoint does is here: no history, fold-in, filters, comparison, metrics, replicas or model swap.
+
+``empty`` is Ray Serve as the endpoint has it, with a route that answers ``{}``: what Serve costs by itself, and no endpoint on
+it can be below.
 """
 
 import json
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +22,8 @@ import uvicorn
 from fastapi import Body, FastAPI, Response
 from safetensors.numpy import load_file
 
+from serving import APPLICATION
+from serving.run import prepare_endpoint, stop_endpoint
 from serving.schemas import RecommendRequest
 
 Search = Callable[[npt.NDArray[np.float32], int], tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]
@@ -91,5 +97,35 @@ def create_app(bundle: Path, kind: str) -> FastAPI:
     return app
 
 
+def serve_empty(port: int) -> None:
+    """Ray Serve as our endpoint has it, with nothing of ours behind it, until it is interrupted."""
+    app = FastAPI()
+
+    @app.post("/v1/recommend")
+    async def recommend() -> Response:
+        return Response(b"{}", media_type="application/json")
+
+    @app.get("/readyz")
+    async def ready() -> dict[str, str]:
+        return {"status": "ok"}
+
+    prepare_endpoint(port=port).result()
+    from ray import serve  # once Ray's environment is as the endpoint has it
+
+    @serve.deployment(max_ongoing_requests=512, logging_config={"enable_access_log": False})
+    @serve.ingress(app)
+    class Empty:
+        """Nothing."""
+
+    try:
+        serve.run(Empty.bind(), name=APPLICATION, route_prefix="/")  # type: ignore[attr-defined]
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        stop_endpoint()
+
+
 if __name__ == "__main__":
-    uvicorn.run(create_app(Path(sys.argv[2]), sys.argv[1]), host="127.0.0.1", port=int(sys.argv[3]), log_level="warning")
+    if sys.argv[1] == "empty":
+        serve_empty(int(sys.argv[3]))
+    else:
+        uvicorn.run(create_app(Path(sys.argv[2]), sys.argv[1]), host="127.0.0.1", port=int(sys.argv[3]), log_level="warning")

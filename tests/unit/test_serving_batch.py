@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.deployments import Question, each_for_itself
+from serving.deployments import MAX_BATCH, Question, Together, each_for_itself
 from serving.recommender import Recommender
 from serving.schemas import RecommendRequest, RecommendResponse
 from serving.scorer import Scorer
@@ -35,3 +35,31 @@ def test_only_what_fails_has_no_answer(recommender: Recommender, places: list[in
     expected = [None if question is BAD else recommender.recommend(*question) for question in asked]
     assert [None if isinstance(one, ValueError) else one for one in found] == expected
     assert batches == [len(asked), *([1] * len(asked) if places else [])]  # once together, and alone only after a failure
+
+
+def test_who_asks_meanwhile_is_the_next_batch_and_errors_reach_their_own(recommender: Recommender) -> None:
+    batches = []
+
+    async def answer(questions: list[Question]) -> list[RecommendResponse]:
+        batches.append(len(questions))
+        if len(batches) == 1:
+            await asyncio.sleep(0.05)  # a long ranking: the others come meanwhile
+        return recommender.recommend_all(questions)
+
+    async def ask_all() -> list[RecommendResponse | BaseException]:
+        together = Together(answer)
+        first = asyncio.create_task(together.ask(GOOD[0]))
+        await asyncio.sleep(0.01)
+        others = [asyncio.create_task(together.ask(GOOD[number % len(GOOD)])) for number in range(MAX_BATCH + 2)]
+        await asyncio.sleep(0)
+        others[1].cancel()  # has given up: nothing is ranked for it
+        found = await asyncio.gather(first, *others, return_exceptions=True)
+        return [*found, *await asyncio.gather(together.ask(BAD), together.ask(GOOD[0]), return_exceptions=True)]
+
+    found = asyncio.run(ask_all())
+    expected = recommender.recommend(*GOOD[0])
+    assert batches == [1, MAX_BATCH - 1, 2, 2, 1, 1]
+    assert found[0] == found[1] == found[-1] == expected
+    assert isinstance(found[2], asyncio.CancelledError)
+    assert isinstance(found[-2], ValueError)
+    assert sum(isinstance(one, RecommendResponse) for one in found) == len(found) - 2
