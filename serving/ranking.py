@@ -18,6 +18,15 @@ class Ranking(NamedTuple):
     scores: Floats
 
 
+class Matching(NamedTuple):
+    """The items that pass a filter; made once for all who ask for it."""
+
+    mask: npt.NDArray[np.bool_]
+    """(num_items,)."""
+    num_items: int
+    """How many pass."""
+
+
 class Candidates:
     """Which items may be ranked: all but some, or some alone.
 
@@ -27,30 +36,39 @@ class Candidates:
         num_items: all there are.
         excluded: item rows that are no candidates.
         allowed: item rows that alone are candidates; None: all.
+        matching: the items that alone are candidates; None: all.
     """
 
-    def __init__(self, num_items: int, excluded: Rows, allowed: Rows | None = None) -> None:
+    def __init__(self, num_items: int, excluded: Rows, allowed: Rows | None = None, matching: Matching | None = None) -> None:
         self._num_items = num_items
         self._excluded = np.unique(excluded)
         self._allowed = None if allowed is None else np.setdiff1d(allowed, self._excluded)
+        if self._allowed is not None and matching is not None:  # few are left: no mask is needed
+            self._allowed, matching = self._allowed[matching.mask[self._allowed]], None
+        self._matching = matching
 
     def __len__(self) -> int:
-        return self._num_items - len(self._excluded) if self._allowed is None else len(self._allowed)
+        if self._allowed is not None:
+            return len(self._allowed)
+        if self._matching is not None:
+            return self._matching.num_items - int(self._matching.mask[self._excluded].sum())
+        return self._num_items - len(self._excluded)
 
     def without(self, rows: Rows) -> "Candidates":
         """All but these."""
-        return Candidates(self._num_items, np.concatenate((self._excluded, rows)), self._allowed)
+        return Candidates(self._num_items, np.concatenate((self._excluded, rows)), self._allowed, self._matching)
 
     def contains(self, rows: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
         """Whether items are candidates, by row."""
         if self._allowed is not None:
             return np.isin(rows, self._allowed)
-        return np.isin(rows, self._excluded, invert=True)
+        kept: npt.NDArray[np.bool_] = np.isin(rows, self._excluded, invert=True)
+        return kept if self._matching is None else kept & self._matching.mask[rows]
 
     def masked(self, scores: Floats) -> Floats:
         """The scores of all items, -inf for those that are no candidates."""
         if self._allowed is None:
-            masked = scores.copy()
+            masked = scores.copy() if self._matching is None else np.where(self._matching.mask, scores, np.float32(-np.inf))
             masked[self._excluded] = -np.inf
         else:
             masked = np.full_like(scores, -np.inf)

@@ -28,7 +28,7 @@ from components.cllmr.linear.compact import CompactItems, ItemStorage
 from components.cllmr.linear.scores import LinearScores, from_tensors, mixed, products, standardised
 from components.errors import ArtifactError, ConfigError, did_you_mean
 from components.ids import UNKNOWN, Vocabulary
-from serving.ranking import Candidates, Floats, Ranking, Rows, top_k
+from serving.ranking import Candidates, Floats, Matching, Ranking, Rows, top_k
 
 SCHEMA_VERSION = 2
 GOLDEN_TOLERANCE = 1e-5  # float32 sums over some hundred terms differ by the order of summation: about 1e-6 of the largest term
@@ -264,11 +264,15 @@ class Scorer:
         return top_k(scores, k, self.candidates(exclude, allow, deny))
 
     def candidates(
-        self, exclude: npt.ArrayLike = (), allow: npt.ArrayLike | None = None, deny: npt.ArrayLike = ()
+        self,
+        exclude: npt.ArrayLike = (),
+        allow: npt.ArrayLike | None = None,
+        deny: npt.ArrayLike = (),
+        matching: Matching | None = None,
     ) -> Candidates:
         """Which items may be ranked."""
         excluded = np.concatenate((_known(exclude), _known(deny)))
-        return Candidates(self.num_items, excluded, None if allow is None else _known(allow))
+        return Candidates(self.num_items, excluded, None if allow is None else _known(allow), matching)
 
     def seen(self, user: int) -> Rows:
         """Item rows of a user's training interactions."""
