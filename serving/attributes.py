@@ -21,10 +21,10 @@ from components.errors import ArtifactError, UserError, did_you_mean
 from components.ids import UNKNOWN
 from serving.ranking import Matching, Rows
 from serving.schemas import Filter, FilterColumn, Range
+from serving.scorer import ATTRIBUTES_FILE
 
-ATTRIBUTES_FILE = "attributes.parquet"
 VALUES, NUMBERS = pa.list_(pa.string()), pa.float64()
-"""Types of a column in the file."""
+"""Types of a column in the file; `components.train.attributes` writes them."""
 
 SHOWN_VALUES = 200  # of a column, the most frequent ones, where the model is described
 _NAMED_VALUES = 20  # in an error

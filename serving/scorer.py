@@ -42,6 +42,9 @@ GOLDEN_FILE = "golden.json"
 TEXT_FILE = "text.safetensors"
 """Texts of the items, for items that are new: not read until one is asked for."""
 
+ATTRIBUTES_FILE = "attributes.parquet"
+"""What items can be filtered by: see serving.attributes."""
+
 _ROWS_AT_ONCE = 65_536
 
 _REBUILD = "Build it again: cllmr run --from train"

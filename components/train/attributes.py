@@ -10,8 +10,10 @@ import pyarrow.parquet as pq
 
 from components.errors import ConfigError, did_you_mean
 from components.train.config import TrainConfig
-from serving.attributes import ATTRIBUTES_FILE, NUMBERS, VALUES
+from serving.scorer import ATTRIBUTES_FILE
 
+VALUES, NUMBERS = pa.list_(pa.string()), pa.float64()
+"""Types of a column in the file; serving refuses others."""
 MOST_VALUES = 200
 """Distinct values up to which a column is taken where none is named: a description has as many as there are items."""
 
