@@ -422,6 +422,15 @@ def test_a_body_that_is_not_declared_as_json_is_refused(http: TestClient, conten
     refused(response, 422, "invalid_request")
 
 
+def test_pages_of_other_hosts_are_allowed_nothing(http: TestClient) -> None:
+    origin = {"Origin": "https://elsewhere.example", "Access-Control-Request-Method": "POST"}
+    for response in (
+        http.options("/v1/recommend", headers=origin),
+        http.post("/v1/recommend", json={"users": ["ann"]}, headers=origin),
+    ):
+        assert not [name for name in response.headers if name.startswith("access-control-")]
+
+
 def test_a_huge_body_is_refused_by_its_announced_size(http: TestClient) -> None:
     refused(http.post("/v1/recommend", content=b" " * (MAX_BODY_BYTES + 1)), 413, "body_too_large")
 
