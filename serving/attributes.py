@@ -28,7 +28,7 @@ VALUES, NUMBERS = pa.list_(pa.string()), pa.float64()
 
 SHOWN_VALUES = 200  # of a column, the most frequent ones, where the model is described
 _NAMED_VALUES = 20  # in an error
-_CACHED_BYTES = 32 << 20  # of masks: a byte for each item and distinct filter
+_CACHED_BYTES = 32 << 20  # of what filters found: four bytes for each item and distinct filter
 
 Mask = npt.NDArray[np.bool_]
 
@@ -161,7 +161,7 @@ class Attributes:
                 hint = did_you_mean(name, self._columns) if self._columns else "Set train.filter_columns and train again."
                 raise FilterError(f"filters: items cannot be filtered by '{name}'.", hint)
             mask &= self._columns[name].mask(name, wanted, self._num_items)
-        return Matching(mask, int(mask.sum()))
+        return Matching.of(mask)
 
     def of(self, rows: Rows) -> "Attributes":
         """Those of some items, in this order."""
@@ -173,7 +173,7 @@ class Attributes:
 
 
 class Filters:
-    """The masks of the filters that were asked for last: the same few come again and again.
+    """What the filters found that were asked for last: the same few come again and again.
 
     Args:
         attributes: of all items.
@@ -181,7 +181,7 @@ class Filters:
 
     def __init__(self, attributes: Attributes) -> None:
         self._attributes = attributes
-        self._masks: LRUCache[str, Matching] = LRUCache(_CACHED_BYTES, getsizeof=lambda found: found.mask.nbytes)
+        self._found: LRUCache[str, Matching] = LRUCache(_CACHED_BYTES, getsizeof=lambda found: found.penalty.nbytes)
         self._lock = threading.Lock()  # requests of many users are answered in threads
         self.described = attributes.described()
 
@@ -191,12 +191,12 @@ class Filters:
             return None
         key = repr(sorted((name, one if isinstance(one, Range) else sorted(set(one))) for name, one in filters.items()))
         with self._lock:
-            found = self._masks.get(key)
+            found = self._found.get(key)
         if found is None:
             found = self._attributes.matching(filters)
-            if found.mask.nbytes <= _CACHED_BYTES:
+            if found.penalty.nbytes <= _CACHED_BYTES:
                 with self._lock:
-                    self._masks[key] = found
+                    self._found[key] = found
         return found
 
 

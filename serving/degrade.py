@@ -172,8 +172,8 @@ class Static:
         allow, deny = None if request.allow is None else set(request.allow), set(request.deny)
         allowed = [item for item in self.items if (allow is None or item.item_id in allow) and item.item_id not in deny]
         if request.filters:
-            mask = self.attributes.matching(request.filters).mask
-            passing = {item.item_id for item, passes in zip(self.items, mask.tolist(), strict=True) if passes}
+            passes = self.attributes.matching(request.filters).passes(np.arange(len(self.items)))
+            passing = {item.item_id for item, one in zip(self.items, passes.tolist(), strict=True) if one}
             allowed = [item for item in allowed if item.item_id in passing]
         results = []
         for user_id, history in zip(request.users, histories, strict=True):

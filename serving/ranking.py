@@ -21,10 +21,20 @@ class Ranking(NamedTuple):
 class Matching(NamedTuple):
     """The items that pass a filter; made once for all who ask for it."""
 
-    mask: npt.NDArray[np.bool_]
-    """(num_items,)."""
+    penalty: Floats
+    """0 for an item that passes, else -inf, (num_items,): adding it to scores takes a fiftieth of choosing by a mask."""
     num_items: int
     """How many pass."""
+
+    @classmethod
+    def of(cls, mask: npt.NDArray[np.bool_]) -> "Matching":
+        """Made of which items pass, (num_items,)."""
+        return cls(np.where(mask, np.float32(0), np.float32(-np.inf)), int(mask.sum()))
+
+    def passes(self, rows: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
+        """Whether items pass, by row."""
+        passing: npt.NDArray[np.bool_] = self.penalty[rows] == 0
+        return passing
 
 
 class Candidates:
@@ -44,14 +54,14 @@ class Candidates:
         self._excluded = np.unique(excluded)
         self._allowed = None if allowed is None else np.setdiff1d(allowed, self._excluded)
         if self._allowed is not None and matching is not None:  # few are left: no mask is needed
-            self._allowed, matching = self._allowed[matching.mask[self._allowed]], None
+            self._allowed, matching = self._allowed[matching.passes(self._allowed)], None
         self._matching = matching
 
     def __len__(self) -> int:
         if self._allowed is not None:
             return len(self._allowed)
         if self._matching is not None:
-            return self._matching.num_items - int(self._matching.mask[self._excluded].sum())
+            return self._matching.num_items - int(self._matching.passes(self._excluded).sum())
         return self._num_items - len(self._excluded)
 
     def without(self, rows: Rows) -> "Candidates":
@@ -63,12 +73,12 @@ class Candidates:
         if self._allowed is not None:
             return np.isin(rows, self._allowed)
         kept: npt.NDArray[np.bool_] = np.isin(rows, self._excluded, invert=True)
-        return kept if self._matching is None else kept & self._matching.mask[rows]
+        return kept if self._matching is None else kept & self._matching.passes(rows)
 
     def masked(self, scores: Floats) -> Floats:
         """The scores of all items, -inf for those that are no candidates."""
         if self._allowed is None:
-            masked = scores.copy() if self._matching is None else np.where(self._matching.mask, scores, np.float32(-np.inf))
+            masked = scores.copy() if self._matching is None else scores + self._matching.penalty
             masked[self._excluded] = -np.inf
         else:
             masked = np.full_like(scores, -np.inf)
