@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from components.errors import ConfigError, UserError
+from pipelines.names import PipelineName
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -131,6 +132,10 @@ Deployed = Annotated[
 ]
 Host = Annotated[str | None, typer.Option("--host", help="URL of the Kubeflow Pipelines API; default: KF_PIPELINES_ENDPOINT.")]
 Namespace = Annotated[str | None, typer.Option("--namespace", "-n", help="Your namespace on a multi-user Kubeflow.")]
+Which = Annotated[
+    PipelineName,
+    typer.Option("--pipeline", help="From data to a served model, or the champion's rankings for all."),
+]
 Until = Annotated[str | None, typer.Option("--until", help="End after this stage.")]
 Cache = Annotated[
     bool,
@@ -311,7 +316,7 @@ def run(
     root = local.absolute_root(settings.storage_root)
     configs = settings.stages()
     out, progress = make_console(), make_console(stderr=True)
-    pipeline = compiled(settings)
+    pipeline = plan.compiled(settings)
     if dry_run:
         plan.check_order(pipeline.stages(), from_, until)
         out.print(summary.plan_table(plan.plan(pipeline.until(until), configs, root, from_), root))
@@ -339,6 +344,7 @@ def compile_(
     storage: Storage = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")] = Path("retraining.yaml"),
     until: Until = None,
+    which: Which = PipelineName.RETRAINING,
     kubernetes: Annotated[
         bool, typer.Option("--kubernetes", help="As Pipeline and PipelineVersion objects, for KFP's Kubernetes-native mode.")
     ] = False,
@@ -351,11 +357,12 @@ def compile_(
     cllmr compile --preset cluster --kubernetes -n kubeflow --output objects.yaml && kubectl apply -f objects.yaml[/dim]
     """
     from pipelines.cluster import source_revision, version_name
+    from pipelines.plan import compiled
 
     if not kubernetes and (namespace or revision):
         raise ConfigError("--namespace and --revision are for what --kubernetes writes.", "Give --kubernetes as well.")
     settings = load_config(preset, config, set_, storage, namespace=namespace)
-    pipeline = compiled(settings).until(until)
+    pipeline = compiled(settings, which).until(until)
     version = version_name(pipeline, revision or source_revision()) if kubernetes else ""
     text = pipeline.to_kubernetes(version, namespace) if kubernetes else pipeline.to_yaml()
     try:
@@ -375,6 +382,7 @@ def submit(
     host: Host = None,
     namespace: Namespace = None,
     until: Until = None,
+    which: Which = PipelineName.RETRAINING,
     revision: Revision = None,
     cache: Cache = False,
     wait_: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the run; the exit code is its result.")] = False,
@@ -388,12 +396,13 @@ def submit(
     CLLMR_KFP_TOKEN, or a browser's cookies in CLLMR_KFP_COOKIES.
 
     [dim]cllmr submit --host https://kfp.example.org/pipeline --storage s3://bucket/cllmr
-    cllmr submit --host https://kfp.example.org/pipeline -n team-a --wait --deadline 14400[/dim]
+    cllmr submit --host https://kfp.example.org/pipeline -n team-a --wait --deadline 14400
+    cllmr submit --pipeline batch --set batch.k=50 --storage s3://bucket/cllmr[/dim]
     """
     from pipelines import cluster as clusters
 
     settings = load_config(preset, config, set_, storage, host=host, namespace=namespace)
-    pipeline = clusters.pipeline_of(settings, until, cache)
+    pipeline = clusters.pipeline_of(settings, until, cache, which)
     parameters = clusters.parameters_of(settings, pipeline)
     cluster = connected(settings)
     version = cluster.ensure_version(pipeline, revision or clusters.source_revision())
@@ -414,7 +423,9 @@ def schedule(
         str | None,
         typer.Option("--cron", help="When: minute hour day month weekday, in UTC; with a sixth field in front: seconds."),
     ] = None,
-    name: Annotated[str, typer.Option("--name", help="Name of the schedule.")] = "cllmr-retraining",
+    name: Annotated[
+        str | None, typer.Option("--name", help="Name of the schedule; default: cllmr-retraining, cllmr-batch.")
+    ] = None,
     remove: Annotated[bool, typer.Option("--remove", help="Remove the schedule; runs that have begun go on.")] = False,
     preset: Preset = "cluster",
     config: Files = None,
@@ -423,6 +434,7 @@ def schedule(
     host: Host = None,
     namespace: Namespace = None,
     until: Until = None,
+    which: Which = PipelineName.RETRAINING,
     revision: Revision = None,
     cache: Cache = False,
     json_file: JsonFile = None,
@@ -432,6 +444,7 @@ def schedule(
     Says what should be: the same again changes nothing, other settings or other code replace the schedule of that name.
 
     [dim]cllmr schedule --cron "0 3 * * *" --storage s3://bucket/cllmr
+    cllmr schedule --pipeline batch --cron "0 6 * * *" --set batch.to_feast=true --storage s3://bucket/cllmr
     cllmr schedule --remove[/dim]
     """
     from pipelines import cluster as clusters
@@ -439,14 +452,14 @@ def schedule(
     if (cron is None) == (not remove):
         raise ConfigError("cllmr schedule needs one of --cron and --remove.", "Every night at three: --cron '0 3 * * *'")
     settings = load_config(preset, config, set_, storage, host=host, namespace=namespace)
-    out = make_console()
+    out, name = make_console(), name or f"cllmr-{which}"
     if cron is None:
         count = connected(settings).remove_schedule(name)
         out.print(f"schedule {escape(name)}: {'removed' if count else 'there was none'}", soft_wrap=True)
         write_result(json_file, {"name": name, "change": "removed" if count else "unchanged"})
         return
     times = clusters.cron_of(cron)
-    pipeline = clusters.pipeline_of(settings, until, cache)
+    pipeline = clusters.pipeline_of(settings, until, cache, which)
     parameters = clusters.parameters_of(settings, pipeline)
     cluster = connected(settings)
     version = cluster.ensure_version(pipeline, revision or clusters.source_revision())
@@ -857,14 +870,6 @@ def clean(
 
 
 # -- what commands share ----------------------------------------------------------------------------------------------------
-
-
-def compiled(settings: "PlatformConfig") -> Any:
-    """The compiled retraining pipeline of these settings."""
-    from pipelines.plan import compile_pipeline
-    from pipelines.retraining import retraining
-
-    return compile_pipeline(retraining(settings))
 
 
 def connected(settings: "PlatformConfig") -> "Cluster":

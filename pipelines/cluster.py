@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from components.errors import ClusterError, ConfigError
 from components.retry import TRANSIENT, retrying
 from pipelines.cluster_config import ClusterConfig
-from pipelines.plan import CompiledPipeline
+from pipelines.names import PipelineName
+from pipelines.plan import CompiledPipeline, compiled
 
 if TYPE_CHECKING:
     import kfp
@@ -338,20 +339,24 @@ class Cluster:
 # -- names and parameters ---------------------------------------------------------------------------------------------------
 
 
-def pipeline_of(settings: "PlatformConfig", until: str | None = None, cache: bool = False) -> CompiledPipeline:
+def pipeline_of(
+    settings: "PlatformConfig",
+    until: str | None = None,
+    cache: bool = False,
+    name: PipelineName = PipelineName.RETRAINING,
+) -> CompiledPipeline:
     """The pipeline as it is uploaded: code and placement; settings of the stages are the parameters of a run.
 
     Args:
         settings: of which only the placement counts.
         until: the last stage.
         cache: let KFP skip tasks that it has seen with the same inputs.
+        name: which of the pipelines.
     """
     from pipelines.config import PlatformConfig
-    from pipelines.plan import compile_pipeline
-    from pipelines.retraining import retraining
 
-    compiled = compile_pipeline(retraining(PlatformConfig(placement=settings.placement))).until(until)
-    return compiled.with_caching() if cache else compiled
+    pipeline = compiled(PlatformConfig(placement=settings.placement), name).until(until)
+    return pipeline.with_caching() if cache else pipeline
 
 
 def parameters_of(settings: "PlatformConfig", pipeline: CompiledPipeline) -> dict[str, Any]:
@@ -365,8 +370,10 @@ def parameters_of(settings: "PlatformConfig", pipeline: CompiledPipeline) -> dic
             f"storage root '{root}' is a directory of this machine, which the tasks of a cluster do not see.",
             "Give --storage s3://bucket/prefix, or the absolute path of a volume that all tasks mount.",
         )
-    stages = set(pipeline.stages())
-    given = {f"{name}_config": stage.as_parameter() for name, stage in settings.stages().items() if name in stages}
+    from pipelines.config import BATCH
+
+    configs = {**settings.stages(), BATCH: settings.batch_of_champion()}
+    given = {f"{name}_config": configs[name].as_parameter() for name in pipeline.stages()}
     return {"storage_root": root, **given}
 
 

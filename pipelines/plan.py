@@ -10,12 +10,16 @@ from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from components.artifacts import Manifest, Stage, StageConfig, Store, fingerprint
 from components.errors import ConfigError, did_you_mean
+from pipelines.names import PipelineName
+
+if TYPE_CHECKING:
+    from pipelines.config import PlatformConfig
 
 AFTER_TRAINING = frozenset({"promote", "serve"})
 """What they do depends on the champion at that moment."""
@@ -125,6 +129,14 @@ class PlannedStage:
         if self.fingerprint is None:
             return "decided at run time"
         return "done" if self.done else "to run"
+
+
+def compiled(settings: "PlatformConfig", name: PipelineName = PipelineName.RETRAINING) -> CompiledPipeline:
+    """One of the pipelines; `settings` give its parameters their defaults and its tasks their placement."""
+    from pipelines.batch_scoring import batch_scoring
+    from pipelines.retraining import retraining
+
+    return compile_pipeline(batch_scoring(settings) if name is PipelineName.BATCH else retraining(settings))
 
 
 def compile_pipeline(pipeline: Any) -> CompiledPipeline:

@@ -4,6 +4,8 @@ Under an overload most of what a gateway does is to refuse, so a refusal must co
 request is first seen: outside of all that the API does, and where the gateway itself listens (behind HAProxy) already outside
 of what Ray Serve puts around a request, which costs more than ours. Serve takes such a middleware from the function that
 `CALLBACK_VARIABLE` names.
+So under an overload who is not known here is told 503 as all are, and 401 when there is room: to look for a token or read a
+certificate first would make every refusal dearer, for whoever it is, and 503 tells a stranger no more than a slow answer does.
 """
 
 import asyncio

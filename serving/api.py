@@ -10,11 +10,13 @@ import asyncio
 import hashlib
 import importlib.util
 import math
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Protocol, TypeVar
 
+import numpy as np
 import structlog
 from fastapi import Body, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -26,6 +28,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.admission import RETRY_AFTER_SECONDS, Admission, Door, is_open, path_of, request_id
+from serving.attributes import FilterError
 from serving.auth import Tokens, TokenScope
 from serving.features import Histories
 from serving.identity import Identities
@@ -48,6 +51,8 @@ from serving.schemas import (
 )
 
 MAX_BODY_BYTES = 1 << 20
+MAX_DEPTH = 3
+"""Levels of the deepest request there is; what is deeper has a field that is not known, and is refused for it."""
 BODY_SECONDS = 10.0
 """Within which a body must be there: while it comes in, its request is one of those that are worked on."""
 
@@ -163,6 +168,7 @@ def create_app(
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Unavailable, _unavailable)
     app.add_exception_handler(Impossible, _impossible)
+    app.add_exception_handler(FilterError, _invalid_filter)
     _add_docs(app)
     app.mount("/ui", StaticFiles(directory=Path(__file__).parent / "ui", html=True), name="ui")
     _add_routes(app, backend)
@@ -310,8 +316,24 @@ _HTTP_ERRORS = {
 }
 
 
+_NESTING = {ord(b): step for b, step in zip("[{]}", (1, 1, -1, -1), strict=True)}
+_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
+
+
+def depth_of(body: bytes) -> int:
+    """How deep a text in JSON, or what is there of it, is nested; brackets in strings are none."""
+    text = np.frombuffer(_STRINGS.sub(b"", body), dtype=np.uint8)
+    steps = np.zeros(256, dtype=np.int64)
+    steps[list(_NESTING)] = list(_NESTING.values())
+    return int(steps[text].cumsum().max(initial=0))
+
+
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if error.status_code == 400 and isinstance(error.__cause__, RecursionError):
+        depth = depth_of(b"".join(request.scope["state"]["body"]))
+        message = f"the body is nested {depth} levels deep; at most {MAX_DEPTH} are allowed."
+        return error_response(400, "bad_request", message, _SEE_DOCS, _id(request))
     default = ("bad_request", "the request cannot be read.", "Send a JSON object with Content-Type: application/json.")
     code, message, hint = _HTTP_ERRORS.get(error.status_code, default)
     response = error_response(error.status_code, code, message, hint, _id(request))
@@ -335,6 +357,11 @@ async def _impossible(request: Request, error: Exception) -> Response:
 
 def _id(request: Request) -> str:
     return str(request.scope["state"]["request_id"])
+
+
+async def _invalid_filter(request: Request, error: Exception) -> Response:
+    assert isinstance(error, FilterError)
+    return error_response(422, error.code, _ascii(error.message), _ascii(error.hint), _id(request))
 
 
 @dataclass(frozen=True)
@@ -460,6 +487,7 @@ def _capped(scope: Scope, receive: Receive) -> Receive:
     announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
     announced_bytes = int(announced) if announced.isdigit() else 0
     received, is_whole = 0, False
+    parts: list[bytes] = scope["state"].setdefault("body", [])
     deadline = asyncio.get_running_loop().time() + BODY_SECONDS
 
     async def capped() -> Message:
@@ -475,6 +503,7 @@ def _capped(scope: Scope, receive: Receive) -> Receive:
         is_whole = not message.get("more_body", False)
         if received > MAX_BODY_BYTES:
             raise HTTPException(413)
+        parts.append(message.get("body", b""))
         return message
 
     return capped

@@ -39,8 +39,9 @@ class ScoringArgs(BaseModel):
     when the bundle is loaded."""
     ann_above: int | None = Field(default=None, ge=1)
     """Number of items from which on an approximate index (faiss) answers instead of a look at every item; None: never. A
-    request with another debias strength, an allow list, `compare` or items of just now is answered exactly all the same; so
-    are all where item vectors are compact and the bundle's strength is neither 0 nor 1, as two matrices are scored then."""
+    request with another debias strength, an allow list, a filter that leaves out more than a thousand items, `compare` or items
+    of just now is answered exactly all the same; so are all where item vectors are compact and the bundle's strength is neither
+    0 nor 1, as two matrices are scored then."""
     ann_index: IndexKind = "cells"
     """``cells`` (an inverted file) is trained in seconds; ``hnsw`` (a graph) takes ten times as long and is worth a try where
     factors have more structure than those that we measured, on which it found no more for the same time."""

@@ -5,7 +5,15 @@ from typing import Any, Self, TypeVar
 
 import httpx
 from pydantic import BaseModel, ValidationError
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, retry_if_result, stop_after_attempt
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception_type,
+    retry_if_result,
+    stop_after_attempt,
+    wait_exponential,
+    wait_random,
+)
 
 from components.errors import ServingError
 from serving.schemas import (
@@ -15,6 +23,7 @@ from serving.schemas import (
     EventsResponse,
     ExplainRequest,
     ExplainResponse,
+    Filter,
     ItemsRequest,
     ItemsResponse,
     ModelResponse,
@@ -42,7 +51,8 @@ class Client:
         url: base URL, for example ``http://127.0.0.1:8000``.
         timeout: seconds one try may take.
         retries: further tries after the first.
-        backoff: seconds before the first retry, doubled each time; a server's Retry-After counts if it is longer.
+        backoff: seconds before the first retry, doubled each time; a server's Retry-After counts if it is longer. Up to as
+            much again is added by chance, so that callers who were refused together do not come back together.
         token: to show, where the endpoint needs one.
         transport: for tests.
     """
@@ -57,7 +67,7 @@ class Client:
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._url = url.rstrip("/")
-        self._retries, self._backoff = retries, backoff
+        self._retries, self._backoff = retries, wait_exponential(multiplier=backoff)
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._http = httpx.Client(base_url=self._url, timeout=timeout, headers=headers, transport=transport)
 
@@ -86,6 +96,7 @@ class Client:
         allow: list[str] | None = None,
         deny: list[str] | None = None,
         recent: dict[str, list[str]] | None = None,
+        filters: dict[str, Filter] | None = None,
     ) -> RecommendResponse:
         """Rankings for some users, see RecommendRequest.
 
@@ -102,6 +113,7 @@ class Client:
             compare=compare,
             allow=allow,
             deny=deny or [],
+            filters=filters or {},
         )
         return self.ask(request)
 
@@ -164,12 +176,12 @@ class Client:
         return response
 
     def _pause(self, state: RetryCallState) -> float:
-        """Seconds before the next try: the back-off, or the server's Retry-After if that is longer."""
-        pause = self._backoff * 2 ** (state.attempt_number - 1)
-        if state.outcome is None or state.outcome.failed:
-            return pause
-        told = state.outcome.result().headers.get("Retry-After", "")
-        return max(pause, float(told)) if told.isdigit() else pause
+        """Seconds before the next try: the back-off, or the server's Retry-After if that is longer, and up to twice that."""
+        pause = self._backoff(state)
+        if state.outcome is not None and not state.outcome.failed:
+            told = state.outcome.result().headers.get("Retry-After", "")
+            pause = max(pause, float(told)) if told.isdigit() else pause
+        return pause + wait_random(0, pause)(state)
 
     def _unreachable(self, error: httpx.TransportError) -> ServingError:
         if isinstance(error, httpx.ConnectError):

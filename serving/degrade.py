@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from components.ids import UNKNOWN
+from serving.attributes import Attributes
 from serving.schemas import Method, RankedItem, RecommendRequest, RecommendResponse, UserRecommendations
 from serving.scorer import Scorer
 from serving.texts import Texts
@@ -154,6 +155,8 @@ class Static:
     """Best first."""
     model_version: str
     """Of the model that told it."""
+    attributes: Attributes
+    """Of these items."""
 
     def recommend(self, request: RecommendRequest, histories: Sequence[Sequence[str]], reason: str) -> RecommendResponse:
         """The same list for everybody, without what is known to be seen or is not to be shown.
@@ -162,9 +165,16 @@ class Static:
             request: the question.
             histories: recent item ids of each user.
             reason: why no model answers.
+
+        Raises:
+            FilterError: `request.filters` names what the items do not have.
         """
         allow, deny = None if request.allow is None else set(request.allow), set(request.deny)
         allowed = [item for item in self.items if (allow is None or item.item_id in allow) and item.item_id not in deny]
+        if request.filters:
+            passes = self.attributes.matching(request.filters).passes(np.arange(len(self.items)))
+            passing = {item.item_id for item, one in zip(self.items, passes.tolist(), strict=True) if one}
+            allowed = [item for item in allowed if item.item_id in passing]
         results = []
         for user_id, history in zip(request.users, histories, strict=True):
             seen = {*history, *request.recent.get(user_id, [])} if request.exclude_seen else set()

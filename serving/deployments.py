@@ -33,6 +33,7 @@ from serving import admission
 from serving.admission import OVERLOADED, Admission
 from serving.api import Impossible, Unavailable, create_app
 from serving.approximate import ScoringArgs
+from serving.attributes import FilterError
 from serving.auth import read_tokens
 from serving.breaker import Breaker
 from serving.degrade import Static
@@ -278,13 +279,20 @@ class ScorerReplica:
         self._follower.tries = self._trial.needs()
         log.info("trial", **trial)
 
-    async def recommend(self, request: RecommendRequest, histories: list[list[str]]) -> Answered[str]:
-        """See Recommender; answers as JSON, which takes a sixth of the time that pickling the models of a ranking does."""
-        answer, model_version, feature_set = await self.recommend_here(request, histories)
+    async def recommend(self, request: RecommendRequest, histories: list[list[str]]) -> Answered[str | FilterError]:
+        """See Recommender; answers as JSON, which takes a sixth of the time that pickling the models of a ranking does.
+
+        A filter that is wrong is an answer too: what is raised here, Ray Serve logs and counts as a failure of ours.
+        """
+        try:
+            answer, model_version, feature_set = await self.recommend_here(request, histories)
+        except FilterError as error:
+            return _answered(error, self._follower.live)
         return Answered(answer.model_dump_json(), model_version, feature_set)
 
     async def recommend_here(self, request: RecommendRequest, histories: list[list[str]]) -> Answered[RecommendResponse]:
-        """Likewise, for who asks in this very process."""
+        """Likewise, for who asks in this very process; raises FilterError."""
+        self._follower.live.recommender.filters.matching(request.filters)  # before others are asked together with it
         return await self._together.ask((request, histories))
 
     async def _answers(self, asked: list[Question]) -> list[Answered[RecommendResponse]]:
@@ -507,12 +515,14 @@ class RayBackend:
         try:
             if isinstance(self._scorer, Inside):
                 return await self._ask(self._scorer.recommend_here.remote(request, histories))
-            answer: str = await self._ask(self._scorer.recommend.remote(request, histories))
+            answer: str | FilterError = await self._ask(self._scorer.recommend.remote(request, histories))
         except Unavailable as error:
             if self._static is None or error.code == OVERLOADED:  # who comes back later gets a model's answer
                 raise
             self._metrics.count_degraded(error.code)
             return self._static.recommend(request, histories, error.code)
+        if isinstance(answer, FilterError):
+            raise answer
         return RecommendResponse.model_validate_json(answer)
 
     async def score(self, request: ScoreRequest) -> ScoreResponse:

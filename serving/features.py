@@ -9,6 +9,13 @@ Feast does not apply a view's ``ttl`` to what it reads online, so event timestam
 is used all the same, as what a user has seen stays true; the user's result says so (``history``), and it is counted as stale:
 many of them say that no feature set was built for long. A history holds raw item ids, so it needs no certain bundle either:
 when another bundle begins to answer, histories come from the feature set of the one before until the new one's is open.
+
+A request of many users is one look-up of their histories and one of their events (`serving.events`), side by side. They cannot
+be one: Feast looks up one project at a time, each feature set is a project of its own, and events live in another that a new
+feature set must not forget. The user's vector is in the bundle, beside the items' that it is multiplied with. His
+side-information embedding is in the online store (service "serving") and is not read here: whom a feature set knows has a
+history in it, of any split, and is in the bundle that was trained on it, so nobody is left whom the embedding alone could
+answer; and it would cost everybody (`tests/benchmarks/serving_features.py`).
 """
 
 import asyncio

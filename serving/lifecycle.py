@@ -18,6 +18,7 @@ import structlog
 
 from components.errors import UserError
 from serving.approximate import Exactness, ScoringArgs, prepare
+from serving.attributes import Attributes
 from serving.features import FeatureSet
 from serving.lists import ready_made
 from serving.metrics import Head
@@ -70,6 +71,7 @@ def load(target: Target, scoring: ScoringArgs = EXACT) -> Live:
     directory = Path(target.bundle_dir) if target.bundle_dir else find_bundle(target.storage_root, target.fingerprint)
     scorer = Scorer.load(directory, scoring.item_storage)
     golden_requests = scorer.replay_golden()
+    attributes = Attributes.read(directory, scorer.num_items)
     index, exactness = prepare(scorer, scoring, directory)
     lists, exactness, table = ready_made(target.storage_root, target.fingerprint, scorer, scoring, exactness)
     log.info(
@@ -80,7 +82,7 @@ def load(target: Target, scoring: ScoringArgs = EXACT) -> Live:
         **exactness.model_dump(exclude_none=True),
     )
     texts = Texts(directory, scorer)
-    recommender = Recommender(scorer, target.model_version, texts, index, exactness, lists)
+    recommender = Recommender(scorer, target.model_version, texts, index, exactness, lists, attributes)
     return Live(target, recommender, Head(scorer.popularity), texts, golden_requests, table)
 
 

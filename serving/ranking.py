@@ -18,6 +18,25 @@ class Ranking(NamedTuple):
     scores: Floats
 
 
+class Matching(NamedTuple):
+    """The items that pass a filter; made once for all who ask for it."""
+
+    penalty: Floats
+    """0 for an item that passes, else -inf, (num_items,): adding it to scores takes a fiftieth of choosing by a mask."""
+    num_items: int
+    """How many pass."""
+
+    @classmethod
+    def of(cls, mask: npt.NDArray[np.bool_]) -> "Matching":
+        """Made of which items pass, (num_items,)."""
+        return cls(np.where(mask, np.float32(0), np.float32(-np.inf)), int(mask.sum()))
+
+    def passes(self, rows: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
+        """Whether items pass, by row."""
+        passing: npt.NDArray[np.bool_] = self.penalty[rows] == 0
+        return passing
+
+
 class Candidates:
     """Which items may be ranked: all but some, or some alone.
 
@@ -27,33 +46,43 @@ class Candidates:
         num_items: all there are.
         excluded: item rows that are no candidates.
         allowed: item rows that alone are candidates; None: all.
+        matching: the items that alone are candidates; None: all.
     """
 
-    def __init__(self, num_items: int, excluded: Rows, allowed: Rows | None = None) -> None:
+    def __init__(self, num_items: int, excluded: Rows, allowed: Rows | None = None, matching: Matching | None = None) -> None:
         self._num_items = num_items
         self._excluded = excluded  # with repeats: to find them takes longer than to leave out the same item again
         self._allowed = None if allowed is None else np.setdiff1d(allowed, self._excluded)
+        if self._allowed is not None and matching is not None:  # few are left: no mask is needed
+            self._allowed, matching = self._allowed[matching.passes(self._allowed)], None
+        self._matching = matching
 
     def __len__(self) -> int:
-        return self._num_items - len(np.unique(self._excluded)) if self._allowed is None else len(self._allowed)
+        if self._allowed is not None:
+            return len(self._allowed)
+        excluded = np.unique(self._excluded)
+        if self._matching is not None:
+            return self._matching.num_items - int(self._matching.passes(excluded).sum())
+        return self._num_items - len(excluded)
 
     def without(self, rows: Rows) -> "Candidates":
         """All but these."""
         if not len(rows):
             return self
         excluded = np.concatenate((self._excluded, rows)) if len(self._excluded) else rows
-        return Candidates(self._num_items, excluded, self._allowed)
+        return Candidates(self._num_items, excluded, self._allowed, self._matching)
 
     def contains(self, rows: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
         """Whether items are candidates, by row."""
         if self._allowed is not None:
             return np.isin(rows, self._allowed)
-        return np.isin(rows, self._excluded, invert=True)
+        kept: npt.NDArray[np.bool_] = np.isin(rows, self._excluded, invert=True)
+        return kept if self._matching is None else kept & self._matching.passes(rows)
 
     def masked(self, scores: Floats) -> Floats:
         """The scores of all items, -inf for those that are no candidates."""
         if self._allowed is None:
-            masked = scores.copy()
+            masked = scores.copy() if self._matching is None else scores + self._matching.penalty
             masked[self._excluded] = -np.inf
         else:
             masked = np.full_like(scores, -np.inf)

@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 from components.cllmr.linear.kernel import NewItems
 from components.ids import UNKNOWN
 from serving.approximate import Exactness, ItemIndex
+from serving.attributes import Attributes, Filters
 from serving.degrade import NO_HISTORY, UNKNOWN_USER, Ladder, Query, Rung, Static
 from serving.lists import RankedLists
 from serving.ranking import Candidates, Floats, Ranking, rank_of, top_k
@@ -70,6 +71,7 @@ class Recommender:
         index: finds the best items of the debiased ranking without looking at all; None: all are looked at.
         exactness: what was measured of `scorer`, `index` and `lists`.
         lists: rankings that are ready; None: there are none.
+        attributes: what the bundle's items can be filtered by; None: nothing.
     """
 
     def __init__(
@@ -80,11 +82,14 @@ class Recommender:
         index: ItemIndex | None = None,
         exactness: Exactness = Exactness(),  # noqa: B008  # frozen
         lists: RankedLists | None = None,
+        attributes: Attributes | None = None,
     ) -> None:
         self.exactness = exactness
         self._index, self._lists = index, lists
         self.scorer = scorer
         self.model_version = model_version
+        self._attributes = attributes or Attributes(scorer.num_items, {})
+        self.filters = Filters(self._attributes)
         self._ladder = Ladder.of(scorer, texts)
 
     def take(self, lists: RankedLists | None, exactness: Exactness) -> None:
@@ -92,7 +97,11 @@ class Recommender:
         self._lists, self.exactness = lists, exactness
 
     def recommend(self, request: RecommendRequest, histories: Sequence[Sequence[str]]) -> RecommendResponse:
-        """Rankings for `request.users`; `histories[n]` are the recent item ids of user n."""
+        """Rankings for `request.users`; `histories[n]` are the recent item ids of user n.
+
+        Raises:
+            FilterError: `request.filters` names what the items do not have.
+        """
         return self.recommend_all([(request, histories)])[0]
 
     def recommend_all(self, asked: Sequence[tuple[RecommendRequest, Sequence[Sequence[str]]]]) -> list[RecommendResponse]:
@@ -112,7 +121,8 @@ class Recommender:
 
     def _tasks(self, request: RecommendRequest, histories: Sequence[Sequence[str]]) -> Iterator["_Task"]:
         allow = None if request.allow is None else self.scorer.item_vocabulary.rows(request.allow)
-        filtered = self.scorer.candidates(allow=allow, deny=self.scorer.item_vocabulary.rows(request.deny))
+        denied, matching = self.scorer.item_vocabulary.rows(request.deny), self.filters.matching(request.filters)
+        filtered = self.scorer.candidates(allow=allow, deny=denied, matching=matching)
         for user_id, history in zip(request.users, histories, strict=True):
             user, recent = self.scorer.user_vocabulary.row(user_id), request.recent.get(user_id, [])
             query = Query(user, *(self._known(items) for items in ([*history, *recent], recent)))
@@ -331,7 +341,7 @@ class Recommender:
     def popular(self, k: int) -> Static:
         """The k most popular items, for when no model answers."""
         ranking = top_k(self.scorer.popularity.astype(np.float32), k)
-        return Static(tuple(self._ranked(ranking)), self.model_version)
+        return Static(tuple(self._ranked(ranking)), self.model_version, self._attributes.of(ranking.rows))
 
     def describe(self, golden_requests: int) -> ModelInfo:
         """What is being served."""
@@ -347,6 +357,7 @@ class Recommender:
             members=bundle.get("members", {}),
             backbone=bundle.get("backbone"),
             side_encoder=bundle.get("side_encoder"),
+            filters=self.filters.described,
             golden_requests=golden_requests,
             **self.exactness.model_dump(),
         )

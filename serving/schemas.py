@@ -1,13 +1,15 @@
 """Requests and answers of the HTTP API: strict, unknown fields refused, examples that run against the sample data."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator, model_validator
 
 MAX_USERS = 100
 MAX_K = 200
 MAX_CANDIDATES = 1_000
 MAX_FILTER_ITEMS = 10_000
+MAX_FILTER_COLUMNS = 16
+MAX_FILTER_VALUES = 200
 MAX_NEIGHBOURS = 20
 MAX_RECENT = 200
 MAX_EVENTS = 1_000
@@ -41,6 +43,24 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
+class Range(_Strict):
+    """Numbers from `min` to `max`, both included."""
+
+    min: float | None = Field(default=None, allow_inf_nan=False, description="Left out: from the least.")
+    max: float | None = Field(default=None, allow_inf_nan=False, description="Left out: to the greatest.")
+
+    @model_validator(mode="after")
+    def _holds_something(self) -> Self:
+        if self.min is None and self.max is None:
+            raise ValueError("a range needs min, max or both")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min = {self.min:g} is above max = {self.max:g}")
+        return self
+
+
+Filter = Annotated[list[RawId], Field(min_length=1, max_length=MAX_FILTER_VALUES)] | Range
+
+
 class RecommendRequest(_Strict):
     """Rank items for one or many users."""
 
@@ -50,6 +70,7 @@ class RecommendRequest(_Strict):
                 {"users": ["1"], "k": 10},
                 {"users": ["1", "2"], "k": 5, "debias": 1.0, "compare": True, "deny": ["50"]},
                 {"users": ["somebody new"], "k": 5, "recent": {"somebody new": ["50", "181"]}},
+                {"users": ["1"], "filters": {"genres": ["Comedy", "Drama"], "release_year": {"min": 1990, "max": 1999}}},
             ]
         }
     )
@@ -69,6 +90,13 @@ class RecommendRequest(_Strict):
     compare: bool = Field(default=False, description="Also answer the factual ranking, with every item's rank in both.")
     allow: list[RawId] | None = Field(default=None, max_length=MAX_FILTER_ITEMS, description="Only these items are candidates.")
     deny: list[RawId] = Field(default=[], max_length=MAX_FILTER_ITEMS, description="These items are no candidates.")
+
+    filters: dict[RawId, Filter] = Field(
+        default={},
+        max_length=MAX_FILTER_COLUMNS,
+        description="Column of the items' table -> values, one of which an item must have, or a range of numbers; only items "
+        "that pass all are candidates. /v1/model lists the columns.",
+    )
 
     @field_validator("recent")
     @classmethod
@@ -312,6 +340,17 @@ class FeaturesState(_Strict):
     reason: str | None = None
 
 
+class FilterColumn(_Strict):
+    """A column of the items' table that /v1/recommend can filter by."""
+
+    kind: Literal["values", "numbers"]
+    num_items: int = Field(description="Items of which the column says something.")
+    num_values: int | None = Field(default=None, description="Of values: how many there are.")
+    values: list[str] = Field(default=[], description="Of values: the most frequent ones, most frequent first.")
+    min: float | None = Field(default=None, description="Of numbers: the least.")
+    max: float | None = Field(default=None, description="Of numbers: the greatest.")
+
+
 class ModelInfo(_Strict):
     """The bundle behind the endpoint."""
 
@@ -325,6 +364,9 @@ class ModelInfo(_Strict):
     members: dict[str, float] = Field(description="The models behind the score, and their weights.")
     backbone: str | None
     side_encoder: str | None
+    filters: dict[str, FilterColumn] = Field(
+        default={}, description="What items can be filtered by; empty where the bundle has no such columns."
+    )
     golden_requests: int = Field(description="Recorded requests that were replayed when the bundle was loaded.")
     item_storage: Literal["float32", "float16", "int8"] = Field(description="How item vectors are kept in memory.")
     storage_overlap: float | None = Field(

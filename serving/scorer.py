@@ -28,7 +28,7 @@ from components.cllmr.linear.compact import CompactItems, ItemStorage
 from components.cllmr.linear.scores import LinearScores, from_tensors, mixed, products, standardised
 from components.errors import ArtifactError, ConfigError, did_you_mean
 from components.ids import UNKNOWN, Vocabulary
-from serving.ranking import Candidates, Floats, Ranking, Rows, top_k
+from serving.ranking import Candidates, Floats, Matching, Ranking, Rows, top_k
 
 SCHEMA_VERSION = 2
 GOLDEN_TOLERANCE = 1e-5  # float32 sums over some hundred terms differ by the order of summation: about 1e-6 of the largest term
@@ -41,6 +41,9 @@ ITEMS_FILE = "items.json"
 GOLDEN_FILE = "golden.json"
 TEXT_FILE = "text.safetensors"
 """Texts of the items, for items that are new: not read until one is asked for."""
+
+ATTRIBUTES_FILE = "attributes.parquet"
+"""What items can be filtered by: see serving.attributes."""
 
 _ROWS_AT_ONCE = 65_536
 
@@ -264,11 +267,15 @@ class Scorer:
         return top_k(scores, k, self.candidates(exclude, allow, deny))
 
     def candidates(
-        self, exclude: npt.ArrayLike = (), allow: npt.ArrayLike | None = None, deny: npt.ArrayLike = ()
+        self,
+        exclude: npt.ArrayLike = (),
+        allow: npt.ArrayLike | None = None,
+        deny: npt.ArrayLike = (),
+        matching: Matching | None = None,
     ) -> Candidates:
         """Which items may be ranked."""
         excluded = np.concatenate((_known(exclude), _known(deny)))
-        return Candidates(self.num_items, excluded, None if allow is None else _known(allow))
+        return Candidates(self.num_items, excluded, None if allow is None else _known(allow), matching)
 
     def seen(self, user: int) -> Rows:
         """Item rows of a user's training interactions."""

@@ -7,13 +7,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import scipy.sparse as sp
 from safetensors.numpy import save_file
 
 from components.artifacts import Manifest, Stage, StageConfig, run_stage, write_json
 from components.cllmr.linear.kernel import NewItems
 from components.cllmr.linear.scores import LinearScores, Standard, as_tensors, joined, strongest
+from components.train.attributes import attributes_of, write_attributes
 from components.train.bundle import model_tensors, write_texts
+from components.train.config import TrainConfig
 from components.train.recipe import FittedRecipe, GraphFit
 from serving.scorer import BUNDLE_DIRECTORY, write_golden
 
@@ -137,6 +140,13 @@ def write_text(directory: Path, embeddings: npt.NDArray[np.float32], encoder: st
     header = json.loads((directory / "bundle.json").read_text())
     write_json(directory / "bundle.json", {**header, "text": {"encoder": encoder, "power": power}})
     return texts
+
+
+def write_item_columns(directory: Path, filter_separator: str | None = ",", **columns: list[str]) -> Path:
+    """Adds columns that items can be filtered by to a bundle that is there, as training does."""
+    config = TrainConfig(filter_separator=filter_separator)
+    write_attributes(directory, attributes_of(pd.DataFrame(columns), list(columns), config))
+    return directory
 
 
 def write_random_bundle(

@@ -95,6 +95,11 @@ class TrainConfig(StageConfig):
     debias_tolerance: NonNegativeFloat = 0.02
     """Share of the best validation NDCG@10 that debiasing may cost: the largest λ within it is served. Validation clicks carry
     the same propensity as training clicks, so some loss on them is what removing it looks like."""
+    filter_columns: tuple[str, ...] | None = None
+    """Columns of the items' table (of those that ingest.item_text_columns keeps) that requests can filter by; null: all that
+    have numbers or at most 200 distinct values; []: none."""
+    filter_separator: str | None = Field(default=",", min_length=1)
+    """What stands between several values of one cell ("Comedy, Drama"); null: a cell is one value."""
     warm_start: str = Field(default=NONE, pattern=rf"^({NONE}|{CHAMPION}|[0-9a-f]{{16}})$")
     """What the graph member begins with: "none", the ID table of the "champion", or that of another output of this stage, by
     its fingerprint; users and items are joined by id, new ones begin as ever. Other members are fitted anew. Training begins

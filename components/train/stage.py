@@ -52,6 +52,7 @@ def _build(
     from components.ingest.dataset import Dataset
     from components.launch import ray_session
     from components.train import warm
+    from components.train.attributes import attributes_of, write_attributes
     from components.train.bundle import header, model_tensors, write_bundle, write_texts
     from components.train.recipe import RecipeData, fit_recipe
     from components.train.strength import choose_strength, strength_curve
@@ -59,6 +60,7 @@ def _build(
 
     dataset = Dataset.load(ingest.path())
     train, validation = dataset.matrix(TRAIN), dataset.matrix(VALIDATION)
+    attributes = attributes_of(dataset.items, dataset.item_text_columns, config)  # first: a wrong column is told at once
     starts = warm.starts(config, storage_root, dataset)
     with ray_session(num_cpus=config.num_workers, num_gpus=config.num_workers if config.use_gpu else 0):
         inputs = training_features(features)
@@ -95,6 +97,7 @@ def _build(
     curve = strength_curve(Scorer(model, described, user_ids, items), train, validation, grid)
     described["debias_strength"] = choose_strength(curve, config.debias_tolerance)
     write_bundle(out / "bundle", Scorer(model, described, user_ids, items), model, config.seed)
+    write_attributes(out / "bundle", attributes)
     if texts is not None:
         write_texts(out / "bundle", texts)
     z = (np.empty((count, 0), np.float32) for count in train.shape) if graph is None else (graph.user_side, graph.item_side)

@@ -1,17 +1,26 @@
 """What every backbone must do; a new one inherits this suite by naming itself."""
 
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
+from fastapi.testclient import TestClient
 
 from components.cllmr.backbones import BACKBONES, Backbone
 from components.cllmr.config import ModelConfig
 from components.cllmr.graph import Graph
 from components.evaluate.metrics import rank
+from components.train.bundle import model_tensors
+from components.train.graph import as_arrays
 from components.train.loop import SingleProcess, TrainData, build_model, fit, make_sampler
+from serving.api import create_app
+from serving.recommender import Recommender
+from serving.scorer import Scorer
 from tests.behaviour.training import small_config, small_data
+from tests.bundles import graph_alone, write_bundle
+from tests.contract.test_http_api import LocalBackend
 
 NUM_USERS, NUM_ITEMS, DIM = 7, 5, 6
 
@@ -96,6 +105,24 @@ class BackboneContract:
         first, again, other = (torch.cat([one.mediator.users, one.mediator.items]) for one in found)
         assert torch.equal(first, again)
         assert not torch.equal(first, other)
+
+    def test_the_api_answers_with_the_scores_that_the_trained_model_has(self, tmp_path: Path) -> None:
+        data = self.train_data()
+        trained, state = fit(data, small_config(max_epochs=1, evaluate_every=1, model=self.bare()), SingleProcess())
+        graph = as_arrays(trained, state)
+        num_users, num_items = data.train.shape
+        items = [{"item_id": f"i{row}", "title": "", "profile": ""} for row in range(num_items)]
+        model = model_tensors(graph_alone(graph), graph.items, data.train)
+        header = {"embedding_dim": graph.items.shape[1]}
+        users = [f"u{row}" for row in range(num_users)]
+        scorer = Scorer.load(write_bundle(tmp_path / "bundle", model=model, header=header, users=users, items=items))
+        expected = (graph.users.astype(np.float64) @ graph.items.T) * graph.user_gate[:, None] * graph.item_gate
+        app = create_app(LocalBackend(Recommender(scorer, "1")))
+        with TestClient(app) as http:
+            for row in range(0, num_users, 7):
+                asked = {"user_id": users[row], "item_ids": [item["item_id"] for item in items], "debias": 0.0}
+                scores = [item["score"] for item in http.post("/v1/score", json=asked).json()["scores"]]
+                np.testing.assert_allclose(scores, expected[row], atol=1e-5)
 
     @pytest.mark.parametrize("loss", ["softmax", "bpr"])
     def test_it_finds_the_blocks_of_a_planted_world(self, loss: str) -> None:

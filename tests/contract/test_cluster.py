@@ -14,6 +14,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
+from components.batch.config import BatchConfig
 from components.errors import ClusterError, ConfigError
 from pipelines import cluster as clusters
 from pipelines.batch_scoring import batch_scoring
@@ -509,6 +510,23 @@ def test_schedule_says_what_it_changed(server: KfpServer) -> None:
     assert "schedule cllmr-retraining: removed" in call("schedule", "--host", server.url, "--remove").stdout
     assert "there was none" in call("schedule", "--host", server.url, "--remove").stdout
     assert call("schedule", "--host", server.url).exit_code == 2
+
+
+def test_batch_scoring_is_submitted_and_scheduled_as_the_retraining_is(server: KfpServer) -> None:
+    common = ["--host", server.url, "--storage", ROOT, "--revision", "r1", "--pipeline", "batch", "--set", "batch.k=50"]
+    arguments = [*common, "--set", "promote.model_name=books"]
+    result = call("submit", *arguments)
+    assert result.exit_code == 0, result.output
+    (run,) = server.runs.values()
+    assert list(server.spec_of(run)["root"]["dag"]["tasks"]) == ["batch"]
+    parameters = run["runtime_config"]["parameters"]
+    assert set(parameters) == {"storage_root", "batch_config"}
+    config = BatchConfig.parse(parameters["batch_config"], "batch")
+    assert (config.k, config.model_name, parameters["storage_root"]) == (50, "books", ROOT)
+    assert "schedule cllmr-batch: created, '0 0 6 * * *' UTC" in call("schedule", *arguments, "--cron", "0 6 * * *").stdout
+    assert "schedule cllmr-batch: unchanged" in call("schedule", *arguments, "--cron", "0 6 * * *").stdout
+    assert "there was none" in call("schedule", "--host", server.url, "--remove").stdout  # the retraining's is another
+    assert "cllmr-batch: removed" in call("schedule", "--host", server.url, "--remove", "--pipeline", "batch").stdout
 
 
 def test_mistakes_are_one_line_and_exit_code_2(server: KfpServer) -> None:

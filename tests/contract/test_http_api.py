@@ -18,7 +18,8 @@ from components.cllmr.linear.kernel import NewItems
 from components.errors import ServingError
 from serving import api
 from serving.admission import Admission
-from serving.api import MAX_BODY_BYTES, Impossible, Unavailable, create_app
+from serving.api import MAX_BODY_BYTES, MAX_DEPTH, Impossible, Unavailable, create_app, depth_of
+from serving.attributes import Attributes
 from serving.auth import Tokens
 from serving.client import Client
 from serving.features import FeatureSource, Histories, NoFeatures
@@ -41,7 +42,7 @@ from serving.schemas import (
     ScoreResponse,
 )
 from serving.scorer import Scorer
-from tests.bundles import write_bundle
+from tests.bundles import write_bundle, write_item_columns
 
 ROUTES = ("/v1/recommend", "/v1/score", "/v1/explain", "/v1/events")
 
@@ -100,6 +101,29 @@ class LocalBackend:
         )
 
 
+def test_items_are_filtered_by_their_attributes_and_a_wrong_filter_is_named(http: TestClient) -> None:
+    def ask(**filters: Any) -> httpx.Response:
+        return http.post("/v1/recommend", json={"users": ["cat"], "filters": filters})
+
+    def found(**filters: Any) -> list[str]:
+        return [item["item_id"] for item in ask(**filters).json()["results"][0]["items"]]
+
+    assert found(genres=["Drama", "Horror"]) == ["i2", "i0"]
+    assert found(genres=["Drama", "Horror"], release_year={"min": 1950}) == ["i0"]
+    assert found(release_year={"max": 1950}) == ["i2", "i3"]
+    error = refused(ask(genre=["Drama"]), 422, "invalid_filter")
+    assert (error.message, error.hint) == (
+        "filters: items cannot be filtered by 'genre'.",
+        "Did you mean 'genres'? Allowed: genres, release_year.",
+    )
+    refused(ask(genres="Drama"), 422, "invalid_request")
+    refused(ask(genres=[]), 422, "invalid_request")
+    refused(ask(release_year={}), 422, "invalid_request")
+    listed = http.get("/v1/model").json()["model"]["filters"]
+    assert listed["genres"]["values"] == ["Comedy", "Drama", "Horror", "Sci-Fi"]
+    assert (listed["release_year"]["min"], listed["release_year"]["max"]) == (1941, 1985)
+
+
 class Silent:
     """A feature store that is down."""
 
@@ -112,7 +136,11 @@ class Silent:
 
 @pytest.fixture(scope="module")
 def recommender(tmp_path_factory: pytest.TempPathFactory) -> Recommender:
-    return Recommender(Scorer.load(write_bundle(tmp_path_factory.mktemp("tiny") / "bundle")), model_version="7")
+    directory = write_bundle(tmp_path_factory.mktemp("tiny") / "bundle")
+    genres = ["Horror, Sci-Fi", "Comedy", "Drama", ""]
+    write_item_columns(directory, genres=genres, release_year=["1979", "1985", "1942", "1941"])
+    scorer = Scorer.load(directory)
+    return Recommender(scorer, model_version="7", attributes=Attributes.read(directory, scorer.num_items))
 
 
 @pytest.fixture
@@ -379,10 +407,28 @@ def test_a_malformed_body_is_refused(http: TestClient, route: str, body: bytes) 
     refused(response, response.status_code, "invalid_request" if response.status_code == 422 else "bad_request")
 
 
+def test_a_body_that_is_too_deep_is_told_how_deep_it_is(http: TestClient) -> None:
+    body = b'{"users": ["[[\\"[["], "recent": ' + b"[" * 20_000 + b"]" * 20_000 + b"}"
+    error = refused(http.post("/v1/recommend", content=body, headers={"Content-Type": "application/json"}), 400, "bad_request")
+    assert error.message == f"the body is nested 20001 levels deep; at most {MAX_DEPTH} are allowed."
+    for schema in http.get("/openapi.json").json()["components"]["schemas"].values():
+        assert all(depth_of(json.dumps(example).encode()) <= MAX_DEPTH for example in schema.get("examples", []))
+    assert depth_of(b'"[[[' + b'\\"' * 500_000) == 0  # not closed, and read in one go
+
+
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "%%%"])
 def test_a_body_that_is_not_declared_as_json_is_refused(http: TestClient, content_type: str) -> None:
     response = http.post("/v1/recommend", content=b'{"users": ["ann"]}', headers={"Content-Type": content_type})
     refused(response, 422, "invalid_request")
+
+
+def test_pages_of_other_hosts_are_allowed_nothing(http: TestClient) -> None:
+    origin = {"Origin": "https://elsewhere.example", "Access-Control-Request-Method": "POST"}
+    for response in (
+        http.options("/v1/recommend", headers=origin),
+        http.post("/v1/recommend", json={"users": ["ann"]}, headers=origin),
+    ):
+        assert not [name for name in response.headers if name.startswith("access-control-")]
 
 
 def test_a_huge_body_is_refused_by_its_announced_size(http: TestClient) -> None:
@@ -496,7 +542,7 @@ def test_every_example_of_the_openapi_document_is_answered(http: TestClient) -> 
                 response = http.post(path, json=example)
                 assert response.status_code == 200, (path, example, response.text)
                 asked += 1
-    assert asked == 7
+    assert asked == 8
 
 
 def test_the_documentation_page_needs_nothing_from_another_host(http: TestClient) -> None:

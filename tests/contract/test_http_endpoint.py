@@ -28,7 +28,7 @@ from serving.ranking import top_k
 from serving.run import free_port, parse_app_args, read_app_args, running_endpoint, wait_until_ready
 from serving.schemas import Event, NewItem
 from serving.scorer import Scorer
-from tests.bundles import write_random_bundle, write_text
+from tests.bundles import write_item_columns, write_random_bundle, write_text
 
 pytestmark = pytest.mark.ray
 
@@ -42,7 +42,8 @@ def write_config(directory: Path, bundle: Path, **args: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_random_bundle(tmp_path_factory.mktemp("random") / "bundle", num_users=30, num_items=120)
+    directory = write_random_bundle(tmp_path_factory.mktemp("random") / "bundle", num_users=30, num_items=120)
+    return write_item_columns(directory, tag=["odd" if row % 2 else "even" for row in range(120)])
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +105,15 @@ def test_unknown_users_and_items_are_answered(client: Client, scorer: Scorer) ->
     assert [item.item_id for item in result.items] == [f"i{row}" for row in expected.rows]
     assert client.explain("who", "what").reason == "unknown_user"
     assert client.explain("u1", "what").reason == "unknown_item"
+
+
+def test_items_are_filtered_by_what_the_bundle_says_of_them(client: Client, scorer: Scorer) -> None:
+    (result,) = client.recommend(["u3"], 15, filters={"tag": ["odd"]}).results
+    odd = [f"i{row}" for row in scorer.recommend(3, 120, exclude=scorer.seen(3)).rows if row % 2]
+    assert [item.item_id for item in result.items] == odd[:15]
+    with pytest.raises(ServingError, match=r"no item has 'tag' = 'old'\. Did you mean 'odd'"):
+        client.recommend(["u3"], filters={"tag": ["old"]})
+    assert client.model().model.filters["tag"].values == ["even", "odd"]
 
 
 def _until_it_is_there(ask: Callable[[], object]) -> Iterator[str]:

@@ -203,7 +203,7 @@ def test_two_runs_from_scratch_in_two_places_write_the_same_bytes(unbroken: tupl
     assert again.storage_root != manifest.storage_root
     assert again.fingerprint == manifest.fingerprint
     assert digests(again) == digests(manifest)
-    bundle = {"model.safetensors", "bundle.json", "golden.json", "text.safetensors"}
+    bundle = {"model.safetensors", "bundle.json", "golden.json", "text.safetensors", "attributes.parquet"}
     assert {"curve.json", *(f"bundle/{name}" for name in bundle)} <= set(again.files)
 
 

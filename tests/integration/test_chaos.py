@@ -7,11 +7,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 import ray
+import structlog
 import yaml
 from ray import serve
 from ray.exceptions import RayTaskError
@@ -24,6 +27,8 @@ from serving.schemas import RecommendRequest, RecommendResponse
 from tests.bundles import write_random_bundle
 
 pytestmark = pytest.mark.ray
+
+log = structlog.get_logger()
 
 CLIENTS = 4
 USERS = 30
@@ -38,10 +43,14 @@ class Askers:
         self._url, self._stop = url, threading.Event()
         self.outcomes: list[str] = []
         """How requests ended, in order: their status, or the error on the way."""
+        self.seconds: list[float] = []
+        """What those that were answered took."""
+        self._failed_at = 0.0
         self._threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(CLIENTS)]
 
     def _ask(self, number: int) -> None:
         while not self._stop.is_set():
+            began = time.monotonic()
             try:
                 answer = httpx.post(f"{self._url}/v1/recommend", json={"users": [f"u{number % USERS}"], "k": 5}, timeout=20)
                 told = str(answer.status_code)
@@ -52,8 +61,28 @@ class Askers:
             except httpx.TransportError:
                 told = "connection lost"
                 time.sleep(0.05)
+            if told == "200":
+                self.seconds.append(time.monotonic() - began)
+            else:
+                self._failed_at = time.monotonic()
             self.outcomes.append(told)
             number += CLIENTS
+
+    @contextmanager
+    def measured(self, what: str) -> Iterator[None]:
+        """Tells in the log what was lost: requests and those that failed, the p99 of the rest, seconds to the last failure."""
+        before, quick, began = len(self.outcomes), len(self.seconds), time.monotonic()
+        yield
+        told = Counter(self.outcomes[before:])
+        log.info(
+            "chaos",
+            what=what,
+            requests=told.total(),
+            failed={outcome: count for outcome, count in told.items() if outcome != "200"},
+            p99_ms=round(1000 * float(np.quantile(self.seconds[quick:], 0.99))),
+            p99_before_ms=round(1000 * float(np.quantile(self.seconds[:quick], 0.99))),
+            back_after_s=round(max(0.0, self._failed_at - began), 1),
+        )
 
     def __enter__(self) -> "Askers":
         for thread in self._threads:
@@ -109,9 +138,10 @@ def kill(part: str, restart: bool) -> None:
 def test_a_killed_part_costs_few_requests_and_comes_back(url: str, part: str, allowed: set[str], most: int | None) -> None:
     with Askers(url) as askers:
         before = len(askers.outcomes)
-        kill(part, restart=part.startswith("SERVE_"))
-        askers.wait_for_calm()
-        askers.wait_for_calm()  # and it stays so
+        with askers.measured(part):
+            kill(part, restart=part.startswith("SERVE_"))
+            askers.wait_for_calm()
+            askers.wait_for_calm()  # and it stays so
     told = Counter(outcome for outcome in askers.outcomes[before:] if outcome != "200")
     assert set(told) <= allowed, told
     assert most is None or told.total() <= most, told

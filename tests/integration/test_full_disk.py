@@ -99,21 +99,22 @@ def test_a_full_disk_costs_no_answer_and_events_are_refused_until_there_is_room(
     assert tell(url, "i30").json()["statuses"] == ["stored"]
     with Askers(url) as askers:
         before = len(askers.outcomes)
-        filler = fill(disk)
-        with pytest.raises(OSError, match="No space left"):
-            (disk / "more").write_bytes(bytes(1 << 16))
-        refused = tell(url, "i31")
-        assert (refused.status_code, refused.json()["code"]) == (503, "features_unavailable")
-        assert refused.headers["retry-after"] == "1"
-        for _ in range(2):
+        with askers.measured("disk full"):
+            filler = fill(disk)
+            with pytest.raises(OSError, match="No space left"):
+                (disk / "more").write_bytes(bytes(1 << 16))
+            refused = tell(url, "i31")
+            assert (refused.status_code, refused.json()["code"]) == (503, "features_unavailable")
+            assert refused.headers["retry-after"] == "1"
+            for _ in range(2):
+                askers.wait_for_calm()
+            degraded, items = ranked_to(url, NEWCOMER)
+            assert degraded is None, "what is in the store is still read"
+            assert "i30" not in items
+            assert "i31" in items
+            assert shutil.disk_usage(disk).free == 0
+            filler.unlink()
+            until(lambda: tell(url, "i31").status_code == 200, 30)
             askers.wait_for_calm()
-        degraded, items = ranked_to(url, NEWCOMER)
-        assert degraded is None, "what is in the store is still read"
-        assert "i30" not in items
-        assert "i31" in items
-        assert shutil.disk_usage(disk).free == 0
-        filler.unlink()
-        until(lambda: tell(url, "i31").status_code == 200, 30)
-        askers.wait_for_calm()
     assert set(askers.outcomes[before:]) == {"200"}, Counter(askers.outcomes[before:])
     assert "i31" not in ranked_to(url, NEWCOMER)[1]

@@ -183,10 +183,10 @@ from tests.fake_pipeline import fake_pipeline
 from tests.fakes import STAGES, FakeConfig, FakePlatform
 for name, stage in STAGES.items():
     sys.modules[f"components.{name}.stage"] = SimpleNamespace(STAGE=stage)
-from pipelines import cli
+from pipelines import cli, plan
 settings = FakePlatform(storage_root=sys.argv.pop(1), spectrum=FakeConfig(behaviour=sys.argv.pop(1), flag=sys.argv.pop(1)))
 cli.load_config = lambda *ignored: settings
-cli.compiled = lambda settings: fake_pipeline(settings)
+plan.compiled = lambda settings: fake_pipeline(settings)
 cli.app(["run", *sys.argv[1:]])
 """
 

@@ -7,6 +7,7 @@ import pytest
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from serving.api import Unavailable
+from serving.attributes import Attributes
 from serving.degrade import Static
 from serving.deployments import Answered, RayBackend
 from serving.features import NoFeatures
@@ -81,7 +82,7 @@ def test_an_overload_is_told_and_so_is_a_scorer_that_has_never_answered(handle: 
         handle.recommend.failure = GONE
         with pytest.raises(Unavailable, match="no scorer replica answers"):
             await asked.recommend(REQUEST, [[], []])
-        asked._static = Static((), "7")
+        asked._static = Static((), "7", Attributes(0, {}))
         handle.recommend.failure = BackPressureError(num_queued_requests=4, max_queued_requests=4)
         with pytest.raises(Unavailable, match="too many requests are waiting"):
             await asked.recommend(REQUEST, [[], []])

@@ -54,6 +54,21 @@ def test_a_dropped_connection_and_an_overload_are_asked_again() -> None:
     assert answers == []
 
 
+@pytest.mark.parametrize(("told", "least"), [("1", (1.0, 1.0)), ("", (0.2, 0.4))])
+def test_callers_who_were_refused_together_do_not_come_back_together(
+    told: str, least: tuple[float, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paused: list[float] = []
+    monkeypatch.setattr("time.sleep", paused.append)
+    for _ in range(40):
+        refused = httpx.MockTransport(lambda request: httpx.Response(503, json=ERROR, headers={"Retry-After": told}))
+        with pytest.raises(ServingError), Client("http://endpoint:8000", retries=2, transport=refused) as asked:
+            asked.model()
+    for pauses, pause in ((paused[::2], least[0]), (paused[1::2], least[1])):
+        assert len(pauses) == 40
+        assert pause <= min(pauses) < 1.25 * pause < 1.75 * pause < max(pauses) <= 2 * pause
+
+
 @pytest.mark.parametrize(
     ("error", "told"),
     [
