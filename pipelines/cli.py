@@ -645,7 +645,7 @@ def experiment(
     effect: Annotated[
         str | None,
         typer.Option(
-            "--effect", help="none, factual, tnie, pnde; of ease, ials, ensemble: none, gates, counterfactual_clicks ..."
+            "--effect", help="none, factual, tnie, pnde; of ease, ials, ensemble: none, gates, counterfactual_log ..."
         ),
     ] = None,
     seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Fits of every model that depends on chance; 5.")] = None,

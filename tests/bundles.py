@@ -184,7 +184,7 @@ def write_random_bundle(
         header={
             "name": "random",
             "embedding_dim": embedding_dim,
-            "effect": "counterfactual_clicks",
+            "effect": "counterfactual_log",
             "history_blocks": blocks,
             **header,
         },
@@ -220,7 +220,7 @@ def write_factor_bundle(
             "seen_indptr": np.arange(0, seen.size + 1, num_seen, dtype=np.int64),
             "seen_items": seen.ravel(),
         },
-        {**TINY_HEADER, "name": "factors", "embedding_dim": embedding_dim, "effect": "counterfactual_clicks"},
+        {**TINY_HEADER, "name": "factors", "embedding_dim": embedding_dim, "effect": "counterfactual_log"},
         [f"u{row}" for row in range(num_users)],
         [{"item_id": f"i{row}", "title": f"Film {row}", "profile": f"Film {row}."} for row in range(num_items)],
     )

@@ -87,7 +87,7 @@ class TrainConfig(StageConfig):
     """Of initial weights, batches, negatives, noise and factors."""
     recipe: RecipeConfig = RecipeConfig()
     """The members beside the graph model, and how all are tuned and joined."""
-    effect: EffectName = Field(default="counterfactual_clicks", validate_default=True)
+    effect: EffectName = Field(default="counterfactual_log", validate_default=True)
     """How the text's propensity is told from taste: see `components.cllmr.effects`. "reference_texts" needs texts that an LLM
     wrote; "gates" is the paper's, and needs model.counterfactual; "none" serves the factual score."""
     debias_grid: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)

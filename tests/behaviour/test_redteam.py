@@ -62,7 +62,7 @@ def test_the_guard_bounds_the_rank_lift_of_the_attacks_it_knows(
     attacked = world.attacked_by("removes")
     gained = {}
     for guarded in (False, True):
-        clean, run = trial.run(guarded, "counterfactual_clicks")
+        clean, run = trial.run(guarded, "counterfactual_log")
         gained[guarded] = {score: lift(clean.places[score], run.places[score], attacked) for score in SCORES}
     record_property("lift", str(gained))  # type: ignore[operator]  # pytest's own
     assert gained[False]["factual"].rank > 3, f"the attacks gain nothing that could be taken from them: {gained}"

@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--text", action="append", default=[], help="NAME=DIR")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--graph", action="store_true")
-    parser.add_argument("--effect", default="counterfactual_clicks")
+    parser.add_argument("--effect", default="counterfactual_log")
     asked = parser.parse_args()
     console = Console(width=160)
     dataset = Dataset.load(asked.ingest)

@@ -128,15 +128,15 @@ def test_a_given_dimension_is_the_only_one_of_a_study_that_varies_it() -> None:
 @pytest.mark.parametrize(
     ("flags", "members", "effect"),
     [
-        (["--backbone", "ease"], ["ease"], "counterfactual_clicks"),
+        (["--backbone", "ease"], ["ease"], "counterfactual_log"),
         (["--backbone", "ials", "--effect", "none"], ["factors"], "none"),
-        (["--backbone", "ease", "--encoder", "mlp", "--dim", "4"], ["ease", "graph"], "counterfactual_clicks"),
+        (["--backbone", "ease", "--encoder", "mlp", "--dim", "4"], ["ease", "graph"], "counterfactual_log"),
         (
             ["--backbone", "ensemble", "--dim", "4", "--effect", "gates"],
             ["ease", "factors", "graph", "popularity", "text"],
             "gates",
         ),
-        (["--effect", "counterfactual_log"], ["ease", "factors", "graph", "popularity", "text"], "counterfactual_log"),
+        (["--effect", "counterfactual_clicks"], ["ease", "factors", "graph", "popularity", "text"], "counterfactual_clicks"),
     ],
 )
 def test_linear_backbones_and_the_ensemble_are_chosen_by_flags_as_well(

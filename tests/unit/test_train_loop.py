@@ -319,7 +319,7 @@ def test_backbones_that_draw_in_training_resume_to_the_bit_too(data: TrainData, 
         ({"effect": "gates"}, r"setting 'train\.effect' = 'gates': model\.counterfactual is False; it is true with the effect"),
         (
             {"model": {"counterfactual": True}},
-            r"setting 'train\.effect' = 'counterfactual_clicks': model\.counterfactual is True",
+            r"setting 'train\.effect' = 'counterfactual_log': model\.counterfactual is True",
         ),
         ({"learning_rate": 0}, r"setting 'train\.learning_rate' = 0: .*greater than 0"),
     ],

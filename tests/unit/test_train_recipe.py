@@ -73,7 +73,7 @@ def test_all_members_take_part_and_the_ensemble_is_no_worse_than_the_best_on_val
     assert recall > 0.9, f"recall@10 {recall:.3f}"  # by chance about a third
 
 
-@pytest.mark.parametrize("effect", ["none", "counterfactual_clicks"])
+@pytest.mark.parametrize("effect", ["none", "counterfactual_log"])
 def test_a_graph_may_lend_its_side_representations_to_the_gram_matrix_without_a_part_in_the_score(effect: str) -> None:
     data, _ = world()
     found = fitted(data, recipe={"members": ["graph", "ease"], "graph_joins": False, "side_mix": [0.3]}, effect=effect)
