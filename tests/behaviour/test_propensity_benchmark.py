@@ -14,7 +14,6 @@ Measured (EASE with text, λ = 1, praise in a direction that is no topic):
     2     none      0.088, 0.088, 0.091                           0.172 -> 0.173
 """
 
-from functools import partial
 
 import numpy as np
 import pytest
@@ -33,7 +32,7 @@ from components.train.recipe import FittedRecipe, RecipeData, fit_recipe
 from tests.behaviour.training import SMALL_RECIPE
 from tests.planted import propensity_world
 
-MODEL = partial(ease, settings=EaseSettings(50.0, side_weight=20.0))
+MODEL = ease(EaseSettings(50.0, side_weight=20.0))
 BEST = EFFECTS["counterfactual_log"]
 
 
