@@ -14,7 +14,6 @@ Measured (EASE with text, λ = 1, praise in a direction that is no topic):
     2     none      0.088, 0.088, 0.091                           0.172 -> 0.173
 """
 
-
 import numpy as np
 import pytest
 import scipy.sparse as sp
