@@ -177,11 +177,12 @@ class Filters:
 
     Args:
         attributes: of all items.
+        cached_bytes: of memory that what they found may take.
     """
 
-    def __init__(self, attributes: Attributes) -> None:
+    def __init__(self, attributes: Attributes, cached_bytes: int = _CACHED_BYTES) -> None:
         self._attributes = attributes
-        self._found: LRUCache[str, Matching] = LRUCache(_CACHED_BYTES, getsizeof=lambda found: found.penalty.nbytes)
+        self._found: LRUCache[str, Matching] = LRUCache(cached_bytes, getsizeof=lambda found: found.penalty.nbytes)
         self._lock = threading.Lock()  # requests of many users are answered in threads
         self.described = attributes.described()
 
@@ -194,7 +195,7 @@ class Filters:
             found = self._found.get(key)
         if found is None:
             found = self._attributes.matching(filters)
-            if found.penalty.nbytes <= _CACHED_BYTES:
+            if found.penalty.nbytes <= self._found.maxsize:
                 with self._lock:
                     self._found[key] = found
         return found

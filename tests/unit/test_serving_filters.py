@@ -13,7 +13,7 @@ from components.errors import ArtifactError, ConfigError
 from components.train.attributes import attributes_of
 from components.train.config import TrainConfig
 from serving.approximate import Exactness, ItemIndex
-from serving.attributes import Attributes, FilterError
+from serving.attributes import Attributes, FilterError, Filters
 from serving.lifecycle import Target, load
 from serving.lists import RankedLists
 from serving.recommender import Recommender
@@ -150,11 +150,10 @@ def test_the_model_says_what_it_can_be_filtered_by(recommender: Recommender) -> 
     assert (found["year"].kind, found["year"].min, found["year"].max, found["year"].num_items) == ("numbers", 1901, 2099, 180)
 
 
-def test_what_filters_found_is_kept_and_bounded(recommender: Recommender, monkeypatch: pytest.MonkeyPatch) -> None:
-    filters = recommender.filters
+def test_what_filters_found_is_kept_and_bounded(recommender: Recommender) -> None:
+    filters = Filters(recommender._attributes, cached_bytes=3 * 4 * NUM_ITEMS)
     first = filters.matching({"genres": ["Drama", "War"]})
     assert filters.matching({"genres": ["War", "Drama", "War"]}) is first
-    monkeypatch.setattr(filters._found, "_Cache__maxsize", 3 * 4 * NUM_ITEMS)
     for year in range(1901, 1911):
         filters.matching({"year": Range(min=year)})
     assert 0 < filters._found.currsize <= 3 * 4 * NUM_ITEMS

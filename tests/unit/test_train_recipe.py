@@ -81,8 +81,10 @@ def test_a_graph_may_lend_its_side_representations_to_the_gram_matrix_without_a_
     assert found.weights["ease"] > 0
     users = np.arange(data.train.shape[0])
     standardised = found.members["ease"].scores.score(users)
-    order = lambda scores: np.argsort(-scores, axis=1, kind="stable")[:, :10]  # noqa: E731  # used twice, right here
-    np.testing.assert_array_equal(order(found.factual.score(users)), order(standardised))
+    first, of_ease = (
+        np.argsort(-scores, axis=1, kind="stable")[:, :10] for scores in (found.factual.score(users), standardised)
+    )
+    np.testing.assert_array_equal(first, of_ease)
     without = fitted(data, recipe={"members": ["ease"], "side_mix": [0.0]}, effect=effect)
     assert not np.allclose(without.members["ease"].scores.score(users), standardised), "z is in the Gram matrix"
 
