@@ -9,6 +9,7 @@ idempotent retry, with one mechanism.
 remote store are fetched into a local cache, checked against the manifest and then read as files.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -475,13 +476,18 @@ def _make_directory(path: Path) -> Path:
 
 
 def _rename_directory(source: Path, target: Path) -> None:
-    """Puts `source` where `target` is; what lay there (an output without a manifest) is removed first."""
+    """Puts `source` where `target` is, in one step; what lay there without a manifest is removed, what has one is kept."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    if _has_manifest(target):  # another run committed the same output first: same bytes, keep it
-        return
-    shutil.rmtree(target, ignore_errors=True)
     source.chmod(0o755)
-    source.rename(target)
+    while not _has_manifest(target):  # else another run committed the same output first: same bytes, keep it
+        try:
+            source.rename(target)
+            return
+        except OSError as error:  # something lies there: a remnant, or another run's output since we looked
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        if not _has_manifest(target):
+            shutil.rmtree(target, ignore_errors=True)
 
 
 def _replaced(value: Any, old: Any, new: Any) -> Any:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from pydantic import BaseModel, ConfigDict
 
+from components import artifacts
 from components.artifacts import (
     Manifest,
     Stage,
@@ -325,6 +326,24 @@ def test_two_runs_of_the_same_stage_at_once_both_end_with_one_whole_output(
     assert len(Store(root).outputs("planting")) == 1
     if not is_remote:
         assert leftovers(tmp_path / "store") == []
+
+
+def test_an_output_committed_while_this_run_was_about_to_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    look, committed = artifacts._has_manifest, []
+
+    def too_early(directory: Path) -> bool:
+        found = look(directory)
+        if not committed:
+            committed.append(None)
+            committed.append(run(tmp_path).path().stat().st_ino)
+        return found
+
+    def slow(directory: Path) -> dict[str, Any]:
+        monkeypatch.setattr(artifacts, "_has_manifest", too_early)
+        return build(directory)
+
+    assert run(tmp_path, slow).path().stat().st_ino == committed[-1]
+    assert leftovers(tmp_path) == []
 
 
 FAILURES = [
