@@ -329,7 +329,8 @@ def test_two_runs_of_the_same_stage_at_once_both_end_with_one_whole_output(
 
 
 def test_an_output_committed_while_this_run_was_about_to_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    look, committed = artifacts._has_manifest, []
+    look = artifacts._has_manifest
+    committed: list[Any] = []
 
     def too_early(directory: Path) -> bool:
         found = look(directory)
