@@ -15,7 +15,7 @@ Suite = Literal["paper", "ablation", "rank", "noise", "coldstart", "collapse", "
 
 OURS = "cllmr"
 GATES = "gates"
-"""The formulation that belongs to a graph model with heads; the others are fitted to EASE with text."""
+"""The formulation that belongs to a graph model with heads; the others but `OURS` are fitted to EASE with text."""
 
 
 class ModelSpec(StageConfig):
@@ -123,6 +123,7 @@ class StudyConfig(StageConfig):
     ablation_strength: float = Field(default=1.0, ge=0)
     """Length of the praise in the ablation, whose variants are fitted on data with and without it; 0 leaves that out."""
     formulations: tuple[str, ...] = (
+        OURS,
         GATES,
         "counterfactual_log",
         "counterfactual_clicks",
@@ -134,7 +135,8 @@ class StudyConfig(StageConfig):
         "subspace",
         "exposure",
     )
-    """Of the bias study: `GATES`, or names of `components.cllmr.effects.EFFECTS`."""
+    """Of the bias study: `OURS`, which is the whole recipe with its own effect, `GATES`, or names of
+    `components.cllmr.effects.EFFECTS`."""
     bias_ease: dict[str, float] = Field(default_factory=lambda: {"l2": 100.0, "side_weight": 12.0})
     """Of the bias study: settings of EASE."""
 

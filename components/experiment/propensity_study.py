@@ -8,23 +8,29 @@ from components.cllmr.effects import EFFECTS
 from components.cllmr.linear.ease import EaseSettings
 from components.evaluate.metrics import ScoreBlock
 from components.experiment import propensity
-from components.experiment.config import GATES, ModelSpec
+from components.experiment.config import GATES, OURS, Kind, ModelSpec
 from components.experiment.dataset import ExperimentData
 from components.experiment.models import KINDS, Task
 from components.experiment.store import Outcome
+
+REFITTED: dict[str, tuple[Kind, dict[str, Any], dict[str, Any]]] = {
+    GATES: ("graph", {"effect": "none"}, {"effect": "tnie"}),  # λ chosen on validation
+    OURS: ("recipe", {"effect": "none"}, {"debias_grid": (1.0,)}),
+}
+"""Formulation -> kind of the model that has it, settings without and with it."""
 
 
 def measure(data: ExperimentData, settings: Mapping[str, Any], seed: int) -> Outcome:
     """Task "propensity": see `components.experiment.propensity.measure`.
 
     Args:
-        settings: "kind", "strength" and "lure" of the injection; "formulation", `GATES` or one of
-            `components.cllmr.effects.EFFECTS`; "model": of `GATES` the settings of the graph model that has them, of the
-            others those of EASE.
+        settings: "kind", "strength" and "lure" of the injection; "formulation", `GATES`, `OURS` or one of
+            `components.cllmr.effects.EFFECTS`; "model": of `GATES` the settings of the graph model that has them, of `OURS`
+            those of the recipe, of the others those of EASE; "chosen": what the recipe was tuned to on clean data.
     """
     original, injected = _injected(data, settings, seed)
-    if settings["formulation"] == GATES:
-        removal, facts = _gates(data, original, injected, settings["model"], seed)
+    if settings["formulation"] in REFITTED:
+        removal, facts = _refitted(data, original, injected, settings, seed)
     else:
         model = propensity.ease(EaseSettings(**settings["model"]))
         removal, facts = propensity.study(original, injected, EFFECTS[settings["formulation"]], model), {}
@@ -66,16 +72,18 @@ def _in_world(data: ExperimentData, world: propensity.Data) -> ExperimentData:
     )
 
 
-def _gates(
-    data: ExperimentData, original: propensity.Data, injected: propensity.Injected, model: Mapping[str, Any], seed: int
+def _refitted(
+    data: ExperimentData, original: propensity.Data, injected: propensity.Injected, settings: Mapping[str, Any], seed: int
 ) -> tuple[propensity.Removal, dict[str, Any]]:
-    """A graph model without gates on both data, and one with gates, whose λ is chosen on validation."""
+    """A formulation that is trained with its model: one without on both data, and one with it on those that were injected."""
+    kind, without, with_effect = REFITTED[settings["formulation"]]
 
-    def fitted(world: propensity.Data, effect: str) -> tuple[ScoreBlock, Any]:
-        found = KINDS["graph"].fit(Task(_in_world(data, world), {**model, "effect": effect}, seed))
+    def fitted(world: propensity.Data, own: Mapping[str, Any]) -> tuple[ScoreBlock, Any]:
+        task = Task(_in_world(data, world), {**settings["model"], **own}, seed, chosen=settings.get("chosen"))
+        found = KINDS[kind].fit(task)
         return found.scores.score, found.facts.get("debias")
 
-    clean, _ = fitted(original, "none")
-    inflated, _ = fitted(injected.data, "none")
-    debiased, debias = fitted(injected.data, "tnie")
+    clean, _ = fitted(original, without)
+    inflated, _ = fitted(injected.data, without)
+    debiased, debias = fitted(injected.data, with_effect)
     return propensity.measure(clean, inflated, debiased, injected, original), {"debias": debias}

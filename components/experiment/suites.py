@@ -328,11 +328,13 @@ def _bias(setup: Setup) -> Study:
     sources = _with_text(setup, "bias")
     study, seeds = setup.study, setup.config.all_seeds()
     for name in study.formulations:
-        if name not in (known := (GATES, *EFFECTS)):
+        if name not in (known := (OURS, GATES, *EFFECTS)):
             raise ConfigError(f"study.formulations: '{name}' is unknown.", did_you_mean(name, known))
-    graph = {**study.base, "model.side_encoder": "sse"}
+    recipe = setup.config.model if setup.config.model.kind == "recipe" else ModelSpec(name=OURS, kind="recipe")
+    models = {GATES: {**study.base, "model.side_encoder": "sse"}, OURS: recipe.settings}
     kinds = [kind for kind in propensity.KINDS if kind != "none"]
     conditions = list(product(kinds, study.propensity_strengths, study.formulations))
+    chosen = {source.name: _tuned(setup, source, recipe) for source in sources} if OURS in study.formulations else {}
     units = [
         Unit(
             source,
@@ -342,7 +344,8 @@ def _bias(setup: Setup) -> Study:
                 "strength": strength,
                 "lure": study.propensity_lure,
                 "formulation": formulation,
-                "model": graph if formulation == GATES else study.bias_ease,
+                "model": models.get(formulation, study.bias_ease),
+                **({"chosen": chosen[source.name]} if formulation == OURS else {}),
             },
             seed,
             f"{kind} {strength:g}, {formulation}, seed {seed}",
@@ -385,6 +388,12 @@ def _bias(setup: Setup) -> Study:
         "Removed: the share of the induced exposure that debiasing takes back; 100 % is the clean model's exposure.",
         datasets,
     )
+
+
+def _tuned(setup: Setup, source: Source, spec: ModelSpec) -> Any:
+    """What a model that tunes itself chose on a data set with the first seed."""
+    measured, _ = measure_models(source, [spec], setup.config.model_copy(update={"seeds": 1}), setup.runner)
+    return measured[spec.name].outcomes[0].facts["chosen"]["inner"]
 
 
 def _with_text(setup: Setup, study: str) -> list[Source]:

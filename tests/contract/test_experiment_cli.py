@@ -196,6 +196,26 @@ def test_a_whole_grid_is_searched_on_workers_and_its_best_place_is_what_is_teste
     assert "0 units of work were done" in call(*asked).stderr
 
 
+def test_the_bias_study_measures_the_recipe_itself_with_what_it_was_tuned_to_on_clean_data(
+    blocks: Path, tmp_path: Path
+) -> None:
+    powers = ("ease_user_power", "ease_item_power", "ease_popularity_power")
+    recipe = {"members": ["ease"], "ease_l2": [10, 100], "ease_side_weight": [3], **{power: [0.2] for power in powers}}
+    result = call(
+        *["--suite", "bias", "--dataset", str(blocks), "--seeds", "2", "--work", str(tmp_path)],
+        *["--set", "study.formulations=[cllmr]", "--set", "study.propensity_strengths=[1.0]"],
+        *["--set", f"model={json.dumps({'name': 'cllmr', 'kind': 'recipe', 'settings': {'recipe': recipe}})}"],
+    )
+    assert result.exit_code == 0, result.output
+    (study,) = json.loads((tmp_path / "bias/results.json").read_text())["studies"]
+    inflated, generic = study["datasets"]["blocks"]["propensity"]
+    assert (inflated["formulation"], inflated["kind"], generic["kind"]) == ("cllmr", "inflated", "generic")
+    assert inflated["exposure_inflated"]["mean"] > inflated["exposure_clean"]["mean"]
+    assert inflated["exposure_clean"] == generic["exposure_clean"]
+    assert inflated["exposure_debiased"]["mean"] < inflated["exposure_inflated"]["mean"]
+    assert "5 units of work were done" in result.stderr  # tuned once, then two kinds and two seeds
+
+
 def test_the_quick_suite_runs_all_studies_and_draws_them(tmp_path: Path) -> None:
     result = call("--suite", "quick", "--seeds", "1", "--work", str(tmp_path))
     assert result.exit_code == 0, result.output
