@@ -373,7 +373,7 @@ def _without_propensity(data: RecipeData, found: ClickPropensity, config: TrainC
         text,
         data.user_spectrum,
         data.item_spectrum,
-        log=found.taste,
+        log=found.taste_log(),
         likely=found.likely_taste(),
     )
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from components.train.recipe import FittedRecipe, FloatMatrix
     from components.train.workers import Place
 
-STAGE = Stage("train", version=7)
+STAGE = Stage("train", version=8)
 
 
 def run(config: dict[str, Any], storage_root: str, ingest: Manifest, features: Manifest) -> Manifest:

@@ -42,6 +42,8 @@ MIDDLES = (np.arange(NUM_BINS) + 0.5) / NUM_BINS
 EM_STEPS = 20
 MAX_SHARE = 0.98
 """No item is left without a trace of its clicks."""
+SHARPNESS = 2.0
+"""Exponent of the posteriors as weights of clicks. 1 blurs; beyond 3 accuracy falls, for then the likeliest clicks are all."""
 MIN_SUPPORT = 3.0
 """Standard errors of the mean of 2p - 1 over clicks, were they all random. Below, histories say nothing about what is clicked,
 and taste cannot be told from anything: no propensity is found. Above, little is enough: where many clicks are lured, most of a
@@ -62,6 +64,17 @@ class ClickPropensity:
     """Posterior probability that a click is of taste, at the clicks of the training log, (num_users, num_items) float32."""
     direction: FloatMatrix
     """Unit direction along which the text moves with the propensity, (text_dim,); zero where there is none."""
+
+    def taste_log(self) -> sp.csr_array:
+        """The log had the texts lured nobody: weights of the clicks in [0, 1], (num_users, num_items) float32.
+
+        Of each item as many clicks as are expected of taste, but more of them where they are likelier: in proportion to the
+        posterior to the power of `SHARPNESS`. Posteriors themselves spread an item's clicks of taste over users whose taste
+        it is not, and it is then recommended to nobody.
+        """
+        clicks = sp.coo_array(self.taste)
+        weights = _sharpened(clicks.data.astype(np.float64), clicks.coords[1], self.taste.shape[1])
+        return sp.csr_array((weights.astype(np.float32), clicks.coords), shape=self.taste.shape)
 
     def likely_taste(self) -> sp.csr_array:
         """The clicks that are more likely of taste than lured, binary: for models whose log has no weights."""
@@ -166,6 +179,22 @@ def excess(index: FloatArray, counts: FloatArray) -> FloatArray:
     middle = np.median(ordered)
     mirrored = ordered[::-1][np.argsort(np.argsort(index, kind="stable"), kind="stable")]
     return np.asarray(np.maximum(fitted - middle - np.maximum(middle - mirrored, 0.0), 0.0))
+
+
+def _sharpened(posterior: FloatArray, items: npt.NDArray[np.int32], num_items: int) -> FloatArray:
+    """min(1, c_i posterior^SHARPNESS), c_i such that an item's weights sum to what its posteriors do: (num_clicks,)."""
+    expected = np.bincount(items, posterior, minlength=num_items)
+    powers = posterior**SHARPNESS
+    full = np.zeros(len(posterior), dtype=bool)
+    while True:  # those at 1 leave the rest to the others, of whom some may reach 1 by that
+        left = expected - np.bincount(items, full, minlength=num_items)
+        mass = np.bincount(items, np.where(full, 0.0, powers), minlength=num_items)
+        scale = left / np.where(mass > 0, mass, 1.0)
+        weights = np.where(full, 1.0, scale[items] * powers)
+        beyond = weights > 1.0
+        if not beyond.any():
+            return np.asarray(weights)
+        full |= beyond
 
 
 def match_percentiles(
