@@ -4,9 +4,11 @@ Exit codes: 0 done, 1 a crash, a failed check or a failed run, 2 a mistake the u
 passed, 130 interrupted.
 """
 
+import csv
 import functools
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from serving.client import Client
     from serving.features import HistoryReader
     from serving.recommender import Recommender
+    from serving.schemas import Range
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -44,6 +47,9 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
+
+_NUMBER = r"(-?\d+(?:\.\d+)?)?"
+_RANGE = re.compile(rf"{_NUMBER}\s*\.\.\s*{_NUMBER}")
 
 WIDTH_OF_A_PIPE = 130  # of tables that are not printed on a terminal
 
@@ -191,6 +197,36 @@ def own_data(interactions: str | None, items: str | None, users: str | None, col
                 f"--column {column}: not a column.", "Write --column ours=yours, for example --column user_id=uid"
             )
         yield f"ingest.columns.{name.strip()}={json.dumps(theirs.strip())}"
+
+
+def filters_of(texts: list[str] | None) -> "dict[str, list[str] | Range]":
+    """What ``--filter`` asks for, as the API takes it: a range, or values, with commas between as in a line of CSV.
+
+    Raises ConfigError for what is neither. Whether items have such a column and such values, the model knows.
+    """
+    from pydantic import ValidationError
+
+    from serving.schemas import Range
+
+    found: dict[str, list[str] | Range] = {}
+    hint = "Write --filter genres=Comedy,Drama, or --filter year=1990..1999 (either side may be left out)."
+    for text in texts or []:
+        column, _, wanted = (part.strip() for part in text.partition("="))
+        values = [value.strip() for value in next(csv.reader([wanted], skipinitialspace=True), []) if value.strip()]
+        if not column or not values:
+            raise ConfigError(f"--filter {text}: expected column=value.", hint)
+        span, before = _RANGE.fullmatch(wanted), found.get(column)
+        if before is not None and (span or isinstance(before, Range)):
+            raise ConfigError(f"--filter {text}: there is another filter on '{column}'.", "Give one range, or values alone.")
+        if span is None:
+            found[column] = [*(before or []), *values]
+            continue
+        least, most = (None if number is None else float(number) for number in span.groups())
+        try:
+            found[column] = Range(min=least, max=most)
+        except ValidationError as error:
+            raise ConfigError(f"--filter {text}: {error.errors()[0]['msg'].removeprefix('Value error, ')}.", hint) from None
+    return found
 
 
 def write_result(path: Path | None, value: Any) -> None:
@@ -552,6 +588,14 @@ def recommend(
         list[str] | None,
         typer.Option("--liked", help="An item the users liked just now; may be repeated. A new user needs it."),
     ] = None,
+    filter_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--filter",
+            help="Only items with one of these values, column=value,value, or with a number from least..most (either may be "
+            "left out); may be repeated, and items must pass the filters on all columns.",
+        ),
+    ] = None,
     debias: Annotated[float | None, typer.Option("--debias", help="Debias strength, 0 to 1; default: the model's own.")] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Show the ranking without debiasing beside it.")] = False,
     url: Url = None,
@@ -565,14 +609,15 @@ def recommend(
 
     [dim]cllmr recommend 42
     cllmr recommend 42 7 --k 5 --compare --url http://127.0.0.1:8000
-    cllmr recommend somebody-new --liked 50 --liked 181[/dim]
+    cllmr recommend somebody-new --liked 50 --liked 181
+    cllmr recommend 42 --filter genres=Comedy,Drama --filter release_year=1990..1999[/dim]
     """
     from pipelines.summary import ranking_table, side_by_side
     from serving.schemas import RecommendRequest
 
     recent = dict.fromkeys(user_ids, liked) if liked else {}
     asked = {"users": user_ids, "recent": recent, "k": k, "debias": debias, "compare": compare}
-    request = validated(RecommendRequest, asked)
+    request = validated(RecommendRequest, {**asked, "filters": filters_of(filter_)})
     if url:
         with endpoint(url) as client:
             answer = client.ask(request).model_dump(mode="json")
@@ -1044,16 +1089,21 @@ def the_champion(settings: "PlatformConfig") -> "ModelVersion":
 
 def champion_recommender(settings: "PlatformConfig") -> "tuple[Recommender, HistoryReader]":
     """What answers as the endpoint would, and the histories it would see; raises ArtifactError for a damaged bundle."""
+    from serving.attributes import Attributes
     from serving.features import Histories, open_history_reader
     from serving.recommender import Recommender
     from serving.scorer import Scorer, find_bundle
+    from serving.texts import Texts
 
     champion = the_champion(settings)
-    scorer = Scorer.load(find_bundle(champion.storage_root, champion.fingerprint))
+    bundle = find_bundle(champion.storage_root, champion.fingerprint)
+    scorer = Scorer.load(bundle)
+    attributes = Attributes.read(bundle, scorer.num_items)
+    recommender = Recommender(scorer, champion.version, Texts(bundle, scorer), attributes=attributes)
     fingerprint = scorer.bundle.get("feature_fingerprint")
     if fingerprint is None:
-        return Recommender(scorer, champion.version), lambda user_ids: Histories([[] for _ in user_ids])
-    return Recommender(scorer, champion.version), open_history_reader(champion.storage_root, fingerprint)
+        return recommender, lambda user_ids: Histories([[] for _ in user_ids])
+    return recommender, open_history_reader(champion.storage_root, fingerprint)
 
 
 def validated(model: type[M], values: dict[str, Any]) -> M:

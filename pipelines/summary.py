@@ -247,9 +247,7 @@ def side_by_side(answer: Mapping[str, Any], debias: float) -> RenderableType:
     for place, item in enumerate(answer["items"]):
         beside = factual[place]["title"] if place < len(factual) else ""
         table.add_row(str(item["rank"]), item["title"], moved(item.get("rank_change"), item.get("factual_rank")), beside)
-    if answer["method"] == "personalised":
-        return table
-    return Group(Text(f"{answer['reason']}: the ranking is by {answer['method']}.", "yellow"), table)
+    return _remarked(table, answer)
 
 
 def moved(rank_change: int | None, factual_rank: int | None) -> str:
@@ -268,6 +266,13 @@ def ranking_table(answer: Mapping[str, Any]) -> RenderableType:
     table.add_column("score", justify="right")
     for item in answer["items"]:
         table.add_row(str(item["rank"]), item["item_id"], item["title"], f"{item['score']:.4g}")
+    return _remarked(table, answer)
+
+
+def _remarked(table: Table, answer: Mapping[str, Any]) -> RenderableType:
+    """A ranking below what has to be said of it."""
+    if not answer["items"]:
+        return Text("no item is left: none passes the filters, or the user knows them all", "yellow")
     if answer["method"] == "personalised":
         return table
     return Group(Text(f"{answer['reason']}: the ranking is by {answer['method']}.", "yellow"), table)

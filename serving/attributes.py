@@ -8,6 +8,7 @@ a column says nothing passes no filter on it.
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -64,13 +65,22 @@ class Values:
         mask[self.rows[chosen[self.codes]]] = True
         return mask
 
+    @cached_property
+    def are_shared(self) -> bool:
+        """Whether most items have a value in common with another: else they are texts of their own, and a list of them is long
+        and helps nobody to choose."""
+        is_shared = np.bincount(self.codes, minlength=len(self.names)) > 1
+        return 2 * len(np.unique(self.rows[is_shared[self.codes]])) >= len(np.unique(self.rows))
+
     def _named(self) -> str:
-        return ", ".join(self.names[:_NAMED_VALUES]) + (", ..." if len(self.names) > _NAMED_VALUES else "")
+        if not self.are_shared:
+            return "those of the items' table, where most items have their own"
+        return ", ".join(self.names[:_NAMED_VALUES]) + (", ... (see /v1/model)" if len(self.names) > _NAMED_VALUES else "")
 
     def _suggested(self, value: str) -> str:
-        if len(self.names) <= _NAMED_VALUES:
+        if self.are_shared and len(self.names) <= _NAMED_VALUES:
             return did_you_mean(value, self.names)
-        return f"Allowed are {len(self.names)} values, see /v1/model: {self._named()}."
+        return f"Allowed are {len(self.names)} values: {self._named()}."
 
     def described(self) -> FilterColumn:
         """What a caller must know."""
@@ -78,7 +88,7 @@ class Values:
             kind="values",
             num_items=len(np.unique(self.rows)),
             num_values=len(self.names),
-            values=list(self.names[:SHOWN_VALUES]),
+            values=list(self.names[:SHOWN_VALUES]) if self.are_shared else [],
         )
 
     def of(self, rows: Rows, num_items: int) -> "Values":
@@ -99,7 +109,8 @@ class Numbers:
         if not isinstance(wanted, Range):
             least, most = self._span()
             raise FilterError(
-                f"filters: '{column}' has numbers, {least:g} to {most:g}, no values.", 'Give a range: {"min": ..., "max": ...}.'
+                f"filters: '{column}' has numbers, {least:g} to {most:g}, no values.",
+                f'Give a range: {{"min": {least:g}, "max": {most:g}}}, or with cllmr --filter {column}={least:g}..{most:g}.',
             )
         least = -np.inf if wanted.min is None else wanted.min
         most = np.inf if wanted.max is None else wanted.max

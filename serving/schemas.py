@@ -346,7 +346,11 @@ class FilterColumn(_Strict):
     kind: Literal["values", "numbers"]
     num_items: int = Field(description="Items of which the column says something.")
     num_values: int | None = Field(default=None, description="Of values: how many there are.")
-    values: list[str] = Field(default=[], description="Of values: the most frequent ones, most frequent first.")
+    values: list[str] = Field(
+        default=[],
+        description="Of values: the most frequent ones, most frequent first; none where most items share "
+        "no value with another, as of descriptions.",
+    )
     min: float | None = Field(default=None, description="Of numbers: the least.")
     max: float | None = Field(default=None, description="Of numbers: the greatest.")
 

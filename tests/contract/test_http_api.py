@@ -137,7 +137,7 @@ class Silent:
 @pytest.fixture(scope="module")
 def recommender(tmp_path_factory: pytest.TempPathFactory) -> Recommender:
     directory = write_bundle(tmp_path_factory.mktemp("tiny") / "bundle")
-    genres = ["Horror, Sci-Fi", "Comedy", "Drama", ""]
+    genres = ["Horror, Sci-Fi", "Comedy", "Drama", "Comedy"]
     write_item_columns(directory, genres=genres, release_year=["1979", "1985", "1942", "1941"])
     scorer = Scorer.load(directory)
     return Recommender(scorer, model_version="7", attributes=Attributes.read(directory, scorer.num_items))

@@ -13,8 +13,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from pipelines.cli import app
+from components.tracking import Registry, default_tracking_uri
+from pipelines.cli import app, filters_of
 from pipelines.cluster import source_revision
+from serving.schemas import Range
+from tests.bundles import stored_bundle, write_item_columns, write_random_bundle
 
 REPOSITORY = Path(__file__).parents[2]
 COMMANDS = [
@@ -84,6 +87,22 @@ def test_the_help_of_every_command_shows_an_example(name: str) -> None:
         (["run", "--dry-run", "--from", "train", "--until", "ingest"], ["--until ingest comes before --from train"]),
         (["recommend", "1", "--k", "0"], ["setting 'k' = 0: Input should be greater than or equal to 1."]),
         (["recommend", "1", "--debias", "2"], ["setting 'debias' = 2.0: Input should be less than or equal to 1."]),
+        (
+            ["recommend", "1", "--filter", "genres"],
+            ["--filter genres: expected column=value. Write --filter genres=Comedy,Drama, or --filter year=1990..1999"],
+        ),
+        (["recommend", "1", "--filter", "genres= ,"], ["--filter genres= ,: expected column=value."]),
+        (["recommend", "1", "--filter", "=War"], ["--filter =War: expected column=value."]),
+        (["recommend", "1", "--filter", "year=.."], ["--filter year=..: a range needs min, max or both. Write --filter"]),
+        (["recommend", "1", "--filter", "year=2..1"], ["--filter year=2..1: min = 2 is above max = 1. Write --filter"]),
+        (
+            ["recommend", "1", "--filter", "year=1..2", "--filter", "year=War"],
+            ["--filter year=War: there is another filter on 'year'. Give one range, or values alone."],
+        ),
+        (
+            ["recommend", "1", "--filter", "year=1..2", "--filter", "year=..9"],
+            ["--filter year=..9: there is another filter on 'year'."],
+        ),
         (["recommend", "1", "--url", "http://127.0.0.1:9"], ["nothing listens at http://127.0.0.1:9.", "cllmr serve"]),
         (["explain", "1", "2", "--url", "no url"], ["no url cannot be asked", "Check the address"]),
     ],
@@ -172,6 +191,65 @@ def test_promote_lists_nothing_before_the_first_run_and_rollback_says_so(tmp_pat
         call("rollback", "--storage", str(tmp_path)), "model 'cllmr' has no champion: there is nothing to roll back to."
     )
     fails_in_one_line(call("recommend", "1", "--storage", str(tmp_path)), "no model is champion below", "Make one: cllmr run")
+
+
+@pytest.mark.parametrize(
+    ("texts", "filters"),
+    [
+        ([], {}),
+        (["genres=War"], {"genres": ["War"]}),
+        (["genres=War, Comedy", "genres=Drama"], {"genres": ["War", "Comedy", "Drama"]}),
+        (['genres="Comedy, black",War'], {"genres": ["Comedy, black", "War"]}),
+        (["title=Mr. ...", "part=a=b"], {"title": ["Mr. ..."], "part": ["a=b"]}),
+        (["year=1990..1999"], {"year": Range(min=1990, max=1999)}),
+        (["year=1990.."], {"year": Range(min=1990)}),
+        (["debt= .. -2.5"], {"debt": Range(max=-2.5)}),
+        (["year=1990..199x"], {"year": ["1990..199x"]}),  # refused by the model, which knows that it has numbers
+    ],
+)
+def test_filters_are_values_or_a_range(texts: list[str], filters: dict[str, object]) -> None:
+    assert filters_of(texts) == filters
+
+
+@pytest.fixture(scope="module")
+def champion(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A storage root with a champion whose items have columns."""
+    root = tmp_path_factory.mktemp("champion")
+
+    def write(bundle: Path) -> None:
+        write_random_bundle(bundle, num_items=60, feature_fingerprint=None)
+        genres, years = ["Comedy, Drama", "Drama", "War"] * 20, [str(1960 + row) for row in range(60)]
+        write_item_columns(bundle, genres=genres, year=years)
+
+    train = stored_bundle(str(root), write)
+    models = Registry(default_tracking_uri(str(root)), "cllmr")
+    models.register(train.fingerprint, str(root), f"train/{train.fingerprint}/bundle", {})
+    models.promote(train.fingerprint)
+    return root
+
+
+def test_recommend_filters_the_items(champion: Path, tmp_path: Path) -> None:
+    file = tmp_path / "answer.json"
+    filters = ["--filter", "genres=Comedy,War", "--filter", "year=1970..1979"]
+    result = call("recommend", "new", "--k", "60", *filters, "--storage", str(champion), "--json", str(file))
+    assert result.exit_code == 0, result.output
+    found = {item["item_id"] for item in json.loads(file.read_text())["results"][0]["items"]}
+    assert found == {f"i{row}" for row in range(10, 20) if row % 3 != 1}
+    result = call("recommend", "new", "--filter", "genres=War", "--filter", "year=..1960", "--storage", str(champion))
+    assert "no item is left: none passes the filters, or the user knows them all" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("given", "parts"),
+    [
+        ("genre=War", ["items cannot be filtered by 'genre'. Did you mean 'genres'? Allowed: genres, year."]),
+        ("genres=Wra", ["no item has 'genres' = 'Wra'. Did you mean 'War'? Allowed: Comedy, Drama, War."]),
+        ("genres=1..2", ["'genres' has values, no numbers.", "Drama, Comedy, War"]),
+        ("year=1990", ["'year' has numbers, 1960 to 2019, no values.", "or with cllmr --filter year=1960..2019."]),
+    ],
+)
+def test_a_filter_that_the_model_does_not_know_is_told_with_what_there_is(champion: Path, given: str, parts: list[str]) -> None:
+    fails_in_one_line(call("recommend", "u1", "--filter", given, "--storage", str(champion)), *parts)
 
 
 # -- the command as a process, with the fake pipeline ----------------------------------------------------------------------

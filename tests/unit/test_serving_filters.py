@@ -121,7 +121,11 @@ def test_neither_lists_nor_an_index_give_a_short_or_another_answer(tmp_path: Pat
     [
         ({"genre": ["Comedy"]}, "cannot be filtered by 'genre'", "Did you mean 'genres'? Allowed: genres, year."),
         ({"genres": ["Comdy"]}, "no item has 'genres' = 'Comdy'", "Did you mean 'Comedy'? Allowed: Comedy, Drama, War."),
-        ({"year": ["1950"]}, "'year' has numbers, 1901 to 2099", "Give a range"),
+        (
+            {"year": ["1950"]},
+            "'year' has numbers, 1901 to 2099",
+            '{"min": 1901, "max": 2099}, or with cllmr --filter year=1901..2099.',
+        ),
         ({"genres": Range(min=1)}, "'genres' has values", "Comedy, Drama, War"),
     ],
 )
@@ -148,6 +152,29 @@ def test_the_model_says_what_it_can_be_filtered_by(recommender: Recommender) -> 
         133,
     )
     assert (found["year"].kind, found["year"].min, found["year"].max, found["year"].num_items) == ("numbers", 1901, 2099, 180)
+
+
+@pytest.mark.parametrize(
+    ("cells", "listed"),
+    [
+        ([f"Of {row}." for row in range(12)], []),  # descriptions of a small catalogue
+        ([f"Of {row}, with love" if row < 5 else f"Of {row}" for row in range(12)], []),  # a phrase of some is no group
+        ([f"Of {row // 2}" for row in range(12)], [f"Of {row}" for row in range(6)]),
+        (["War"] * 6 + [""] * 90 + [f"Tag {row}" for row in range(6)], ["War", *(f"Tag {row}" for row in range(6))]),
+        (["War, Tag 1", "War, Tag 2", "War, Tag 3"], ["War", "Tag 1", "Tag 2", "Tag 3"]),  # many values, but all are grouped
+    ],
+)
+def test_values_are_listed_where_most_items_share_one_with_another(tmp_path: Path, cells: list[str], listed: list[str]) -> None:
+    write_item_columns(tmp_path, column=cells)
+    attributes = Attributes.read(tmp_path, len(cells))
+    described = attributes.described()["column"]
+    assert described.values == listed
+    assert described.num_values == len({part.strip() for cell in cells for part in cell.split(",") if part})
+    asked = attributes.matching({"column": [cells[0].split(",")[0]]})  # for one can be asked either way
+    assert asked.penalty[0] == 0
+    with pytest.raises(FilterError) as caught:
+        attributes.matching({"column": ["Of 1000."]})
+    assert ("Of 1" in caught.value.hint) == ("Of 1" in listed)
 
 
 def test_what_filters_found_is_kept_and_bounded(recommender: Recommender) -> None:
