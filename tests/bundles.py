@@ -142,9 +142,12 @@ def write_text(directory: Path, embeddings: npt.NDArray[np.float32], encoder: st
     return texts
 
 
-def write_item_columns(directory: Path, filter_separator: str | None = ",", **columns: list[str]) -> Path:
-    """Adds columns that items can be filtered by to a bundle that is there, as training does."""
-    config = TrainConfig(filter_separator=filter_separator)
+def write_item_columns(
+    directory: Path, filter_separator: str | None = ",", named: tuple[str, ...] | None = None, **columns: list[str]
+) -> Path:
+    """Adds columns that items can be filtered by to a bundle that is there, as training does; `named`: these, whatever they
+    hold."""
+    config = TrainConfig(filter_separator=filter_separator, filter_columns=named)
     write_attributes(directory, attributes_of(pd.DataFrame(columns), list(columns), config))
     return directory
 

@@ -14,17 +14,19 @@ const HISTORIES = {
   last_good: "The feature store does not answer: the history is the last that was known.",
 };
 const SLIDER_PAUSE_MS = 120;
-const shown = { user: "", debias: null, chosenItem: null, asked: 0, strangers: false };
+const FEW_COLUMNS = 4; // up to which their fields are in sight without being asked for
+const NOTHING_LEFT = "No item is left: none passes the filters, or the user knows them all.";
+const shown = { user: "", debias: null, chosenItem: null, asked: 0, strangers: false, filters: {}, columns: [] };
 
 // -- questions ------------------------------------------------------------------------------------------------------
 
-async function post(route, body) {
-  const headers = { "Content-Type": "application/json" };
+async function request(method, route, body) {
+  const headers = body ? { "Content-Type": "application/json" } : {};
   const token = find("token").value.trim();
   if (token) headers["Authorization"] = `Bearer ${token}`;
   let response;
   try {
-    response = await fetch(`../v1/${route}`, { method: "POST", headers, body: JSON.stringify(body) });
+    response = await fetch(`../v1/${route}`, { method, headers, body: body && JSON.stringify(body) });
   } catch {
     throw new Error("The server does not answer. Is it running?");
   }
@@ -33,6 +35,7 @@ async function post(route, body) {
   return { answer, degraded: response.headers.get("X-Degraded") };
 }
 
+const post = (route, body) => request("POST", route, body);
 const liked = () => [...new Set(find("liked").value.split(/[\s,;]+/).filter(Boolean))];
 
 function question() {
@@ -49,6 +52,7 @@ async function ask() {
   try {
     const body = { users: [user], k, compare: true, debias: shown.debias };
     if (recent.length) body.recent = { [user]: recent };
+    if (Object.keys(shown.filters).length) body.filters = shown.filters;
     const { answer, degraded } = await post("recommend", body);
     if (number !== shown.asked) return;
     shown.user = user;
@@ -86,7 +90,7 @@ function show(answer, degraded) {
 }
 
 function list(id, items, moves) {
-  find(id).replaceChildren(...items.map((item) => place(item, moves)));
+  find(id).replaceChildren(...(items.length ? items.map((item) => place(item, moves)) : [element("li", NOTHING_LEFT, "hint")]));
 }
 
 function place(item, moves) {
@@ -156,12 +160,115 @@ function element(tag, text = "", name = "") {
   return made;
 }
 
+// -- filters: `shown.filters` is as the API takes it, with a field for each column that the model tells of -------------------
+
+const readable = (column) => column.replaceAll("_", " ");
+const chosen = (column) => (Array.isArray(shown.filters[column]) ? shown.filters[column] : []);
+
+async function offer() {
+  try {
+    const { answer } = await request("GET", "model");
+    // values that are not listed are texts of single items: nothing to choose from
+    shown.columns = Object.entries(answer.model.filters).filter(([, told]) => told.kind === "numbers" || told.values.length);
+    fields();
+    find("filters").open = shown.columns.length <= FEW_COLUMNS;
+  } catch (error) {
+    shown.columns = [];
+    find("columns").replaceChildren(element("p", error.message, "hint"));
+  }
+  sayFilters();
+}
+
+function fields() {
+  find("columns").replaceChildren(
+    ...shown.columns.map(([column, told]) => {
+      const field = find("column").content.cloneNode(true).firstElementChild;
+      field.querySelector("legend").textContent = readable(column);
+      field.append(...(told.kind === "numbers" ? bounds(column, told) : values(column, told)));
+      return field;
+    }),
+  );
+}
+
+function bounds(column, told) {
+  const [least, most] = ["min", "max"].map((side) => {
+    const input = element("input");
+    Object.assign(input, { type: "number", step: "any", placeholder: told[side], value: shown.filters[column]?.[side] ?? "" });
+    input.setAttribute("aria-label", `${readable(column)}, ${side === "min" ? "from" : "to"}`);
+    input.addEventListener("change", () => {
+      const { [side]: before, ...other } = shown.filters[column] ?? {};
+      filterBy(column, input.value === "" ? other : { ...other, [side]: Number(input.value) });
+    });
+    return input;
+  });
+  return [least, element("span", "to"), most];
+}
+
+function values(column, told) {
+  const areAllListed = told.values.length === told.num_values;
+  const more = element(areAllListed ? "select" : "input");
+  const options = told.values.map((value) => new Option(value));
+  const list = element("datalist");
+  more.setAttribute("aria-label", readable(column));
+  if (areAllListed) more.append(new Option("", ""), ...options);
+  else {
+    list.id = `values-of-${column}`;
+    list.append(...options);
+    more.setAttribute("list", list.id);
+  }
+  const chips = element("span", "", "chips");
+  const show = () => {
+    const empty = chosen(column).length ? "or ..." : "any";
+    if (areAllListed) more.options[0].text = empty;
+    else more.placeholder = empty;
+    chips.replaceChildren(...chosen(column).map(chip));
+  };
+  const choose = (wanted) => {
+    filterBy(column, wanted);
+    show();
+  };
+  const chip = (value) => {
+    const made = element("button", value, "chip");
+    Object.assign(made, { type: "button", title: `Without ${value}` });
+    made.addEventListener("click", () => choose(chosen(column).filter((other) => other !== value)));
+    return made;
+  };
+  more.addEventListener("change", () => {
+    const value = more.value.trim();
+    more.value = "";
+    if (value) choose([...new Set([...chosen(column), value])]);
+  });
+  show();
+  return [more, list, chips];
+}
+
+function filterBy(column, wanted) {
+  shown.filters = { ...shown.filters, [column]: wanted };
+  if (!Object.keys(wanted).length) delete shown.filters[column];
+  sayFilters();
+  if (!find("answer").hidden) ask();
+}
+
+function sayFilters() {
+  const said = Object.entries(shown.filters).map(([column, wanted]) => {
+    const range = [wanted.min === undefined ? "" : `from ${wanted.min}`, wanted.max === undefined ? "" : `to ${wanted.max}`];
+    return `${readable(column)} ${(Array.isArray(wanted) ? wanted.join(" or ") : range.join(" ")).trim()}`;
+  });
+  find("filtered").textContent = said.join("; ");
+  find("unfilter").hidden = !said.length;
+  find("filters").hidden = !said.length && !shown.columns.length && !find("token").value; // with a token, why there are none
+}
+
 // -- the page's address holds the question, so that it can be passed on -------------------------------------------------
 
 function remember() {
   const kept = new URLSearchParams();
   for (const id of ["user", "liked", "k"]) if (find(id).value) kept.set(id, find(id).value);
   if (shown.debias !== null) kept.set("debias", shown.debias);
+  for (const [name, wanted] of Object.entries(shown.filters)) {
+    const texts = Array.isArray(wanted) ? wanted : [`${wanted.min ?? ""}..${wanted.max ?? ""}`];
+    for (const text of texts) kept.append("filter", `${name}=${text}`); // as cllmr recommend --filter
+  }
   history.replaceState(null, "", `#${kept}`);
 }
 
@@ -170,7 +277,15 @@ function recall() {
   for (const id of ["user", "liked", "k"]) if (kept.has(id)) find(id).value = kept.get(id);
   const debias = Number(kept.get("debias") ?? NaN);
   shown.debias = debias >= 0 && debias <= 1 ? debias : null;
+  for (const text of kept.getAll("filter")) {
+    const [, column, wanted] = text.match(/^([^=]+)=(.+)$/s) ?? [];
+    const range = wanted?.match(/^(?<min>-?[\d.]*?)\.\.(?<max>-?[\d.]*)$/)?.groups;
+    const sides = Object.entries(range ?? {}).filter(([, number]) => number);
+    if (range) shown.filters[column] = Object.fromEntries(sides.map(([side, number]) => [side, Number(number)]));
+    else if (column) shown.filters[column] = [...chosen(column), wanted];
+  }
   if (kept.has("user") || kept.has("liked")) ask();
+  offer();
 }
 
 let pause;
@@ -185,6 +300,13 @@ find("debias").addEventListener("input", () => {
   find("lambda").value = shown.debias.toFixed(2);
   clearTimeout(pause);
   pause = setTimeout(ask, SLIDER_PAUSE_MS);
+});
+find("token").addEventListener("change", offer);
+find("unfilter").addEventListener("click", () => {
+  shown.filters = {};
+  fields();
+  sayFilters();
+  if (!find("answer").hidden) ask();
 });
 find("chosen").addEventListener("click", () => {
   shown.debias = null;

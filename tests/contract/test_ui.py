@@ -13,9 +13,11 @@ from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 from serving.api import create_app
 from serving.auth import Tokens
+from serving.lifecycle import Target, load
 from serving.recommender import Recommender
+from serving.schemas import Filter, Range, RecommendRequest
 from serving.scorer import Scorer
-from tests.bundles import write_bundle, write_random_bundle
+from tests.bundles import write_bundle, write_item_columns, write_random_bundle
 from tests.contract.test_http_api import LocalBackend
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -187,8 +189,128 @@ def test_a_closed_endpoint_is_asked_with_the_token_that_is_typed(page: Page, rec
     with served(recommender, Tokens({TOKEN: frozenset({"score"})})) as url:
         page.goto(f"{url}#user=u3")
         expect(page.get_by_role("alert")).to_contain_text("a token that is known here")
-        page.click("summary")
+        page.click("summary >> text=Access token")
         page.fill("#token", TOKEN)
         page.click("text=Show")
         expect(page.locator("#debiased .title")).to_have_count(10)
         assert TOKEN not in page.url
+
+
+# -- filters ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Recommender:
+    """Items with groups, numbers, more values than are listed, and texts of their own."""
+    bundle = write_random_bundle(tmp_path_factory.mktemp("shop") / "bundle", num_users=20, num_items=600)
+    columns = {
+        "genres": [["Comedy, Drama", "Drama", "War"][row % 3] for row in range(600)],
+        "release_year": [str(1900 + row % 100) for row in range(600)],
+        "maker": [f"Maker {row // 2}" for row in range(600)],
+        "story": [f"Of {row}." for row in range(600)],
+    }
+    write_item_columns(bundle, named=tuple(columns), **columns)
+    return load(Target("7", "f" * 16, "", str(bundle))).recommender
+
+
+@pytest.fixture(scope="module")
+def shop_url(shop: Recommender) -> Iterator[str]:
+    with served(shop) as url:
+        yield url
+
+
+def passing(shop: Recommender, filters: dict[str, Filter], k: int = 10) -> list[str]:
+    (result,) = shop.recommend(RecommendRequest(users=["u3"], k=k, filters=filters), [[]]).results
+    return [item.title for item in result.items]
+
+
+def test_fields_are_offered_for_what_items_can_be_chosen_by(page: Page, shop_url: str) -> None:
+    page.goto(shop_url)
+    expect(page.locator("#columns legend")).to_have_text(["genres", "release year", "maker"])  # stories are no groups
+    expect(page.get_by_label("genres").locator("option")).to_have_text(["any", "Drama", "Comedy", "War"])
+    expect(page.get_by_label("release year, from")).to_have_attribute("placeholder", "1900")
+    expect(page.get_by_label("release year, to")).to_have_attribute("placeholder", "1999")
+    expect(page.locator("#columns input[list]")).to_have_count(1)  # the makers: more than are listed
+    expect(page.locator("#unfilter")).to_be_hidden()
+
+
+def test_items_are_filtered_by_what_is_chosen_and_no_more_once_it_is_taken_back(
+    page: Page, shop_url: str, shop: Recommender
+) -> None:
+    page.goto(f"{shop_url}#user=u3")
+    expect(page.locator("#debiased .title")).to_have_text(passing(shop, {}))
+    page.get_by_label("genres").select_option("War")
+    expect(page.locator("#debiased .title")).to_have_text(passing(shop, {"genres": ["War"]}))
+    page.get_by_label("genres").select_option("Comedy")
+    page.get_by_label("release year, from").fill("1950")
+    page.get_by_label("release year, to").fill("1969.5")
+    page.keyboard.press("Enter")
+    both: dict[str, Filter] = {"genres": ["War", "Comedy"], "release_year": Range(min=1950, max=1969.5)}
+    expect(page.locator("#debiased .title")).to_have_text(passing(shop, both))
+    page.click(".chip >> text=War")
+    page.get_by_label("release year, to").fill("")
+    page.keyboard.press("Tab")
+    less: dict[str, Filter] = {"genres": ["Comedy"], "release_year": Range(min=1950)}
+    expect(page.locator("#debiased .title")).to_have_text(passing(shop, less))
+    expect(page.locator(".chip")).to_have_text(["Comedy"])
+    page.click("text=No filters")
+    expect(page.locator("#debiased .title")).to_have_text(passing(shop, {}))
+    expect(page.locator(".chip")).to_have_count(0)
+    expect(page.get_by_label("release year, from")).to_have_value("")
+
+
+def test_the_address_holds_the_filters_too(page: Page, shop_url: str, shop: Recommender) -> None:
+    wanted: dict[str, Filter] = {"genres": ["Drama", "War"], "release_year": Range(max=1950), "maker": ["Maker 7"]}
+    page.goto(shop_url)
+    page.fill("#user", "u3")
+    for value in ("Drama", "War"):
+        page.get_by_label("genres").select_option(value)
+    page.get_by_label("release year, to").fill("1950")
+    page.locator("#columns input[list]").fill("Maker 7")
+    page.click("text=Show")
+    expect(page.locator("#debiased .title")).to_have_text(passing(shop, wanted))
+    address = page.evaluate("location.hash")
+    page.goto("about:blank")
+    page.goto(f"{shop_url}{address}")
+    expect(page.locator("#debiased .title")).to_have_text(passing(shop, wanted))
+    expect(page.locator(".chip")).to_have_text(["Drama", "War", "Maker 7"])
+    expect(page.get_by_label("release year, to")).to_have_value("1950")
+    page.click("summary >> text=Filters")
+    expect(page.locator("#filtered")).to_have_text("genres Drama or War; release year to 1950; maker Maker 7")
+
+
+def test_what_no_item_passes_and_what_the_model_does_not_know_is_told(page: Page, shop_url: str) -> None:
+    page.goto(f"{shop_url}#user=u3&filter=release_year=1900..1900&filter=maker=Maker 1")
+    for ranking in ("factual", "debiased"):
+        expect(page.locator(f"#{ranking}")).to_have_text(
+            "No item is left: none passes the filters, or the user knows them all."
+        )
+    page.goto("about:blank")
+    page.goto(f"{shop_url}#user=u3&filter=genre=War")
+    expect(page.get_by_role("alert")).to_contain_text("cannot be filtered by 'genre'. Did you mean 'genres'?")
+    page.click("text=No filters")
+    page.click("text=Show")
+    expect(page.locator("#debiased .title")).to_have_count(10)
+
+
+def test_without_columns_there_is_nothing_of_filters(page: Page, url: str) -> None:
+    with page.expect_response("**/v1/model"):
+        page.goto(f"{url}#user=u3")
+    expect(page.locator("#debiased .title")).to_have_count(10)
+    expect(page.locator("#filters")).to_be_hidden()
+
+
+def test_a_closed_endpoint_tells_its_columns_to_who_may_know_what_is_served(page: Page, shop: Recommender) -> None:
+    reader, admin = f"reader-{TOKEN}", f"admin-{TOKEN}"
+    with served(shop, Tokens({reader: frozenset({"score"}), admin: frozenset({"score", "admin"})})) as url:
+        page.goto(f"{url}#user=u3&filter=genres=War")
+        expect(page.locator("#filtered")).to_have_text("genres War")  # what will be asked is said in any case
+        page.click("summary >> text=Access token")
+        page.fill("#token", reader)
+        page.click("text=Show")
+        expect(page.locator("#debiased .title")).to_have_text(passing(shop, {"genres": ["War"]}))
+        page.click("summary >> text=Filters")
+        expect(page.locator("#columns")).to_contain_text("this needs the scope 'admin'")
+        page.fill("#token", admin)
+        page.keyboard.press("Tab")
+        expect(page.locator(".chip")).to_have_text(["War"])
