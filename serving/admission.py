@@ -1,35 +1,42 @@
-"""How many requests a gateway works on at a time; what is more is refused before anything else is done for it.
+"""Who is let in, and how many at a time; who is not is refused before anything else is done for it.
 
 Under an overload most of what a gateway does is to refuse, so a refusal must cost next to nothing. It is decided where a
 request is first seen: outside of all that the API does, and where the gateway itself listens (behind HAProxy) already outside
 of what Ray Serve puts around a request, which costs more than ours. Serve takes such a middleware from the function that
 `CALLBACK_VARIABLE` names.
-So under an overload who is not known here is told 503 as all are, and 401 when there is room: to look for a token or read a
-certificate first would make every refusal dearer, for whoever it is, and 503 tells a stranger no more than a slow answer does.
+A stranger is told 401 there too, before it is counted: it takes no room from those who are known, and is told the same at
+every load. To look for a token costs microseconds.
 """
 
 import asyncio
 import json
 import re
 import uuid
+from collections import Counter
 from collections.abc import Callable
+from typing import NamedTuple
 
 import structlog
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
+
+from serving.auth import TokenScope
+from serving.callers import Callers
 
 CALLBACK_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 CALLBACK = "serving.admission:middlewares"
 
 RETRY_AFTER_SECONDS = 1
 OVERLOADED = "overloaded"
+UNAUTHORIZED = "unauthorized"
+
+SCOPES = "cllmr.scopes"
+"""Under which a request that was let in carries what its caller may do."""
 
 _TELL_SECONDS = 1.0  # refusals are told together: a log line for each would cost as much as the refusal
-_ADMITTED = "cllmr.admitted"
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
-_OPEN_PATHS = ("/healthz", "/readyz", "/docs", "/openapi.json", "/ui")
-_OPEN_FILES = ("/docs/assets/", "/ui/")
-_SERVES_OWN = "/-/"  # by which HAProxy asks whether a replica lives
+_OPEN_PATHS = ("/", "/healthz", "/readyz", "/docs", "/openapi.json", "/ui")
+_OPEN_BELOW = ("/docs/assets/", "/ui/", "/-/")  # the last is Serve's own, by which HAProxy asks whether a replica lives
 
 log = structlog.get_logger()
 
@@ -40,8 +47,13 @@ def path_of(scope: Scope) -> str:
 
 
 def is_open(path: str) -> bool:
-    """Whether a path is health, documentation or the page: neither refused nor in need of a token."""
-    return path in _OPEN_PATHS or path.startswith(_OPEN_FILES)
+    """Whether a path is health, documentation or the page: neither counted nor refused, nor in need of a token."""
+    return path in _OPEN_PATHS or path.startswith(_OPEN_BELOW)
+
+
+def has_request_id(scope: Scope) -> bool:
+    """Whether a request came with an id."""
+    return any(name == b"x-request-id" for name, _ in scope["headers"])
 
 
 def request_id(scope: Scope) -> str:
@@ -50,45 +62,68 @@ def request_id(scope: Scope) -> str:
     return given.decode() if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
 
 
+class Refusal(NamedTuple):
+    """Why somebody is not let in: an answer, less what all answers have."""
+
+    status: int
+    code: str
+    message: str
+    hint: str
+    header: tuple[bytes, bytes] | None = None
+
+
 class Admission:
-    """Counts the requests that are worked on.
+    """Decides who is let in, and counts the requests that are worked on.
 
     Args:
-        most: at a time; more are refused.
+        most: at a time; more are refused. None: any number is let in.
         model_version: of the latest answer, which refusals carry as all answers do.
-        told: how many were refused since it was told last.
+        told: how many were too many since it was told last.
+        callers: who is known; strangers are refused and not counted.
     """
 
     def __init__(
-        self, most: int, model_version: Callable[[], str] = lambda: "", told: Callable[[int], None] = lambda number: None
+        self,
+        most: int | None = None,
+        model_version: Callable[[], str] = lambda: "",
+        told: Callable[[int], None] = lambda number: None,
+        callers: Callers | None = None,
     ) -> None:
         self.most = most
         self.working = 0
-        self._model_version, self._told = model_version, told
-        self._refused = 0
+        self.model_version = model_version
+        self.callers = callers or Callers()
+        self._told = told
+        self._refused: Counter[str] = Counter()
 
-    async def refuse(self, scope: Scope, send: Send) -> None:
-        """Answers with 503 and when to come again."""
-        if not self._refused:
-            asyncio.get_running_loop().call_later(_TELL_SECONDS, self._tell)
-        self._refused += 1
-        name = request_id(scope)
-        message, hint = f"more than {self.most} at a time were asked.", f"Try again in {RETRY_AFTER_SECONDS} s."
-        body = json.dumps({"code": OVERLOADED, "message": message, "hint": hint, "request_id": name}).encode()
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(body)).encode()),
-            (b"retry-after", str(RETRY_AFTER_SECONDS).encode()),
-            (b"x-request-id", name.encode()),
-            (b"x-model-version", self._model_version().encode("ascii", "backslashreplace")),
-        ]
-        await send({"type": "http.response.start", "status": 503, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+    def refusal(self, scopes: frozenset[TokenScope]) -> Refusal | None:
+        """The answer to one more request, None where it is let in; counts refusals.
+
+        Args:
+            scopes: what its caller may do.
+        """
+        refusal = self._decided(scopes)
+        if refusal is not None:
+            if not self._refused:
+                asyncio.get_running_loop().call_later(_TELL_SECONDS, self._tell)
+            self._refused[refusal.code] += 1
+        return refusal
+
+    def _decided(self, scopes: frozenset[TokenScope]) -> Refusal | None:
+        if self.callers.must_be_known and not scopes:
+            challenge = (b"www-authenticate", b"Bearer") if self.callers.tokens.are_needed else None
+            return Refusal(401, UNAUTHORIZED, *self.callers.wanted(), challenge)
+        if self.most is not None and self.working >= self.most:
+            message, hint = f"more than {self.most} at a time were asked.", f"Try again in {RETRY_AFTER_SECONDS} s."
+            return Refusal(503, OVERLOADED, message, hint, (b"retry-after", str(RETRY_AFTER_SECONDS).encode()))
+        return None
 
     def _tell(self) -> None:
-        number, self._refused = self._refused, 0
-        log.warning("requests refused", number=number, working=self.working, most=self.most)
-        self._told(number)
+        refused, self._refused = self._refused, Counter()
+        for code, number in refused.items():
+            log.warning("requests refused", code=code, number=number, working=self.working, most=self.most)
+        if refused[OVERLOADED]:
+            self._told(refused[OVERLOADED])
 
 
 class Door:
@@ -97,28 +132,44 @@ class Door:
     Args:
         app: what requests are let in to.
         admission: whom to ask; None: everybody is let in.
+        is_first: whether nobody has seen a request before; else one that has an id got it from Ray Serve, which answers it.
     """
 
-    def __init__(self, app: ASGIApp, admission: Callable[[], Admission | None]) -> None:
-        self._app, self._admission = app, admission
+    def __init__(self, app: ASGIApp, admission: Callable[[], Admission | None], is_first: bool = False) -> None:
+        self._app, self._admission, self._is_first = app, admission, is_first
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
         admission = self._admission()
-        if admission is None or scope["type"] != "http" or _ADMITTED in scope:
+        if admission is None or scope["type"] != "http" or SCOPES in scope or is_open(path_of(scope)):
             await self._app(scope, receive, send)
             return
-        if admission.working >= admission.most:
-            path = path_of(scope)
-            if not is_open(path) and not path.startswith(_SERVES_OWN):
-                await admission.refuse(scope, send)
-                return
-        scope[_ADMITTED] = True
+        scopes = admission.callers.scopes(scope)
+        if (refusal := admission.refusal(scopes)) is not None:
+            await self._refuse(scope, send, refusal, admission.model_version())
+            return
+        scope[SCOPES] = scopes
         admission.working += 1
         try:
             await self._app(scope, receive, send)
         finally:
             admission.working -= 1
+
+    async def _refuse(self, scope: Scope, send: Send, refusal: Refusal, model_version: str) -> None:
+        name = request_id(scope)
+        told = {"code": refusal.code, "message": refusal.message, "hint": refusal.hint, "request_id": name}
+        body = json.dumps(told).encode()
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            (b"x-model-version", model_version.encode("ascii", "backslashreplace")),
+        ]
+        if self._is_first or not has_request_id(scope):
+            headers.append((b"x-request-id", name.encode()))
+        if refusal.header is not None:
+            headers.append(refusal.header)
+        await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
 
 
 _of_this_process: Admission | None = None
@@ -146,4 +197,4 @@ def keep(admission: Admission) -> None:
 
 def middlewares() -> list[Middleware]:
     """What Ray Serve puts around everything, see `CALLBACK_VARIABLE`; where no gateway is, as in its proxy, all are let in."""
-    return [Middleware(Undisturbed), Middleware(Door, admission=lambda: _of_this_process)]
+    return [Middleware(Undisturbed), Middleware(Door, admission=lambda: _of_this_process, is_first=True)]

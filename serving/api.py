@@ -3,7 +3,8 @@
 Every error is ``{code, message, hint, request_id}``. Every response carries ``X-Request-Id`` and ``X-Model-Version``, and
 ``X-Degraded`` with the reason when something that an answer normally uses was missing. How old a history is stands with the
 result of its user. Logs name routes, never users.
-Where tokens are set, all but health and documentation needs one, which is checked before the body is read.
+Where tokens or identities are set, all but health, documentation and the page needs one: strangers are refused at the door, see
+`serving.admission`, and who lacks the scope of a path is refused before the body is read.
 """
 
 import asyncio
@@ -12,7 +13,6 @@ import importlib.util
 import math
 import re
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Protocol, TypeVar
 
@@ -21,17 +21,17 @@ import structlog
 from fastapi import Body, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.admission import RETRY_AFTER_SECONDS, Admission, Door, is_open, path_of, request_id
+from serving.admission import RETRY_AFTER_SECONDS, SCOPES, Admission, Door, has_request_id, is_open, path_of, request_id
 from serving.attributes import FilterError
-from serving.auth import Tokens, TokenScope
+from serving.auth import TokenScope
+from serving.callers import Callers
 from serving.features import Histories
-from serving.identity import Identities
 from serving.limits import Limiter
 from serving.schemas import (
     Answer,
@@ -127,21 +127,17 @@ class Backend(Protocol):
 
 def create_app(
     backend: Backend,
-    tokens: Tokens | None = None,
-    limiter: Limiter | None = None,
     admission: Admission | None = None,
-    identities: Identities | None = None,
+    limiter: Limiter | None = None,
 ) -> FastAPI:
     """The API over one backend.
 
     Args:
         backend: what answers.
-        tokens: who may ask; everybody without tokens and identities.
+        admission: who is let in, and how many at a time; everybody without.
         limiter: how much each may ask; any amount without.
-        admission: how many requests are worked on at a time, before more are refused; any number without.
-        identities: who else may ask, by what a proxy says.
     """
-    callers = _Callers(tokens or Tokens({}), identities or Identities({}))
+    door = admission or Admission(model_version=lambda: backend.model_version)
     app = FastAPI(
         title="CLLMR: debiased recommendations",
         version="1",
@@ -149,7 +145,7 @@ def create_app(
         "what the side information says by itself is estimated and taken out of every score.",
         docs_url=None,
         redoc_url=None,
-        dependencies=[Depends(HTTPBearer(auto_error=False))] if tokens and tokens.are_needed else [],  # for the docs alone
+        dependencies=[Depends(HTTPBearer(auto_error=False))] if door.callers.tokens.are_needed else [],  # for the docs alone
         responses={
             400: {"model": ErrorBody, "description": "The body is no text that can be read."},
             401: {"model": ErrorBody, "description": "No token or identity, or one that is not known."},
@@ -162,14 +158,19 @@ def create_app(
             503: {"model": ErrorBody, "description": "Overloaded or starting; try again after Retry-After seconds."},
         },
     )
-    app.add_middleware(_Envelope, backend=backend, callers=callers, limiter=limiter)
-    app.add_middleware(Door, admission=lambda: admission)
+    app.add_middleware(_Envelope, backend=backend, callers=door.callers, limiter=limiter)
+    app.add_middleware(Door, admission=lambda: door)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Unavailable, _unavailable)
     app.add_exception_handler(Impossible, _impossible)
     app.add_exception_handler(FilterError, _invalid_filter)
     _add_docs(app)
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> RedirectResponse:
+        return RedirectResponse("ui/")  # as seen from here: a proxy may have put the endpoint below a path of its own
+
     app.mount("/ui", StaticFiles(directory=Path(__file__).parent / "ui", html=True), name="ui")
     _add_routes(app, backend)
     return app
@@ -364,31 +365,10 @@ async def _invalid_filter(request: Request, error: Exception) -> Response:
     return error_response(422, error.code, _ascii(error.message), _ascii(error.hint), _id(request))
 
 
-@dataclass(frozen=True)
-class _Callers:
-    """Who is known here."""
-
-    tokens: Tokens
-    identities: Identities
-
-    @property
-    def must_be_known(self) -> bool:
-        return self.tokens.are_needed or self.identities.are_needed
-
-    def scopes(self, scope: Scope) -> frozenset[TokenScope]:
-        return self.tokens.scopes(_token(scope)) | self.identities.scopes(scope["headers"])
-
-    def name(self, scope: Scope) -> str:
-        """What tells one caller from others: an identity, a token, or an address where nobody has to be known."""
-        if not self.must_be_known:
-            return str((scope.get("client") or ("",))[0])
-        return self.identities.known(scope["headers"]) or _token(scope)
-
-
 class _Envelope:
     """Around every request: its id, the headers, the cap on the body, the last resort for errors, one log line."""
 
-    def __init__(self, app: ASGIApp, backend: Backend, callers: _Callers, limiter: Limiter | None) -> None:
+    def __init__(self, app: ASGIApp, backend: Backend, callers: Callers, limiter: Limiter | None) -> None:
         self._app = app
         self._backend = backend
         self._callers, self._limiter = callers, limiter
@@ -401,8 +381,7 @@ class _Envelope:
         name = request_id(scope)
         scope.setdefault("state", {})["request_id"] = name
         # Serve gives every request an id and answers it itself
-        has_id = any(header == b"x-request-id" for header, _ in scope["headers"])
-        id_header = [] if has_id else [(b"x-request-id", name.encode())]
+        id_header = [] if has_request_id(scope) else [(b"x-request-id", name.encode())]
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
@@ -415,7 +394,7 @@ class _Envelope:
             await send(message)
 
         try:
-            refusal = _refusal(scope, self._callers) or _delay(scope, self._callers, self._limiter)
+            refusal = _forbidden(scope, self._callers) or _delay(scope, self._callers, self._limiter)
             await (refusal or self._app)(scope, _capped(scope, receive), send_with_headers)
         except Exception:
             log.exception("request failed", request_id=name)
@@ -439,30 +418,20 @@ _SCOPES: dict[str, tuple[TokenScope, ...]] = {"/v1/model": ("admin",), "/v1/even
 """Scopes one of which a path needs; all others need "score"."""
 
 
-def _refusal(scope: Scope, callers: _Callers) -> Response | None:
+def _forbidden(scope: Scope, callers: Callers) -> Response | None:
     """The answer to a request that its token or identity does not allow, None when it does."""
     path = path_of(scope)
     if not callers.must_be_known or is_open(path):
         return None
     needed = _SCOPES.get(path, ("score",))
-    allowed = callers.scopes(scope)
-    if not allowed.isdisjoint(needed):
+    if not scope[SCOPES].isdisjoint(needed):
         return None
-    request_id = scope["state"]["request_id"]
-    if allowed:
-        scopes = " or ".join(f"'{scope}'" for scope in needed)
-        hint = "Use a token or an identity that has it."
-        return error_response(403, "forbidden", f"this needs the scope {scopes}.", hint, request_id)
-    if not callers.tokens.are_needed:
-        message, hint = "this needs an identity that is known here.", "Ask through the proxy, with a client certificate."
-        return error_response(401, "unauthorized", message, hint, request_id)
-    message, hint = "this needs a token that is known here.", "Send it as: Authorization: Bearer TOKEN"
-    response = error_response(401, "unauthorized", message, hint, request_id)
-    response.headers["WWW-Authenticate"] = "Bearer"
-    return response
+    scopes = " or ".join(f"'{scope}'" for scope in needed)
+    hint = "Use a token or an identity that has it."
+    return error_response(403, "forbidden", f"this needs the scope {scopes}.", hint, scope["state"]["request_id"])
 
 
-def _delay(scope: Scope, callers: _Callers, limiter: Limiter | None) -> Response | None:
+def _delay(scope: Scope, callers: Callers, limiter: Limiter | None) -> Response | None:
     """The answer to a caller that has asked too much, None when it has not."""
     if limiter is None or is_open(path_of(scope)):
         return None
@@ -473,13 +442,6 @@ def _delay(scope: Scope, callers: _Callers, limiter: Limiter | None) -> Response
     response = error_response(429, "too_many_requests", message, hint, scope["state"]["request_id"])
     response.headers["Retry-After"] = str(seconds)
     return response
-
-
-def _token(scope: Scope) -> str:
-    """The bearer token that was sent, "" without one."""
-    headers = [value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"]
-    scheme, _, token = headers[0].partition(" ") if len(headers) == 1 else ("", "", "")
-    return token.strip() if scheme.lower() == "bearer" else ""
 
 
 def _capped(scope: Scope, receive: Receive) -> Receive:

@@ -36,6 +36,7 @@ from serving.approximate import ScoringArgs
 from serving.attributes import FilterError
 from serving.auth import read_tokens
 from serving.breaker import Breaker
+from serving.callers import Callers
 from serving.degrade import Static
 from serving.events import VIEW as EVENTS_VIEW
 from serving.events import OnlineHistory, open_history
@@ -655,7 +656,7 @@ class GatewayReplica:
     ) -> None:
         configure_logging()
         logging.getLogger("httpx").setLevel(logging.WARNING)
-        self._tokens, self._identities = read_tokens(), read_identities()
+        callers = Callers(read_tokens(), read_identities())
         self._limiter = None if rate_limit is None else Limiter(rate_limit)
         metrics = GatewayMetrics()
         features: FeatureSource = NoFeatures()
@@ -684,7 +685,7 @@ class GatewayReplica:
         else:
             asked = scorer
         self._backend = RayBackend(asked, features, deployed_version, events, history, encoder, metrics)
-        self._admission = Admission(max_working, lambda: self._backend.model_version, metrics.refused.inc)
+        self._admission = Admission(max_working, lambda: self._backend.model_version, metrics.refused.inc, callers)
         admission.keep(self._admission)
 
     def reconfigure(self, trial: dict[str, Any]) -> None:
@@ -693,4 +694,4 @@ class GatewayReplica:
         self._scorer.reconfigure(trial)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(self._backend, self._tokens, self._limiter, self._admission, self._identities)
+        return create_app(self._backend, self._admission, self._limiter)

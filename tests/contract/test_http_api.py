@@ -21,6 +21,7 @@ from serving.admission import Admission
 from serving.api import MAX_BODY_BYTES, MAX_DEPTH, Impossible, Unavailable, create_app, depth_of
 from serving.attributes import Attributes
 from serving.auth import Tokens
+from serving.callers import Callers
 from serving.client import Client
 from serving.features import FeatureSource, Histories, NoFeatures
 from serving.identity import Identities
@@ -571,10 +572,14 @@ def test_logs_name_routes_and_request_ids_but_no_users(http: TestClient, capsys:
 READER, TELLER, ADMIN = "r" * 20, "e" * 20, "a" * 20
 
 
+def known(tokens: Tokens | None = None, identities: Identities | None = None, most: int | None = None) -> Admission:
+    return Admission(most, callers=Callers(tokens or Tokens({}), identities or Identities({})))
+
+
 @pytest.fixture
 def closed(backend: LocalBackend) -> Iterator[TestClient]:
     tokens = Tokens({READER: frozenset({"score"}), TELLER: frozenset({"events"}), ADMIN: frozenset({"admin"})})
-    with TestClient(create_app(backend, tokens), raise_server_exceptions=False) as client:
+    with TestClient(create_app(backend, known(tokens)), raise_server_exceptions=False) as client:
         yield client
 
 
@@ -616,6 +621,14 @@ def test_who_shows_no_known_token_is_refused_before_the_body_is_looked_at(
     assert response.headers["www-authenticate"] == "Bearer"
 
 
+def test_the_root_leads_to_the_page(http: TestClient) -> None:
+    response = http.get("/", follow_redirects=False)
+    assert (response.status_code, response.headers["location"]) == (307, "ui/")  # relative: also below a proxy's path
+    page = http.get("/")
+    assert page.url.path == "/ui/"
+    assert "text/html" in page.headers["content-type"]
+
+
 def test_two_tokens_in_one_request_are_none(closed: TestClient) -> None:
     response = closed.post(
         "/v1/recommend", json={}, headers=[("Authorization", f"Bearer {token}") for token in (READER, ADMIN)]
@@ -624,7 +637,7 @@ def test_two_tokens_in_one_request_are_none(closed: TestClient) -> None:
 
 
 def test_health_and_documentation_need_no_token(closed: TestClient) -> None:
-    for path in ("/healthz", "/readyz", "/docs", "/openapi.json"):
+    for path in ("/healthz", "/readyz", "/docs", "/openapi.json", "/ui/", "/"):
         assert closed.get(path).status_code == 200
     assert "HTTPBearer" in closed.get("/openapi.json").json()["components"]["securitySchemes"]
 
@@ -666,7 +679,7 @@ def test_an_identity_of_the_proxy_allows_what_its_scope_says_and_may_stand_besid
     shop, watch = "spiffe://shop", "spiffe://watch"
     identities = Identities({shop: frozenset({"score"}), watch: frozenset({"admin"})})
     ask, limiter = {"users": ["ann"]}, Limiter("2/hour")
-    with TestClient(create_app(backend, limiter=limiter, identities=identities)) as http:
+    with TestClient(create_app(backend, known(identities=identities), limiter)) as http:
         assert http.post("/v1/recommend", json=ask, headers=certified(shop)).status_code == 200
         assert http.get("/v1/model", headers=certified(watch)).status_code == 200
         refused(http.get("/v1/model", headers=certified(shop)), 403, "forbidden")
@@ -678,7 +691,7 @@ def test_an_identity_of_the_proxy_allows_what_its_scope_says_and_may_stand_besid
         assert http.post("/v1/recommend", json=ask, headers=certified(shop)).status_code == 200
         refused(http.post("/v1/recommend", json=ask, headers=certified(shop)), 429, "too_many_requests")
         assert http.get("/v1/model", headers=certified(watch)).status_code == 200  # a caller of its own
-    with TestClient(create_app(backend, Tokens({READER: frozenset({"score"})}), identities=identities)) as http:
+    with TestClient(create_app(backend, known(Tokens({READER: frozenset({"score"})}), identities))) as http:
         for headers in (shown(READER), certified(shop)):
             assert http.post("/v1/recommend", json=ask, headers=headers).status_code == 200
         response = http.post("/v1/recommend", json=ask)
@@ -692,7 +705,7 @@ def test_an_identity_of_the_proxy_allows_what_its_scope_says_and_may_stand_besid
 def test_who_asks_too_much_is_told_when_to_come_back_and_others_are_answered(backend: LocalBackend) -> None:
     tokens = Tokens({READER: frozenset({"score"}), ADMIN: frozenset({"score"})})
     ask = {"users": ["ann"]}
-    with TestClient(create_app(backend, tokens, Limiter("3/minute"))) as http:
+    with TestClient(create_app(backend, known(tokens), Limiter("3/minute"))) as http:
         assert [http.post("/v1/recommend", json=ask, headers=shown(READER)).status_code for _ in range(3)] == [200] * 3
         response = http.post("/v1/recommend", json=ask, headers=shown(READER))
         error = refused(response, 429, "too_many_requests")
@@ -700,6 +713,17 @@ def test_who_asks_too_much_is_told_when_to_come_back_and_others_are_answered(bac
         assert 50 <= int(response.headers["retry-after"]) <= 60
         assert http.post("/v1/recommend", json=ask, headers=shown(ADMIN)).status_code == 200
         assert [http.get("/healthz").status_code for _ in range(5)] == [200] * 5
+
+
+def test_a_stranger_counts_against_nobody(backend: LocalBackend) -> None:
+    ask, limiter = {"users": ["ann"]}, Limiter("1/hour")
+    with TestClient(create_app(backend, known(Tokens({READER: frozenset({"score"})}), most=1), limiter)) as http:
+        for headers in ({}, shown(ADMIN), shown(READER[:-1])) * 3:
+            refused(http.post("/v1/recommend", json=ask, headers=headers), 401, "unauthorized")
+        assert not limiter._window.storage.events  # type: ignore[attr-defined]
+        assert http.post("/v1/recommend", json=ask, headers=shown(READER)).status_code == 200
+        refused(http.post("/v1/recommend", json=ask, headers=shown(READER)), 429, "too_many_requests")
+        refused(http.post("/v1/recommend", json=ask), 401, "unauthorized")
 
 
 def test_without_tokens_an_address_is_a_caller_whatever_token_it_shows(backend: LocalBackend) -> None:

@@ -11,8 +11,10 @@ import pytest
 import uvicorn
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
+from serving.admission import Admission
 from serving.api import create_app
 from serving.auth import Tokens
+from serving.callers import Callers
 from serving.lifecycle import Target, load
 from serving.recommender import Recommender
 from serving.schemas import Filter, Range, RecommendRequest
@@ -39,7 +41,11 @@ def browser() -> Iterator[Browser]:
 @contextmanager
 def served(recommender: Recommender, tokens: Tokens | None = None) -> Iterator[str]:
     listening = socket.create_server(("127.0.0.1", 0))  # before the thread runs: who comes early waits
-    server = uvicorn.Server(uvicorn.Config(create_app(LocalBackend(recommender), tokens), log_level="error"))
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(LocalBackend(recommender), Admission(callers=Callers(tokens or Tokens({})))), log_level="error"
+        )
+    )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     try:

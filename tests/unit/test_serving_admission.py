@@ -5,10 +5,14 @@ import json
 from typing import Any
 
 import pytest
+import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving import admission
 from serving.admission import Admission, Door, middlewares
+from serving.auth import Tokens
+from serving.callers import Callers
+from serving.identity import Identities
 
 
 class Rooms:
@@ -43,7 +47,7 @@ async def ask(app: ASGIApp, path: str = "/v1/recommend", **scope: Any) -> tuple[
 def test_what_is_more_is_refused_and_of_two_doors_the_outer_one_counts() -> None:
     async def run() -> None:
         rooms, asked = Rooms(), Admission(2, lambda: "7")
-        app = Door(Door(rooms, lambda: asked), lambda: asked)
+        app = Door(Door(rooms, lambda: asked), lambda: asked, is_first=True)
         let_in = [asyncio.create_task(ask(app)) for _ in range(2)]
         await asyncio.sleep(0)
         assert (len(rooms.inside), asked.working) == (2, 2)
@@ -77,12 +81,88 @@ def test_health_and_the_page_are_let_in_whatever_is_going_on() -> None:
         rooms.go_on.set()
         full = Admission(0)
         app = Door(rooms, lambda: full)
-        for path in ("/healthz", "/readyz", "/docs", "/ui/", "/ui/page.js", "/-/healthz"):
+        for path in ("/", "/healthz", "/readyz", "/docs", "/ui/", "/ui/page.js", "/-/healthz"):
             assert (await ask(app, path))[0] == 200, path
         assert (await ask(app, "/below/readyz", root_path="/below"))[0] == 200
         for path in ("/v1/model", "/readyz/more", "/uix", "/below/readyz"):
             assert (await ask(app, path))[0] == 503, path
 
+    asyncio.run(run())
+
+
+def test_health_and_the_page_take_no_room() -> None:
+    async def run() -> None:
+        rooms, asked = Rooms(), Admission(1)
+        app = Door(rooms, lambda: asked)
+        slow = [asyncio.create_task(ask(app, path)) for path in ("/readyz", "/ui/", "/")]
+        await asyncio.sleep(0)
+        assert (len(rooms.inside), asked.working) == (3, 0)
+        let_in = asyncio.create_task(ask(app))
+        await asyncio.sleep(0)
+        assert asked.working == 1
+        rooms.go_on.set()
+        assert {status for status, _, _ in await asyncio.gather(*slow, let_in)} == {200}
+
+    asyncio.run(run())
+
+
+KNOWN = "k" * 20
+
+
+def shown(token: str) -> list[tuple[bytes, bytes]]:
+    return [(b"authorization", f"Bearer {token}".encode())]
+
+
+@pytest.mark.parametrize("is_full", [False, True])
+def test_a_stranger_is_told_so_at_every_load_and_takes_no_room(is_full: bool) -> None:
+    async def run() -> None:
+        rooms = Rooms()
+        asked = Admission(1, lambda: "7", callers=Callers(Tokens({KNOWN: frozenset({"score"})})))
+        app = Door(rooms, lambda: asked)
+        let_in = [asyncio.create_task(ask(app, headers=shown(KNOWN)))] if is_full else []
+        await asyncio.sleep(0)
+        for headers in ([], shown(KNOWN[:-1]), [*shown(KNOWN), *shown(KNOWN)]):
+            status, answered, body = await ask(app, headers=headers)
+            assert (status, answered["www-authenticate"], answered["x-model-version"]) == (401, "Bearer", "7")
+            assert "retry-after" not in answered
+            assert json.loads(body) == {
+                "code": "unauthorized",
+                "message": "this needs a token that is known here.",
+                "hint": "Send it as: Authorization: Bearer TOKEN",
+                "request_id": answered["x-request-id"],
+            }
+        assert (len(rooms.inside), asked.working) == (len(let_in), len(let_in))
+        if is_full:
+            assert (await ask(app, headers=shown(KNOWN)))[0] == 503  # who is known is told that it is full
+        rooms.go_on.set()
+        await asyncio.gather(*let_in)
+
+    asyncio.run(run())
+
+
+def test_who_needs_an_identity_is_told_how_to_get_one_and_who_has_one_is_let_in() -> None:
+    async def run() -> None:
+        rooms = Rooms()
+        rooms.go_on.set()
+        asked = Admission(1, callers=Callers(identities=Identities({"spiffe://shop": frozenset({"score"})})))
+        app = Door(rooms, lambda: asked)
+        status, headers, body = await ask(app)
+        assert (status, json.loads(body)["hint"]) == (401, "Ask through the proxy, with a client certificate.")
+        assert "www-authenticate" not in headers
+        assert (await ask(app, headers=[(b"x-forwarded-client-cert", b"Hash=0a;URI=spiffe://shop")]))[0] == 200
+        assert rooms.inside[0][admission.SCOPES] == {"score"}
+
+    asyncio.run(run())
+
+
+def test_inside_of_ray_serve_a_refusal_leaves_the_requests_id_to_it() -> None:
+    async def run() -> None:
+        app = Door(Rooms(), lambda: full)
+        _, headers, body = await ask(app, headers=[(b"x-request-id", b"of-serve")])
+        assert "x-request-id" not in headers
+        assert json.loads(body)["request_id"] == "of-serve"
+
+    full = Admission(0)
     asyncio.run(run())
 
 
@@ -121,6 +201,22 @@ def test_refusals_are_told_together(monkeypatch: pytest.MonkeyPatch) -> None:
     full = Admission(0, told=told.append)
     asyncio.run(run())
     assert told == [3, 1]
+
+
+def test_strangers_are_told_together_too_and_are_no_overload(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admission, "_TELL_SECONDS", 0.05)
+    told: list[int] = []
+
+    async def run() -> None:
+        for _ in range(3):
+            await ask(Door(Rooms(), lambda: closed))
+        await asyncio.sleep(0.1)
+
+    closed = Admission(0, told=told.append, callers=Callers(Tokens({KNOWN: frozenset({"score"})})))
+    with structlog.testing.capture_logs() as logs:
+        asyncio.run(run())
+    assert told == []
+    assert [(line["event"], line["code"], line["number"]) for line in logs] == [("requests refused", "unauthorized", 3)]
 
 
 def test_ray_serve_puts_the_door_of_the_gateway_around_everything_and_lets_all_in_where_there_is_none(

@@ -8,6 +8,8 @@ import pytest
 from components.errors import ConfigError
 from serving import auth
 from serving.auth import Tokens, read_tokens
+from serving.callers import Callers, token
+from serving.identity import Identities
 
 READER, ADMIN = "r" * 20, "a" * 20
 
@@ -64,3 +66,34 @@ def test_what_cannot_be_read_stops_the_endpoint_and_shows_no_token(text: str, to
 def test_a_file_that_is_not_there_stops_the_endpoint() -> None:
     with pytest.raises(ConfigError, match=r"CLLMR_TOKENS_FILE=/nowhere/tokens cannot be read: FileNotFoundError"):
         read_tokens({"CLLMR_TOKENS_FILE": "/nowhere/tokens", "CLLMR_TOKENS": f"{READER} score"})
+
+
+@pytest.mark.parametrize(
+    ("headers", "shown"),
+    [
+        ([(b"authorization", b"Bearer abc")], "abc"),
+        ([(b"authorization", b"bearer  abc ")], "abc"),
+        ([(b"host", b"x"), (b"authorization", b"Bearer a b")], "a b"),
+        ([(b"authorization", b"Basic abc")], ""),
+        ([(b"authorization", b"abc")], ""),
+        ([(b"authorization", b"Bearer abc"), (b"authorization", b"Bearer abc")], ""),
+        ([], ""),
+    ],
+)
+def test_a_token_is_shown_once_as_a_bearers(headers: list[tuple[bytes, bytes]], shown: str) -> None:
+    assert token(headers) == shown
+
+
+def test_a_caller_is_known_by_token_and_identity_together_and_named_by_one() -> None:
+    shop, cert = "spiffe://shop", [(b"x-forwarded-client-cert", b"Hash=0a;URI=spiffe://shop")]
+    bearer = [(b"authorization", f"Bearer {READER}".encode())]
+    callers = Callers(Tokens({READER: frozenset({"score"})}), Identities({shop: frozenset({"events"})}))
+    assert callers.must_be_known
+    assert callers.scopes({"headers": [*bearer, *cert]}) == {"score", "events"}
+    assert callers.scopes({"headers": bearer}) == {"score"}
+    assert callers.scopes({"headers": []}) == frozenset()
+    assert callers.name({"headers": [*bearer, *cert]}) == shop
+    assert callers.name({"headers": bearer}) == READER
+    nobody = Callers()
+    assert not nobody.must_be_known
+    assert nobody.name({"headers": bearer, "client": ("10.0.0.7", 1)}) == "10.0.0.7"
