@@ -275,6 +275,7 @@ def prepare_ray_environment() -> None:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_SERVE_LOG_TO_STDERR": "0",
         "RAY_COLOR_PREFIX": "0",
+        "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",  # it takes SIGTERM for a crash: below Python, it dumps a stack
         "MALLOC_ARENA_MAX": "2",
         "OMP_NUM_THREADS": "1",  # several processes share the cores: threads of each would only fight
     }
@@ -302,6 +303,7 @@ def start_local_ray(num_cpus: int, num_gpus: int = 0) -> None:
 
     if ray.is_initialized():
         return
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
             address="local",
@@ -317,6 +319,9 @@ def start_local_ray(num_cpus: int, num_gpus: int = 0) -> None:
         raise LaunchError(
             f"Ray cannot start on this machine: {reason}", "See the logs in /tmp/ray/session_latest/logs; run: cllmr doctor"
         ) from error
+    finally:
+        if threading.current_thread() is threading.main_thread():  # Ray's own ends the process with code 15
+            signal.signal(signal.SIGTERM, on_sigterm)
 
 
 def join_ray(num_cpus: int, num_gpus: int = 0) -> None:

@@ -1,7 +1,7 @@
 """``cllmr``: the platform's command line. Commands import what they need when they run, so that help comes at once.
 
 Exit codes: 0 done, 1 a crash, a failed check or a failed run, 2 a mistake the user can mend (one line says how), 124 a deadline
-passed, 130 interrupted.
+passed, 130 interrupted (Ctrl-C or SIGTERM).
 """
 
 import csv
@@ -64,6 +64,7 @@ def make_console(stderr: bool = False) -> Console:
 def told_to_the_user() -> Iterator[None]:
     """Ends the command with the right exit code, and one line instead of a traceback for what the user can mend."""
     errors = make_console(stderr=True)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # `docker stop` and CI systems end it as Ctrl-C does
     try:
         yield
     except UserError as error:
@@ -72,6 +73,8 @@ def told_to_the_user() -> Iterator[None]:
     except KeyboardInterrupt as interrupt:
         errors.print(f"interrupted: {escape(str(interrupt) or 'nothing is left running.')}", soft_wrap=True)
         raise typer.Exit(130) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _print_version(wanted: bool) -> None:
@@ -573,7 +576,6 @@ def serve(
     settings = load_config(preset, config, sets, storage)
     out = make_console()
     with champion_endpoint(settings) as url:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # after Ray's own: `docker stop` ends it as Ctrl-C does
         out.print(f"serving at {url} (a page to try it: {url}/ui/, the API: {url}/docs); Ctrl-C ends it", soft_wrap=True)
         with suppress(KeyboardInterrupt):  # the way to end it, so not an error
             threading.Event().wait()
@@ -803,29 +805,35 @@ def promote(
     config: Files = None,
     set_: Sets = None,
     storage: Storage = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Make a registered model the champion by hand, past the gate; without a fingerprint: list the models.
 
     [dim]cllmr promote
     cllmr promote 3f2a9c0d1e4b5a67[/dim]
     """
+    from dataclasses import asdict
+
     from pipelines.summary import versions_table
 
     models = registry(load_config(preset, config, set_, storage))
-    out = make_console()
-    if fingerprint is None:
-        out.print(versions_table(models.versions()))
+    if fingerprint is not None:
+        tell_champion(models.promote(fingerprint), json_file)
         return
-    told_champion(out, models.promote(fingerprint))
+    versions = models.versions()
+    make_console().print(versions_table(versions))
+    write_result(json_file, [asdict(version) for version in versions])
 
 
 @command
-def rollback(preset: Preset = "local", config: Files = None, set_: Sets = None, storage: Storage = None) -> None:
+def rollback(
+    preset: Preset = "local", config: Files = None, set_: Sets = None, storage: Storage = None, json_file: JsonFile = None
+) -> None:
     """Return to the champion before this one; repeat to go further back.
 
     [dim]cllmr rollback[/dim]
     """
-    told_champion(make_console(), registry(load_config(preset, config, set_, storage)).rollback())
+    tell_champion(registry(load_config(preset, config, set_, storage)).rollback(), json_file)
 
 
 @command
@@ -942,7 +950,6 @@ def crash_told(progress: Console) -> Iterator[None]:
 @contextmanager
 def ended_with_the_command(cluster: "Cluster", find: Callable[[], str | None], terminate: bool) -> Iterator[None]:
     """On Ctrl-C or SIGTERM ends the run as well, if it is there and that is asked for, and says what became of it."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # how CI systems cancel
     try:
         yield
     except KeyboardInterrupt:
@@ -1119,10 +1126,14 @@ def validated(model: type[M], values: dict[str, Any]) -> M:
         raise ConfigError(problem.message, "See --help.") from None
 
 
-def told_champion(out: Console, champion: "ModelVersion") -> None:
+def tell_champion(champion: "ModelVersion", json_file: Path | None) -> None:
     """Says which model is the champion now and what to do next."""
+    from dataclasses import asdict
+
+    out = make_console()
     out.print(f"champion: version {champion.version}, {champion.fingerprint}", soft_wrap=True)
     out.print("next: cllmr serve (an endpoint that runs already takes it over within seconds)", soft_wrap=True)
+    write_result(json_file, asdict(champion))
 
 
 def main() -> None:

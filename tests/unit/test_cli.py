@@ -9,6 +9,7 @@ import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -228,6 +229,26 @@ def champion(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def test_promote_and_rollback_write_what_they_did(champion: Path, tmp_path: Path) -> None:
+    models = Registry(default_tracking_uri(str(champion)), "cllmr")
+    (first,) = models.versions()
+    models.register("f" * 16, str(champion), "train/second/bundle", {"debiased.ndcg@10": 0.25})
+    file = tmp_path / "result.json"
+
+    def told(*arguments: str) -> Any:
+        result = call(*arguments, "--storage", str(champion), "--json", str(file))
+        assert result.exit_code == 0, result.output
+        return json.loads(file.read_text())
+
+    listed = told("promote")
+    assert [version["fingerprint"] for version in listed] == ["f" * 16, first.fingerprint]
+    assert (listed[0]["metrics"], listed[0]["aliases"]) == ({"debiased.ndcg@10": 0.25}, ["challenger"])
+    second = told("promote", "f" * 16)
+    assert (second["version"], second["fingerprint"], second["promoted_over"]) == ("2", "f" * 16, first.fingerprint)
+    assert told("rollback")["fingerprint"] == first.fingerprint
+    fails_in_one_line(call("rollback", "--storage", str(champion), "--json", str(file)), "there is nothing to roll back to")
+
+
 def test_recommend_filters_the_items(champion: Path, tmp_path: Path) -> None:
     file = tmp_path / "answer.json"
     filters = ["--filter", "genres=Comedy,War", "--filter", "year=1970..1979"]
@@ -322,13 +343,15 @@ def test_a_crash_ends_with_the_stage_the_last_log_lines_the_log_and_exit_code_1(
     assert "the matrix fell over" in Path(last.rsplit(" ", 1)[1]).read_text()
 
 
-def test_an_interrupted_run_ends_with_exit_code_130(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM], ids=lambda by: by.name)
+def test_an_interrupted_run_ends_with_exit_code_130(tmp_path: Path, by: signal.Signals) -> None:
     flag = tmp_path / "flag"
     process = start(tmp_path / "root", "wait", flag=str(flag))
     deadline = time.monotonic() + 60
     while not flag.exists() and time.monotonic() < deadline:
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(by)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
     assert err.splitlines()[-1] == "interrupted: nothing is left running."
+    assert "Traceback" not in err
