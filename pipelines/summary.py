@@ -203,7 +203,7 @@ def removed_table(removed: "pd.DataFrame", examples: int = 2) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="removed rows, for example", title_justify="left")
     shown = removed.groupby("reason", sort=True).head(examples).sort_values("reason", kind="stable")
     for column in shown.columns:
-        table.add_column(str(column))
+        table.add_column(str(column), max_width=TITLE_WIDTH, overflow="ellipsis", no_wrap=True)
     for row in shown.itertuples(index=False):
         table.add_row(*(Text("" if value is None else str(value)) for value in row))
     return table

@@ -4,6 +4,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator, model_validator
 
+from components.ids import MAX_ID_LENGTH
+
 MAX_USERS = 100
 MAX_K = 200
 MAX_CANDIDATES = 1_000
@@ -15,7 +17,6 @@ MAX_RECENT = 200
 MAX_EVENTS = 1_000
 MAX_NEW_ITEMS = 20
 MAX_TEXT_LENGTH = 10_000
-MAX_ID_LENGTH = 256
 
 RawId = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_LENGTH)]
 Debias = Annotated[

@@ -5,10 +5,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pydantic import ValidationError
 
 from components.errors import DataError
-from components.ids import ITEM_ID, RATING, TIMESTAMP, USER_ID
+from components.ids import ITEM_ID, MAX_ID_LENGTH, RATING, TIMESTAMP, USER_ID
 from components.ingest import card, config, filters, readers, sample, tables, validation
+from serving.schemas import ScoreRequest
 
 
 def events(rows: list[tuple[str, str, float, int]]) -> pd.DataFrame:
@@ -107,6 +109,20 @@ def test_a_row_is_rejected_once_for_the_first_rule_it_breaks_with_the_text_that_
         [13, "rating_not_a_number", "4,5"],
         [14, "rating_not_a_number", "inf"],
     ]
+
+
+def test_an_id_that_the_api_would_refuse_is_rejected_and_the_longest_it_takes_is_not():
+    for length, answered in ((MAX_ID_LENGTH, True), (MAX_ID_LENGTH + 1, False)):
+        name = "ü" * length  # characters count, not bytes
+        frame = pd.DataFrame({USER_ID: ["u", name], ITEM_ID: [name, "a"]})
+        found = validation.rejections(frame, validation.interactions_schema(has_rating=False, has_timestamp=False))
+        assert found["reason"].tolist() == ([] if answered else ["item_id_too_long", "user_id_too_long"])
+        assert len(validation.rejections(frame, validation.entities_schema(USER_ID))) == (0 if answered else 1)
+        if answered:
+            ScoreRequest(user_id=name, item_ids=[name])
+        else:
+            with pytest.raises(ValidationError, match=f"at most {MAX_ID_LENGTH} characters"):
+                ScoreRequest(user_id=name, item_ids=[name])
 
 
 def test_a_time_before_1970_is_out_of_range():
