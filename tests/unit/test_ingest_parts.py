@@ -132,16 +132,32 @@ def test_a_time_before_1970_is_out_of_range():
 
 
 @pytest.mark.parametrize(
-    ("given", "unit", "divisor"),
+    ("given", "unit"),
     [
-        (881_250_949, "seconds", 1),
-        (881_250_949_000, "milliseconds", 10**3),
-        (881_250_949_000_000, "microseconds", 10**6),
-        (881_250_949_000_000_000, "nanoseconds", 10**9),
+        (881_250_949, "seconds"),
+        (881_250_949_000, "milliseconds"),
+        (881_250_949_000_000, "microseconds"),
+        (881_250_949_000_000_000, "nanoseconds"),
     ],
 )
-def test_the_unit_of_time_is_told_by_its_size(given, unit, divisor):
-    assert tables.time_unit(np.array([given, given], float)) == (unit, divisor)
+def test_the_unit_of_time_is_told_by_its_size(given, unit):
+    seconds, told, others = tables.unix_seconds(np.array([given, given], float))
+    assert (seconds.tolist(), told, others.tolist()) == ([881_250_949] * 2, unit, [False] * 2)
+
+
+def test_a_time_that_is_too_large_for_the_unit_of_the_rest_is_in_a_smaller_one():
+    given = np.array([10, 1_700_000_000, 1_700_000_001_000, 1_700_000_002_000_000, 4_000_000_000, 1_700_000_000], float)
+    seconds, unit, others = tables.unix_seconds(given)
+    assert unit == "seconds"
+    assert seconds.tolist() == [10, 1_700_000_000, 1_700_000_001, 1_700_000_002, 4_000_000_000, 1_700_000_000]
+    assert others.tolist() == [False, False, True, True, False, False]
+
+
+def test_no_time_that_is_accepted_lies_beyond_what_the_feature_store_can_hold():
+    largest = np.nextafter(validation.LARGEST_TIME, 0)
+    for unit in (1.0, 1e-3, 1e-6, 1e-9):
+        seconds, _, _ = tables.unix_seconds(np.array([1_700_000_000, 1_700_000_000, largest * unit]))
+        assert pd.Timestamp(int(seconds.max()), unit="s").as_unit("ns").year <= 2262
 
 
 def test_csv_tsv_and_parquet_give_the_same_text_in_chunks_that_keep_their_row_numbers(tmp_path):
