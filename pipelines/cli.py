@@ -265,20 +265,24 @@ def validate(
     import pandas as pd
 
     from components.ingest.build import build
-    from components.ingest.dataset import REMOVED_FILE
-    from components.progress import configure_logging
+    from components.ingest.dataset import REMOVED_FILE, Dataset
+    from pipelines.checks import check_data
     from pipelines.summary import data_table, removed_table
 
     settings = load_config(preset, config, set_, storage, interactions, items, users, column)
-    configure_logging()
-    with TemporaryDirectory() as folder:  # the stage itself, so that what is valid here is valid there
-        facts = build(Path(folder), settings.ingest)
-        removed = pd.read_parquet(Path(folder) / REMOVED_FILE)
     out = make_console()
-    out.print(data_table(facts))
-    if len(removed):
-        out.print(removed_table(removed))
-    out.print(f"valid: settings {settings.fingerprint()}, data set '{facts['name']}'. next: cllmr run", soft_wrap=True)
+    with TemporaryDirectory() as folder, events_told(Path(folder) / "events.jsonl"):
+        # the stage itself, so that what is valid here is valid there
+        facts = build(Path(folder), settings.ingest)
+        out.print(data_table(facts))
+        removed = pd.read_parquet(Path(folder) / REMOVED_FILE)
+        if len(removed):
+            out.print(removed_table(removed))
+        check_data(settings, Dataset.load(folder))
+    out.print(
+        f"valid: settings {settings.fingerprint()}, data set '{facts['name']}'. next: cllmr run with the same options",
+        soft_wrap=True,
+    )
     write_result(json_file, facts)
 
 
@@ -870,6 +874,25 @@ def clean(
 
 
 # -- what commands share ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def events_told(file: Path) -> Iterator[None]:
+    """At its end, what stages that worked in this process have told, in the lines of a run; `file` holds it until then."""
+    from components.progress import EVENTS_VARIABLE
+    from pipelines.display import Lines
+
+    before, os.environ[EVENTS_VARIABLE] = os.environ.get(EVENTS_VARIABLE), str(file)
+    file.touch()
+    try:
+        yield
+    finally:
+        del os.environ[EVENTS_VARIABLE]
+        if before is not None:
+            os.environ[EVENTS_VARIABLE] = before
+        with Lines(make_console(stderr=True)) as shown:
+            for line in file.read_text(encoding="utf-8").splitlines():
+                shown.show(json.loads(line))
 
 
 def connected(settings: "PlatformConfig") -> "Cluster":
