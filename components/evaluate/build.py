@@ -154,8 +154,7 @@ def evaluate(
                 name: bias.exposure_summary(found.top_items[:, :10], scorer.popularity) for name, found in tested.items()
             },
             "exposure_by_popularity_decile": {
-                name: bias.exposure_by_decile(tested[name].top_items[:, :10], bias.deciles(scorer.popularity))
-                for name in SCORES
+                name: bias.exposure_by_decile(tested[name].top_items[:, :10], scorer.popularity) for name in SCORES
             },
             "propensity": bias.propensity_report(
                 scorer.propensity,
