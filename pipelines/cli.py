@@ -21,7 +21,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from components.errors import ConfigError, UserError
+from components.errors import ConfigError, StorageError, UserError
 from pipelines.names import PipelineName
 
 if TYPE_CHECKING:
@@ -738,6 +738,7 @@ def batch(
     given = {"k": k, "users": path, "debias": debias, "train": model, "to_feast": to_feast or None}
     sets = [f"batch.{name}={json.dumps(value)}" for name, value in given.items() if value is not None]
     settings = load_config(preset, config, [*(set_ or []), *sets], storage)
+    registry(settings)  # before the run's log makes a storage root of a mistyped one
     out, shown = make_console(), make_console(stderr=True)
     pipeline, configs = compile_pipeline(batch_scoring(settings)), {BATCH: settings.batch_of_champion()}
     with crash_told(shown):
@@ -975,11 +976,14 @@ def endpoint(url: str) -> "Client":
 
 
 def registry(settings: "PlatformConfig") -> "Registry":
-    """The model registry of these settings."""
+    """The model registry of these settings; raises StorageError where it would lie in a directory that does not exist."""
     from components.tracking import Registry, default_tracking_uri
     from pipelines.local import absolute_root
 
-    uri = default_tracking_uri(absolute_root(settings.storage_root), settings.promote.tracking_uri)
+    root = absolute_root(settings.storage_root)
+    if not settings.promote.tracking_uri and "://" not in root and not Path(root).is_dir():
+        raise StorageError(f"there is no storage root '{root}'.", "Check --storage, or make a model there: cllmr run")
+    uri = default_tracking_uri(root, settings.promote.tracking_uri)
     return Registry(uri, settings.promote.model_name)
 
 

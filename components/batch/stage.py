@@ -52,8 +52,8 @@ def run(config: dict[str, Any], storage_root: str) -> Manifest:
         StorageError: the online store cannot be written.
     """
     settings = BatchConfig.parse(config, STAGE.name)
-    trained, model_version = _bundle_of(settings, storage_root)
     with failure_told(STAGE):  # before hours of scoring
+        trained, model_version = _bundle_of(settings, storage_root)
         online = open_online(trained) if settings.to_feast else None
     name = fingerprint(STAGE, settings.identity(), {"train": trained.fingerprint})
 

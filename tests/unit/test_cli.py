@@ -210,6 +210,39 @@ def test_promote_lists_nothing_before_the_first_run_and_rollback_says_so(tmp_pat
     fails_in_one_line(call("recommend", "1", "--storage", str(tmp_path)), "no model is champion below", "Make one: cllmr run")
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["recommend", "1"], ["explain", "1", "2"], ["serve"], ["promote"], ["promote", "0123456789abcdef"], ["rollback"]),
+        *(["materialise"], ["clean"], ["batch"], ["batch", "--model", "0123456789abcdef"]),
+    ],
+    ids=" ".join,
+)
+def test_a_mistyped_storage_root_is_one_line_and_is_not_made(arguments: list[str], tmp_path: Path) -> None:
+    root = tmp_path / "typo"
+    fails_in_one_line(call(*arguments, "--storage", str(root)), f"there is no storage root '{root}'. Check --storage")
+    assert not root.exists()
+
+
+def test_doctor_does_not_make_the_storage_root_and_says_that_it_is_not_there(tmp_path: Path) -> None:
+    file = tmp_path / "checks.json"
+    call("doctor", "--storage", str(tmp_path / "typo"), "--set", "serve.port=0", "--json", str(file))
+    (storage,) = [check for check in json.loads(file.read_text()) if check["name"] == "storage"]
+    assert storage["seen"] == f"{tmp_path / 'typo'} does not exist yet; a run makes it"
+    assert not (tmp_path / "typo").exists()
+
+
+def test_moving_the_champion_where_there_is_none_makes_no_registry(tmp_path: Path) -> None:
+    fails_in_one_line(
+        call("promote", "0123456789abcdef", "--storage", str(tmp_path)),
+        "model 'cllmr' has no version with fingerprint '0123456789abcdef'. None is registered: cllmr run makes one.",
+    )
+    fails_in_one_line(
+        call("rollback", "--storage", str(tmp_path)), "model 'cllmr' has no champion", "cllmr promote FINGERPRINT"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
 # -- the command as a process, with the fake pipeline ----------------------------------------------------------------------
 
 WITH_FAKES = """
