@@ -39,9 +39,9 @@ _WORK = ".work-"
 
 
 class StageConfig(BaseModel):
-    """Base of every stage's settings: frozen, and an unknown key is an error with a suggestion."""
+    """Base of every stage's settings: frozen; an unknown key is an error with a suggestion, and no number is infinite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def identity(self) -> dict[str, Any]:
         """What of this config decides the stage's output; part of the fingerprint."""

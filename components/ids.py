@@ -26,6 +26,9 @@ SPLITS = (TRAIN, VALIDATION, TEST)
 
 UNKNOWN = -1
 
+MAX_ID_LENGTH = 256
+"""Characters of a raw id at most: the API refuses longer ones, so ingest does as well."""
+
 
 class Vocabulary:
     """Raw id <-> row number, in both directions.

@@ -186,15 +186,13 @@ class Registry:
         Raises:
             RegistryError: no version has this fingerprint.
         """
+        if not self._may_exist():
+            raise _no_such_version(self.model_name, fingerprint, [])
         with self._call() as client:
             versions = self._versions(client)
             target = next((version for version in versions if version.fingerprint == fingerprint), None)
             if target is None:
-                known = ", ".join(version.fingerprint for version in versions[:10]) or "none"
-                raise RegistryError(
-                    f"model '{self.model_name}' has no version with fingerprint '{fingerprint}'.",
-                    f"Registered, newest first: {known}.",
-                )
+                raise _no_such_version(self.model_name, fingerprint, versions)
             if target.withdrawn_at:
                 client.delete_model_version_tag(self.model_name, target.version, _WITHDRAWN_TAG)
             champions = self._history(client)
@@ -212,14 +210,12 @@ class Registry:
         Raises:
             RegistryError: there was no champion before this one.
         """
+        if not self._may_exist():
+            raise _nothing_before(self.model_name, "has no champion")
         with self._call() as client:
             champions = self._history(client)
             if len(champions) < 2:
-                what = "has no champion" if not champions else "has had only one champion"
-                raise RegistryError(
-                    f"model '{self.model_name}' {what}: there is nothing to roll back to.",
-                    "Promote another version by its fingerprint: cllmr promote FINGERPRINT",
-                )
+                raise _nothing_before(self.model_name, "has had only one champion" if champions else "has no champion")
             withdrawn = champions.pop()
             client.set_model_version_tag(self.model_name, withdrawn, _WITHDRAWN_TAG, _now())
             self._point(client, champions)
@@ -260,7 +256,7 @@ class Registry:
             raise _unreachable(self.tracking_uri, error) from error
 
     def _may_exist(self) -> bool:
-        """Whether there can be anything to read: looking for a champion must not create a database."""
+        """Whether there can be anything to read or to move: neither must create a database."""
         path = _sqlite_path(self.tracking_uri)
         return path is None or path.exists()
 
@@ -577,6 +573,21 @@ def _probe(tracking_uri: str) -> None:
         inspect(engine).get_table_names()
     finally:
         engine.dispose()
+
+
+def _no_such_version(model_name: str, fingerprint: str, versions: Sequence[ModelVersion]) -> RegistryError:
+    known = ", ".join(version.fingerprint for version in versions[:10])
+    return RegistryError(
+        f"model '{model_name}' has no version with fingerprint '{fingerprint}'.",
+        f"Registered, newest first: {known}." if known else "None is registered: cllmr run makes one.",
+    )
+
+
+def _nothing_before(model_name: str, what: str) -> RegistryError:
+    return RegistryError(
+        f"model '{model_name}' {what}: there is nothing to roll back to.",
+        "Promote another version by its fingerprint: cllmr promote FINGERPRINT",
+    )
 
 
 def _sqlite_path(tracking_uri: str) -> Path | None:

@@ -23,7 +23,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from components.errors import ConfigError, UserError
+from components.errors import ConfigError, StorageError, UserError
 from pipelines.names import PipelineName
 
 if TYPE_CHECKING:
@@ -304,20 +304,24 @@ def validate(
     import pandas as pd
 
     from components.ingest.build import build
-    from components.ingest.dataset import REMOVED_FILE
-    from components.progress import configure_logging
+    from components.ingest.dataset import REMOVED_FILE, Dataset
+    from pipelines.checks import check_data
     from pipelines.summary import data_table, removed_table
 
     settings = load_config(preset, config, set_, storage, interactions, items, users, column)
-    configure_logging()
-    with TemporaryDirectory() as folder:  # the stage itself, so that what is valid here is valid there
-        facts = build(Path(folder), settings.ingest)
-        removed = pd.read_parquet(Path(folder) / REMOVED_FILE)
     out = make_console()
-    out.print(data_table(facts))
-    if len(removed):
-        out.print(removed_table(removed))
-    out.print(f"valid: settings {settings.fingerprint()}, data set '{facts['name']}'. next: cllmr run", soft_wrap=True)
+    with TemporaryDirectory() as folder, events_told(Path(folder) / "events.jsonl"):
+        # the stage itself, so that what is valid here is valid there
+        facts = build(Path(folder), settings.ingest)
+        out.print(data_table(facts))
+        removed = pd.read_parquet(Path(folder) / REMOVED_FILE)
+        if len(removed):
+            out.print(removed_table(removed))
+        check_data(settings, Dataset.load(folder))
+    out.print(
+        f"valid: settings {settings.fingerprint()}, data set '{facts['name']}'. next: cllmr run with the same options",
+        soft_wrap=True,
+    )
     write_result(json_file, facts)
 
 
@@ -781,6 +785,7 @@ def batch(
     given = {"k": k, "users": path, "debias": debias, "train": model, "to_feast": to_feast or None}
     sets = [f"batch.{name}={json.dumps(value)}" for name, value in given.items() if value is not None]
     settings = load_config(preset, config, [*(set_ or []), *sets], storage)
+    registry(settings)  # before the run's log makes a storage root of a mistyped one
     out, shown = make_console(), make_console(stderr=True)
     pipeline, configs = compile_pipeline(batch_scoring(settings)), {BATCH: settings.batch_of_champion()}
     with crash_told(shown):
@@ -925,6 +930,25 @@ def clean(
 # -- what commands share ----------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def events_told(file: Path) -> Iterator[None]:
+    """At its end, what stages that worked in this process have told, in the lines of a run; `file` holds it until then."""
+    from components.progress import EVENTS_VARIABLE
+    from pipelines.display import Lines
+
+    before, os.environ[EVENTS_VARIABLE] = os.environ.get(EVENTS_VARIABLE), str(file)
+    file.touch()
+    try:
+        yield
+    finally:
+        del os.environ[EVENTS_VARIABLE]
+        if before is not None:
+            os.environ[EVENTS_VARIABLE] = before
+        with Lines(make_console(stderr=True)) as shown:
+            for line in file.read_text(encoding="utf-8").splitlines():
+                shown.show(json.loads(line))
+
+
 def connected(settings: "PlatformConfig") -> "Cluster":
     """The Kubeflow Pipelines of these settings; says so while it is failing or away and asked again."""
     from pipelines.cluster import Cluster
@@ -1004,11 +1028,14 @@ def endpoint(url: str) -> "Client":
 
 
 def registry(settings: "PlatformConfig") -> "Registry":
-    """The model registry of these settings."""
+    """The model registry of these settings; raises StorageError where it would lie in a directory that does not exist."""
     from components.tracking import Registry, default_tracking_uri
     from pipelines.local import absolute_root
 
-    uri = default_tracking_uri(absolute_root(settings.storage_root), settings.promote.tracking_uri)
+    root = absolute_root(settings.storage_root)
+    if not settings.promote.tracking_uri and "://" not in root and not Path(root).is_dir():
+        raise StorageError(f"there is no storage root '{root}'.", "Check --storage, or make a model there: cllmr run")
+    uri = default_tracking_uri(root, settings.promote.tracking_uri)
     return Registry(uri, settings.promote.model_name)
 
 

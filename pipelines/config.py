@@ -25,6 +25,7 @@ from components.serve.config import ServeConfig
 from components.sideinfo.config import SideinfoConfig
 from components.spectrum.config import SpectrumConfig
 from components.train.config import CHAMPION, RegistryConfig, TrainConfig
+from pipelines.checks import check_settings
 from pipelines.cluster_config import ClusterConfig
 from pipelines.placement import PlacementConfig
 
@@ -96,7 +97,8 @@ def load(preset: str = DEFAULT_PRESET, files: Iterable[str | Path] = (), overrid
         overrides: ``"train.max_epochs=5"``: dotted name, value as YAML writes it; later ones win.
 
     Raises:
-        ConfigError: an unknown preset or setting (with the closest name), a value that is not allowed, an unreadable file.
+        ConfigError: an unknown preset or setting (with the closest name), a value that is not allowed, or not beside another
+            one, an unreadable file.
     """
     tree: dict[str, Any] = {}
     for name in preset.split(","):
@@ -112,9 +114,11 @@ def load(preset: str = DEFAULT_PRESET, files: Iterable[str | Path] = (), overrid
         config = PlatformConfig.model_validate(tree)
         # once more, now with every default written out: pydantic takes a default as it stands (3 for a float), and a
         # stage, which parses what it is given, would have another fingerprint than the one planned
-        return PlatformConfig.model_validate(config.model_dump(mode="json"))
+        config = PlatformConfig.model_validate(config.model_dump(mode="json"))
     except ValidationError as error:
         raise config_error(PlatformConfig, error) from None
+    check_settings(config)
+    return config
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -134,7 +134,8 @@ def check_storage(storage_root: str) -> Check:
     place = _existing(Path(storage_root))
     if not place.is_dir() or not os.access(place, os.W_OK):
         return Check("storage", "problem", f"{place} cannot be written", "Choose a directory you can write with --storage.")
-    return Check("storage", "ok", f"{Path(storage_root).absolute()} can be written")
+    root = Path(storage_root).absolute()
+    return Check("storage", "ok", f"{root} can be written" if root.exists() else f"{root} does not exist yet; a run makes it")
 
 
 def check_disk(storage_root: str) -> Check:

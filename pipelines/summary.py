@@ -203,7 +203,7 @@ def removed_table(removed: "pd.DataFrame", examples: int = 2) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="removed rows, for example", title_justify="left")
     shown = removed.groupby("reason", sort=True).head(examples).sort_values("reason", kind="stable")
     for column in shown.columns:
-        table.add_column(str(column))
+        table.add_column(str(column), max_width=TITLE_WIDTH, overflow="ellipsis", no_wrap=True)
     for row in shown.itertuples(index=False):
         table.add_row(*(Text("" if value is None else str(value)) for value in row))
     return table
@@ -279,7 +279,7 @@ def _remarked(table: Table, answer: Mapping[str, Any]) -> RenderableType:
 
 
 def explanation_table(answer: Mapping[str, Any]) -> RenderableType:
-    """One score taken apart, as ``/v1/explain`` answers it."""
+    """One score taken apart, as ``/v1/explain`` answers it: a sum to read downwards, and the same again for what is served."""
     title = Text(f"user {answer['user_id']}, item {answer['item_id']}: {answer['title'] or 'unknown'}", "bold")
     parts = answer["explanation"]
     if parts is None:
@@ -287,12 +287,13 @@ def explanation_table(answer: Mapping[str, Any]) -> RenderableType:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column()
     table.add_column(justify="right")
-    table.add_row("match of tastes (total indirect effect)", f"{parts['total_natural_indirect_effect']:.5f}")
-    table.add_row("side information by itself (direct effect)", f"{parts['natural_direct_effect']:.5f}")
-    table.add_row("factual score (total effect)", f"{parts['total_effect']:.5f}")
-    table.add_row(f"removed by debiasing, λ = {answer['debias']:g}", f"{-parts['removed']:.5f}")
-    table.add_row("debiased score", Text(f"{parts['debiased_score']:.5f}", "bold"))
-    table.add_row("rank among all items: factual, debiased", f"{parts['factual_rank']}, {parts['debiased_rank']}")
+    direct, removed = (round(parts[name], 5) for name in ("natural_direct_effect", "removed"))
+    table.add_row("match of tastes (indirect effect)", f"{parts['total_natural_indirect_effect']:.5f}")
+    table.add_row("side information by itself (direct effect)", f"{direct:+.5f}")
+    table.add_row("= score without debiasing (total effect)", f"{parts['total_effect']:.5f}")
+    table.add_row(f"taken out by debiasing: λ {answer['debias']:g} x direct effect", f"{0.0 - removed:+.5f}")  # no -0
+    table.add_row("= debiased score", Text(f"{parts['debiased_score']:.5f}", "bold"))
+    table.add_row("rank among all items, seen or not: before, after", f"{parts['factual_rank']}, {parts['debiased_rank']}")
     rows: list[RenderableType] = [title, table]
     if answer["already_seen"]:
         rows.append(Text("the user knows this item already: it is not recommended", "yellow"))

@@ -4,6 +4,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator, model_validator
 
+from components.ids import MAX_ID_LENGTH
+
 MAX_USERS = 100
 MAX_K = 200
 MAX_CANDIDATES = 1_000
@@ -15,7 +17,6 @@ MAX_RECENT = 200
 MAX_EVENTS = 1_000
 MAX_NEW_ITEMS = 20
 MAX_TEXT_LENGTH = 10_000
-MAX_ID_LENGTH = 256
 
 RawId = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_LENGTH)]
 Debias = Annotated[
@@ -198,8 +199,12 @@ class RankedItem(_Strict):
     item_id: str
     title: str
     score: float = Field(description="The ranking's own score; for the popularity fallback the number of interactions.")
-    factual_rank: int | None = Field(default=None, description="With compare: rank without debiasing, among all candidates.")
-    debiased_rank: int | None = Field(default=None, description="With compare: rank with debiasing, among all candidates.")
+    factual_rank: int | None = Field(
+        default=None,
+        description="With compare: rank without debiasing among all candidates, without what the user has seen and what "
+        "filters leave out; in /v1/explain among all items.",
+    )
+    debiased_rank: int | None = Field(default=None, description="With compare: rank with debiasing among the same.")
     rank_change: int | None = Field(default=None, description="factual_rank - debiased_rank: places gained by debiasing.")
 
 
@@ -307,14 +312,18 @@ class Explanation(_Strict):
     total_effect: float
     natural_direct_effect: float
     total_natural_indirect_effect: float
-    removed: float = Field(description="debias * natural_direct_effect: what debiasing takes away.")
-    debiased_score: float
+    removed: float = Field(
+        description="debias * natural_direct_effect: what debiasing takes away; negative where it gives something back."
+    )
+    debiased_score: float = Field(description="total_effect - removed.")
     propensity: float = Field(
         description="How much the item's text speaks for it whatever the user, not negative: the estimated share of its clicks "
         "that the text brought in, or its gate where the model has gates."
     )
-    factual_rank: int = Field(description="Rank among all items without debiasing.")
-    debiased_rank: int = Field(description="Rank among all items with debiasing.")
+    factual_rank: int = Field(
+        description="Rank without debiasing among all items, also those the user has seen; in /v1/recommend among candidates."
+    )
+    debiased_rank: int = Field(description="Rank with debiasing among the same.")
 
 
 class ExplainResponse(Answer):

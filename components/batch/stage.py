@@ -18,7 +18,7 @@ from components.artifacts import Manifest, Stage, Store, failure_told, fingerpri
 from components.batch.config import BatchConfig
 from components.batch.online import open_online, write_online
 from components.errors import ArtifactError, DataError
-from components.ids import USER_ID
+from components.ids import MAX_ID_LENGTH, USER_ID
 from components.launch import ray_session
 from components.progress import progress
 from components.tracking import Registry, default_tracking_uri
@@ -52,8 +52,8 @@ def run(config: dict[str, Any], storage_root: str) -> Manifest:
         StorageError: the online store cannot be written.
     """
     settings = BatchConfig.parse(config, STAGE.name)
-    trained, model_version = _bundle_of(settings, storage_root)
     with failure_told(STAGE):  # before hours of scoring
+        trained, model_version = _bundle_of(settings, storage_root)
         online = open_online(trained) if settings.to_feast else None
     name = fingerprint(STAGE, settings.identity(), {"train": trained.fingerprint})
 
@@ -105,7 +105,6 @@ def part_name(start: int) -> str:
 
 def read_users(settings: BatchConfig, trained: Manifest) -> list[str]:
     """Users to score, each once, in the order of the file or of the bundle."""
-    from serving.schemas import MAX_ID_LENGTH
     from serving.scorer import BUNDLE_DIRECTORY, USERS_FILE
 
     if settings.users is None:

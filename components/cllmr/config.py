@@ -37,7 +37,7 @@ Dropped = Annotated[float, Field(ge=0.0, lt=1.0)]
 class ModelConfig(BaseModel):
     """CLLMR's shape and the weights of its losses (E18)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     backbone: Annotated[str, AfterValidator(_one_of(BACKBONE_NAMES))] = "lightgcn"
     """How the graph makes representations: see `components.cllmr.backbones`."""

@@ -92,17 +92,22 @@ def correlation(left: npt.NDArray[Any], right: npt.NDArray[Any]) -> float | None
     return round(float(np.corrcoef(left, right)[0, 1]), 6)
 
 
-def deciles(values: npt.NDArray[Any]) -> IntArray:
-    """Decile of each value by rank, 0 (lowest) to 9, ties by position: (n,) -> (n,)."""
-    order = np.argsort(values, kind="stable")
-    result = np.empty(len(values), dtype=np.int64)
-    result[order] = np.arange(len(values)) * DECILES // len(values)
-    return result
+def exposure_by_decile(top_items: IntArray, values: npt.NDArray[Any]) -> list[float]:
+    """Share of exposure of each decile of the items, ordered by `values`, lowest first: ten shares that sum to 1.
 
+    Items of equal value are treated alike, whatever their rows: each has the mean exposure of them all, in every decile that
+    they reach into. All zero when nothing is exposed.
 
-def exposure_by_decile(top_items: IntArray, decile: IntArray) -> list[float]:
-    """Share of exposure of each decile of items, ten values that sum to 1."""
-    return [round(exposure_share(top_items, decile == number), 6) for number in range(DECILES)]
+    Args:
+        top_items: (num_users, k) item rows.
+        values: what the items are ordered by, (num_items,).
+    """
+    _, group, sizes = np.unique(values, return_inverse=True, return_counts=True)
+    of_group = np.bincount(group, weights=exposure(top_items, len(values)))
+    # exposure of the lowest items by their number: a straight line through equal ones
+    bounds = np.arange(DECILES + 1) * (len(values) / DECILES)
+    below = np.interp(bounds, np.append(0, sizes.cumsum()), np.append(0, of_group.cumsum()))
+    return [round(float(share), 6) for share in np.diff(below) / max(below[-1], 1)]
 
 
 def rank_shift(
@@ -150,14 +155,13 @@ def propensity_report(
         text: item text embeddings with unit rows, (num_items, dim).
         top_factual, top_debiased: top lists of the two scores.
     """
-    decile = deciles(propensity)
     return {
         "mean": round(float(propensity.mean()), 6),
         "std": round(float(propensity.std()), 6),
         "correlation_genericness": correlation(propensity, genericness(text)),
         "correlation_log_popularity": correlation(propensity, np.log1p(popularity)),
         "exposure_by_decile": {
-            "factual": exposure_by_decile(top_factual, decile),
-            "debiased": exposure_by_decile(top_debiased, decile),
+            "factual": exposure_by_decile(top_factual, propensity),
+            "debiased": exposure_by_decile(top_debiased, propensity),
         },
     }

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from components.artifacts import Manifest, write_json
 from components.cllmr.linear.ensemble import Scores
 from components.cllmr.linear.kernel import KernelScores, NewItems
-from components.errors import ArtifactError, DataError
+from components.errors import ArtifactError
 from components.evaluate import baselines, bias, collapse, metrics, profiles, summary
 from components.evaluate.config import ACTIVITY, LABELS, NEW_USERS, SCORES, EvaluateConfig
 from components.evaluate.metrics import METRICS, PRIMARY, Bootstrap, Ranking
@@ -90,13 +90,8 @@ def evaluate(
     Returns:
         The figures; and per-user arrays by "<model>.<metric>", (num_evaluated,), beside `users`, their rows.
     """
+    dataset.check_held_out()
     seen, validation, test = (dataset.matrix(split) for split in (TRAIN, VALIDATION, TEST))
-    for split, matrix in ((VALIDATION, validation), (TEST, test)):
-        if not matrix.nnz:
-            raise DataError(
-                f"data set '{dataset.name}' has no {split} interactions: {seen.nnz} are in the training split.",
-                "Give more interactions, or lower the thresholds and the k-core of ingest.",
-            )
     rank = partial(metrics.rank, seen=seen, block_size=config.block_size)
     inputs = baselines.Inputs(seen, validation, text["users"], text["items"], train_config)
     tested: dict[str, Ranking] = {}
@@ -159,8 +154,7 @@ def evaluate(
                 name: bias.exposure_summary(found.top_items[:, :10], scorer.popularity) for name, found in tested.items()
             },
             "exposure_by_popularity_decile": {
-                name: bias.exposure_by_decile(tested[name].top_items[:, :10], bias.deciles(scorer.popularity))
-                for name in SCORES
+                name: bias.exposure_by_decile(tested[name].top_items[:, :10], scorer.popularity) for name in SCORES
             },
             "propensity": bias.propensity_report(
                 scorer.propensity,

@@ -1,6 +1,6 @@
 """Settings of the evaluate stage, and the names of what it compares."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -63,7 +63,7 @@ class EvaluateConfig(StageConfig):
     """Users scored at once; memory grows with it (block_size x num_items x 4 bytes a few times over), results do not change."""
     bm25_neighbours: tuple[PositiveInt, ...] = Field(default=(20, 100, 500), min_length=1)
     """Grid of K, neighbours kept per item."""
-    bm25_b: tuple[float, ...] = Field(default=(0.25, 0.5, 0.75), min_length=1)
+    bm25_b: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(default=(0.25, 0.5, 0.75), min_length=1)
     """Grid of BM25's length normalisation, 0 (none) to 1."""
     ials_factors: tuple[PositiveInt, ...] = Field(default=(64, 128), min_length=1)
     """Grid of the number of factors."""

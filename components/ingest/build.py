@@ -4,6 +4,7 @@ Steps: validate each row, apply the implicit-feedback threshold, keep one intera
 number users and items, split. Nothing is lost silently: each row that does not arrive is in removed.parquet with its reason.
 """
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def build(directory: Path, config: IngestConfig) -> dict[str, Any]:
     _write(directory / ITEMS_FILE, dataset.items)
     _write(directory / REMOVED_FILE, removed.sort_values([tables.TABLE, ROW], kind="stable"))
     by_reason = {str(reason): int(count) for reason, count in removed[REASON].value_counts().sort_index().items()}
-    described = card.describe(dataset)
+    described, late = card.describe(dataset), tables.in_the_future(source.interactions, time.time())
     data_card = {
         "name": config.name,
         "source": config.source,
@@ -51,6 +52,7 @@ def build(directory: Path, config: IngestConfig) -> dict[str, Any]:
         "k_core_rounds": rounds,
         "min_rating": config.min_rating if source.has_rating else None,
         "timestamp_unit": source.time_unit if source.has_timestamp else None,
+        "in_the_future": len(late),
         "items_without_row": _without_row(dataset.items[ITEM_ID], source.items),
         "interactions_of_items_without_row": _without_row(dataset.interactions[ITEM_ID], source.items),
         "users_without_row": _without_row(dataset.users[USER_ID], source.users) if "users" in source.rows_read else None,
@@ -61,7 +63,7 @@ def build(directory: Path, config: IngestConfig) -> dict[str, Any]:
         **described,
     }
     write_json(directory / DATA_CARD_FILE, data_card)
-    _tell(data_card)
+    _tell(data_card, late)
     return {
         "name": config.name,
         **{name: described[name] for name in ("users", "items", "interactions")},
@@ -182,8 +184,8 @@ def _write(path: Path, frame: pd.DataFrame) -> None:
     pq.write_table(pa.Table.from_pandas(frame, schema=schema, preserve_index=False).replace_schema_metadata(None), path)
 
 
-def _tell(data_card: dict[str, Any]) -> None:
-    """Warnings about what is allowed but seldom meant."""
+def _tell(data_card: dict[str, Any], late: pd.DataFrame) -> None:
+    """Warnings about what is allowed but seldom meant; `late`: interactions of the future."""
     held_out = {name: data_card["splits"][name] for name in SPLITS[1:]}
     for name, count in held_out.items():
         if not count:
@@ -193,4 +195,13 @@ def _tell(data_card: dict[str, Any]) -> None:
             "warning",
             stage="ingest",
             message=f"{missing} of {data_card['items']} items have no row in the table of items: their id is their title",
+        )
+    if len(late):
+        emit(
+            "warning",
+            stage="ingest",
+            message=f"{len(late)} of {data_card['rows_read']['interactions']} interactions lie in the future, for example "
+            f"row {late[ROW].iloc[0]}, at {card.iso(int(late[TIMESTAMP].iloc[0]))}: they are kept, as their users' latest. "
+            "Another unit than seconds or milliseconds, or a placeholder, is the usual cause; to do without times: "
+            "--set ingest.columns.timestamp=null",
         )

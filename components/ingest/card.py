@@ -70,11 +70,9 @@ def time_range(times: npt.NDArray[np.int64]) -> dict[str, str] | None:
     known = times[times > 0]
     if len(known) == 0:
         return None
-    return {"first": _iso(int(known.min())), "last": _iso(int(known.max()))}
+    return {"first": iso(int(known.min())), "last": iso(int(known.max()))}
 
 
-def _iso(seconds: int) -> str:
-    try:
-        return datetime.fromtimestamp(seconds, UTC).isoformat()
-    except (OverflowError, ValueError, OSError):  # beyond the year 9999
-        return f"{seconds} s"
+def iso(seconds: int) -> str:
+    """Unix seconds, up to the year 9999, as ISO 8601 in UTC."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat()

@@ -48,7 +48,7 @@ class ColumnsConfig(BaseModel):
 class SplitConfig(BaseModel):
     """How each user's interactions are divided into train, validation and test."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     method: Literal["random", "temporal", "stable"] = "random"
     """random: a seeded draw per user. temporal: each user's latest interactions are tested, those before them validate. stable:

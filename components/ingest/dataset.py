@@ -11,8 +11,8 @@ import pandas as pd
 import pyarrow.parquet as pq
 from scipy import sparse
 
-from components.errors import ArtifactError
-from components.ids import ITEM, SPLIT, SPLITS, USER
+from components.errors import ArtifactError, DataError
+from components.ids import ITEM, SPLIT, SPLITS, TEST, TRAIN, USER, VALIDATION
 
 INTERACTIONS_FILE = "interactions.parquet"
 USERS_FILE = "users.parquet"
@@ -73,6 +73,16 @@ class Dataset:
         assert set(splits) <= set(SPLITS), splits
         chosen = self.interactions[self.interactions[SPLIT].isin(splits)].reset_index(drop=True)
         return Dataset(self.name, self.users, self.items, chosen)
+
+    def check_held_out(self) -> None:
+        """Raises DataError where nothing is there to tune on, or nothing to test on: train and evaluate need both."""
+        counts = self.interactions[SPLIT].value_counts()
+        for split in (VALIDATION, TEST):
+            if split not in counts:
+                raise DataError(
+                    f"data set '{self.name}' has no {split} interactions: {counts.get(TRAIN, 0)} are in the training split.",
+                    "Give more interactions, or lower the thresholds and the k-core of ingest.",
+                )
 
     def matrix(self, *splits: str) -> sparse.csr_array:
         """The interactions of some splits (all if none is named): binary float32, (num_users, num_items), indices sorted."""

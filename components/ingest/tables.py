@@ -12,20 +12,18 @@ from components.errors import DataError
 from components.ids import ITEM, ITEM_ID, RATING, REVIEW, TIMESTAMP, TITLE, USER, USER_ID
 from components.ingest import readers, sample
 from components.ingest.config import ColumnsConfig, IngestConfig
-from components.ingest.validation import entities_schema, interactions_schema, numbers, rejections
+from components.ingest.validation import LARGEST_TIME, entities_schema, interactions_schema, numbers, rejections
 from components.progress import emit
 
 REASON, VALUE, TABLE, ROW = "reason", "value", "table", "row"
 REMOVED_COLUMNS = (TABLE, ROW, USER_ID, ITEM_ID, REASON, VALUE)
 _SHOWN = 5
+_CLOCKS_DIFFER_S = 300
 _UNTIMED_HINT = "Give Unix time as a number, or do without: --set ingest.columns.timestamp=null"
-# Unix time in these units; a value above the limit cannot be in the unit before it (seconds up to the year 5138)
-_TIME_UNITS = (
-    ("seconds", 1, 1e11),
-    ("milliseconds", 10**3, 1e14),
-    ("microseconds", 10**6, 1e17),
-    ("nanoseconds", 10**9, np.inf),
-)
+_TIME_UNITS = ("seconds", "milliseconds", "microseconds", "nanoseconds")
+_UNITS_PER_SECOND = np.array([1, 10**3, 10**6, 10**9])
+# from the limit on, a value lies after the year 2262 in the unit: none that counts, and none that a feature store can hold
+_UNIT_LIMITS = LARGEST_TIME / 10**9 * _UNITS_PER_SECOND
 _NO_TEXT = frozenset({"", "nan", "<na>"})
 # what pandas calls a column without a name: most often the index of the frame that was saved
 _NAMELESS = re.compile(r"Unnamed: \d+|__index_level_\d+__")
@@ -167,17 +165,41 @@ def typed_interactions(
         {name: pd.api.types.union_categoricals([part[name] for part in parts]) for name in (USER_ID, ITEM_ID)}
         | {name: np.concatenate([part[name].to_numpy() for part in parts]) for name in parts[0].columns[2:]}
     )
-    unit, divisor = time_unit(interactions[TIMESTAMP].to_numpy())
-    interactions[TIMESTAMP] = (interactions[TIMESTAMP] // divisor).astype(np.int64)
+    given = interactions[TIMESTAMP].to_numpy()
+    interactions[TIMESTAMP], unit, others = unix_seconds(given)
     if unit != "seconds":
         emit("warning", stage="ingest", message=f"timestamps are read as {unit} since 1970")
+    if others.any():
+        first = int(others.argmax())
+        emit(
+            "warning",
+            stage="ingest",
+            message=f"{others.sum()} of {len(others)} timestamps would lie after the year 2262 if they were {unit} like the "
+            f"rest, for example {given[first]:.0f} in row {interactions[ROW].iloc[first]}: they are read in a smaller unit "
+            "(milliseconds among seconds are the usual cause)",
+        )
     return interactions, unit
 
 
-def time_unit(times: np.ndarray) -> tuple[str, int]:
-    """Unit of Unix times, told by the size of the median, and how many of it make a second."""
-    middle = float(np.median(times))
-    return next((name, divisor) for name, divisor, limit in _TIME_UNITS if middle < limit)
+def unix_seconds(times: np.ndarray) -> tuple[np.ndarray, str, np.ndarray]:
+    """Unix times in any unit as whole seconds.
+
+    The unit is told by the size of the median; a value that is too large for it is in the next unit for which it is not.
+
+    Args:
+        times: float64, 0 to `LARGEST_TIME`, (n,).
+
+    Returns:
+        int64 seconds, (n,); the unit of most; bool, (n,), which values are in another.
+    """
+    unit = int(np.searchsorted(_UNIT_LIMITS[:-1], np.median(times), side="right"))
+    own = np.maximum(np.searchsorted(_UNIT_LIMITS[:-1], times, side="right"), unit)
+    return (times // _UNITS_PER_SECOND[own]).astype(np.int64), _TIME_UNITS[unit], own != unit
+
+
+def in_the_future(interactions: pd.DataFrame, now: float) -> pd.DataFrame:
+    """The interactions that happened after `now` (Unix seconds), and not because two clocks differ a little."""
+    return interactions[interactions[TIMESTAMP] > now + _CLOCKS_DIFFER_S]
 
 
 def entities(frame: pd.DataFrame, id_column: str, texts: Sequence[str], table: str, removed: list[pd.DataFrame]) -> Entities:

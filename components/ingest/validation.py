@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pandera.pandas as pandera
 
-from components.ids import ITEM_ID, RATING, TIMESTAMP, USER_ID
+from components.ids import ITEM_ID, MAX_ID_LENGTH, RATING, TIMESTAMP, USER_ID
 
 NO_VALUE = frozenset({"", "nan", "null", "none", "<na>"})
 """Texts, casefolded, that mean "no id": an empty cell and what pandas, SQL and Python write for one."""
@@ -20,6 +20,11 @@ LARGEST_TIME = 2.0**63
 def is_present(ids: pd.Series) -> pd.Series:
     """Whether each text is an id."""
     return ~ids.str.casefold().isin(NO_VALUE)
+
+
+def is_askable(ids: pd.Series) -> pd.Series:
+    """Whether each text is short enough for the API to be asked for it."""
+    return ids.str.len() <= MAX_ID_LENGTH
 
 
 def is_number(texts: pd.Series) -> pd.Series:
@@ -39,7 +44,10 @@ def numbers(texts: pd.Series) -> np.ndarray:
 
 
 def _id_column(column: str, unique: bool = False) -> pandera.Column:
-    checks = [pandera.Check(is_present, name=f"missing_{column}")]
+    checks = [
+        pandera.Check(is_present, name=f"missing_{column}"),
+        pandera.Check(is_askable, name=f"{column}_too_long"),
+    ]
     if unique:
         checks.append(pandera.Check(lambda ids: ~ids.duplicated(keep="first"), name=f"duplicate_{column}"))
     return pandera.Column(checks=checks)

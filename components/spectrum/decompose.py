@@ -51,12 +51,7 @@ def spectrum(interactions: sparse.csr_array, rank: int, normalisation: Normalisa
         ConfigError: `rank` is larger than the smaller side of the matrix.
         DataError: there is no interaction.
     """
-    if rank > (largest := min(interactions.shape)):
-        users, items = interactions.shape
-        raise ConfigError(
-            f"setting 'spectrum.rank' = {rank}: at most {largest} with {users} users and {items} items.",
-            f"Choose a smaller rank: --set spectrum.rank={largest}",
-        )
+    check_rank(rank, *interactions.shape)
     if not interactions.nnz:
         raise DataError(
             "there are no training interactions to decompose.", "Give more interactions, or lower ingest's filters."
@@ -66,6 +61,15 @@ def spectrum(interactions: sparse.csr_array, rank: int, normalisation: Normalisa
     users, items = left * values, right * values
     scale = float(np.linalg.norm(np.concatenate([users, items]), axis=1).mean())
     return Spectrum(users / scale, items / scale, values, scale, float((matrix.data**2).sum()))
+
+
+def check_rank(rank: int, num_users: int, num_items: int) -> None:
+    """Raises ConfigError for a rank that is larger than the smaller side of the matrix."""
+    if rank > (largest := min(num_users, num_items)):
+        raise ConfigError(
+            f"setting 'spectrum.rank' = {rank}: at most {largest} with {num_users} users and {num_items} items.",
+            f"Choose a smaller rank: --set spectrum.rank={largest}",
+        )
 
 
 def normalise(interactions: sparse.csr_array, normalisation: Normalisation) -> sparse.csr_array:

@@ -28,9 +28,14 @@ def attributes_of(items: pd.DataFrame, texts: list[str], config: TrainConfig) ->
         texts: its text columns, without the title.
         config: which of them, and what stands between the values of one cell.
 
-    Raises:
-        ConfigError: a column is named that the items do not have, or that says nothing of any item.
+    Raises ConfigError as `check_filter_columns`.
     """
+    check_filter_columns(items, texts, config)
+    return pa.table(dict(_columns(items, texts, config)))
+
+
+def check_filter_columns(items: pd.DataFrame, texts: list[str], config: TrainConfig) -> None:
+    """Raises ConfigError for a column that is named and that the items do not have, or that says nothing of any item."""
     for name in config.filter_columns or ():
         if name not in texts:
             raise ConfigError(
@@ -40,7 +45,6 @@ def attributes_of(items: pd.DataFrame, texts: list[str], config: TrainConfig) ->
             raise ConfigError(
                 f"train.filter_columns names '{name}', of which no item has anything.", "Leave it out, or fill the column."
             )
-    return pa.table(dict(_columns(items, texts, config)))
 
 
 def _columns(items: pd.DataFrame, texts: list[str], config: TrainConfig) -> Iterator[tuple[str, pa.Array]]:

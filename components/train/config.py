@@ -12,6 +12,7 @@ MEMBERS: tuple[MemberName, ...] = get_args(MemberName)
 EffectName = Literal["counterfactual_clicks", "counterfactual_log", "reference_texts", "gates", "none"]
 PositiveGrid = Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
 Grid = Annotated[tuple[NonNegativeFloat, ...], Field(min_length=1)]
+Shares = Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(min_length=1)]
 Counts = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
 
 
@@ -34,16 +35,16 @@ class RecipeConfig(StageConfig):
     """Whether "graph" has a part in the score. Without, it lends its side representations to "ease" and nothing else."""
     neighbours: PositiveInt = 2000
     """Weights kept per item of "ease" and "text": what is evaluated and served. A bundle holds up to 8 bytes for each."""
-    side_mix: Grid = (0.0, 0.3)
+    side_mix: Shares = (0.0, 0.3)
     """Grid of the share of the side representations z in the Gram matrix of "ease", the rest being the text itself."""
     max_items: PositiveInt = 25_000
     """A larger catalogue does without "ease" and "text", which compare every item with every other (20,000 items: 1.6 GB for
     each of several matrices)."""
     ease_l2: PositiveGrid = (10.0, 30.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 3000.0, 10000.0, 30000.0)
     ease_side_weight: Grid = (0.0, 1.0, 3.0, 6.0, 12.0, 25.0, 50.0, 100.0)
-    ease_user_power: Grid = (0.0, 0.15, 0.3, 0.5)
-    ease_item_power: Grid = (0.0, 0.1, 0.2, 0.3, 0.4)
-    ease_popularity_power: Grid = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4)
+    ease_user_power: Shares = (0.0, 0.15, 0.3, 0.5)
+    ease_item_power: Shares = (0.0, 0.1, 0.2, 0.3, 0.4)
+    ease_popularity_power: Shares = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4)
     """Settings of "ease": see `components.cllmr.linear.ease`."""
     large_catalogue: PositiveInt = 9_000
     """From this many items on one fit of "ease" takes ten seconds, and a minute at 18,000: its powers of user and item are then
@@ -90,8 +91,8 @@ class TrainConfig(StageConfig):
     effect: EffectName = Field(default="counterfactual_log", validate_default=True)
     """How the text's propensity is told from taste: see `components.cllmr.effects`. "reference_texts" needs texts that an LLM
     wrote; "gates" is the paper's, and needs model.counterfactual; "none" serves the factual score."""
-    debias_grid: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-    """Debias strengths λ that are tried on the validation interactions."""
+    debias_grid: Shares = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    """Debias strengths λ, 0 to 1 in any order, that are tried on the validation interactions."""
     debias_tolerance: NonNegativeFloat = 0.02
     """Share of the best validation NDCG@10 that debiasing may cost: the largest λ within it is served. Validation clicks carry
     the same propensity as training clicks, so some loss on them is what removing it looks like."""

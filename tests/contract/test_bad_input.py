@@ -10,7 +10,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from components.errors import ConfigError, DataError, StorageError, UserError
+from components.batch import stage as batch
+from components.errors import ArtifactError, ConfigError, DataError, StorageError, UserError
 from components.ingest.stage import run
 
 REPOSITORY = Path(__file__).parents[2]
@@ -207,3 +208,15 @@ def test_the_refusal_is_told_as_an_event_for_the_one_who_watches(own_data, monke
     refused({**own_data, "interactions": "clicks.csv"}, DataError, "does not exist")
     events = [json.loads(line) for line in Path("events.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [event["event"] for event in events] == ["stage failed"]  # before it began: its files decide its name
+
+
+@pytest.mark.parametrize("model", [None, "0123456789abcdef"])
+def test_batch_scoring_without_a_model_is_refused_and_told_as_an_event(own_data, monkeypatch, model):
+    monkeypatch.setenv("CLLMR_EVENTS", "events.jsonl")
+    message = "train artifact 0123456789abcdef is not below" if model else "no model is champion below 'store'"
+    with pytest.raises(ArtifactError, match=message) as caught:
+        batch.run({"train": model}, "store")
+    (event,) = [json.loads(line) for line in Path("events.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert (event["event"], event["stage"], event["code"]) == ("stage failed", "batch", "artifact_error")
+    assert event["hint"] == caught.value.hint
+    assert not Path("store").exists()

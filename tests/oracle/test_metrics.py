@@ -152,10 +152,21 @@ def test_exposure_figures_equal_hand_computed_values():
 
 
 def test_exposure_by_decile_sums_to_one_and_follows_the_order_of_the_values():
-    values = np.arange(20.0)[::-1]
-    decile = bias.deciles(values)
-    assert decile.tolist() == [9, 9, 8, 8, 7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0]
-    assert bias.exposure_by_decile(np.array([[0, 1], [0, 19]]), decile) == [0.25, *[0.0] * 8, 0.75]
+    values = np.arange(20)[::-1]
+    assert bias.exposure_by_decile(np.array([[0, 1], [0, 19]]), values) == [0.25, *[0.0] * 8, 0.75]
+    assert bias.exposure_by_decile(np.full((2, 2), metrics.NO_ITEM), values) == [0.0] * 10
+
+
+def test_items_of_equal_value_are_in_the_same_deciles_whatever_their_rows():
+    # four of ten items are equal, over the first four deciles: their 6 of 8 appearances are spread over them
+    values = np.array([1, 1, 1, 1, 2, 3, 4, 5, 6, 7])
+    top = np.array([[0, 1], [0, 2], [0, 3], [9, 5]])
+    expected = [0.1875] * 4 + [0, 0.125, 0, 0, 0, 0.125]
+    assert bias.exposure_by_decile(top, values) == expected
+    order = np.array([3, 9, 0, 5, 2, 4, 1, 6, 8, 7])  # the same items in other rows
+    assert bias.exposure_by_decile(np.argsort(order)[top], values[order]) == expected
+    # a decile of fifteen items is one and a half of them
+    assert bias.exposure_by_decile(np.array([[0], [14]]), np.array([0, 0, 0, *range(1, 13)]))[:3] == [0.25, 0.25, 0.0]
 
 
 def test_rank_shift_counts_places_of_unseen_items():

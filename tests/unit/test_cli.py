@@ -156,6 +156,42 @@ def test_a_dry_run_shows_every_stage_and_writes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "root").exists()
 
 
+def own_data(folder: Path, num_users: int = 6, num_items: int = 8) -> list[str]:
+    """Files of a user's own, every user with every item, as options."""
+    pairs = [f"{user},{item},{1_700_000_000 + item}" for user in range(num_users) for item in range(num_items)]
+    (folder / "clicks.csv").write_text("\n".join(["user_id,item_id,timestamp", *pairs]))
+    (folder / "books.csv").write_text(
+        "\n".join(["item_id,title,kind", *(f"{item},Book {item},a" for item in range(num_items))])
+    )
+    return ["--interactions", str(folder / "clicks.csv"), "--items", str(folder / "books.csv")]
+
+
+@pytest.mark.parametrize(
+    ("setting", "part"),
+    [
+        ("spectrum.rank=7", "setting 'spectrum.rank' = 7: at most 6 with 6 users and 8 items. Choose a smaller rank: --set"),
+        ("train.filter_columns=[kid]", "train.filter_columns names 'kid', which is no text column of the items. Did you mean"),
+        ("ingest.split.ratios=[3, 1, 0]", "data set 'own-data' has no test interactions: 36 are in the training split."),
+    ],
+)
+def test_validate_finds_what_a_later_stage_would_refuse(setting: str, part: str, tmp_path: Path) -> None:
+    options = [*own_data(tmp_path), "--set", "spectrum.rank=6"]
+    assert call("validate", *options).exit_code == 0
+    result = call("validate", *options, "--set", setting)
+    assert result.exit_code == 2, result.output
+    assert result.stderr.strip().splitlines()[-1].startswith(f"error: {part}")
+
+
+def test_validate_tells_warnings_in_the_lines_of_a_run(tmp_path: Path) -> None:
+    settings = ["--set", "spectrum.rank=6", "--set", "evaluate.baselines=[ease]", "--set", "ingest.min_rating=null"]
+    result = call("validate", *own_data(tmp_path)[:2], *settings)
+    assert result.exit_code == 0, result.output
+    assert "warning" not in result.stdout
+    ingest, promote = result.stderr.strip().splitlines()
+    assert ingest.startswith("ingest     warning: 8 of 8 items have no row in the table of items")
+    assert promote.startswith("promote    warning: promote.min_over_popularity needs popularity among evaluate.baselines")
+
+
 def test_doctor_shows_every_check_and_fails_when_the_port_is_taken(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -271,6 +307,39 @@ def test_recommend_filters_the_items(champion: Path, tmp_path: Path) -> None:
 )
 def test_a_filter_that_the_model_does_not_know_is_told_with_what_there_is(champion: Path, given: str, parts: list[str]) -> None:
     fails_in_one_line(call("recommend", "u1", "--filter", given, "--storage", str(champion)), *parts)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["recommend", "1"], ["explain", "1", "2"], ["serve"], ["promote"], ["promote", "0123456789abcdef"], ["rollback"]),
+        *(["materialise"], ["clean"], ["batch"], ["batch", "--model", "0123456789abcdef"]),
+    ],
+    ids=" ".join,
+)
+def test_a_mistyped_storage_root_is_one_line_and_is_not_made(arguments: list[str], tmp_path: Path) -> None:
+    root = tmp_path / "typo"
+    fails_in_one_line(call(*arguments, "--storage", str(root)), f"there is no storage root '{root}'. Check --storage")
+    assert not root.exists()
+
+
+def test_doctor_does_not_make_the_storage_root_and_says_that_it_is_not_there(tmp_path: Path) -> None:
+    file = tmp_path / "checks.json"
+    call("doctor", "--storage", str(tmp_path / "typo"), "--set", "serve.port=0", "--json", str(file))
+    (storage,) = [check for check in json.loads(file.read_text()) if check["name"] == "storage"]
+    assert storage["seen"] == f"{tmp_path / 'typo'} does not exist yet; a run makes it"
+    assert not (tmp_path / "typo").exists()
+
+
+def test_moving_the_champion_where_there_is_none_makes_no_registry(tmp_path: Path) -> None:
+    fails_in_one_line(
+        call("promote", "0123456789abcdef", "--storage", str(tmp_path)),
+        "model 'cllmr' has no version with fingerprint '0123456789abcdef'. None is registered: cllmr run makes one.",
+    )
+    fails_in_one_line(
+        call("rollback", "--storage", str(tmp_path)), "model 'cllmr' has no champion", "cllmr promote FINGERPRINT"
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 # -- the command as a process, with the fake pipeline ----------------------------------------------------------------------

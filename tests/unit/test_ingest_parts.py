@@ -5,10 +5,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pydantic import ValidationError
 
 from components.errors import DataError
-from components.ids import ITEM_ID, RATING, TIMESTAMP, USER_ID
+from components.ids import ITEM_ID, MAX_ID_LENGTH, RATING, TIMESTAMP, USER_ID
 from components.ingest import card, config, filters, readers, sample, tables, validation
+from serving.schemas import ScoreRequest
 
 
 def events(rows: list[tuple[str, str, float, int]]) -> pd.DataFrame:
@@ -109,6 +111,20 @@ def test_a_row_is_rejected_once_for_the_first_rule_it_breaks_with_the_text_that_
     ]
 
 
+def test_an_id_that_the_api_would_refuse_is_rejected_and_the_longest_it_takes_is_not():
+    for length, answered in ((MAX_ID_LENGTH, True), (MAX_ID_LENGTH + 1, False)):
+        name = "ü" * length  # characters count, not bytes
+        frame = pd.DataFrame({USER_ID: ["u", name], ITEM_ID: [name, "a"]})
+        found = validation.rejections(frame, validation.interactions_schema(has_rating=False, has_timestamp=False))
+        assert found["reason"].tolist() == ([] if answered else ["item_id_too_long", "user_id_too_long"])
+        assert len(validation.rejections(frame, validation.entities_schema(USER_ID))) == (0 if answered else 1)
+        if answered:
+            ScoreRequest(user_id=name, item_ids=[name])
+        else:
+            with pytest.raises(ValidationError, match=f"at most {MAX_ID_LENGTH} characters"):
+                ScoreRequest(user_id=name, item_ids=[name])
+
+
 def test_a_time_before_1970_is_out_of_range():
     frame = pd.DataFrame({USER_ID: ["u", "u"], ITEM_ID: ["a", "b"], TIMESTAMP: ["-1", "soon"]})
     found = validation.rejections(frame, validation.interactions_schema(has_rating=False, has_timestamp=True))
@@ -116,16 +132,32 @@ def test_a_time_before_1970_is_out_of_range():
 
 
 @pytest.mark.parametrize(
-    ("given", "unit", "divisor"),
+    ("given", "unit"),
     [
-        (881_250_949, "seconds", 1),
-        (881_250_949_000, "milliseconds", 10**3),
-        (881_250_949_000_000, "microseconds", 10**6),
-        (881_250_949_000_000_000, "nanoseconds", 10**9),
+        (881_250_949, "seconds"),
+        (881_250_949_000, "milliseconds"),
+        (881_250_949_000_000, "microseconds"),
+        (881_250_949_000_000_000, "nanoseconds"),
     ],
 )
-def test_the_unit_of_time_is_told_by_its_size(given, unit, divisor):
-    assert tables.time_unit(np.array([given, given], float)) == (unit, divisor)
+def test_the_unit_of_time_is_told_by_its_size(given, unit):
+    seconds, told, others = tables.unix_seconds(np.array([given, given], float))
+    assert (seconds.tolist(), told, others.tolist()) == ([881_250_949] * 2, unit, [False] * 2)
+
+
+def test_a_time_that_is_too_large_for_the_unit_of_the_rest_is_in_a_smaller_one():
+    given = np.array([10, 1_700_000_000, 1_700_000_001_000, 1_700_000_002_000_000, 4_000_000_000, 1_700_000_000], float)
+    seconds, unit, others = tables.unix_seconds(given)
+    assert unit == "seconds"
+    assert seconds.tolist() == [10, 1_700_000_000, 1_700_000_001, 1_700_000_002, 4_000_000_000, 1_700_000_000]
+    assert others.tolist() == [False, False, True, True, False, False]
+
+
+def test_no_time_that_is_accepted_lies_beyond_what_the_feature_store_can_hold():
+    largest = np.nextafter(validation.LARGEST_TIME, 0)
+    for unit in (1.0, 1e-3, 1e-6, 1e-9):
+        seconds, _, _ = tables.unix_seconds(np.array([1_700_000_000, 1_700_000_000, largest * unit]))
+        assert pd.Timestamp(int(seconds.max()), unit="s").as_unit("ns").year <= 2262
 
 
 def test_csv_tsv_and_parquet_give_the_same_text_in_chunks_that_keep_their_row_numbers(tmp_path):

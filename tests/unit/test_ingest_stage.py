@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from components.artifacts import sha256_file
 from components.errors import ArtifactError, ConfigError
 from components.ids import SPLITS, TEST, TRAIN, VALIDATION
 from components.ingest import build as builder
+from components.ingest import tables
 from components.ingest.config import IngestConfig
 from components.ingest.dataset import Dataset
 from components.ingest.stage import STAGE, run
@@ -122,8 +124,8 @@ def test_two_runs_write_the_same_bytes(sample_run, tmp_path):
     again = run({}, str(tmp_path))
     assert again.fingerprint == sample_run.fingerprint
     assert again.files == sample_run.files
-    tables = {f"{name}.parquet" for name in ("interactions", "items", "removed", "users")}
-    assert set(again.files) == {"data_card.json", *tables}
+    parquet = {f"{name}.parquet" for name in ("interactions", "items", "removed", "users")}
+    assert set(again.files) == {"data_card.json", *parquet}
     assert sha256_file(again.path() / "interactions.parquet") == sha256_file(sample_run.path() / "interactions.parquet")
 
 
@@ -265,6 +267,43 @@ def test_a_threshold_without_ratings_is_ignored_and_says_so(tmp_path, monkeypatc
     assert (dataset.interactions["timestamp"] == 0).all()
     message = "ingest.min_rating = 4 has no effect: the interactions have no rating, all count"
     assert ("warning", message) in told
+
+
+def warnings_of(folder: Path, monkeypatch: pytest.MonkeyPatch, lines: list[str]) -> tuple[list[str], Dataset, dict]:
+    told = []
+    for module in (builder, tables):
+        monkeypatch.setattr(module, "emit", lambda event, **fields: told.append(fields["message"]))
+    dataset, card, removed = build(folder, lines)
+    assert removed.empty
+    return told, dataset, card
+
+
+def test_interactions_of_the_future_are_kept_counted_and_told_with_an_example(tmp_path, monkeypatch):
+    lines = [*block(), "7,0,5,4102444800", "7,1,5,4102444801"]
+    told, dataset, card = warnings_of(tmp_path, monkeypatch, lines)
+    (line,) = [one for one in told if "future" in one]
+    assert line.startswith("2 of 22 interactions lie in the future, for example row 20, at 2100-01-01T00:00:00+00:00: ")
+    assert "--set ingest.columns.timestamp=null" in line
+    assert card["in_the_future"] == 2
+    assert len(dataset.interactions) == 22
+
+
+def test_a_clock_that_is_a_little_ahead_is_not_the_future(tmp_path, monkeypatch):
+    told, _, card = warnings_of(tmp_path, monkeypatch, [*block(), f"7,0,5,{int(time.time()) + 60}", "7,1,5,1000"])
+    assert card["in_the_future"] == 0
+    assert not [one for one in told if "future" in one]
+
+
+def test_milliseconds_among_seconds_are_read_as_such_and_told(tmp_path, monkeypatch):
+    lines = [*(line.replace(",10", ",17000010") for line in block()), "7,0,5,1700000000500", "7,1,5,1700000000"]
+    told, dataset, card = warnings_of(tmp_path, monkeypatch, lines)
+    (line,) = [one for one in told if "unit" in one]
+    assert line.startswith("1 of 22 timestamps would lie after the year 2262 if they were seconds like the rest, for example ")
+    assert "1700000000500 in row 20" in line
+    assert "milliseconds among seconds are the usual cause" in line
+    theirs = dataset.interactions.query("user_id == '7'")
+    assert theirs["timestamp"].tolist() == [1_700_000_000] * 2
+    assert (card["in_the_future"], card["timestamp_unit"]) == (0, "seconds")
 
 
 def test_one_rating_for_all_is_fine_when_it_reaches_the_threshold(tmp_path):

@@ -1,0 +1,44 @@
+"""What commands print of an answer."""
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from pipelines.summary import explanation_table
+
+
+def explained(direct: float, debias: float) -> list[str]:
+    parts: dict[str, Any] = {
+        "total_natural_indirect_effect": 1.5,
+        "natural_direct_effect": direct,
+        "total_effect": 1.5 + direct,
+        "removed": debias * direct,
+        "debiased_score": 1.5 + direct - debias * direct,
+        "factual_rank": 3,
+        "debiased_rank": 7,
+    }
+    answer = {"user_id": "u", "item_id": "i", "title": "T", "explanation": parts, "debias": debias, "already_seen": False}
+    console = Console(file=io.StringIO(), width=120, color_system=None)
+    console.print(explanation_table({**answer, "nearest_liked_items": []}))
+    return console.file.getvalue().splitlines()  # type: ignore[attr-defined]  # a StringIO, see above
+
+
+@pytest.mark.parametrize(
+    ("direct", "debias", "values"),
+    [
+        (0.25, 0.4, ["1.50000", "+0.25000", "1.75000", "-0.10000", "1.65000"]),
+        (-0.25, 1.0, ["1.50000", "-0.25000", "1.25000", "+0.25000", "1.50000"]),
+        (0.25, 0.0, ["1.50000", "+0.25000", "1.75000", "+0.00000", "1.75000"]),
+    ],
+)
+def test_an_explanation_is_a_sum_that_adds_up_with_the_signs_it_shows(direct: float, debias: float, values: list[str]) -> None:
+    _, *rows, ranks = explained(direct, debias)
+    assert [row.split()[-1] for row in rows] == values
+    match, side, factual, removed, debiased = (float(value) for value in values)
+    assert match + side == factual
+    assert factual + removed == pytest.approx(debiased)
+    assert [row for row in rows if row.startswith("= ")] == [rows[2], rows[4]]
+    assert f"λ {debias:g}" in rows[3]
+    assert ranks.split()[-2:] == ["3,", "7"]
