@@ -17,11 +17,11 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any, Self
 
 import psutil
@@ -227,8 +227,7 @@ class Store:
 
     def remove_note(self, *path: str) -> None:
         """Removes what `write_note` wrote, if it is there."""
-        if self.read_note(*path) is not None:
-            self._fs.delete_file(self._remote(*path))
+        self._remove_file(self._remote(*path))
 
     def outputs(self, stage: str) -> list[Manifest]:
         """Every committed output of `stage`, oldest first."""
@@ -257,18 +256,24 @@ class Store:
         """Removes a file or folder by its path below the root, and this machine's copy; nothing happens if it is not there."""
         target = self._remote(path)
         match self._fs.get_file_info(target).type:
+            case pafs.FileType.Directory if not self.is_remote:
+                _take_away(Path(target))
             case pafs.FileType.Directory:
-                self._fs.delete_dir(target)
+                with suppress(FileNotFoundError):  # another process may be as quick
+                    self._fs.delete_dir(target)
             case pafs.FileType.File:
-                self._fs.delete_file(target)
+                self._remove_file(target)
         if self.is_remote:
             shutil.rmtree(self._cache() / path, ignore_errors=True)
 
     def discard(self, stage: str, name: str) -> None:
         """Forgets one output: without its manifest it does not exist, and the next run builds it again."""
-        target = self._remote(stage, name, MANIFEST)
+        self._remove_file(self._remote(stage, name, MANIFEST))
+
+    def _remove_file(self, target: str) -> None:
         if self._fs.get_file_info(target).type != pafs.FileType.NotFound:
-            self._fs.delete_file(target)
+            with suppress(FileNotFoundError):  # another process may be as quick
+                self._fs.delete_file(target)
 
     def local_path(self, manifest: Manifest) -> Path:
         """See Manifest.path."""
@@ -277,9 +282,7 @@ class Store:
             _verify(Path(source), manifest)
             return Path(source)
         target = self._cache() / manifest.stage / manifest.fingerprint
-        try:
-            _verify(target, manifest)
-        except ArtifactError:  # not fetched yet, damaged, or of an output that was built again since
+        if not _is_as_told(target, manifest):  # not fetched yet, damaged, or of an output that was built again since
             self._fetch(source, target, manifest)
         return target
 
@@ -289,8 +292,7 @@ class Store:
         try:
             pafs.copy_files(source, str(staging), source_filesystem=self._fs, destination_filesystem=pafs.LocalFileSystem())
             _verify(staging, manifest)
-            shutil.rmtree(target, ignore_errors=True)
-            _rename_directory(staging, target)
+            _rename_directory(staging, target, lambda directory: _is_as_told(directory, manifest))
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
@@ -322,7 +324,7 @@ class Store:
                 stream.write(text)
             return
         (built / MANIFEST).write_bytes(text)
-        _rename_directory(built, Path(target))
+        _rename_directory(built, Path(target), _has_manifest)
 
 
 def run_stage(
@@ -446,7 +448,10 @@ def _describe(directory: Path) -> dict[str, FileEntry]:
 def _verify(directory: Path, manifest: Manifest) -> None:
     for name, entry in manifest.files.items():
         path = directory / name
-        seen = sha256_file(path) if path.is_file() else "no file"
+        try:
+            seen = sha256_file(path)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            seen = "no file"
         if seen != entry.sha256:
             raise ArtifactError(
                 f"{path} is not what its manifest says: sha256 {seen}, expected {entry.sha256}.",
@@ -475,19 +480,32 @@ def _make_directory(path: Path) -> Path:
     return path
 
 
-def _rename_directory(source: Path, target: Path) -> None:
-    """Puts `source` where `target` is, in one step; what lay there without a manifest is removed, what has one is kept."""
+def _rename_directory(source: Path, target: Path, is_good: Callable[[Path], bool]) -> None:
+    """Puts `source` where `target` is, in one step; what lies there and is good is kept, anything else is removed."""
     target.parent.mkdir(parents=True, exist_ok=True)
     source.chmod(0o755)
-    while not _has_manifest(target):  # else another run committed the same output first: same bytes, keep it
+    while not is_good(target):  # else another process put the same there first: same bytes, keep it
         try:
             source.rename(target)
             return
-        except OSError as error:  # something lies there: a remnant, or another run's output since we looked
+        except OSError as error:  # something lies there: a remnant, or what another process has put there since we looked
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-        if not _has_manifest(target):
-            shutil.rmtree(target, ignore_errors=True)
+        if not is_good(target):
+            _take_away(target, is_good)
+
+
+def _take_away(target: Path, is_good: Callable[[Path], bool] = lambda taken: False) -> None:
+    """Removes a directory, if it is not good, in one step: where it lies another process may put what is good at any time.
+
+    So it is renamed first and looked at then.
+    """
+    with TemporaryDirectory(dir=target.parent, prefix=".tmp-") as aside:
+        taken = Path(aside) / target.name
+        with suppress(FileNotFoundError):  # another process has taken it away
+            target.rename(taken)
+        if is_good(taken):
+            _rename_directory(taken, target, is_good)
 
 
 def _replaced(value: Any, old: Any, new: Any) -> Any:
@@ -503,6 +521,15 @@ def _has_manifest(directory: Path) -> bool:
     """Whether a directory is a committed output; one whose manifest cannot be read is not."""
     try:
         Manifest.read(directory / MANIFEST)
+    except ArtifactError:
+        return False
+    return True
+
+
+def _is_as_told(directory: Path, manifest: Manifest) -> bool:
+    """Whether a directory holds what the manifest says."""
+    try:
+        _verify(directory, manifest)
     except ArtifactError:
         return False
     return True

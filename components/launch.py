@@ -18,9 +18,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 from typing import Any
+
+import psutil
+from tenacity import RetryCallState, Retrying, stop_after_attempt
 
 from components.artifacts import Manifest, Stage, Store, failure_told, fingerprint, is_whole
 from components.errors import ConfigError, LaunchError, UserError, error_of
@@ -31,6 +35,9 @@ NOTES = "launched"
 """Folder below the storage root where jobs leave what became of them."""
 
 OBJECT_STORE_BYTES = 100 * 2**20  # what passes through it is small; Ray's minimum is 75 MiB
+
+RAY_STARTS = 3
+"""How often a local Ray is started before it is given up."""
 
 
 # -- a stage as a job -------------------------------------------------------------------------------------------------------
@@ -278,6 +285,10 @@ def prepare_ray_environment() -> None:
         "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",  # it takes SIGTERM for a crash: below Python, it dumps a stack
         "MALLOC_ARENA_MAX": "2",
         "OMP_NUM_THREADS": "1",  # several processes share the cores: threads of each would only fight
+        # seconds that a busy machine may take and that cost an idle one nothing; Ray's own: 30, 5, 30
+        "RAY_gcs_server_port_wait_time_s": "120",
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+        "RAY_SERVE_HAPROXY_STARTUP_TIMEOUT_S": "60",
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
@@ -296,7 +307,7 @@ def start_local_ray(num_cpus: int, num_gpus: int = 0) -> None:
         num_gpus: GPUs to schedule on.
 
     Raises:
-        LaunchError: it cannot start.
+        LaunchError: it cannot start, though it was tried `RAY_STARTS` times.
     """
     prepare_ray_environment()
     import ray
@@ -304,24 +315,65 @@ def start_local_ray(num_cpus: int, num_gpus: int = 0) -> None:
     if ray.is_initialized():
         return
     on_sigterm = signal.getsignal(signal.SIGTERM)
+
+    def start() -> None:
+        with _ended_unless_whole(Path(ray.__file__).parent):
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                num_gpus=num_gpus,
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+
     try:
-        ray.init(
-            address="local",
-            num_cpus=num_cpus,
-            num_gpus=num_gpus,
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        # Ray gives its node 30 s to start, which a busy machine may exceed
+        Retrying(stop=stop_after_attempt(RAY_STARTS), before_sleep=_tell_of_start, reraise=True)(start)
     except Exception as error:  # of many kinds: Ray's own processes may die of anything, on a machine that is too busy too
-        reason = (str(error) or type(error).__name__).splitlines()[0].strip()
         raise LaunchError(
-            f"Ray cannot start on this machine: {reason}", "See the logs in /tmp/ray/session_latest/logs; run: cllmr doctor"
+            f"Ray cannot start on this machine: {_first_line(error)}",
+            "See the logs in /tmp/ray/session_latest/logs; run: cllmr doctor",
         ) from error
     finally:
         if threading.current_thread() is threading.main_thread():  # Ray's own ends the process with code 15
             signal.signal(signal.SIGTERM, on_sigterm)
+
+
+def _tell_of_start(state: RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome else None
+    if error is not None:
+        emit("warning", message=f"Ray did not start and is started again: {_first_line(error)}")
+
+
+@contextmanager
+def _ended_unless_whole(package: Path) -> Iterator[None]:
+    """Ends what a start that failed within has left running: only a whole Ray ends its processes itself.
+
+    They are new children of this process that run files of Ray's `package`, and theirs; other threads may have children too.
+    """
+    before = set(psutil.Process().children())
+    try:
+        yield
+    except BaseException:
+        import ray
+
+        ray.shutdown()
+        left = []
+        for child in set(psutil.Process().children()) - before:
+            with suppress(psutil.NoSuchProcess):  # it has ended by itself
+                if any(part.startswith(f"{package}/") for part in child.cmdline()):
+                    left += [child, *child.children(recursive=True)]
+        for process in left:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(left, timeout=30)
+        raise
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0].strip()
 
 
 def join_ray(num_cpus: int, num_gpus: int = 0) -> None:

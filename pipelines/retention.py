@@ -10,6 +10,7 @@ and the next removal takes the rest.
 import json
 import shutil
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -141,7 +142,8 @@ def _remove(store: Store, one: Removable, storage_root: str) -> None:
         store.discard(one.manifest.stage, one.manifest.fingerprint)
     match one.what:
         case "log":
-            shutil.rmtree(runs_home(storage_root) / one.where)
+            with suppress(FileNotFoundError):  # another clean-up may be as quick
+                shutil.rmtree(runs_home(storage_root) / one.where)
         case "answers":
             for suffix in (".json", ".parquet"):
                 store.remove(f"{one.where}{suffix}")
@@ -163,15 +165,17 @@ def _unused_answers(store: Store, in_use: Iterable[Mapping[str, Any]], cutoff: d
     """Shards that were answered in a way in which no kept output was."""
     asked = [tuple(config.get(name) for name in _DECODING) for config in in_use]
     shelf, found = store.shelf(ANSWERS), []
-    sizes = {place: size for place, size, _ in store.files(ANSWERS)}
-    for place, _, newest in store.files(ANSWERS):
+    files = store.files(ANSWERS)
+    sizes = {place: size for place, size, _ in files}
+    for place, _, newest in files:
         if not place.endswith(".json") or newest >= cutoff:
             continue
-        with shelf.open_input_stream(place.removeprefix(f"{ANSWERS}/")) as stream:
-            decoding = json.loads(stream.read())["decoding"]
         shard = place.removesuffix(".json")
-        if tuple(decoding.get(name) for name in _DECODING) not in asked:
-            found.append(Removable("answers", shard, sizes[place] + sizes.get(f"{shard}.parquet", 0)))
+        # another clean-up may have removed it since it was listed
+        with suppress(FileNotFoundError), shelf.open_input_stream(place.removeprefix(f"{ANSWERS}/")) as stream:
+            decoding = json.loads(stream.read())["decoding"]
+            if tuple(decoding.get(name) for name in _DECODING) not in asked:
+                found.append(Removable("answers", shard, sizes[place] + sizes.get(f"{shard}.parquet", 0)))
     return found
 
 
@@ -179,8 +183,9 @@ def _old_logs(storage_root: str, cutoff: datetime) -> list[Removable]:
     """Logs of runs of this machine."""
     found = []
     for path in sorted(runs_home(storage_root).glob("*")):
-        files = [file.stat() for file in path.rglob("*") if file.is_file()]
-        newest = max((file.st_mtime for file in files), default=path.stat().st_mtime)
-        if datetime.fromtimestamp(newest, UTC) < cutoff:
-            found.append(Removable("log", path.name, sum(file.st_size for file in files)))
+        with suppress(FileNotFoundError):  # a run under way removes files of its own, another clean-up all of them
+            files = [file.stat() for file in path.rglob("*") if file.is_file()]
+            newest = max((file.st_mtime for file in files), default=path.stat().st_mtime)
+            if datetime.fromtimestamp(newest, UTC) < cutoff:
+                found.append(Removable("log", path.name, sum(file.st_size for file in files)))
     return found

@@ -1,7 +1,10 @@
 """Runs the endpoint on this machine, from the very configuration file that a cluster gets."""
 
+import errno
+import itertools
 import logging
 import os
+import random
 import socket
 import threading
 import time
@@ -25,6 +28,12 @@ if TYPE_CHECKING:
     from serving.app import AppArgs
 
 READY_SECONDS = 120.0
+
+# Ports to choose from. The kernel would choose one (port 0) of those that it gives to outgoing connections too, and such a
+# connection may have it before the server listens. Below these are Ray's workers (10002 to 19999), above them what Serve gives
+# to replicas (30000 to 31000). In turn from anywhere: two that are asked for before anybody listens are two.
+_NUM_PORTS = 10_000
+_PORTS = itertools.cycle(random.Random().sample(range(20_000, 20_000 + _NUM_PORTS), _NUM_PORTS))
 
 
 @contextmanager
@@ -108,17 +117,28 @@ def read_trial(config: str | os.PathLike[str]) -> dict[str, Any]:
 
 def free_port(host: str, port: int) -> int:
     """`port` if it can be listened on, or a free one for 0; raises ServingError naming it when it is taken."""
+    candidates, refusal = [port] if port else itertools.islice(_PORTS, _NUM_PORTS), OSError()
+    for candidate in candidates:
+        try:
+            _bind(host, candidate)
+        except OSError as error:
+            refusal = error
+            if error.errno != errno.EADDRINUSE:
+                break
+        else:
+            return candidate
+    raise ServingError(
+        f"cannot listen on {host}:{port}: {refusal.strerror or refusal}.",
+        f"End the process that uses port {port}, or choose another: --port {port + 1} (--port 0 picks a free one).",
+    )
+
+
+def _bind(host: str, port: int) -> None:
+    """Raises OSError when nobody can listen there now."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does: a port in TIME_WAIT is free
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise ServingError(
-                f"cannot listen on {host}:{port}: {error.strerror or error}.",
-                f"End the process that uses port {port}, or choose another: --port {port + 1} (--port 0 picks a free one).",
-            ) from None
-        return int(probe.getsockname()[1])
+        probe.bind((host, port))
 
 
 def wait_until_ready(url: str, seconds: float = READY_SECONDS) -> None:

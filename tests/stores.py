@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from pyarrow.fs import S3FileSystem
 
+from serving.run import free_port
+
 PASSWORD = "correct-horse-battery"  # only of servers that live for a test
 POSTGRES_PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
 
@@ -27,14 +29,8 @@ needs_s3 = pytest.mark.skipif(WEED is None, reason="weed is not installed (PyPI:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of loopback that nobody listens on now, all different."""
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [int(one.getsockname()[1]) for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
+    """Ports of loopback that nobody listens on now, and that no earlier call gave."""
+    return [free_port("127.0.0.1", 0) for _ in range(count)]
 
 
 def until(check: Callable[[], bool], what: str, seconds: float = 60) -> None:

@@ -1,7 +1,6 @@
 """A real vLLM behind OpenAI's protocol, in the environment that ``make llm`` makes, on the CPU and loopback."""
 
 import os
-import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -11,6 +10,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+
+from tests.stores import free_ports
 
 REPOSITORY = Path(__file__).parents[1]
 PYTHON = REPOSITORY / ".venv-llm" / "bin" / "python"
@@ -61,9 +62,7 @@ class VLLMServer:
 @contextmanager
 def vllm_server(model: Path, log: Path, name: str = NAME, options: Sequence[str] = ()) -> Iterator[VLLMServer]:
     """The server for the length of a block; fails with the end of its log when it does not come up."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     command = [str(PYTHON), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--served-model-name", name]
     command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager", "--max-model-len", "2048"]
     command += ["--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}', *options]

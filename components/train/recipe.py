@@ -188,12 +188,17 @@ def fit_recipe(
         on_progress: told the member and its figures.
 
     Raises:
-        DataError: there are no validation interactions, by which everything is chosen.
+        DataError: there are no validation interactions, by which everything is chosen, or no texts that the effect needs.
     """
     if not data.validation.nnz:
         raise DataError(
             f"there are no validation interactions: {data.train.nnz} are in the training split.",
             "Give more interactions, or lower the thresholds and the k-core of ingest.",
+        )
+    if config.effect == "reference_texts" and data.item_references is None:  # said now: the effect comes after all fits
+        raise DataError(
+            "train.effect is 'reference_texts' and there are none: only an LLM writes them.",
+            "Set sideinfo.backend to one with an LLM and run from sideinfo, or choose another train.effect.",
         )
     left_out: dict[str, str] = {
         name: reason for name in config.recipe.members if (reason := _reason_against(name, data, config))
@@ -321,11 +326,7 @@ def _on_taste(task: _Counterfactual) -> _Other:
 def _without_references(task: _Counterfactual) -> _Other:
     """The factual model less what the reference texts carry; an item's propensity is the share of its text that is along."""
     data = task.data
-    if data.item_references is None:
-        raise DataError(
-            "train.effect is 'reference_texts' and there are none: only an LLM writes them.",
-            "Set sideinfo.backend to one with an LLM and run from sideinfo, or choose another train.effect.",
-        )
+    assert data.item_references is not None, "refused before anything was fitted"
     share = share_written_anyway(data.item_text, data.item_references)
     if not share.any():
         return task.nothing

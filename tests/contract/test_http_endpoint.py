@@ -23,6 +23,7 @@ from components.cllmr.linear.kernel import NewItems
 from components.errors import ArtifactError, ConfigError, ServingError
 from components.sideinfo.config import DEFAULT_ENCODER
 from components.sideinfo.encoder import encode, load
+from serving import run
 from serving.client import Client
 from serving.ranking import top_k
 from serving.run import free_port, parse_app_args, read_app_args, running_endpoint, wait_until_ready
@@ -263,6 +264,21 @@ def test_a_second_endpoint_in_one_process_is_refused_and_the_first_goes_on(url: 
         ):
             pytest.fail("it must not start")
     assert httpx.get(f"{url}/readyz").status_code == 200
+
+
+def test_a_free_port_is_none_that_an_outgoing_connection_or_another_server_may_have_meanwhile() -> None:
+    given = [free_port("127.0.0.1", 0) for _ in range(200)]
+    assert len(set(given)) == 200, "each once, though nobody listens yet"
+    assert all(20_000 <= port < 30_000 for port in given), "not of those that the kernel gives to connections"
+
+
+def test_a_port_that_is_taken_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = free_port("127.0.0.1", 0)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        monkeypatch.setattr(run, "_PORTS", iter([taken.getsockname()[1], free]))
+        assert free_port("127.0.0.1", 0) == free
 
 
 def test_an_address_that_is_not_of_this_machine_is_refused() -> None:

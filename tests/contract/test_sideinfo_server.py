@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -28,6 +27,7 @@ from components.sideinfo.reader import reference_embeddings
 from components.sideinfo.stage import run
 from tests.llm_server import Asked, Behaviour, Handler, LLMServer, completion, good, llm_server, profile_of, wait_until
 from tests.sideinfo_parents import Small, write_ingest
+from tests.stores import free_ports
 from tests.unit.test_sideinfo_stage import HashEncoder
 
 NUM_ITEMS, NUM_USERS = 20, 6
@@ -320,9 +320,7 @@ def test_a_dead_server_is_given_up(tmp_path: Path, server: LLMServer, death: str
     server.behaviour = lambda handler, asked: handler.hang()
     address = {"base_url": server.base_url}
     if death == "refuses":
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            address = {"base_url": f"http://127.0.0.1:{free.getsockname()[1]}/v1"}
+        address = {"base_url": f"http://127.0.0.1:{free_ports(1)[0]}/v1"}
     started = time.monotonic()
     with pytest.raises(LLMError, match=r"0 of 20 items have a profile.*why not: \d+ x "):
         stage(tmp_path, server, server_patience=0.6, request_timeout=0.4, request_attempts=50, **address)

@@ -1,9 +1,7 @@
 """The features stage with a real Redis server: filled, read back, emptied, stopped."""
 
 import shutil
-import socket
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from components.features.reader import training_features
 from components.features.stage import is_live, put_back, run
 from feature_repo.store import feature_refs, open_store
 from tests.features_parents import Small
+from tests.stores import free_ports, listens, until
 
 pytestmark = pytest.mark.skipif(
     shutil.which("redis-server") is None, reason="redis-server is not installed (Debian: apt-get install redis-server)"
@@ -29,9 +28,7 @@ class RedisServer:
     """A Redis on loopback that keeps nothing on disk."""
 
     def __init__(self, directory: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        (self.port,) = free_ports(1)
         self.directory = directory
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -44,13 +41,7 @@ class RedisServer:
         self.process = subprocess.Popen(
             ["redis-server", *options], cwd=self.directory, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return
-            time.sleep(0.05)
-        raise TimeoutError(f"redis-server did not answer on port {self.port} within 10 s")
+        until(lambda: listens(self.port), "redis-server")
 
     def stop(self) -> None:
         if self.process is not None:

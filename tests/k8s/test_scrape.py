@@ -6,7 +6,6 @@ exporters) is not asked; the others must have an answer, so that none names a me
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from tests.bundles import write_bundle
 from tests.k8s.manifests import needs_kubectl, overlay
 from tests.k8s.promql import alerts, metrics, queries, recorded, rule_groups
 from tests.k8s.test_monitoring import autoscaler_metrics, exported_elsewhere
+from tests.stores import free_ports, listens, until
 
 pytestmark = [
     needs_kubectl,
@@ -64,17 +64,12 @@ serve.run(build_app(args), name="cllmr", route_prefix="/")
 """
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The base URL of a Prometheus with our rules that has scraped an endpoint under some traffic."""
     directory = tmp_path_factory.mktemp("scrape")
-    ports = {name: free_port() for name in ("gcs", "metrics", "dashboard", "http", "prometheus")}
+    names = ("gcs", "metrics", "dashboard", "http", "prometheus")
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
     environment = os.environ | {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": "0" * 64,  # only of a cluster that lives for this test
@@ -107,7 +102,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     logs = (directory / "log").open("w")
     running = [subprocess.Popen(command, env=environment, stdout=logs, stderr=logs) for command in (head, server)]
     try:
-        wait_for_port(ports["gcs"])
+        until(lambda: listens(ports["gcs"]), "the head node")
         serve = [sys.executable, "-c", SERVE, f"127.0.0.1:{ports['gcs']}", str(ports["http"]), str(directory / "bundle")]
         deployed = subprocess.run(
             [*serve, str(directory)], env=environment, capture_output=True, text=True, check=False, timeout=WAIT_SECONDS
@@ -128,16 +123,6 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             process.wait(timeout=60)
         logs.close()
         shutil.rmtree(short, ignore_errors=True)
-
-
-def wait_for_port(port: int) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.2)
-    raise TimeoutError(f"nothing listens on port {port} after 60 s")
 
 
 def ask(url: str, query: str) -> list[dict[str, object]]:

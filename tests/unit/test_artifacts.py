@@ -347,6 +347,69 @@ def test_an_output_committed_while_this_run_was_about_to_is_kept(tmp_path: Path,
     assert leftovers(tmp_path) == []
 
 
+def test_an_output_committed_where_a_remnant_was_being_removed_is_put_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = run(tmp_path / "other").path().name
+    remnant = tmp_path / STAGE.name / target
+    remnant.mkdir(parents=True)
+    (remnant / "half").touch()
+    take, committed = artifacts._take_away, []
+
+    def too_late(directory: Path, is_good: Callable[[Path], bool]) -> None:
+        monkeypatch.setattr(artifacts, "_take_away", take)
+        committed.append(run(tmp_path).path().stat().st_ino)  # by another run, since this one saw a remnant
+        take(directory, is_good)
+
+    monkeypatch.setattr(artifacts, "_take_away", too_late)
+    assert run(tmp_path, build).path().stat().st_ino == committed[0]
+    assert leftovers(tmp_path) == []
+
+
+def test_outputs_and_their_remnants_may_be_listed_verified_and_removed_by_many_at_once(tmp_path: Path) -> None:
+    """Four processes that build, forget, list, verify and remove the same output as fast as they can."""
+    code = (
+        "import sys, time; from contextlib import suppress\n"
+        "from components.errors import ArtifactError; from components.artifacts import Store\n"
+        "from tests.unit.test_artifacts import run, STAGE\n"
+        "root = sys.argv[1]; store = Store(root); end = time.monotonic() + 4\n"
+        "while time.monotonic() < end:\n"
+        "    made = run(root)\n"
+        "    with suppress(ArtifactError):\n        made.path()\n"
+        "    store.outputs(STAGE.name), store.folders(STAGE.name)\n"
+        "    store.write_note('x', 'notes', 'one'), store.remove_note('notes', 'one')\n"
+        "    store.discard(STAGE.name, made.fingerprint)\n"
+        "    store.remove(f'{STAGE.name}/{made.fingerprint}')\n"
+    )
+    environment = {**os.environ, "CLLMR_EVENTS": os.devnull}
+    command = [sys.executable, "-c", code, str(tmp_path / "store")]
+    at_work = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    assert [process.communicate(timeout=120)[1] for process in at_work] == [""] * 4
+    assert leftovers(tmp_path / "store") == []
+    assert run(tmp_path / "store").path().is_dir()
+
+
+def test_many_readers_of_a_remote_output_fetch_it_at_once_and_none_loses_it(
+    remote: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = run(remote)
+    copy, together = artifacts.pafs.copy_files, threading.Barrier(4)
+
+    def at_once(*args: Any, **options: Any) -> None:
+        copy(*args, **options)
+        together.wait(60)
+
+    monkeypatch.setattr(artifacts.pafs, "copy_files", at_once)
+    seen: list[int] = []
+    threads = [threading.Thread(target=lambda: seen.append(manifest.path().stat().st_ino)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(seen) == 4
+    assert len(set(seen)) == 1, "what one reader was given is not replaced under it"
+
+
 FAILURES = [
     OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
     PermissionError(errno.EACCES, os.strerror(errno.EACCES)),

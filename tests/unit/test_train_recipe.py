@@ -183,9 +183,12 @@ def test_where_no_reference_is_usable_there_is_no_propensity() -> None:
     assert found.counterfactual is found.factual
 
 
-def test_without_an_llm_there_are_no_reference_texts_and_the_message_says_so() -> None:
+def test_without_an_llm_there_are_no_reference_texts_and_the_message_says_so_before_anything_is_fitted() -> None:
+    told: list[dict[str, Any]] = []
+    config = TrainConfig.parse({**SMALL, "effect": "reference_texts"}, "train")
     with pytest.raises(DataError, match=r"'reference_texts' and there are none: only an LLM writes them\. Set"):
-        fitted(world()[0], effect="reference_texts")
+        fit_recipe(world()[0], config, trained_here(), on_progress=lambda **figures: told.append(figures))
+    assert told == []
 
 
 def test_reference_texts_that_have_been_removed_are_told_with_what_to_do(tmp_path: Path) -> None:
