@@ -36,8 +36,10 @@ class GatewayConfig(ReplicaConfig):
     """Likewise, of the deployment that speaks HTTP."""
 
     max_ongoing_requests: int = Field(default=64, ge=1, le=10_000)
-    """Requests one gateway works on at a time. It refuses more with 503 and Retry-After, so this is the longest queue: what is
-    taken is answered within so many times what one request takes."""
+    """Requests one gateway works on at a time. It refuses more with 503 and Retry-After, so this is the longest queue: whoever is
+    let in waits at most for so many requests, divided by the answers a second of a gateway. 64: a burst is rather answered late
+    than refused. A fewer, such as 8, where an answer that comes late is worth nothing: then accepted requests stay within twice
+    the calm p99 under any overload, and more are refused (``tests/benchmarks/RESULTS.md``)."""
 
 
 class TrialConfig(BaseModel):
