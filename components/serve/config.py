@@ -36,10 +36,10 @@ class GatewayConfig(ReplicaConfig):
     """Likewise, of the deployment that speaks HTTP."""
 
     max_ongoing_requests: int = Field(default=64, ge=1, le=10_000)
-    """Requests one gateway works on at a time. It refuses more with 503 and Retry-After, so this is the longest queue: whoever is
-    let in waits at most for so many requests, divided by the answers a second of a gateway. 64: a burst is rather answered late
-    than refused. A fewer, such as 8, where an answer that comes late is worth nothing: then accepted requests stay within twice
-    the calm p99 under any overload, and more are refused (``tests/benchmarks/RESULTS.md``)."""
+    """Requests one gateway works on at a time. It refuses more with 503 and Retry-After, so this is the longest queue: who is let
+    in waits for so many requests at most, which takes this number divided by a gateway's answers a second. With 64 a burst is
+    answered late rather than refused. Choose fewer, such as 8, where a late answer is worth no more than none
+    (``tests/benchmarks/RESULTS.md`` has what an overload makes of either)."""
 
 
 class TrialConfig(BaseModel):
