@@ -282,7 +282,6 @@ def prepare_ray_environment() -> None:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_SERVE_LOG_TO_STDERR": "0",
         "RAY_COLOR_PREFIX": "0",
-        "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",  # it takes SIGTERM for a crash: below Python, it dumps a stack
         "MALLOC_ARENA_MAX": "2",
         "OMP_NUM_THREADS": "1",  # several processes share the cores: threads of each would only fight
         # seconds that a busy machine may take and that cost an idle one nothing; Ray's own: 30, 5, 30

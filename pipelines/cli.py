@@ -65,6 +65,7 @@ def told_to_the_user() -> Iterator[None]:
     """Ends the command with the right exit code, and one line instead of a traceback for what the user can mend."""
     errors = make_console(stderr=True)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # `docker stop` and CI systems end it as Ctrl-C does
+    os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")  # that takes SIGTERM for a crash; read at Ray's import
     try:
         yield
     except UserError as error:

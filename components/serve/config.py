@@ -36,8 +36,10 @@ class GatewayConfig(ReplicaConfig):
     """Likewise, of the deployment that speaks HTTP."""
 
     max_ongoing_requests: int = Field(default=64, ge=1, le=10_000)
-    """Requests one gateway works on at a time. It refuses more with 503 and Retry-After, so this is the longest queue: what is
-    taken is answered within so many times what one request takes."""
+    """Requests one gateway works on at a time. It refuses more with 503 and Retry-After, so this is the longest queue: who is
+    let in waits for so many requests at most, which takes this number divided by a gateway's answers a second. With 64 a burst
+    is answered late rather than refused. Choose fewer, such as 8, where a late answer is worth no more than none
+    (``tests/benchmarks/RESULTS.md`` has what an overload makes of a limit)."""
 
 
 class TrialConfig(BaseModel):

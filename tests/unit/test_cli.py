@@ -424,3 +424,23 @@ def test_an_interrupted_run_ends_with_exit_code_130(tmp_path: Path, by: signal.S
     assert process.returncode == 130
     assert err.splitlines()[-1] == "interrupted: nothing is left running."
     assert "Traceback" not in err
+
+
+@pytest.mark.ray
+def test_an_endpoint_that_is_terminated_ends_as_by_ctrl_c_and_prints_no_stack(champion: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "pipelines.cli", "serve", "--storage", str(champion), "--port", "0"],
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("serving at http://127.0.0.1:")
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert out == "the endpoint has ended\n"
+    assert "Traceback" not in err
+    assert "SIGTERM received" not in err  # by Ray
