@@ -237,11 +237,18 @@ def write_result(path: Path | None, value: Any) -> None:
     """Writes a command's result as JSON where it is asked for."""
     if path is None:
         return
-    try:
+    with writing("--json", path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def writing(option: str, path: Path) -> Iterator[None]:
+    """Names the option whose path cannot be written."""
+    try:
+        yield
     except OSError as error:
-        raise ConfigError(f"--json {path} cannot be written: {error.strerror or error}.", "Choose another file.") from None
+        raise ConfigError(f"{option} {path} cannot be written: {error.strerror or error}.", "Choose another path.") from None
 
 
 # -- commands ---------------------------------------------------------------------------------------------------------------
@@ -409,11 +416,9 @@ def compile_(
     pipeline = compiled(settings, which).until(until)
     version = version_name(pipeline, revision or source_revision()) if kubernetes else ""
     text = pipeline.to_kubernetes(version, namespace) if kubernetes else pipeline.to_yaml()
-    try:
+    with writing("--output", output):
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"--output {output} cannot be written: {error.strerror or error}.", "Choose another file.") from None
     make_console().print(f"wrote {output}", soft_wrap=True)
 
 
@@ -736,6 +741,8 @@ def experiment(
     flags = {"backbone": backbone, "loss": loss, "dim": dim, "encoder": encoder, "effect": effect}
     settings = experiments.settings(config or [], set_ or [], flags, seeds, rival, baseline or [], suite)
     out, progress = make_console(), make_console(stderr=True)
+    with writing("--work", work):
+        work.mkdir(parents=True, exist_ok=True)
     with make_display(progress, ["experiment"]) as display:
         display.show({"event": "stage started", "stage": "experiment", "time": time.time()})
         finished = experiments.run(settings, dataset or [], suite, work, parallel, display.show)
@@ -1035,7 +1042,7 @@ def registry(settings: "PlatformConfig") -> "Registry":
 
     root = absolute_root(settings.storage_root)
     if not settings.promote.tracking_uri and "://" not in root and not Path(root).is_dir():
-        raise StorageError(f"there is no storage root '{root}'.", "Check --storage, or make a model there: cllmr run")
+        raise StorageError(f"there is no storage directory '{root}'.", "Check --storage, or make a model there: cllmr run")
     uri = default_tracking_uri(root, settings.promote.tracking_uri)
     return Registry(uri, settings.promote.model_name)
 

@@ -100,9 +100,14 @@ def read_app_args(config: str | os.PathLike[str]) -> dict[str, Any]:
         args = dict(tree["applications"][0]["args"])
         for name in ("storage_root", "train", "model_version"):
             args[name]
-    except (OSError, ValueError, yaml.YAMLError, KeyError, IndexError, TypeError) as error:
+    except OSError as error:
         raise ArtifactError(
-            f"serving configuration '{config}' cannot be read: {type(error).__name__} {error}.",
+            f"serving configuration '{config}' cannot be read: {error.strerror or error}.",
+            "Check the path, or write it again: cllmr run --from serve",
+        ) from None
+    except (ValueError, yaml.YAMLError, KeyError, IndexError, TypeError) as error:
+        raise ArtifactError(
+            f"'{config}' is no serving configuration of this platform: {type(error).__name__} {error}.",
             "Write it again: cllmr run --from serve",
         ) from None
     return args

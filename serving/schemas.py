@@ -1,5 +1,6 @@
 """Requests and answers of the HTTP API: strict, unknown fields refused, examples that run against the sample data."""
 
+import time
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator, model_validator
@@ -134,7 +135,12 @@ class Event(_Strict):
 
     user_id: RawId
     item_id: RawId
-    timestamp: int = Field(ge=0, lt=2**40, description="When, Unix seconds.")
+    timestamp: int = Field(
+        default_factory=lambda: int(time.time()),
+        ge=0,
+        lt=2**40,
+        description="When, Unix seconds. Left out: now; give it where an event may be sent again, so that it is known again.",
+    )
 
 
 class EventsRequest(_Strict):
@@ -143,12 +149,7 @@ class EventsRequest(_Strict):
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
-                {
-                    "events": [
-                        {"user_id": "1", "item_id": "50", "timestamp": 1764000000},
-                        {"user_id": "somebody new", "item_id": "181", "timestamp": 1764000060},
-                    ]
-                }
+                {"events": [{"user_id": "1", "item_id": "50"}, {"user_id": "somebody new", "item_id": "181"}]},
             ]
         }
     )

@@ -55,7 +55,7 @@ def run(config: dict[str, Any], storage_root: str) -> Manifest:
     with failure_told(STAGE):  # before hours of scoring
         trained, model_version = _bundle_of(settings, storage_root)
         online = open_online(trained) if settings.to_feast else None
-    name = fingerprint(STAGE, settings.identity(), {"train": trained.fingerprint})
+        name = fingerprint(STAGE, settings.identity(), {"train": trained.fingerprint})
 
     def build(directory: Path) -> dict[str, Any]:
         user_ids, size = read_users(settings, trained), settings.users_per_part

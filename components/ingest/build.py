@@ -190,7 +190,10 @@ def _tell(data_card: dict[str, Any], late: pd.DataFrame) -> None:
     for name, count in held_out.items():
         if not count:
             emit("warning", stage="ingest", message=f"no interaction is in the {name} split: users have too few of them")
-    if missing := data_card["items_without_row"]:
+    if "items" not in data_card["rows_read"]:
+        message = "there is no table of items (--items): their ids are their titles, and there is no text to learn from"
+        emit("warning", stage="ingest", message=message)
+    elif missing := data_card["items_without_row"]:
         emit(
             "warning",
             stage="ingest",

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from components.artifacts import Stage, StageConfig, run_stage
 from components.batch import stage as batch
 from components.errors import ArtifactError, ConfigError, DataError, StorageError, UserError
 from components.ingest.stage import run
@@ -220,3 +221,12 @@ def test_batch_scoring_without_a_model_is_refused_and_told_as_an_event(own_data,
     assert (event["event"], event["stage"], event["code"]) == ("stage failed", "batch", "artifact_error")
     assert event["hint"] == caught.value.hint
     assert not Path("store").exists()
+
+
+def test_a_file_of_users_that_is_not_there_is_told_as_an_event(own_data, monkeypatch):
+    trained = run_stage(Stage("train", version=1), StageConfig(), "store", {}, lambda directory: {})
+    monkeypatch.setenv("CLLMR_EVENTS", "events.jsonl")
+    with pytest.raises(DataError, match=r"there is no file of users 'nobody\.csv'\. Check batch\.users"):
+        batch.run({"train": trained.fingerprint, "users": "nobody.csv"}, "store")
+    (event,) = [json.loads(line) for line in Path("events.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert (event["event"], event["stage"], event["code"]) == ("stage failed", "batch", "data_error")

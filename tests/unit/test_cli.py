@@ -105,11 +105,15 @@ def test_the_help_of_every_command_shows_an_example(name: str) -> None:
             ["--filter year=..9: there is another filter on 'year'."],
         ),
         (["recommend", "1", "--url", "http://127.0.0.1:9"], ["nothing listens at http://127.0.0.1:9.", "cllmr serve"]),
+        (
+            ["experiment", "--suite", "quick", "--work", "/dev/null/work"],
+            ["--work /dev/null/work cannot be written: "],
+        ),
         (["explain", "1", "2", "--url", "no url"], ["no url cannot be asked", "Check the address"]),
     ],
 )
 def test_a_mistake_is_one_line_with_the_remedy_and_exit_code_2(arguments: list[str], parts: list[str], tmp_path: Path) -> None:
-    storage = [] if arguments[0] in ("recommend", "explain") else ["--storage", str(tmp_path / "root")]
+    storage = [] if arguments[0] in ("recommend", "explain", "experiment") else ["--storage", str(tmp_path / "root")]
     fails_in_one_line(call(*arguments, *storage), *parts)
     assert not (tmp_path / "root").exists()
 
@@ -188,7 +192,7 @@ def test_validate_tells_warnings_in_the_lines_of_a_run(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "warning" not in result.stdout
     ingest, promote = result.stderr.strip().splitlines()
-    assert ingest.startswith("ingest     warning: 8 of 8 items have no row in the table of items")
+    assert ingest.startswith("ingest     warning: there is no table of items (--items): their ids are their titles")
     assert promote.startswith("promote    warning: promote.min_over_popularity needs popularity among evaluate.baselines")
 
 
@@ -319,7 +323,7 @@ def test_a_filter_that_the_model_does_not_know_is_told_with_what_there_is(champi
 )
 def test_a_mistyped_storage_root_is_one_line_and_is_not_made(arguments: list[str], tmp_path: Path) -> None:
     root = tmp_path / "typo"
-    fails_in_one_line(call(*arguments, "--storage", str(root)), f"there is no storage root '{root}'. Check --storage")
+    fails_in_one_line(call(*arguments, "--storage", str(root)), f"there is no storage directory '{root}'. Check --storage")
     assert not root.exists()
 
 

@@ -1,8 +1,12 @@
 """One user's list of events: what is kept, in which order, and what the writer of an event is told."""
 
+import time
+from datetime import timedelta
+
 import pytest
 
 from serving.events import MAX_AHEAD_SECONDS, MAX_KEPT, Happened, merged
+from serving.schemas import EventsRequest
 
 NOW = 1_000_000.0
 TTL = 5_000.0
@@ -39,6 +43,15 @@ def test_what_is_too_old_or_of_the_future_is_not_kept(timestamp: int, status: st
     kept, statuses = merged([], at((timestamp, "a")), NOW, TTL)
     assert statuses == [status]
     assert bool(kept) == (status == "stored")
+
+
+def test_the_examples_of_the_documentation_are_stored_whenever_they_are_copied() -> None:
+    examples = EventsRequest.model_json_schema()["examples"]
+    assert examples
+    for example in examples:
+        for event in EventsRequest.model_validate(example).events:
+            _, statuses = merged([], at((event.timestamp, event.item_id)), time.time(), timedelta(days=30).total_seconds())
+            assert statuses == ["stored"]
 
 
 def test_a_full_list_lets_go_of_the_oldest_and_takes_nothing_older() -> None:
