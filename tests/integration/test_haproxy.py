@@ -60,7 +60,7 @@ def test_under_an_overload_some_are_answered_others_refused_with_help_and_health
 
 
 def test_a_callers_request_id_comes_back_once(url: str) -> None:
-    response = httpx.post(f"{url}/v1/recommend", json={"users": ["u1"]}, headers={"X-Request-Id": "mine-1"}, timeout=30)
+    response = httpx.post(f"{url}/v1/recommend", json={"users": ["u1"]}, headers={"X-Request-Id": "mine-1"}, timeout=60)
     assert response.status_code == 200
     assert response.headers.get_list("x-request-id") == ["mine-1"]
     assert response.json()["results"][0]["method"] == "personalised"
