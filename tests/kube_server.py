@@ -310,7 +310,7 @@ def handler(server: KubeServer) -> type[BaseHTTPRequestHandler]:
                 server.silent_watches -= 1
                 self.start(chunked=True)
                 self.wfile.flush()
-                time.sleep(30)
+                time.sleep(180)
                 return
             self.stream(f"{json.dumps(event)}\n" for event in server.watch(query))
 

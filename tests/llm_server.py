@@ -154,12 +154,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def hang(self) -> None:
         """Says nothing until the test ends."""
-        self.server.llm.released.wait(60)
+        self.server.llm.released.wait(180)
         self.close_connection = True
 
     def outlast(self) -> None:
         """Says nothing until the client closes the connection."""
-        self.connection.settimeout(60)
+        self.connection.settimeout(180)
         gone = self.connection.recv(1) == b""
         with self.server.llm.lock:
             self.server.llm.abandoned += gone
@@ -223,7 +223,7 @@ def llm_server(behaviour: Behaviour = good) -> Iterator[LLMServer]:
         thread.join()
 
 
-def wait_until(done: Callable[[], bool], seconds: float = 30.0) -> None:
+def wait_until(done: Callable[[], bool], seconds: float = 120.0) -> None:
     """Polls; fails when it takes longer."""
     end = time.monotonic() + seconds
     while not done():

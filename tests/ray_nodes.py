@@ -55,7 +55,7 @@ class RayCluster:
     def alive(self) -> set[str]:
         """Ids of the nodes that the cluster takes to be alive; one that is lost is for some seconds more."""
         try:
-            found = httpx.get(f"{self.dashboard}/nodes?view=summary", headers=HEADERS, timeout=10)
+            found = httpx.get(f"{self.dashboard}/nodes?view=summary", headers=HEADERS, timeout=60)
         except httpx.HTTPError:
             return set()
         if found.status_code != 200:
@@ -74,6 +74,8 @@ def ray_cluster(cpus: tuple[int, ...], environment: Mapping[str, str] | None = N
         "PYTHONPATH": str(REPOSITORY),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": TOKEN,
+        "RAY_gcs_server_port_wait_time_s": "120",  # of a busy machine
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
         **(environment or {}),
     }
     # sockets lie below it, and their names must be short

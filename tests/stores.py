@@ -33,7 +33,7 @@ def free_ports(count: int) -> list[int]:
     return [free_port("127.0.0.1", 0) for _ in range(count)]
 
 
-def until(check: Callable[[], bool], what: str, seconds: float = 60) -> None:
+def until(check: Callable[[], bool], what: str, seconds: float = 180) -> None:
     """Waits until `check` holds."""
     deadline = time.monotonic() + seconds
     while not check():
@@ -61,7 +61,7 @@ def redis_server(directory: Path, config: str) -> Iterator[str]:
         yield f"127.0.0.1:{port},password={PASSWORD}"
     finally:
         process.terminate()
-        process.wait(timeout=10)
+        process.wait(timeout=60)
 
 
 @contextmanager

@@ -155,7 +155,7 @@ def test_waiting_ends_with_the_run_and_tells_of_every_change_once(
     server.states = ["PENDING", "RUNNING", "RUNNING", "SUCCEEDED"]
     server.task_details = [{"display_name": "Train the recommender", "state": "RUNNING"}]
     cluster, told = connect(server), []
-    run = cluster.wait(submitted(cluster, pipeline, settings), 10, lambda task, state: told.append((task, state)))
+    run = cluster.wait(submitted(cluster, pipeline, settings), 120, lambda task, state: told.append((task, state)))
     assert run.state == "SUCCEEDED"
     assert told == [("Train the recommender", "RUNNING")]
 
@@ -165,8 +165,8 @@ def test_a_cancelled_run_has_ended(server: KfpServer, pipeline: CompiledPipeline
     server.states = ["RUNNING", "CANCELING", "CANCELED"]
     cluster = connect(server)
     run_id, began = submitted(cluster, pipeline, settings), time.monotonic()
-    assert cluster.wait(run_id, 20, lambda *ignored: None).state == "CANCELED"
-    assert time.monotonic() - began < 15, "the deadline ended the waiting, and not the run"
+    assert cluster.wait(run_id, 300, lambda *ignored: None).state == "CANCELED"
+    assert time.monotonic() - began < 200, "the deadline ended the waiting, and not the run"
 
 
 def test_the_deadline_ends_the_waiting_and_not_the_run(
@@ -176,7 +176,7 @@ def test_the_deadline_ends_the_waiting_and_not_the_run(
     cluster = connect(server)
     began = time.monotonic()
     assert cluster.wait(submitted(cluster, pipeline, settings), 0.3, lambda *ignored: None).state == "RUNNING"
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60
     assert server.asked("POST", ".*:terminate") == 0
 
 
@@ -191,7 +191,7 @@ def test_the_message_of_the_failed_task_is_found_among_those_that_hold_it(
         {"display_name": "Spectrum", "state": "FAILED", "pod_name": "p-2", "end_time": "2026-01-01"},
     ]  # fmt: skip
     cluster = connect(server)
-    run = cluster.wait(submitted(cluster, pipeline, settings), 10, lambda *ignored: None)
+    run = cluster.wait(submitted(cluster, pipeline, settings), 120, lambda *ignored: None)
     assert [(one.task, one.message) for one in clusters.failures(run)] == [
         ("Spectrum", "no message; see the log of pod p-2"),
         ("Train", "features: no rows"),
@@ -372,7 +372,7 @@ def test_the_host_says_how_long_to_wait(server: KfpServer) -> None:
     server.fail("GET", ".*/experiments", 429, headers={"Retry-After": "1"})
     began = time.monotonic()
     assert cluster.runs(1) == []
-    assert 1.0 <= time.monotonic() - began < 3.0
+    assert 1.0 <= time.monotonic() - began < 20  # by itself it would wait for less than one second
 
 
 def test_a_run_whose_answer_was_lost_is_found_and_not_started_twice(
@@ -407,11 +407,11 @@ def test_patience_ends_and_says_what_the_host_said(server: KfpServer) -> None:
 
 def test_a_host_that_is_too_slow_is_given_up(server: KfpServer) -> None:
     cluster = connect(server, request_timeout_s=0.2, patience_s=0.1)
-    server.delay = 2.0
+    server.delay = 90.0
     began = time.monotonic()
     with pytest.raises(ClusterError, match=r"does not answer: .*[Rr]ead timed out.*Check --host"):
         cluster.runs(1)
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 60
 
 
 def test_a_host_that_is_slow_but_answers_is_waited_for(
@@ -563,7 +563,7 @@ def test_an_interrupt_ends_the_run_as_well(server: KfpServer, number: signal.Sig
     assert process.stdout is not None
     run_id = process.stdout.readline().split()[1].rstrip(":")
     process.send_signal(number)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert err.splitlines()[-1] == f"interrupted: run {run_id} was told to end and is canceled."
     assert server.runs[run_id]["state"] == "CANCELED"
@@ -575,7 +575,7 @@ def test_an_interrupt_lets_the_run_go_on_where_that_is_asked_for(server: KfpServ
     assert process.stdout is not None
     run_id = process.stdout.readline().split()[1].rstrip(":")
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert err.splitlines()[-1] == f"interrupted: run {run_id} goes on. next: cllmr wait {run_id}"
     assert server.asked("POST", ".*:terminate") == 0
@@ -585,12 +585,12 @@ def test_an_interrupt_while_the_run_is_being_created_finds_and_ends_it(server: K
     server.states = ["RUNNING"]
     server.fail("POST", ".*/runs", 503, times=1000, after=True, headers={"Retry-After": "30"})
     process = start("submit", "--host", server.url, *QUICK, "--wait")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while not server.runs and time.monotonic() < deadline:
         time.sleep(0.05)
     server.faults.clear()
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=120)
     (run_id,) = server.runs
     assert process.returncode == 130
     assert err.splitlines()[-1] == f"interrupted: run {run_id} was told to end and is canceled."

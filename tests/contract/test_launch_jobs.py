@@ -94,14 +94,14 @@ def start_stage(
 
 def jobs(cluster: str, run: str) -> dict[str, str]:
     """Status by id, of the jobs of one run."""
-    listed = httpx.get(f"{cluster}/api/jobs/", headers=HEADERS).json()
+    listed = httpx.get(f"{cluster}/api/jobs/", headers=HEADERS, timeout=60).json()
     return {job["submission_id"]: job["status"] for job in listed if (job["metadata"] or {}).get("run") == run}
 
 
 def test_a_stage_done_by_a_ray_job_is_the_stage_done_here_and_is_done_once(
     cluster: str, ingest: Manifest, tmp_path: Path
 ) -> None:
-    out, err = (first := start(cluster, ingest, "good")).communicate(timeout=120)
+    out, err = (first := start(cluster, ingest, "good")).communicate(timeout=300)
     assert first.returncode == 0, err
     here = run_spectrum({"rank": 2}, str(tmp_path / "here"), ingest=write_ingest(tmp_path / "here", SMALL))
     (file,) = (Path(ingest.storage_root) / "spectrum").glob("*/manifest.json")
@@ -110,7 +110,7 @@ def test_a_stage_done_by_a_ray_job_is_the_stage_done_here_and_is_done_once(
     assert err.count('"fingerprint": "' + here.fingerprint) >= 2, "the job's own log, and the launcher's"
 
     file.unlink()  # as the launcher's image sees it, were its fingerprint another one
-    out, err = (again := start(cluster, ingest, "good")).communicate(timeout=120)
+    out, err = (again := start(cluster, ingest, "good")).communicate(timeout=300)
     assert again.returncode == 0, err
     assert out.strip() == here.fingerprint
     assert list(jobs(cluster, "good").values()) == ["SUCCEEDED"]
@@ -119,17 +119,17 @@ def test_a_stage_done_by_a_ray_job_is_the_stage_done_here_and_is_done_once(
 def test_what_the_stage_says_in_the_job_is_what_the_launcher_raises_and_an_attempt_after_it_is_another_job(
     cluster: str, ingest: Manifest
 ) -> None:
-    _, err = (process := start(cluster, ingest, "refused", rank=400)).communicate(timeout=120)
+    _, err = (process := start(cluster, ingest, "refused", rank=400)).communicate(timeout=300)
     assert process.returncode == 1
     assert err.splitlines()[-1].startswith("components.errors.ConfigError: setting 'spectrum.rank' = 400: at most 4 with")
     (name,) = jobs(cluster, "refused")
-    _, err = (process := start(cluster, ingest, "refused")).communicate(timeout=120)
+    _, err = (process := start(cluster, ingest, "refused")).communicate(timeout=300)
     assert process.returncode == 0, err
     assert jobs(cluster, "refused") == {name: "FAILED", f"{name}-2": "SUCCEEDED"}
 
 
 def test_a_crash_is_told_with_its_reason_and_the_end_of_its_log(cluster: str, ingest: Manifest) -> None:
-    _, err = (process := start(cluster, ingest, "crash", entrypoint="echo out of memory; exit 137")).communicate(timeout=120)
+    _, err = (process := start(cluster, ingest, "crash", entrypoint="echo out of memory; exit 137")).communicate(timeout=300)
     assert process.returncode == 1
     assert "failed: JOB_ENTRYPOINT_COMMAND_ERROR: Job entrypoint command failed with exit code 137" in err.splitlines()[-1]
     assert "Its log ends: " in err.splitlines()[-1]
@@ -138,7 +138,7 @@ def test_a_crash_is_told_with_its_reason_and_the_end_of_its_log(cluster: str, in
 
 def test_a_job_that_never_ends_is_stopped_at_its_limit(cluster: str, ingest: Manifest) -> None:
     process = start(cluster, ingest, "endless", entrypoint="echo epoch 1; sleep 600", timeout_s=5)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 1
     assert "was cancelled: it has been running (Job is currently running.) for 5 s. Its log ends: " in err
     assert "epoch 1" in err.splitlines()
@@ -158,7 +158,7 @@ def test_a_launcher_killed_and_started_again_finds_its_job_and_sigterm_stops_it(
     assert any(line == "epoch 1\n" for line in lines), "the log is told from its beginning"
     assert list(jobs(cluster, "killed").values()) == ["RUNNING"]
     second.send_signal(signal.SIGTERM)
-    second.communicate(timeout=60)
+    second.communicate(timeout=300)
     assert second.returncode == 143
     assert list(jobs(cluster, "killed").values()) == ["STOPPED"]
 
@@ -182,7 +182,7 @@ def test_a_model_trained_by_a_ray_job_is_the_model_trained_here(
 
 
 def test_a_wrong_token_is_refused_and_told_so(cluster: str, ingest: Manifest) -> None:
-    _, err = (process := start(cluster, ingest, "stranger", token="f" * 32)).communicate(timeout=120)
+    _, err = (process := start(cluster, ingest, "stranger", token="f" * 32)).communicate(timeout=300)
     assert process.returncode == 1
     assert f"components.errors.LaunchError: the Ray cluster at {cluster} refused the token: " in err
     assert jobs(cluster, "stranger") == {}

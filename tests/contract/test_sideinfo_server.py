@@ -46,10 +46,11 @@ SETTINGS = {
     "model": "tiny",
     "min_coverage": 0.8,
     "repair_attempts": 2,
-    "request_timeout": 2.0,
+    "request_timeout": 4.0,
     "request_attempts": 2,
     "concurrency": 4,
 }
+SOON = 60.0  # seconds, on a busy machine; what nobody gives up takes three times as long (tests.llm_server)
 REFERENCES = 2 * 3  # of each side: nothing named, Comedy, Drama
 REQUESTS = NUM_ITEMS + NUM_USERS + REFERENCES
 
@@ -150,7 +151,7 @@ def test_an_answer_that_cannot_be_used_is_mended_a_bounded_number_of_times_and_t
     server.behaviour = only_for(bad)
     started = time.monotonic()
     done = stage(tmp_path, server)
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < SOON
     assert reasons(done) == {reason: 3}
     found = profiles(done)
     assert [name for name, text in found.items() if text is None] == ["40", "80", "120"]  # Films 3, 7 and 11
@@ -211,7 +212,7 @@ def test_a_row_without_an_answer_is_set_aside_and_asked_for_again_by_the_next_ru
     server.behaviour = only_for(bad)
     started = time.monotonic()
     done = stage(tmp_path, server)
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < SOON
     assert reasons(done) == {reason: 3}
     assert {name: done.facts[name] for name in ("asked", "unanswered", "quarantined")} == {
         "asked": REQUESTS,
@@ -256,12 +257,13 @@ def test_all_wait_as_long_as_the_server_asks(tmp_path: Path, server: LLMServer) 
         with handler.server.llm.lock:
             told.append(time.monotonic())
             first = len(told) == 1
-        (fails(429, retry_after="1") if first else good)(handler, asked)
+        (fails(429, retry_after="3") if first else good)(handler, asked)
 
     server.behaviour = busy
     assert stage(tmp_path, server, concurrency=1).facts["coverage"] == 1
-    assert told[1] - told[0] >= 1
-    assert told[2] - told[1] < 1
+    gaps = np.diff(told)
+    assert gaps[0] >= 3
+    assert np.median(gaps[1:]) < 3  # not the longest: the machine may be busy
 
 
 def test_requests_share_their_beginning_and_are_bounded_in_number(tmp_path: Path, server: LLMServer) -> None:
@@ -324,7 +326,7 @@ def test_a_dead_server_is_given_up(tmp_path: Path, server: LLMServer, death: str
     started = time.monotonic()
     with pytest.raises(LLMError, match=r"0 of 20 items have a profile.*why not: \d+ x "):
         stage(tmp_path, server, server_patience=0.6, request_timeout=0.4, request_attempts=50, **address)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < SOON
     assert len(server.asked) <= 4 * SETTINGS["concurrency"]
 
 
@@ -391,11 +393,11 @@ def ended_half_way(root: Path, server: LLMServer, half: int, by: signal.Signals)
             handler.outlast()
 
     server.behaviour = stalls
-    child = process(root, server, request_timeout=60.0)
+    child = process(root, server, request_timeout=180.0)
     try:
-        wait_until(lambda: journal_lines(root) == half and len(server.asked) == half + SETTINGS["concurrency"], 60)
+        wait_until(lambda: journal_lines(root) == half and len(server.asked) == half + SETTINGS["concurrency"])
         child.send_signal(by)
-        child.communicate(timeout=30)
+        child.communicate(timeout=120)
     finally:
         child.kill()
         child.communicate()

@@ -24,16 +24,20 @@ from tests.contract.test_http_api import LocalBackend
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 TOKEN = "a-token-that-is-long-enough"
+PATIENCE_MS = 120_000  # with a busy machine
 
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None, reason="the page is looked at in Chromium: make system, or apt-get install chromium"
 )
+expect.set_options(timeout=PATIENCE_MS)
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"], timeout=PATIENCE_MS
+        )
         yield browser
         browser.close()
 
@@ -71,6 +75,7 @@ def url(recommender: Recommender) -> Iterator[str]:
 def page(browser: Browser) -> Iterator[Page]:
     """A tab without a past; whatever it writes to its console as an error fails the test."""
     context = browser.new_context()
+    context.set_default_timeout(PATIENCE_MS)
     page = context.new_page()
     problems: list[str] = []
     page.on("pageerror", lambda error: problems.append(str(error)))

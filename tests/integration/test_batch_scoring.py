@@ -116,7 +116,7 @@ def test_the_table_equals_what_the_endpoint_answers_for_the_champion_and_a_list_
     values = {"storage_root": root, "train": trained.fingerprint, "model_version": champion.version}
     config = tmp_path / "serve.yaml"
     config.write_text(yaml.safe_dump({"applications": [{"import_path": "serving.app:build_app", "args": values}]}))
-    with running_endpoint(config, port=0) as url, Client(url) as client:
+    with running_endpoint(config, port=0) as url, Client(url, timeout=60) as client:
         answer = client.recommend(asked, k=10, debias=0.3)
     for result in answer.results:
         of_user = rows[rows["user_id"] == result.user_id]

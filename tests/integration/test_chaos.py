@@ -33,7 +33,7 @@ log = structlog.get_logger()
 CLIENTS = 4
 USERS = 30
 CALM = 30  # answers in a row, of all clients, after which the endpoint is taken to have recovered
-RECOVERED_WITHIN = 60.0  # seconds
+RECOVERED_WITHIN = 180.0  # seconds
 
 
 class Askers:
@@ -52,7 +52,7 @@ class Askers:
         while not self._stop.is_set():
             began = time.monotonic()
             try:
-                answer = httpx.post(f"{self._url}/v1/recommend", json={"users": [f"u{number % USERS}"], "k": 5}, timeout=20)
+                answer = httpx.post(f"{self._url}/v1/recommend", json={"users": [f"u{number % USERS}"], "k": 5}, timeout=60)
                 told = str(answer.status_code)
                 if answer.status_code == 503 and "retry-after" not in answer.headers:
                     told = "503 without Retry-After"
@@ -148,7 +148,7 @@ def test_a_killed_part_costs_few_requests_and_comes_back(url: str, part: str, al
 
 
 def test_a_client_that_tries_again_notices_nothing(url: str) -> None:
-    with Client(url) as client:
+    with Client(url, timeout=60) as client:
         for number in range(40):
             if number == 10:
                 kill("#Scorer#", restart=False)
@@ -168,7 +168,7 @@ def test_a_request_that_makes_the_model_fail_fails_alone(url: str) -> None:
             waiting = [scorer.recommend.remote(one, [[] if number % 5 else None]) for number, one in enumerate(asked)]
             for number, waited in enumerate(waiting):
                 try:
-                    (result,) = RecommendResponse.model_validate_json(waited.result(timeout_s=20).answer).results
+                    (result,) = RecommendResponse.model_validate_json(waited.result(timeout_s=60).answer).results
                     outcomes["answered" if result.user_id == f"u{number}" else "answer of another"] += 1
                 except RayTaskError as error:
                     outcomes[type(error.cause).__name__ if number % 5 == 0 else "failed with another"] += 1

@@ -42,7 +42,7 @@ from tests.stores import (
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.ray,
-    pytest.mark.timeout(1500),
+    pytest.mark.timeout(3000),
     needs_kubectl,
     needs_redis,
     needs_postgres,
@@ -144,7 +144,7 @@ def called(command: list[str], environment: dict[str, str], folder: Path) -> Non
         command,
         capture_output=True,
         text=True,
-        timeout=1000,
+        timeout=1400,
         cwd=folder,
         env={**variables, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", **environment},
     )
@@ -182,7 +182,7 @@ def artifact(summary: dict[str, Any], stage: str, root: str = "s3://cllmr/artifa
 
 def jobs(world: World) -> dict[str, str]:
     """Status by stage, of all jobs of the cluster; of several of one stage the last."""
-    listed = httpx.get(f"{world.cluster.dashboard}/api/jobs/", headers=HEADERS).json()
+    listed = httpx.get(f"{world.cluster.dashboard}/api/jobs/", headers=HEADERS, timeout=60).json()
     ours = [job for job in listed if (job["metadata"] or {}).get("stage")]
     return {job["metadata"]["stage"]: job["status"] for job in sorted(ours, key=lambda job: job["start_time"])}
 
@@ -235,15 +235,15 @@ def test_the_manifests_serve_configuration_serves_the_model(world: World, there:
     httpx.put(address, headers=HEADERS, json=document, timeout=60).raise_for_status()
     try:
         url = f"http://127.0.0.1:{port}"
-        until(lambda: is_ready(url), "the endpoint", 240)
-        with Client(url) as client:
-            until(lambda: client.model().features.state == "ready", "Feast, which a busy machine may load for long", 120)
+        until(lambda: is_ready(url), "the endpoint", 400)
+        with Client(url, timeout=60) as client:
+            until(lambda: client.model().features.state == "ready", "Feast, which a busy machine may load for long", 300)
             model, answer = client.model(), client.recommend(["0", "nobody"], k=5)
         assert model.model_version == "1"
         known, new = answer.results
         assert (known.method, known.cold, len(known.items)) == ("personalised", False, 5)
         assert (new.cold, len(new.items)) == (True, 5)
-        response = httpx.post(f"{url}/v1/recommend", json={"users": ["0"], "k": 5}, timeout=30)
+        response = httpx.post(f"{url}/v1/recommend", json={"users": ["0"], "k": 5}, timeout=60)
         assert (response.status_code, response.headers.get("x-degraded")) == (200, None), "Redis has been read"
     finally:
         httpx.delete(address, headers=HEADERS, timeout=120)
@@ -251,7 +251,7 @@ def test_the_manifests_serve_configuration_serves_the_model(world: World, there:
 
 def is_ready(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/readyz", timeout=5).status_code == 200
+        return httpx.get(f"{url}/readyz", timeout=30).status_code == 200
     except httpx.HTTPError:
         return False
 

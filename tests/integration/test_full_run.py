@@ -14,7 +14,7 @@ from components.ids import TEST, TRAIN
 from components.ingest.dataset import Dataset
 from pipelines.local import absolute_root
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(3000)]
 
 STAGES = ["ingest", "sideinfo", "spectrum", "features", "train", "evaluate", "promote", "serve"]
 
@@ -27,7 +27,7 @@ def cllmr(*arguments: str, storage: Path, expected: int = 0) -> subprocess.Compl
         capture_output=True,
         text=True,
         env=environment,
-        timeout=1200,
+        timeout=2400,
     )
     assert done.returncode == expected, f"exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done

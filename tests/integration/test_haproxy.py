@@ -71,7 +71,7 @@ def test_under_an_overload_some_are_answered_others_refused_with_help_strangers_
 
 def test_a_callers_request_id_comes_back_once(url: str) -> None:
     response = httpx.post(
-        f"{url}/v1/recommend", json={"users": ["u1"]}, headers={"X-Request-Id": "mine-1", **KNOWN}, timeout=30
+        f"{url}/v1/recommend", json={"users": ["u1"]}, headers={"X-Request-Id": "mine-1", **KNOWN}, timeout=60
     )
     assert response.status_code == 200
     assert response.headers.get_list("x-request-id") == ["mine-1"]

@@ -76,10 +76,10 @@ def test_a_request_is_traced_from_the_proxy_to_the_model(
     config.write_text(yaml.safe_dump({"applications": [{"import_path": "serving.app:build_app", "args": args}]}))
     with running_endpoint(config, port=0) as url:
         parent = {"traceparent": f"00-{TRACE}-00f067aa0ba902b7-01"}
-        assert httpx.post(f"{url}/v1/recommend", json={"users": ["u1"]}, headers=parent).status_code == 200
-        assert httpx.post(f"{url}/v1/recommend", json={"users": ["u2"]}).status_code == 200
+        assert httpx.post(f"{url}/v1/recommend", json={"users": ["u1"]}, headers=parent, timeout=60).status_code == 200
+        assert httpx.post(f"{url}/v1/recommend", json={"users": ["u2"]}, timeout=60).status_code == 200
         # each process sends its own
-        until(lambda: {span.name for span in collector.of_trace(TRACE)} >= EXPECTED, "the spans", 30)
+        until(lambda: {span.name for span in collector.of_trace(TRACE)} >= EXPECTED, "the spans")
     spans = {span.name: span for span in collector.of_trace(TRACE)}
     assert {service for service, _ in collector.spans} == {SERVICE}
     assert {span.trace_id.hex() for _, span in collector.spans} == {TRACE}

@@ -19,7 +19,7 @@ from tests.sideinfo_parents import SMALL, write_ingest
 from tests.unit.test_sideinfo_stage import HashEncoder
 from tests.vllm_server import NAME, PYTHON, REPOSITORY, VLLMServer, environment, make_model, needs_vllm, vllm_server
 
-pytestmark = [needs_vllm, pytest.mark.timeout(900)]  # of a busy machine: vLLM alone starts in 20 s to 4 min
+pytestmark = [needs_vllm, pytest.mark.timeout(1800)]  # of a busy machine: vLLM alone starts in 20 s to 4 min
 
 
 @pytest.fixture(scope="session")

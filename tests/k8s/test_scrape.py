@@ -30,7 +30,7 @@ pytestmark = [
 
 JOB = "cllmr/ray-heads"
 LABELS = {"namespace": "cllmr", "endpoint": "metrics", "app_instance": "serving", "ray_io_cluster": "serving-a"}
-WAIT_SECONDS = 120
+WAIT_SECONDS = 240
 QUIET_METRICS = {
     "ray_node_gpus_utilization",  # a machine without GPUs exports none
     # a counter begins to exist when it first counts: tests/integration/test_model_swap.py
@@ -111,9 +111,9 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         url = f"http://127.0.0.1:{ports['http']}"
         for _ in range(15):  # a rate needs a counter that has grown while it was watched
             for path in ("recommend", "recommend", "nowhere"):
-                httpx.post(f"{url}/v1/{path}", json={"users": ["9"], "k": 2}, timeout=30)
+                httpx.post(f"{url}/v1/{path}", json={"users": ["9"], "k": 2}, timeout=60)
             event = {"user_id": "9", "item_id": "i1", "timestamp": int(time.time())}
-            httpx.post(f"{url}/v1/events", json={"events": [event]}, timeout=30)
+            httpx.post(f"{url}/v1/events", json={"events": [event]}, timeout=60)
             time.sleep(1)
         yield f"http://127.0.0.1:{ports['prometheus']}"
     finally:
@@ -126,7 +126,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def ask(url: str, query: str) -> list[dict[str, object]]:
-    response = httpx.get(f"{url}/api/v1/query", params={"query": query.replace("$namespace", "cllmr")}, timeout=30)
+    response = httpx.get(f"{url}/api/v1/query", params={"query": query.replace("$namespace", "cllmr")}, timeout=60)
     assert response.status_code == 200, f"{query}: {response.text}"
     result: list[dict[str, object]] = response.json()["data"]["result"]
     return result

@@ -306,7 +306,7 @@ def test_two_runs_of_the_same_stage_at_once_both_end_with_one_whole_output(
 
     def slow(directory: Path) -> dict[str, Any]:
         facts = build(directory)
-        together.wait(30)  # all are built before the first is committed
+        together.wait(120)  # all are built before the first is committed
         return facts
 
     def work() -> None:
@@ -319,7 +319,7 @@ def test_two_runs_of_the_same_stage_at_once_both_end_with_one_whole_output(
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(120)
     assert failures == []
     assert len({manifest.fingerprint for manifest in results}) == 1
     assert [manifest.path().is_dir() for manifest in results] == [True] * 4
@@ -397,7 +397,7 @@ def test_many_readers_of_a_remote_output_fetch_it_at_once_and_none_loses_it(
 
     def at_once(*args: Any, **options: Any) -> None:
         copy(*args, **options)
-        together.wait(60)
+        together.wait(120)
 
     monkeypatch.setattr(artifacts.pafs, "copy_files", at_once)
     seen: list[int] = []
@@ -405,7 +405,7 @@ def test_many_readers_of_a_remote_output_fetch_it_at_once_and_none_loses_it(
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(120)
     assert len(seen) == 4
     assert len(set(seen)) == 1, "what one reader was given is not replaced under it"
 

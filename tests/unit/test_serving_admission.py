@@ -186,7 +186,7 @@ def test_a_request_that_fails_or_is_given_up_makes_room() -> None:
 
 
 def test_refusals_are_told_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(admission, "_TELL_SECONDS", 0.05)
+    monkeypatch.setattr(admission, "_TELL_SECONDS", 1.0)
     told: list[int] = []
 
     async def run() -> None:
@@ -194,9 +194,9 @@ def test_refusals_are_told_together(monkeypatch: pytest.MonkeyPatch) -> None:
         for _ in range(3):
             await ask(app)
         assert told == []
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(1.1)
         await ask(app)
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(1.1)
 
     full = Admission(0, told=told.append)
     asyncio.run(run())

@@ -40,19 +40,22 @@ def test_only_what_fails_has_no_answer(recommender: Recommender, places: list[in
 def test_who_asks_meanwhile_is_the_next_batch_and_errors_reach_their_own(recommender: Recommender) -> None:
     batches = []
 
-    async def answer(questions: list[Question]) -> list[RecommendResponse]:
-        batches.append(len(questions))
-        if len(batches) == 1:
-            await asyncio.sleep(0.05)  # a long ranking: the others come meanwhile
-        return recommender.recommend_all(questions)
-
     async def ask_all() -> list[RecommendResponse | BaseException]:
+        begun, meanwhile = asyncio.Event(), asyncio.Event()
+
+        async def answer(questions: list[Question]) -> list[RecommendResponse]:
+            batches.append(len(questions))
+            begun.set()
+            await meanwhile.wait()  # a long ranking: the others come meanwhile
+            return recommender.recommend_all(questions)
+
         together = Together(answer)
         first = asyncio.create_task(together.ask(GOOD[0]))
-        await asyncio.sleep(0.01)
+        await begun.wait()
         others = [asyncio.create_task(together.ask(GOOD[number % len(GOOD)])) for number in range(MAX_BATCH + 2)]
         await asyncio.sleep(0)
         others[1].cancel()  # has given up: nothing is ranked for it
+        meanwhile.set()
         found = await asyncio.gather(first, *others, return_exceptions=True)
         return [*found, *await asyncio.gather(together.ask(BAD), together.ask(GOOD[0]), return_exceptions=True)]
 
