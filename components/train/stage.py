@@ -1,6 +1,6 @@
 """The train stage: features through Feast in, model bundle out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,10 @@ from components.train.config import TrainConfig
 if TYPE_CHECKING:
     import pandas as pd
 
+    from components.cllmr.linear.kernel import NewItems
     from components.features.reader import TrainingFeatures
-    from components.train.recipe import FittedRecipe, FloatMatrix
+    from components.ingest.dataset import Dataset
+    from components.train.recipe import FittedRecipe, FloatMatrix, RecipeData
     from components.train.workers import Place
 
 STAGE = Stage("train", version=8)
@@ -43,40 +45,84 @@ def run(config: dict[str, Any], storage_root: str, ingest: Manifest, features: M
 def _build(
     out: Path, config: TrainConfig, storage_root: str, ingest: Manifest, features: Manifest, name: str, work: "Place"
 ) -> dict[str, Any]:
-    import numpy as np
     from safetensors.numpy import save_file
 
-    from components.cllmr.linear.ease import centred_unit_rows
-    from components.cllmr.linear.kernel import NewItems
     from components.features.reader import training_features
     from components.ingest.dataset import Dataset
     from components.launch import ray_session
     from components.train import warm
     from components.train.attributes import attributes_of, write_attributes
-    from components.train.bundle import header, model_tensors, write_bundle, write_texts
-    from components.train.recipe import RecipeData, fit_recipe
+    from components.train.bundle import model_tensors, write_bundle, write_texts
+    from components.train.recipe import fit_recipe
     from components.train.strength import choose_strength, strength_curve
     from serving.scorer import Scorer
 
     dataset = Dataset.load(ingest.path())
-    train, validation = dataset.matrix(TRAIN), dataset.matrix(VALIDATION)
     attributes = attributes_of(dataset.items, dataset.item_text_columns, config)  # first: a wrong column is told at once
     starts = warm.starts(config, storage_root, dataset)
     with ray_session(num_cpus=config.num_workers, num_gpus=config.num_workers if config.use_gpu else 0):
         inputs = training_features(features)
         from components.train.workers import trained_by_workers
 
-        user_text, item_text = (centred_unit_rows(rows) for rows in (inputs.user_embeddings, inputs.item_embeddings))
-        references = _item_references(features, inputs) if config.effect == "reference_texts" else None
-        data = RecipeData(train, validation, user_text, item_text, inputs.user_spectrum, inputs.item_spectrum, references)
+        data = _recipe_data(dataset, inputs, _item_references(features, inputs) if config.effect == "reference_texts" else None)
         fitted = fit_recipe(data, config, trained_by_workers(work, starts), on_progress=_tell_fits())
 
-    graph = fitted.graph
-    vectors = data.item_text if graph is None else graph.items[:, :-1]  # without the mediator's offset
-    model = model_tensors(fitted, vectors, train)
-    described = header(
-        embedding_dim=vectors.shape[1],  # wider than the ID table where a backbone puts its layers side by side
-        name=dataset.name,
+    vectors = data.item_text if fitted.graph is None else fitted.graph.items[:, :-1]  # without the mediator's offset
+    model, encoder = model_tensors(fitted, vectors, data.train), _encoder(features)
+    texts = _new_items(inputs, fitted, config) if data.has_text and encoder else None
+    described = _described(fitted, config, dataset.name, name, features, vectors.shape[1])
+    if texts is not None:
+        described["text"] = {"encoder": encoder, "power": texts.power}
+    ids = dataset.users[USER_ID].tolist(), _described_items(dataset.items, inputs.item_profiles)
+    grid = (0.0,) if fitted.counterfactual is fitted.factual else config.debias_grid
+    curve = strength_curve(Scorer(model, described, *ids), data.train, data.validation, grid)
+    scorer = Scorer(model, {**described, "debias_strength": choose_strength(curve, config.debias_tolerance)}, *ids)
+
+    write_bundle(out / "bundle", scorer, model, config.seed)
+    write_attributes(out / "bundle", attributes)
+    if texts is not None:
+        write_texts(out / "bundle", texts)
+    save_file(_side_representations(fitted, data.train.shape), out / "side_representations.safetensors")
+    if fitted.graphs:
+        tables = {name: found.table for name, found in fitted.graphs.items()}
+        warm.write(out / warm.WARM_FILE, tables, config, storage_root, dataset)
+    known = len(starts["factual"].rows) if "factual" in starts else 0
+    training = _training(fitted, config, curve, scorer.debias_strength, known)
+    write_json(out / "curve.json", _graph_run(fitted)["curve"])
+    write_json(out / "training.json", training)
+    kept = ("validation", "epochs", "best_epoch", "warm_start", "effect", "debias_strength", "num_workers")
+    weights = {f"weight.{member}": weight for member, weight in fitted.weights.items()}
+    return {**{key: training[key] for key in kept}, **weights, "embedding_dim": vectors.shape[1]}
+
+
+def _recipe_data(dataset: "Dataset", inputs: "TrainingFeatures", references: "FloatMatrix | None") -> "RecipeData":
+    """What the recipe learns from: the test interactions are left behind here."""
+    from components.cllmr.linear.ease import centred_unit_rows
+    from components.train.recipe import RecipeData
+
+    train, validation = dataset.matrix(TRAIN), dataset.matrix(VALIDATION)
+    user_text, item_text = (centred_unit_rows(rows) for rows in (inputs.user_embeddings, inputs.item_embeddings))
+    return RecipeData(train, validation, user_text, item_text, inputs.user_spectrum, inputs.item_spectrum, references)
+
+
+def _described(
+    fitted: "FittedRecipe", config: TrainConfig, data_set: str, name: str, features: Manifest, embedding_dim: int
+) -> dict[str, Any]:
+    """The header of the bundle, before its strength is chosen.
+
+    Args:
+        fitted: the recipe.
+        config: what it was fitted with.
+        data_set: name of the interactions.
+        name: fingerprint of this output.
+        features: the feature set that it was trained on, and is served with.
+        embedding_dim: of the items' vectors: wider than the ID table where a backbone puts its layers side by side.
+    """
+    from components.train.bundle import header
+
+    return header(
+        embedding_dim=embedding_dim,
+        name=data_set,
         fingerprint=name,
         backbone=config.model.backbone,
         side_encoder=config.model.side_encoder,
@@ -88,28 +134,46 @@ def _build(
         feature_fingerprint=features.fingerprint,
         debias_strength=0.0,
     )
-    encoder = _encoder(features)
-    texts = NewItems.of(inputs.item_embeddings, _text_power(fitted, config)) if data.has_text and encoder else None
-    if texts is not None:
-        described["text"] = {"encoder": encoder, "power": texts.power}
-    user_ids, items = dataset.users[USER_ID].tolist(), _described_items(dataset.items, inputs.item_profiles)
-    grid = (0.0,) if fitted.counterfactual is fitted.factual else config.debias_grid
-    curve = strength_curve(Scorer(model, described, user_ids, items), train, validation, grid)
-    described["debias_strength"] = choose_strength(curve, config.debias_tolerance)
-    write_bundle(out / "bundle", Scorer(model, described, user_ids, items), model, config.seed)
-    write_attributes(out / "bundle", attributes)
-    if texts is not None:
-        write_texts(out / "bundle", texts)
-    z = (np.empty((count, 0), np.float32) for count in train.shape) if graph is None else (graph.user_side, graph.item_side)
-    save_file(
-        dict(zip(("users", "items"), map(np.ascontiguousarray, z), strict=True)), out / "side_representations.safetensors"
-    )
-    if fitted.graphs:
-        tables = {name: found.table for name, found in fitted.graphs.items()}
-        warm.write(out / warm.WARM_FILE, tables, config, storage_root, dataset)
-    run = {"curve": [], "epochs": 0, "best_epoch": 0} if graph is None else graph.run
-    write_json(out / "curve.json", run["curve"])
-    training = {
+
+
+def _new_items(inputs: "TrainingFeatures", fitted: "FittedRecipe", config: TrainConfig) -> "NewItems":
+    """What items that are new will be scored by; as the member "text", or the first that it would try, where it is left out."""
+    from components.cllmr.linear.kernel import NewItems
+
+    member = fitted.members.get("text")
+    power = config.recipe.text_power[0] if member is None else member.settings["power"]
+    return NewItems.of(inputs.item_embeddings, float(power))
+
+
+def _side_representations(fitted: "FittedRecipe", shape: tuple[int, int]) -> dict[str, "FloatMatrix"]:
+    """z of `users` and `items`; of width 0 without a graph model."""
+    import numpy as np
+
+    z = (np.empty((count, 0), np.float32) for count in shape)
+    if fitted.graph is not None:
+        z = (np.ascontiguousarray(side) for side in (fitted.graph.user_side, fitted.graph.item_side))
+    return dict(zip(("users", "items"), z, strict=True))
+
+
+def _graph_run(fitted: "FittedRecipe") -> Mapping[str, Any]:
+    """How the graph model's training went: "curve", "epochs", "best_epoch"."""
+    return {"curve": [], "epochs": 0, "best_epoch": 0} if fitted.graph is None else fitted.graph.run
+
+
+def _training(
+    fitted: "FittedRecipe", config: TrainConfig, curve: list[dict[str, float]], strength: float, known: int
+) -> dict[str, Any]:
+    """The contents of training.json.
+
+    Args:
+        fitted: the recipe.
+        config: what it was fitted with.
+        curve: validation NDCG@10 by debias strength.
+        strength: the one that is served.
+        known: users and items that training began with.
+    """
+    run = _graph_run(fitted)
+    return {
         "members": {
             member: {"weight": fitted.weights[member], "validation": round(fitted.validation[member], 6), **found.settings}
             for member, found in fitted.members.items()
@@ -120,16 +184,12 @@ def _build(
         "epochs": run["epochs"],
         "best_epoch": run["best_epoch"],
         "warm_start": config.warm_start,
-        "nodes_known_at_start": len(starts["factual"].rows) if "factual" in starts else 0,
+        "nodes_known_at_start": known,
         "effect": config.effect,
         "debias_curve": curve,
-        "debias_strength": described["debias_strength"],
+        "debias_strength": strength,
         "num_workers": config.num_workers,
     }
-    write_json(out / "training.json", training)
-    kept = ("validation", "epochs", "best_epoch", "warm_start", "effect", "debias_strength", "num_workers")
-    weights = {f"weight.{member}": weight for member, weight in fitted.weights.items()}
-    return {**{key: training[key] for key in kept}, **weights, "embedding_dim": described["embedding_dim"]}
 
 
 def _sideinfo(features: Manifest) -> Manifest | None:
@@ -159,12 +219,6 @@ def _item_references(features: Manifest, inputs: "TrainingFeatures") -> "FloatMa
         )
     found = reference_embeddings(sideinfo.path(), "item")
     return None if found is None else centred(found, around=inputs.item_embeddings).astype(np.float32)
-
-
-def _text_power(fitted: "FittedRecipe", config: TrainConfig) -> float:
-    """Of the member "text"; the first that would be tried where it takes no part."""
-    member = fitted.members.get("text")
-    return float(config.recipe.text_power[0] if member is None else member.settings["power"])
 
 
 def _tell_fits() -> Callable[..., None]:
