@@ -27,7 +27,6 @@ from ray.serve.handle import DeploymentHandle
 
 from components.errors import ConfigError
 from components.ids import UNKNOWN
-from components.progress import configure_logging
 from components.tracking import ModelVersion, Registry, RegistryError
 from serving import admission
 from serving.admission import OVERLOADED, Admission
@@ -55,6 +54,7 @@ from serving.features import (
 from serving.identity import read_identities
 from serving.lifecycle import EXACT, Follower, Live, Target
 from serving.limits import Limiter
+from serving.logs import configure_replica_logging
 from serving.metrics import GatewayMetrics, HistoryMetrics, RegistryMetrics, ScorerMetrics
 from serving.ranking import Floats
 from serving.schemas import (
@@ -110,7 +110,7 @@ class RegistryReplica:
     """
 
     def __init__(self, tracking_uri: str, model_name: str, max_age_s: float) -> None:
-        configure_logging()
+        configure_replica_logging()
         self._registry = Registry(tracking_uri, model_name)
         self._max_age_s = max_age_s
         self._metrics = RegistryMetrics()
@@ -168,7 +168,7 @@ class HistoryReplica:
     """
 
     def __init__(self, storage_root: str, feature_fingerprint: str) -> None:
-        configure_logging()
+        configure_replica_logging()
         self._open = partial(open_history, storage_root, feature_fingerprint)
         self._breaker = Breaker(BREAKER_FAILURES, BREAKER_SECONDS)  # as where it is read: nobody queues up behind a dead store
         self._history: OnlineHistory | None = None
@@ -207,7 +207,7 @@ class EncoderReplica:
     """
 
     def __init__(self) -> None:
-        configure_logging()
+        configure_replica_logging()
         self._encoder = TextEncoder()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="text-encoder")
 
@@ -238,7 +238,7 @@ class ScorerReplica:
         poll_interval_s: float,
         scoring: ScoringArgs = EXACT,
     ) -> None:
-        configure_logging()
+        configure_replica_logging()
         self._metrics = ScorerMetrics()
         if registry is not None:
             # it is asked from threads, which RAY_SERVE_THROUGHPUT_OPTIMIZED=1 does not let a handle do by itself
@@ -653,7 +653,7 @@ class GatewayReplica:
         history: DeploymentHandle[Any] | None,
         encoder: DeploymentHandle[Any],
     ) -> None:
-        configure_logging()
+        configure_replica_logging()
         logging.getLogger("httpx").setLevel(logging.WARNING)
         self._tokens, self._identities = read_tokens(), read_identities()
         self._limiter = None if rate_limit is None else Limiter(rate_limit)

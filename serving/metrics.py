@@ -306,6 +306,13 @@ class RegistryMetrics:
         self.registry_up = Gauge("cllmr_registry_up", description="1 if the model registry answered when last asked, else 0.")
 
 
+class LogMetrics:
+    """Of every replica."""
+
+    def __init__(self) -> None:
+        self.lost = Counter("cllmr_lost_log_lines", description="Log lines that could not be written, as on a full disk.")
+
+
 class Head:
     """The most popular items of a bundle: at least one, ties by the lower row."""
 
