@@ -579,7 +579,7 @@ def recommend(
     else:
         recommender, histories = champion_recommender(load_config(preset, config, set_, storage))
         found = histories(user_ids)
-        ranked = recommender.recommend(request, found.item_ids)
+        ranked = recommender.recommend(request, found.item_ids, found.profiles)
         answer = ranked.model_copy(update={"results": found.said_of(ranked.results)}).model_dump(mode="json")
     out = make_console()
     for result in answer["results"]:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -22,7 +23,7 @@ from serving.api import MAX_BODY_BYTES, MAX_DEPTH, Impossible, Unavailable, crea
 from serving.attributes import Attributes
 from serving.auth import Tokens
 from serving.client import Client
-from serving.features import FeatureSource, Histories, NoFeatures
+from serving.features import FeatureSource, Histories, NoFeatures, Profiles
 from serving.identity import Identities
 from serving.limits import Limiter
 from serving.recommender import Recommender
@@ -61,9 +62,11 @@ class LocalBackend:
         if self.failure is not None:
             raise self.failure
 
-    async def recommend(self, request: RecommendRequest, histories: list[list[str]]) -> RecommendResponse:
+    async def recommend(
+        self, request: RecommendRequest, histories: list[list[str]], profiles: Profiles | None = None
+    ) -> RecommendResponse:
         self._check()
-        return self.recommender.recommend(request, histories)
+        return self.recommender.recommend(request, histories, profiles)
 
     async def score(self, request: ScoreRequest) -> ScoreResponse:
         self._check()
@@ -84,7 +87,9 @@ class LocalBackend:
 
     async def histories(self, user_ids: list[str]) -> Histories:
         found = await self.features.histories(user_ids)
-        return found.with_events(Histories([self.told.get(user_id, []) for user_id in user_ids]))
+        events = [self.told.get(user_id, []) for user_id in user_ids]
+        ages = [age or ("fresh" if since else None) for age, since in zip(found.ages, events, strict=True)]
+        return replace(found, events=events, ages=ages)
 
     async def items(self, request: ItemsRequest, histories: list[list[str]]) -> ItemsResponse:
         self._check()
