@@ -44,7 +44,7 @@ UNAVAILABLE = "features_unavailable"
 
 SERVICE = "serving"
 HISTORY, ITEM_IDS = "user_history", "item_ids"
-SIDE_INFORMATION, EMBEDDING = "user_side_information", "embedding"
+SIDE_INFORMATION, INTRODUCTION = "user_side_information", "introduction"
 
 BREAKER_FAILURES, BREAKER_SECONDS = 5, 2.0
 
@@ -344,7 +344,7 @@ def open_history_reader(
     directory = find_feature_set(storage_root, fingerprint)
     from feature_repo.joint import open_joint_store
 
-    own = {HISTORY: [ITEM_IDS], SIDE_INFORMATION: [EMBEDDING]}
+    own = {HISTORY: [ITEM_IDS], SIDE_INFORMATION: [INTRODUCTION]}
     store = open_joint_store(directory, storage_root, JOIN_KEY, own, {EVENTS: list(EVENT_FIELDS)})
     ttl = {view: store.ttl(view) for view in (*own, EVENTS)}
 
@@ -361,7 +361,7 @@ def open_history_reader(
         texts = {
             user_id: np.asarray(embedding, dtype=np.float32)
             for user_id, row, *known in zip(user_ids, rows[SIDE_INFORMATION], items, events, strict=True)
-            if not any(known) and (embedding := row[EMBEDDING])
+            if not any(known) and (embedding := row[INTRODUCTION])
         }
         told = [_said(age, bool(since)) for age, since in zip(ages[HISTORY], events, strict=True)]
         return Histories(items, None, events, told, Profiles(fingerprint, texts) if texts else None)

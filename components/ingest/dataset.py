@@ -16,6 +16,7 @@ from components.ids import ITEM, SPLIT, SPLITS, USER
 
 INTERACTIONS_FILE = "interactions.parquet"
 USERS_FILE = "users.parquet"
+NEWCOMERS_FILE = "newcomers.parquet"
 ITEMS_FILE = "items.parquet"
 REMOVED_FILE = "removed.parquet"
 DATA_CARD_FILE = "data_card.json"
@@ -84,3 +85,8 @@ class Dataset:
         matrix.sum_duplicates()  # ingest keeps one interaction per user and item; this also sorts the indices
         matrix.data[:] = 1.0
         return matrix
+
+
+def load_newcomers(path: str | Path) -> pd.DataFrame:
+    """Users whom an ingest artifact describes and of whom no interaction is left: user_id and text columns, as of the others."""
+    return pq.read_table(Path(path) / NEWCOMERS_FILE).to_pandas()

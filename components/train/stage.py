@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from components.train.recipe import FittedRecipe, FloatMatrix
     from components.train.workers import Place
 
-STAGE = Stage("train", version=8)
+STAGE = Stage("train", version=9)
 
 
 def run(config: dict[str, Any], storage_root: str, ingest: Manifest, features: Manifest) -> Manifest:
@@ -53,7 +53,8 @@ def _build(
     from components.launch import ray_session
     from components.train import warm
     from components.train.attributes import attributes_of, write_attributes
-    from components.train.bundle import header, model_tensors, write_bundle, write_texts
+    from components.train.bundle import header, model_tensors, write_bundle, write_newcomers, write_texts
+    from components.train.newcomers import fit_newcomers
     from components.train.recipe import RecipeData, fit_recipe
     from components.train.strength import choose_strength, strength_curve
     from serving.scorer import Scorer
@@ -92,6 +93,10 @@ def _build(
     texts = NewItems.of(inputs.item_embeddings, _text_power(fitted, config)) if data.has_text and encoder else None
     if texts is not None:
         described["text"] = {"encoder": encoder, "power": texts.power}
+    models = {"factual": fitted.factual, "counterfactual": fitted.counterfactual}
+    newcomers, newcomers_found = fit_newcomers(inputs.user_introductions, train, validation, models, config.seed)
+    if newcomers is not None:
+        described["newcomers"] = {name: newcomers_found[name] for name in ("l2", "popularity_weight")}
     user_ids, items = dataset.users[USER_ID].tolist(), _described_items(dataset.items, inputs.item_profiles)
     grid = (0.0,) if fitted.counterfactual is fitted.factual else config.debias_grid
     curve = strength_curve(Scorer(model, described, user_ids, items), train, validation, grid)
@@ -100,6 +105,8 @@ def _build(
     write_attributes(out / "bundle", attributes)
     if texts is not None:
         write_texts(out / "bundle", texts)
+    if newcomers is not None:
+        write_newcomers(out / "bundle", newcomers)
     z = (np.empty((count, 0), np.float32) for count in train.shape) if graph is None else (graph.user_side, graph.item_side)
     save_file(
         dict(zip(("users", "items"), map(np.ascontiguousarray, z), strict=True)), out / "side_representations.safetensors"
@@ -119,6 +126,7 @@ def _build(
         "validation": {METRIC: round(fitted.validation["ensemble"], 6)},
         "epochs": run["epochs"],
         "best_epoch": run["best_epoch"],
+        "newcomers": newcomers_found,
         "warm_start": config.warm_start,
         "nodes_known_at_start": len(starts["factual"].rows) if "factual" in starts else 0,
         "effect": config.effect,

@@ -135,7 +135,7 @@ class Fits:
 
 @dataclass(frozen=True)
 class CrossFitted:
-    """Users as if they were new: each is answered by what was fitted without him."""
+    """Users as if they were new: each is answered by what was fitted without him, by popularity where he has no text."""
 
     texts: Floats
     """(num_users, dim)."""
@@ -149,9 +149,10 @@ class CrossFitted:
 
     def score(self, users: Rows) -> Floats:
         """Rows of the users (n,) -> (n, num_items)."""
-        scores = np.empty((len(users), len(self.popularity)), dtype=np.float32)
+        scores = np.repeat(standardised(np.log1p(self.popularity)[None]), len(users), axis=0)
+        told = self.texts[users].any(axis=1)
         for number, newcomers in enumerate(self.fits):
-            mine = self.fold[users] == number
+            mine = told & (self.fold[users] == number)
             if mine.any():
                 scores[mine] = newcomers.score(self.texts[users[mine]], "factual", self.model, self.popularity)
         return scores
