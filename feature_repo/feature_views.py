@@ -40,8 +40,8 @@ _SIDE_INFORMATION = [
 _INTRODUCTION = Field(
     name="introduction",
     dtype=Array(Float32),
-    description="Embedding of the user's own text columns alone, (dim,), L2-normalised: of what is known before he does anything. "
-    "Zeros where there is none, empty where nobody has any.",
+    description="Embedding of the user's own text columns alone, (dim,), L2-normalised: what is known before he does anything; "
+    "zeros where there is none, empty where nobody has any.",
 )
 _SPECTRUM = [
     Field(

@@ -117,9 +117,8 @@ def _nodes(ingest: Path, sideinfo: Path, embeddings: Floats, spectrum: Floats, n
 
 def _introductions(sideinfo: Path, embeddings: dict[str, Floats], num_users: int) -> Introductions:
     if "introductions" not in embeddings:
-        return Introductions(
-            np.empty((num_users, 0), np.float32), Nodes([], [], np.empty((0, 0), np.float32), np.empty((0, 0)))
-        )
+        nothing = np.empty((0, 0), np.float32)
+        return Introductions(np.empty((num_users, 0), np.float32), Nodes([], [], nothing, nothing))
     found, texts = embeddings["introductions"].astype(np.float32), pq.read_table(sideinfo / "introductions.parquet")
     told = np.flatnonzero(found[num_users:].any(axis=1)) + num_users
     newcomers = texts.take(told)

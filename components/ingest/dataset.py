@@ -88,5 +88,5 @@ class Dataset:
 
 
 def load_newcomers(path: str | Path) -> pd.DataFrame:
-    """Users whom an ingest artifact describes and of whom no interaction is left: user_id and text columns, as of the others."""
+    """Users whom an ingest artifact describes and of whom no interaction is left: user_id and text columns."""
     return pq.read_table(Path(path) / NEWCOMERS_FILE).to_pandas()

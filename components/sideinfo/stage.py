@@ -30,10 +30,11 @@ def run(config: dict[str, Any], storage_root: str, ingest: Manifest) -> Manifest
     to the row) and, with that setting, `own_text`, which is then embedded in front of the profile; quarantine.parquet has the
     rows without a usable answer, and references.parquet (side, group, profile) with `references` (num_references, dim) in
     embeddings.safetensors what was written without evidence. Where users have text columns, introductions.parquet (user_id,
-    `profile`: these columns alone, as sentences, or null) with `introductions` (num_users + num_newcomers, dim) has what is known
-    of everybody before he does anything: the users in order, then those of whom no interaction is left. Facts of the manifest: ``backend``, ``llm`` (whether one was
-    used), ``encoder``, ``dim``, ``items_without_profile``, ``users_without_profile``, and of an LLM ``model``, ``own_text``,
-    coverage, counts, tokens and cost.
+    `profile`: these columns alone, as sentences, or null) with `introductions` (num_users + num_newcomers, dim) has what is
+    known of everybody before he does anything: of the users in order, then of those of whom no interaction is left.
+
+    Facts of the manifest: ``backend``, ``llm`` (whether one was used), ``encoder``, ``dim``, ``items_without_profile``,
+    ``users_without_profile``, and of an LLM ``model``, ``own_text``, coverage, counts, tokens and cost.
 
     Raises:
         ConfigError: a setting is unknown or not allowed, or the encoder cannot be loaded.

@@ -9,8 +9,8 @@ from components.cllmr.linear.newcomers import CrossFits, Fits, Newcomers
 from components.cllmr.linear.scores import Floats, LinearScores, standardised
 from components.evaluate.metrics import PRIMARY, rank
 
-L2 = (1.0, 10.0, 100.0, 1000.0)
-POPULARITY_WEIGHTS = (0.0, 1.0, 3.0)
+L2 = (0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
+POPULARITY_WEIGHTS = (0.0, 1.0)
 FEWEST_USERS = 50
 """With a text: fewer say nothing about others."""
 MOST_RANKED = 2000
