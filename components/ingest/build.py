@@ -49,7 +49,8 @@ def build(directory: Path, config: IngestConfig) -> dict[str, Any]:
     _write(directory / USERS_FILE, dataset.users)
     _write(directory / ITEMS_FILE, dataset.items)
     newcomers = newcomers_of(source.users, dataset.users[USER_ID])
-    _write(directory / NEWCOMERS_FILE, newcomers)
+    if len(newcomers):
+        _write(directory / NEWCOMERS_FILE, newcomers)
     _write(directory / REMOVED_FILE, removed.sort_values([tables.TABLE, ROW], kind="stable"))
     by_reason = {str(reason): int(count) for reason, count in removed[REASON].value_counts().sort_index().items()}
     described = card.describe(dataset)
@@ -64,7 +65,7 @@ def build(directory: Path, config: IngestConfig) -> dict[str, Any]:
         "items_without_row": _without_row(dataset.items[ITEM_ID], source.items),
         "interactions_of_items_without_row": _without_row(dataset.interactions[ITEM_ID], source.items),
         "users_without_row": _without_row(dataset.users[USER_ID], source.users) if "users" in source.rows_read else None,
-        "users_without_interaction": len(newcomers) if "users" in source.rows_read else None,
+        "newcomers": len(newcomers),
         "items_without_interaction": int((~source.items.table.index.isin(dataset.items[ITEM_ID])).sum()),
         "item_text_columns": source.items.text_columns,
         "user_text_columns": source.users.text_columns,
@@ -178,9 +179,9 @@ def _entity_table(vocabulary: Vocabulary, row: str, raw_id: str, described: Enti
 
 
 def newcomers_of(described: Entities, known: pd.Series) -> pd.DataFrame:
-    """Users who are described and have no interaction that counts, by id: user_id and text columns."""
-    table = described.table[~described.table.index.isin(known)].sort_index()
-    return table.rename_axis(USER_ID).reset_index()
+    """Users who have a text and no interaction that counts, by id: user_id and text columns."""
+    table = described.table[~described.table.index.isin(known) & (described.table != "").any(axis=1)]
+    return table.sort_index().rename_axis(USER_ID).reset_index()
 
 
 def _without_row(ids: pd.Series, described: Entities) -> int:

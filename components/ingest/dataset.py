@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from scipy import sparse
 
 from components.errors import ArtifactError
-from components.ids import ITEM, SPLIT, SPLITS, USER
+from components.ids import ITEM, SPLIT, SPLITS, USER, USER_ID
 
 INTERACTIONS_FILE = "interactions.parquet"
 USERS_FILE = "users.parquet"
@@ -88,5 +88,6 @@ class Dataset:
 
 
 def load_newcomers(path: str | Path) -> pd.DataFrame:
-    """Users whom an ingest artifact describes and of whom no interaction is left: user_id and text columns."""
-    return pq.read_table(Path(path) / NEWCOMERS_FILE).to_pandas()
+    """Users of an ingest artifact who have a text and no interaction: user_id and text columns; may be empty."""
+    file = Path(path) / NEWCOMERS_FILE
+    return pq.read_table(file).to_pandas() if file.exists() else pd.DataFrame({USER_ID: pd.Series(dtype=object)})

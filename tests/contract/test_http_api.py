@@ -322,10 +322,10 @@ def test_more_requests_than_are_worked_on_at_a_time_are_refused_at_once_and_heal
     began, go_on = asyncio.Event(), asyncio.Event()
     answer = backend.recommend
 
-    async def slow(request: RecommendRequest, histories: list[list[str]]) -> RecommendResponse:
+    async def slow(*asked: Any) -> RecommendResponse:
         began.set()
         await go_on.wait()
-        return await answer(request, histories)
+        return await answer(*asked)
 
     async def ask() -> None:
         backend.recommend = slow  # type: ignore[method-assign]

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from components.artifacts import Manifest
@@ -13,8 +14,9 @@ from components.features.stage import run
 from feature_repo.joint import JointStore, Row, open_joint_store
 from feature_repo.store import open_shared_store, open_store
 from serving.events import open_history
+from serving.features import open_history_reader
 from serving.schemas import Event
-from tests.features_parents import Small
+from tests.features_parents import Small, embeddings
 from tests.integration.test_feast_redis import RedisServer
 
 OWN = {"user_history": ["item_ids"], "user_side_information": ["embedding", "profile"]}
@@ -34,7 +36,7 @@ def features(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
         server.start()
         monkeypatch.setenv("CLLMR_ONLINE_STORE", server.address)
     try:
-        features = run({"online_store": request.param}, root, **Small(root).write().as_arguments())
+        features = run({"online_store": request.param}, root, **Small(root, newcomers=["new"]).write().as_arguments())
         now = int(time.time())
         told = [Event(user_id=user, item_id=item, timestamp=now) for user, item in (("7", "30"), ("told", "31"))]
         open_history(root, features.fingerprint).write(told)
@@ -80,6 +82,22 @@ def test_rows_are_those_that_feast_gives_and_none_of_whom_a_view_does_not_know(f
         "profile of user 7",
     ]
     assert found["user_history"][3].event_time == 1_000_000_300
+
+
+def test_one_reader_gives_histories_events_and_the_side_information_of_whom_has_neither(features: Manifest) -> None:
+    counted: dict[str, Any] = {}
+    read = open_history_reader(features.storage_root, features.fingerprint, counted.__setitem__)
+    found = read(["7", "told", "new", "nobody"])
+    assert (found.item_ids, found.events) == ([["2", "5", "31"], [], [], []], [["30"], ["31"], [], []])
+    assert (found.degraded, found.ages) == (None, ["stale", "fresh", None, None])
+    assert found.profiles is not None
+    assert (found.profiles.feature_set, list(found.profiles.embeddings)) == (features.fingerprint, ["new"])
+    np.testing.assert_array_equal(found.profiles.embeddings["new"], embeddings(4)[0])
+    assert counted == {
+        "user_history": {"stale": 1, "missing": 3},
+        "user_side_information": {"stale": 2, "missing": 2},
+    }
+    assert read(["9", "told"]).profiles is None
 
 
 @pytest.mark.parametrize("features", ["redis"], indirect=True)
