@@ -1047,13 +1047,16 @@ def champion_recommender(settings: "PlatformConfig") -> "tuple[Recommender, Hist
     from serving.features import Histories, open_history_reader
     from serving.recommender import Recommender
     from serving.scorer import Scorer, find_bundle
+    from serving.texts import read_newcomers
 
     champion = the_champion(settings)
-    scorer = Scorer.load(find_bundle(champion.storage_root, champion.fingerprint))
+    directory = find_bundle(champion.storage_root, champion.fingerprint)
+    scorer = Scorer.load(directory)
+    recommender = Recommender(scorer, champion.version, newcomers=read_newcomers(directory, scorer))
     fingerprint = scorer.bundle.get("feature_fingerprint")
     if fingerprint is None:
-        return Recommender(scorer, champion.version), lambda user_ids: Histories([[] for _ in user_ids])
-    return Recommender(scorer, champion.version), open_history_reader(champion.storage_root, fingerprint)
+        return recommender, lambda user_ids: Histories([[] for _ in user_ids])
+    return recommender, open_history_reader(champion.storage_root, fingerprint)
 
 
 def validated(model: type[M], values: dict[str, Any]) -> M:

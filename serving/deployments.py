@@ -323,8 +323,8 @@ class ScorerReplica:
         # from here on nothing fails for a request: a batch that did is answered again, and must not be counted twice
         if challenger is not None and trial.mode == "shadow":
             for question, answer in zip(asked, told, strict=True):
-                users = enumerate(question.request.users)
-                held = [at for at, user in users if trial.holds(user, challenger.target.fingerprint)]
+                asking = enumerate(question.request.users)
+                held = [at for at, user in asking if trial.holds(user, challenger.target.fingerprint)]
                 if held:
                     compared = answer.model_copy(update={"results": [answer.results[at] for at in held]})
                     self._shadow.compare(challenger, part(question, held), compared)

@@ -60,7 +60,7 @@ class OnlineHistory:
         found = self._store.get_online_features(
             features=[f"{VIEW}:{field}" for field in FIELDS], entity_rows=[{JOIN_KEY: user_id} for user_id in user_ids]
         ).to_dict()
-        return [happened(*row, oldest=oldest) for row in zip(*(found[field] for field in FIELDS), strict=True)]
+        return [happened(items, times, oldest) for items, times in zip(*(found[field] for field in FIELDS), strict=True)]
 
     def write(self, events: Sequence[Event]) -> list[EventStatus]:
         """Adds events to their users' lists, one look-up and one write for all; returns what became of each, in order."""

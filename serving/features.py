@@ -354,10 +354,8 @@ def open_history_reader(
         for view, found in ages.items():
             on_ages(view, Counter(found))
         items = [list(row[ITEM_IDS] or []) for row in rows[HISTORY]]
-        events = [
-            [event.item_id for event in happened(*(row[name] for name in EVENT_FIELDS), oldest=now - ttl[EVENTS])]
-            for row in rows[EVENTS]
-        ]
+        since = ([row[name] for name in EVENT_FIELDS] for row in rows[EVENTS])
+        events = [[event.item_id for event in happened(of, at, now - ttl[EVENTS])] for of, at in since]
         texts = {
             user_id: np.asarray(embedding, dtype=np.float32)
             for user_id, row, *known in zip(user_ids, rows[SIDE_INFORMATION], items, events, strict=True)
@@ -377,7 +375,7 @@ def _said(history: Age, has_events: bool) -> HistoryAge:
     return history
 
 
-def age_of(event_time: int, ttl: float, now: float) -> Age:
+def age_of(event_time: float, ttl: float, now: float) -> Age:
     """Of a row that was looked up.
 
     Args:

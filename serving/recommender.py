@@ -154,7 +154,7 @@ class Recommender:
         for user_id, history in zip(request.users, histories, strict=True):
             user, recent = self.scorer.user_vocabulary.row(user_id), request.recent.get(user_id, [])
             text = texts.get(user_id)
-            query = Query(user, *(self._known(items) for items in ([*history, *recent], recent)), text)
+            query = Query(user, self._known([*history, *recent]), self._known(recent), text)
             candidates = filtered
             if request.exclude_seen:
                 candidates = candidates.without(query.history)

@@ -1,12 +1,14 @@
 """How a newcomer's text is answered, and whether it is at all: chosen on validation, users as if they were new."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import scipy.sparse as sp
 
 from components.cllmr.linear.newcomers import CrossFits, Fits, Newcomers
-from components.cllmr.linear.scores import Floats, LinearScores, standardised
+from components.cllmr.linear.scores import Floats, LinearScores, Rows, standardised
 from components.evaluate.metrics import PRIMARY, rank
 
 L2 = (0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
@@ -45,8 +47,8 @@ def fit_newcomers(
     if not held_out.nnz:
         return None, found
 
-    def ranked(score: Any) -> Floats:
-        values: Floats = rank(lambda rows: score(users[rows]), seen, held_out).per_user[PRIMARY]
+    def ranked(score: Callable[[Rows], Floats]) -> npt.NDArray[np.float64]:
+        values: npt.NDArray[np.float64] = rank(lambda rows: score(users[rows]), seen, held_out).per_user[PRIMARY]
         return values
 
     rival = standardised(np.log1p(popularity)[None])
