@@ -26,7 +26,7 @@ training = FeatureService(
         item_spectrum,
         user_spectrum,
         item_side_information,
-        user_side_information[["embedding"]],
+        user_side_information[["embedding", "introduction"]],
     ],
 )
 

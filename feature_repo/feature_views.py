@@ -37,6 +37,12 @@ _SIDE_INFORMATION = [
     Field(name="embedding", dtype=Array(Float32), description="Embedding of the profile text, (dim,), L2-normalised."),
     Field(name="profile", dtype=String, description="The profile text."),
 ]
+_INTRODUCTION = Field(
+    name="introduction",
+    dtype=Array(Float32),
+    description="Embedding of the user's own text columns alone, (dim,), L2-normalised: what is known before he does anything; "
+    "zeros where there is none, empty where nobody has any.",
+)
 _SPECTRUM = [
     Field(
         name="spectrum", dtype=Array(Float32), description="Row of the training matrix's scaled spectrum, (q,) (CLLMR, E1-E3)."
@@ -56,8 +62,9 @@ item_side_information = FeatureView(
 )
 user_side_information = FeatureView(
     name="user_side_information",
+    description="Of all users with a text, also of those without any interaction.",
     entities=[user],
-    schema=_SIDE_INFORMATION,
+    schema=[_SIDE_INFORMATION[0], _INTRODUCTION, *_SIDE_INFORMATION[1:]],
     source=user_side_information_table,
     ttl=SNAPSHOT_TTL,
 )

@@ -636,7 +636,7 @@ def recommend(
     else:
         recommender, histories = champion_recommender(load_config(preset, config, set_, storage))
         found = histories(user_ids)
-        ranked = recommender.recommend(request, found.item_ids)
+        ranked = recommender.recommend(request, found.item_ids, found.profiles)
         answer = ranked.model_copy(update={"results": found.said_of(ranked.results)}).model_dump(mode="json")
     out = make_console()
     for result in answer["results"]:
@@ -1135,13 +1135,13 @@ def champion_recommender(settings: "PlatformConfig") -> "tuple[Recommender, Hist
     from serving.features import Histories, open_history_reader
     from serving.recommender import Recommender
     from serving.scorer import Scorer, find_bundle
-    from serving.texts import Texts
+    from serving.texts import Texts, read_newcomers
 
     champion = the_champion(settings)
     bundle = find_bundle(champion.storage_root, champion.fingerprint)
     scorer = Scorer.load(bundle)
-    attributes = Attributes.read(bundle, scorer.num_items)
-    recommender = Recommender(scorer, champion.version, Texts(bundle, scorer), attributes=attributes)
+    attributes, newcomers = Attributes.read(bundle, scorer.num_items), read_newcomers(bundle, scorer)
+    recommender = Recommender(scorer, champion.version, Texts(bundle, scorer), attributes=attributes, newcomers=newcomers)
     fingerprint = scorer.bundle.get("feature_fingerprint")
     if fingerprint is None:
         return recommender, lambda user_ids: Histories([[] for _ in user_ids])

@@ -31,7 +31,7 @@ from serving.admission import RETRY_AFTER_SECONDS, SCOPES, Admission, Door, has_
 from serving.attributes import FilterError
 from serving.auth import TokenScope
 from serving.callers import Callers
-from serving.features import Histories
+from serving.features import Histories, Profiles
 from serving.limits import Limiter
 from serving.schemas import (
     Answer,
@@ -100,7 +100,9 @@ class Backend(Protocol):
         """Recent items of some users, and what they did since, as far as the feature store answers in time."""
         ...
 
-    async def recommend(self, request: RecommendRequest, histories: list[list[str]]) -> RecommendResponse:
+    async def recommend(
+        self, request: RecommendRequest, histories: list[list[str]], profiles: Profiles | None = None
+    ) -> RecommendResponse:
         """See Recommender."""
         ...
 
@@ -181,7 +183,7 @@ def _add_routes(app: FastAPI, backend: Backend) -> None:
     async def recommend(request: Annotated[RecommendRequest, Body()], response: Response) -> Response:
         """Debiased rankings, best first. `compare` adds the factual ranking, `debias` sets the strength per request."""
         found = await histories(request.users, response)
-        answer = await backend.recommend(_with_events(request, found), found.item_ids)
+        answer = await backend.recommend(_with_events(request, found), found.item_ids, found.profiles)
         if answer.results[0].method == "static" and (reason := answer.results[0].reason):
             response.headers["X-Degraded"] = reason
         signed = _signed(answer.model_copy(update={"results": found.said_of(answer.results)}), response)

@@ -1,6 +1,7 @@
 """The ladder a request goes down when it cannot be answered at its best: one rung after another, until one answers.
 
-Personalised -> fold-in of the history -> side information only -> popularity -> static. A rung says why it has no answer; that
+Personalised -> fold-in of the history -> side information only (texts of the history's items, or of a user who has none) ->
+popularity -> static. A rung says why it has no answer; that
 reason is in the response. All but the last are of a bundle (`Ladder`); the last one needs none and so stands with whoever asks
 for an answer: it is what was popular when a model last answered (`Static`).
 """
@@ -12,6 +13,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from components.cllmr.linear.newcomers import Newcomers
 from components.ids import UNKNOWN
 from serving.attributes import Attributes
 from serving.schemas import Method, RankedItem, RecommendRequest, RecommendResponse, UserRecommendations
@@ -36,12 +38,16 @@ class Query:
     """Item rows of what is known of the user beside the training data, newest or oldest first."""
     recent: npt.NDArray[np.int64]
     """Of these, the ones that came with the request."""
+    text: Floats | None = None
+    """Embedding of the user's own text, (dim,), for who has no history; None where there is none."""
 
 
 class Rung(Protocol):
     """One way to answer."""
 
     method: Method
+    debiases: bool
+    """Whether its scores depend on the strength."""
 
     def reason_against(self, query: Query) -> str | None:
         """Why this rung has no answer, None when it has one."""
@@ -56,6 +62,7 @@ class Personalised:
     """The model's own scores; needs a user of the training data."""
 
     method: Method = "personalised"
+    debiases = True
 
     def __init__(self, scorer: Scorer) -> None:
         self._scorer = scorer
@@ -73,6 +80,7 @@ class FoldIn:
     """Scores from a history alone; needs an item in it that the model knows."""
 
     method: Method = "fold_in"
+    debiases = True
 
     def __init__(self, scorer: Scorer) -> None:
         self._scorer = scorer
@@ -92,6 +100,7 @@ class SideInformation:
     """The texts of a history alone, for a model whose members that know histories have no weight; needs texts in the bundle."""
 
     method: Method = "side_information"
+    debiases = False
 
     def __init__(self, texts: Texts) -> None:
         self._texts = texts
@@ -107,10 +116,36 @@ class SideInformation:
         return self._texts.read().of_history(query.history)
 
 
+class Newcomer:
+    """The user's own text alone, for who has done nothing yet; needs that text, and a bundle that learned from others'."""
+
+    method: Method = "side_information"
+    debiases = True
+
+    def __init__(self, scorer: Scorer, newcomers: Newcomers) -> None:
+        self._scorer, self._newcomers = scorer, newcomers
+
+    def reason_against(self, query: Query) -> str | None:
+        """See Rung."""
+        return NO_TEXTS if query.text is None else None
+
+    def scores(self, query: Query, debias: float) -> Floats:
+        """See Rung."""
+        assert query.text is not None, "a rung with a reason against it is not asked"
+        scorer, text = self._scorer, query.text[None]
+        models = (("factual", scorer.factual, 1 - debias), ("counterfactual", scorer.counterfactual, debias))
+        scores = np.zeros(scorer.num_items, dtype=np.float32)
+        for name, model, share in models:
+            if share:
+                scores += np.float32(share) * self._newcomers.score(text, name, model, scorer.popularity)[0]
+        return scores
+
+
 class Popularity:
     """Training interactions; always answers."""
 
     method: Method = "popularity"
+    debiases = False
 
     def __init__(self, scorer: Scorer) -> None:
         self._scores = scorer.popularity.astype(np.float32)
@@ -131,9 +166,11 @@ class Ladder:
         self._rungs = list(rungs)
 
     @classmethod
-    def of(cls, scorer: Scorer, texts: Texts | None = None) -> "Ladder":
-        """The ladder of this platform for one bundle, and its texts where they are at hand."""
-        sides = [] if texts is None else [SideInformation(texts)]
+    def of(cls, scorer: Scorer, texts: Texts | None = None, newcomers: Newcomers | None = None) -> "Ladder":
+        """The ladder of this platform for one bundle, its texts where they are at hand, and its newcomers where it has any."""
+        sides: list[Rung] = [] if texts is None else [SideInformation(texts)]
+        if newcomers is not None:
+            sides.append(Newcomer(scorer, newcomers))
         return cls([Personalised(scorer), FoldIn(scorer), *sides, Popularity(scorer)])
 
     def rung(self, query: Query) -> tuple[Rung, str | None]:

@@ -27,7 +27,6 @@ from ray.serve.handle import DeploymentHandle
 
 from components.errors import ConfigError
 from components.ids import UNKNOWN
-from components.progress import configure_logging
 from components.tracking import ModelVersion, Registry, RegistryError
 from serving import admission
 from serving.admission import OVERLOADED, Admission
@@ -38,26 +37,27 @@ from serving.auth import read_tokens
 from serving.breaker import Breaker
 from serving.callers import Callers
 from serving.degrade import Static
-from serving.events import VIEW as EVENTS_VIEW
 from serving.events import OnlineHistory, open_history
+from serving.feature_set import FeatureSet
 from serving.features import (
     BREAKER_FAILURES,
     BREAKER_SECONDS,
     UNAVAILABLE,
-    FeatureSet,
     FeatureSource,
     FollowingFeatures,
     Histories,
-    HistoryReader,
     NoFeatures,
     OnlineFeatures,
+    Profiles,
     open_history_reader,
 )
 from serving.identity import read_identities
 from serving.lifecycle import EXACT, Follower, Live, Target
 from serving.limits import Limiter
+from serving.logs import configure_replica_logging
 from serving.metrics import GatewayMetrics, HistoryMetrics, RegistryMetrics, ScorerMetrics
 from serving.ranking import Floats
+from serving.recommender import Question
 from serving.schemas import (
     Event,
     EventsRequest,
@@ -87,9 +87,6 @@ REGISTRY_DEADLINE_SECONDS = 10.0  # a registry that is slower is asked again lat
 
 _T = TypeVar("_T")
 
-Question = tuple[RecommendRequest, list[list[str]]]
-"""A request, and the recent item ids of each of its users."""
-
 log = structlog.get_logger()
 
 
@@ -111,7 +108,7 @@ class RegistryReplica:
     """
 
     def __init__(self, tracking_uri: str, model_name: str, max_age_s: float) -> None:
-        configure_logging()
+        configure_replica_logging()
         self._registry = Registry(tracking_uri, model_name)
         self._max_age_s = max_age_s
         self._metrics = RegistryMetrics()
@@ -169,7 +166,7 @@ class HistoryReplica:
     """
 
     def __init__(self, storage_root: str, feature_fingerprint: str) -> None:
-        configure_logging()
+        configure_replica_logging()
         self._open = partial(open_history, storage_root, feature_fingerprint)
         self._breaker = Breaker(BREAKER_FAILURES, BREAKER_SECONDS)  # as where it is read: nobody queues up behind a dead store
         self._history: OnlineHistory | None = None
@@ -208,7 +205,7 @@ class EncoderReplica:
     """
 
     def __init__(self) -> None:
-        configure_logging()
+        configure_replica_logging()
         self._encoder = TextEncoder()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="text-encoder")
 
@@ -239,7 +236,7 @@ class ScorerReplica:
         poll_interval_s: float,
         scoring: ScoringArgs = EXACT,
     ) -> None:
-        configure_logging()
+        configure_replica_logging()
         self._metrics = ScorerMetrics()
         if registry is not None:
             # it is asked from threads, which RAY_SERVE_THROUGHPUT_OPTIMIZED=1 does not let a handle do by itself
@@ -280,35 +277,40 @@ class ScorerReplica:
         self._follower.tries = self._trial.needs()
         log.info("trial", **trial)
 
-    async def recommend(self, request: RecommendRequest, histories: list[list[str]]) -> Answered[str | FilterError]:
+    async def recommend(
+        self, request: RecommendRequest, histories: list[list[str]], profiles: Profiles | None = None
+    ) -> Answered[str | FilterError]:
         """See Recommender; answers as JSON, which takes a sixth of the time that pickling the models of a ranking does.
 
         A filter that is wrong is an answer too: what is raised here, Ray Serve logs and counts as a failure of ours.
         """
         try:
-            answer, model_version, feature_set = await self.recommend_here(request, histories)
+            answer, model_version, feature_set = await self.recommend_here(request, histories, profiles)
         except FilterError as error:
             return _answered(error, self._follower.live)
         return Answered(answer.model_dump_json(), model_version, feature_set)
 
-    async def recommend_here(self, request: RecommendRequest, histories: list[list[str]]) -> Answered[RecommendResponse]:
+    async def recommend_here(
+        self, request: RecommendRequest, histories: list[list[str]], profiles: Profiles | None = None
+    ) -> Answered[RecommendResponse]:
         """Likewise, for who asks in this very process; raises FilterError."""
         self._follower.live.recommender.filters.matching(request.filters)  # before others are asked together with it
-        return await self._together.ask((request, histories))
+        return await self._together.ask(Question(request, histories, profiles))
 
     async def _answers(self, asked: list[Question]) -> list[Answered[RecommendResponse]]:
         """Answers to several requests, scored together; users of the share that a challenger is tried on are answered by it."""
         self._metrics.batch_size.observe(len(asked))
         live, challenger, trial = self._follower.live, self._follower.challenger, self._trial
-        split = [parts(trial, live, challenger, request.users) for request, _ in asked]
+        split = [parts(trial, live, challenger, question.request.users) for question in asked]
         answers: list[list[tuple[list[int], RecommendResponse]]] = [[] for _ in asked]
         given: list[tuple[Live, list[RecommendResponse]]] = []
         for model in (live, challenger):
             mine = [(number, places) for number, found in enumerate(split) for by, places in found if by is model]
             if model is None or not mine:
                 continue
-            questions = [(part(asked[number][0], places), [asked[number][1][at] for at in places]) for number, places in mine]
-            users = sum(len(request.users) for request, _ in questions)
+            questions = [part(asked[number], places) for number, places in mine]
+            users = sum(len(question.request.users) for question in questions)
+            self._metrics.profiles_refused(sum(map(model.recommender.refused, questions)), model.target.model_version)
             with self._metrics.timed("model"):
                 if users * model.recommender.scorer.products_per_user <= PRODUCTS_AT_ONCE:
                     found = model.recommender.recommend_all(questions)
@@ -321,11 +323,12 @@ class ScorerReplica:
         sent = [Answered(answer, answer.model_version, live.feature_set) for answer in told]
         # from here on nothing fails for a request: a batch that did is answered again, and must not be counted twice
         if challenger is not None and trial.mode == "shadow":
-            for (request, histories), answer in zip(asked, told, strict=True):
-                held = [at for at, user in enumerate(request.users) if trial.holds(user, challenger.target.fingerprint)]
+            for question, answer in zip(asked, told, strict=True):
+                asking = enumerate(question.request.users)
+                held = [at for at, user in asking if trial.holds(user, challenger.target.fingerprint)]
                 if held:
                     compared = answer.model_copy(update={"results": [answer.results[at] for at in held]})
-                    self._shadow.compare(challenger, part(request, held), [histories[at] for at in held], compared)
+                    self._shadow.compare(challenger, part(question, held), compared)
         for model, found in given:
             self._metrics.recommended(found, model.recommender.scorer.item_vocabulary, model.head)
         return sent
@@ -476,24 +479,20 @@ class _Method(NamedTuple):
 
 
 class RayBackend:
-    """The API's backend over handles to the scorer and to the writer of the online history, if there is one.
-
-    `events` looks the online history up.
-    """
+    """The API's backend over handles to the scorer and to the writer of the online history, if there is one."""
 
     def __init__(
         self,
         scorer: DeploymentHandle[Any] | Inside,
         features: FeatureSource,
         deployed_version: str,
-        events: OnlineFeatures | NoFeatures,
         history: DeploymentHandle[Any] | None,
         encoder: DeploymentHandle[Any],
         metrics: GatewayMetrics,
     ) -> None:
         self.model_version = deployed_version
         self._deployed_version = deployed_version
-        self._features, self._events = features, events
+        self._features = features
         self._scorer, self._history, self._encoder = scorer, history, encoder
         self._metrics = metrics
         self._static: Static | None = None
@@ -502,21 +501,18 @@ class RayBackend:
     async def histories(self, user_ids: list[str]) -> Histories:
         """See Backend."""
         with self._metrics.timed("features"):
-            looked_up = self._features.histories(user_ids), self._events.histories(user_ids)
-            if isinstance(self._events, NoFeatures):  # nothing to wait for, and two tasks cost more than that
-                found, since = await looked_up[0], await looked_up[1]
-            else:  # at the same time: one wait
-                found, since = await asyncio.gather(*looked_up)
-        histories = found.with_events(since)
+            histories = await self._features.histories(user_ids)
         self._metrics.count_degraded(histories.degraded)
         return histories
 
-    async def recommend(self, request: RecommendRequest, histories: list[list[str]]) -> RecommendResponse:
+    async def recommend(
+        self, request: RecommendRequest, histories: list[list[str]], profiles: Profiles | None = None
+    ) -> RecommendResponse:
         """See Backend."""
         try:
             if isinstance(self._scorer, Inside):
-                return await self._ask(self._scorer.recommend_here.remote(request, histories))
-            answer: str | FilterError = await self._ask(self._scorer.recommend.remote(request, histories))
+                return await self._ask(self._scorer.recommend_here.remote(request, histories, profiles))
+            answer: str | FilterError = await self._ask(self._scorer.recommend.remote(request, histories, profiles))
         except Unavailable as error:
             if self._static is None or error.code == OVERLOADED:  # who comes back later gets a model's answer
                 raise
@@ -654,29 +650,20 @@ class GatewayReplica:
         history: DeploymentHandle[Any] | None,
         encoder: DeploymentHandle[Any],
     ) -> None:
-        configure_logging()
+        configure_replica_logging()
         logging.getLogger("httpx").setLevel(logging.WARNING)
         callers = Callers(read_tokens(), read_identities())
         self._limiter = None if rate_limit is None else Limiter(rate_limit)
         metrics = GatewayMetrics()
         features: FeatureSource = NoFeatures()
-        events: OnlineFeatures | NoFeatures = NoFeatures()
-        deadline = feature_deadline_ms / 1000
         if feature_fingerprint is not None:
-
-            def open_events() -> HistoryReader:
-                history = open_history(storage_root, feature_fingerprint)
-                return lambda user_ids: Histories(history.read(user_ids))
 
             def open_source(wanted: FeatureSet) -> OnlineFeatures:
                 reader = partial(open_history_reader, wanted.storage_root, wanted.fingerprint, metrics.count_ages)
-                return OnlineFeatures(reader, deadline, metrics.told_of("user_history"))
+                return OnlineFeatures(reader, feature_deadline_ms / 1000, metrics)
 
             features = FollowingFeatures(open_source, FeatureSet(storage_root, feature_fingerprint))
-            events = OnlineFeatures(open_events, deadline, metrics.told_of(EVENTS_VIEW))
-            give_up = time.monotonic() + feature_loading_s
-            for source in (features, events):
-                source.wait(max(0.0, give_up - time.monotonic()))
+            features.wait(feature_loading_s)
         self._scorer: ScorerReplica | None = None
         asked: DeploymentHandle[Any] | Inside
         if isinstance(scorer, dict):
@@ -684,7 +671,7 @@ class GatewayReplica:
             asked = Inside(self._scorer)
         else:
             asked = scorer
-        self._backend = RayBackend(asked, features, deployed_version, events, history, encoder, metrics)
+        self._backend = RayBackend(asked, features, deployed_version, history, encoder, metrics)
         self._admission = Admission(max_working, lambda: self._backend.model_version, metrics.refused.inc, callers)
         admission.keep(self._admission)
 

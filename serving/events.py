@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
-from serving.features import JOIN_KEY, find_feature_set
+from serving.feature_set import JOIN_KEY, find_feature_set
 from serving.schemas import Event, EventStatus
 
 if TYPE_CHECKING:
@@ -31,6 +31,12 @@ class Happened(NamedTuple):
 
     timestamp: int
     item_id: str
+
+
+def happened(item_ids: Sequence[str] | None, timestamps: Sequence[int] | None, oldest: float) -> list[Happened]:
+    """A user's row of the view (see `FIELDS`) without what says nothing any more; its values are None where there is no row."""
+    events = zip(timestamps or [], item_ids or [], strict=True)
+    return [Happened(timestamp, item_id) for timestamp, item_id in events if timestamp >= oldest]
 
 
 class OnlineHistory:
@@ -54,15 +60,7 @@ class OnlineHistory:
         found = self._store.get_online_features(
             features=[f"{VIEW}:{field}" for field in FIELDS], entity_rows=[{JOIN_KEY: user_id} for user_id in user_ids]
         ).to_dict()
-        rows = zip(*(found[field] for field in FIELDS), strict=True)
-        return [
-            [
-                Happened(timestamp, item_id)
-                for item_id, timestamp in zip(item_ids or [], timestamps or [], strict=True)
-                if timestamp >= oldest
-            ]
-            for item_ids, timestamps in rows
-        ]
+        return [happened(items, times, oldest) for items, times in zip(*(found[field] for field in FIELDS), strict=True)]
 
     def write(self, events: Sequence[Event]) -> list[EventStatus]:
         """Adds events to their users' lists, one look-up and one write for all; returns what became of each, in order."""

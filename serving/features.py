@@ -10,32 +10,31 @@ is used all the same, as what a user has seen stays true; the user's result says
 many of them say that no feature set was built for long. A history holds raw item ids, so it needs no certain bundle either:
 when another bundle begins to answer, histories come from the feature set of the one before until the new one's is open.
 
-A request of many users is one look-up of their histories and one of their events (`serving.events`), side by side. They cannot
-be one: Feast looks up one project at a time, each feature set is a project of its own, and events live in another that a new
-feature set must not forget. The user's vector is in the bundle, beside the items' that it is multiplied with. His
-side-information embedding is in the online store (service "serving") and is not read here: whom a feature set knows has a
-history in it, of any split, and is in the bundle that was trained on it, so nobody is left whom the embedding alone could
-answer; and it would cost everybody (`tests/benchmarks/serving_features.py`).
+A request of many users is one look-up: histories and side information are in the feature set's Feast project, what users did
+since (`serving.events`) in another that a new feature set must not forget, and both are read together (`feature_repo.joint`).
+The user's vector is in the bundle, beside the items' that it is multiplied with. Side information is used of those of whom
+nothing else is known (`Profiles`), and goes with the name of its feature set: a bundle trained on another refuses it.
 """
 
 import asyncio
-import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Literal, NamedTuple, Protocol, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import structlog
 from cachetools import TTLCache
 
-from components.artifacts import Store
-from components.errors import ArtifactError
 from serving.breaker import Breaker, State
+from serving.events import FIELDS as EVENT_FIELDS
+from serving.events import VIEW as EVENTS
+from serving.events import happened
+from serving.feature_set import JOIN_KEY, FeatureSet, find_feature_set
 from serving.schemas import ExplainResponse, FeaturesState, HistoryAge, NewItemScore, UserRecommendations
 
 LOADING = "features_loading"
@@ -44,19 +43,30 @@ CIRCUIT_OPEN = "features_circuit_open"
 UNAVAILABLE = "features_unavailable"
 
 SERVICE = "serving"
-JOIN_KEY = "user_id"
-HISTORY = "user_history:item_ids"
+HISTORY, ITEM_IDS = "user_history", "item_ids"
+SIDE_INFORMATION, INTRODUCTION = "user_side_information", "introduction"
 
 BREAKER_FAILURES, BREAKER_SECONDS = 5, 2.0
 
 _THREADS = 4  # look-ups at a time; the store's client blocks
-_LAST_GOOD_USERS, _LAST_GOOD_SECONDS = 10_000, 3600.0  # histories kept for when the store is away: about 20 MB
+_LAST_GOOD_USERS, _LAST_GOOD_SECONDS = 10_000, 3600.0  # users kept for when the store is away: about 20 MB
 _MAX_WAITING = 64  # look-ups that may pile up behind a slow store before new ones are not even tried
 _RETRY_SECONDS = (1.0, 2.0, 5.0, 15.0, 60.0)
 
 Age = Literal["fresh", "stale", "missing"]
 _OfUser = TypeVar("_OfUser", UserRecommendations, ExplainResponse, NewItemScore)
+Floats = npt.NDArray[np.float32]
 log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Profiles:
+    """Side information of users of whom nothing else is known."""
+
+    feature_set: str
+    """Fingerprint of the one it is from: another may have been made with another encoder."""
+    embeddings: Mapping[str, Floats]
+    """Of the users' texts, (dim,), by user id; left out where there is none."""
 
 
 @dataclass(frozen=True)
@@ -71,36 +81,36 @@ class Histories:
     """Items of what each user did since, oldest first, in the same order."""
     ages: list[HistoryAge] = field(default_factory=list)
     """How current each user's items are; left out: as current as can be where the store was used, else last seen."""
+    profiles: Profiles | None = None
+    """Of the users who have neither items nor events; None where there are no such users, or where they have none."""
 
     def __post_init__(self) -> None:
         if not self.events:
             object.__setattr__(self, "events", [[] for _ in self.item_ids])
         if not self.ages:
             age: HistoryAge = "fresh" if self.degraded is None else "last_good"
-            object.__setattr__(self, "ages", [age if items else None for items in self.item_ids])
-
-    def with_events(self, since: "Histories") -> "Histories":
-        """These with what the same users did since; of what differs between the two, the worse is said."""
-        ages = [max(pair, key=_WORST_LAST.index) for pair in zip(self.ages, since.ages, strict=True)]
-        return Histories(self.item_ids, self.degraded or since.degraded, since.item_ids, ages)
+            known = zip(self.item_ids, self.events, strict=True)
+            object.__setattr__(self, "ages", [age if items or since else None for items, since in known])
 
     def said_of(self, results: Sequence[_OfUser]) -> list[_OfUser]:
         """What was answered to each user, saying how current the history is that it was made with."""
         return [result.model_copy(update={"history": age}) for result, age in zip(results, self.ages, strict=True)]
 
 
-_WORST_LAST: tuple[HistoryAge, ...] = (None, "fresh", "stale", "last_good")
-
 HistoryReader = Callable[[Sequence[str]], Histories]
-"""Recent item ids of each user, empty for a user the store does not know."""
+"""What is known of each user, with empty lists for a user the store does not know."""
 
 
-@dataclass(frozen=True)
-class FeatureSet:
-    """The features that one bundle was trained on."""
+class _Known(NamedTuple):
+    """What was last known of a user."""
 
-    storage_root: str
-    fingerprint: str
+    item_ids: list[str]
+    events: list[str]
+    profile: tuple[str, Floats] | None
+    """And its feature set."""
+
+
+_NOTHING = _Known([], [], None)
 
 
 class FeatureSource(Protocol):
@@ -173,7 +183,7 @@ class OnlineFeatures:
         self._waiting = 0
         self._told = told or NobodyTold()
         self._breaker = Breaker(BREAKER_FAILURES, BREAKER_SECONDS, self._circuit)
-        self._last_good: TTLCache[str, list[str]] = TTLCache(_LAST_GOOD_USERS, _LAST_GOOD_SECONDS)
+        self._last_good: TTLCache[str, _Known] = TTLCache(_LAST_GOOD_USERS, _LAST_GOOD_SECONDS)
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="features")
         self._settled = threading.Event()  # opened, or failed once
         self._closed = threading.Event()
@@ -232,14 +242,28 @@ class OnlineFeatures:
             log.warning("feature store look-up failed", error=type(error).__name__)
             return self._without_store(user_ids, UNAVAILABLE)
         self._breaker.succeeded()
-        self._last_good.update(zip(user_ids, found.item_ids, strict=True))
+        self._keep(user_ids, found)
         return found
+
+    def _keep(self, user_ids: Sequence[str], found: Histories) -> None:
+        source, embeddings = ("", {}) if found.profiles is None else (found.profiles.feature_set, found.profiles.embeddings)
+        for user_id, items, events in zip(user_ids, found.item_ids, found.events, strict=True):
+            profile = (source, embeddings[user_id]) if user_id in embeddings else None
+            self._last_good[user_id] = _Known(items, events, profile)
 
     def _without_store(self, user_ids: Sequence[str], reason: str) -> Histories:
         """What was last known of the users."""
-        if known := sum(user_id in self._last_good for user_id in user_ids):
-            self._told.last_good(known)
-        return Histories([self._last_good.get(user_id, []) for user_id in user_ids], reason)
+        if number := sum(user_id in self._last_good for user_id in user_ids):
+            self._told.last_good(number)
+        known = [self._last_good.get(user_id, _NOTHING) for user_id in user_ids]
+        profiles = {user_id: one.profile for user_id, one in zip(user_ids, known, strict=True) if one.profile is not None}
+        source = next((feature_set for feature_set, _ in profiles.values()), None)  # a reader reads one feature set
+        return Histories(
+            [one.item_ids for one in known],
+            reason,
+            [one.events for one in known],
+            profiles=None if source is None else Profiles(source, {user_id: text for user_id, (_, text) in profiles.items()}),
+        )
 
     def _circuit(self, state: State) -> None:
         if state != "half_open":
@@ -303,52 +327,6 @@ class FollowingFeatures:
             self._sources[feature_set] = self._open_source(feature_set)
 
 
-_IMPORTING = threading.Lock()
-
-
-@contextmanager
-def lean_import() -> Iterator[None]:
-    """Lets Feast be imported in one second instead of six, and in 130 MB less.
-
-    Feast imports torch where it is installed, which an endpoint has no use for, and lets typeguard rewrite its classes to
-    check every call, which is meant for its own development.
-    """
-    import typeguard
-
-    with _IMPORTING:
-        checked, torch = typeguard.typechecked, "torch"
-        hide_torch = torch not in sys.modules
-        if hide_torch:
-            sys.modules[torch] = None  # type: ignore[assignment]  # Python's own way to say: cannot be imported
-        typeguard.typechecked = _unchecked
-        try:
-            yield
-        finally:
-            typeguard.typechecked = checked
-            if hide_torch:
-                del sys.modules[torch]
-
-
-def _unchecked(target: Any = None, **options: Any) -> Any:
-    return target if target is not None else lambda decorated: decorated
-
-
-def find_feature_set(storage_root: str, fingerprint: str) -> Path:
-    """Where a feature set lies; Feast, which opens it, is imported on the way, see `lean_import`.
-
-    Raises:
-        ArtifactError: there is no such feature set.
-    """
-    manifest = Store(storage_root).find("features", fingerprint)
-    if manifest is None:
-        raise ArtifactError(
-            f"feature set {fingerprint} is not below '{storage_root}'.", "Build it again: cllmr run --from features"
-        )
-    with lean_import():
-        import feast  # noqa: F401  # here, before anything else imports it the slow way
-    return manifest.path()
-
-
 def open_history_reader(
     storage_root: str, fingerprint: str, on_ages: Callable[[str, Counter[Age]], None] = lambda view, ages: None
 ) -> HistoryReader:
@@ -364,34 +342,40 @@ def open_history_reader(
         Exception: whatever Feast raises when the store cannot be reached.
     """
     directory = find_feature_set(storage_root, fingerprint)
-    from feature_repo.store import feature_refs, open_store
+    from feature_repo.joint import open_joint_store
 
-    store = open_store(directory, storage_root)
-    view, _, feature = HISTORY.partition(":")
-    if HISTORY not in feature_refs(store, SERVICE, JOIN_KEY):
-        raise ArtifactError(
-            f"feature set {fingerprint} has no {HISTORY} in its service '{SERVICE}'.",
-            "Build it again: cllmr run --from features",
-        )
-
-    kept = store.get_feature_view(view).ttl
-    ttl = 0.0 if kept is None else kept.total_seconds()
+    own = {HISTORY: [ITEM_IDS], SIDE_INFORMATION: [INTRODUCTION]}
+    store = open_joint_store(directory, storage_root, JOIN_KEY, own, {EVENTS: list(EVENT_FIELDS)})
+    ttl = {view: store.ttl(view) for view in (*own, EVENTS)}
 
     def read(user_ids: Sequence[str]) -> Histories:
-        rows = [{JOIN_KEY: user_id} for user_id in user_ids]
-        answer = store.get_online_features(features=[HISTORY], entity_rows=rows)
-        column = list(answer.proto.metadata.feature_names.val).index(feature)
-        now = time.time()
-        ages = [age_of(stamp.seconds, ttl, now) for stamp in answer.proto.results[column].event_timestamps]
-        on_ages(view, Counter(ages))
-        told: list[HistoryAge] = [None if age == "missing" else age for age in ages]
-        return Histories([list(items or []) for items in answer.to_dict()[feature]], ages=told)
+        rows, now = store.read(user_ids), time.time()
+        ages = {view: [age_of(row.event_time, ttl[view], now) for row in rows[view]] for view in own}
+        for view, found in ages.items():
+            on_ages(view, Counter(found))
+        items = [list(row[ITEM_IDS] or []) for row in rows[HISTORY]]
+        since = ([row[name] for name in EVENT_FIELDS] for row in rows[EVENTS])
+        events = [[event.item_id for event in happened(of, at, now - ttl[EVENTS])] for of, at in since]
+        texts = {
+            user_id: np.asarray(embedding, dtype=np.float32)
+            for user_id, row, *known in zip(user_ids, rows[SIDE_INFORMATION], items, events, strict=True)
+            if not any(known) and (embedding := row[INTRODUCTION])
+        }
+        told = [_said(age, bool(since)) for age, since in zip(ages[HISTORY], events, strict=True)]
+        return Histories(items, None, events, told, Profiles(fingerprint, texts) if texts else None)
 
     read([""])
     return read
 
 
-def age_of(event_time: int, ttl: float, now: float) -> Age:
+def _said(history: Age, has_events: bool) -> HistoryAge:
+    """Of a history and what happened since, the worse; events are as current as can be."""
+    if history == "missing":
+        return "fresh" if has_events else None
+    return history
+
+
+def age_of(event_time: float, ttl: float, now: float) -> Age:
     """Of a row that was looked up.
 
     Args:

@@ -19,12 +19,12 @@ import structlog
 from components.errors import UserError
 from serving.approximate import Exactness, ScoringArgs, prepare
 from serving.attributes import Attributes
-from serving.features import FeatureSet
+from serving.feature_set import FeatureSet
 from serving.lists import ready_made
 from serving.metrics import Head
 from serving.recommender import Recommender
 from serving.scorer import Scorer, find_bundle
-from serving.texts import Texts
+from serving.texts import Texts, read_newcomers
 
 JITTER = 0.25  # of the interval: replicas that started together do not ask together
 RETRY_SECONDS = (30.0, 120.0, 600.0)  # between tries of one refused bundle
@@ -82,7 +82,8 @@ def load(target: Target, scoring: ScoringArgs = EXACT) -> Live:
         **exactness.model_dump(exclude_none=True),
     )
     texts = Texts(directory, scorer)
-    recommender = Recommender(scorer, target.model_version, texts, index, exactness, lists, attributes)
+    newcomers = read_newcomers(directory, scorer)
+    recommender = Recommender(scorer, target.model_version, texts, index, exactness, lists, attributes, newcomers)
     return Live(target, recommender, Head(scorer.popularity), texts, golden_requests, table)
 
 

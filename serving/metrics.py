@@ -82,17 +82,21 @@ class GatewayMetrics:
         self.features_circuit_open = Gauge(
             "cllmr_features_circuit_open",
             description="1 while the feature store is left alone after failures in a row, else 0.",
-            tag_keys=_labels("view"),
         )
         self.feature_rows = Counter(
             "cllmr_feature_rows",
             description="Rows looked up, by age: fresh, stale (older than the view's ttl), missing.",
             tag_keys=_labels("view", "age"),
         )
+        self.circuit(False)
 
-    def told_of(self, view: str) -> "StoreMetrics":
-        """Who counts how the store does for one view."""
-        return StoreMetrics(self, view)
+    def circuit(self, is_open: bool) -> None:
+        """See serving.features.Told."""
+        self.features_circuit_open.set(int(is_open))
+
+    def last_good(self, users: int) -> None:
+        """See serving.features.Told."""
+        self.last_good_histories.inc(users)
 
     def count_ages(self, view: str, ages: collections.Counter[Age]) -> None:
         """Counts rows that were looked up."""
@@ -103,22 +107,6 @@ class GatewayMetrics:
         """Counts an answer that had to do without something."""
         if reason is not None:
             self.degraded.inc(tags={"reason": reason})
-
-
-class StoreMetrics:
-    """See serving.features.Told."""
-
-    def __init__(self, metrics: GatewayMetrics, view: str) -> None:
-        self._metrics, self._view = metrics, view
-        self.circuit(False)
-
-    def circuit(self, is_open: bool) -> None:
-        """See Told."""
-        self._metrics.features_circuit_open.set(int(is_open), tags={"view": self._view})
-
-    def last_good(self, users: int) -> None:
-        """See Told."""
-        self._metrics.last_good_histories.inc(users)
 
 
 class ScorerMetrics:
@@ -141,6 +129,11 @@ class ScorerMetrics:
             "cllmr_unknown_ids",
             description="Users asked for, and items to score, explain or of events, that the model does not know.",
             tag_keys=_labels("model_version", "kind"),
+        )
+        self.refused_profiles = Counter(
+            "cllmr_refused_profiles",
+            description="Users whose side information was not used, as it is of another feature set than the model's.",
+            tag_keys=_labels("model_version"),
         )
         self.debias_strength = Histogram(
             "cllmr_debias_strength",
@@ -241,6 +234,11 @@ class ScorerMetrics:
         """See serving.lifecycle.Events."""
         self.off_champion.set(0 if on_champion else 1)
 
+    def profiles_refused(self, users: int, model_version: str) -> None:
+        """Counts users whose side information a model does not understand."""
+        if users:
+            self.refused_profiles.inc(users, tags={"model_version": model_version})
+
     def recommended(self, answers: Sequence[RecommendResponse], items: Vocabulary, head: "Head") -> None:
         """Counts rankings of one model, of items with these rows; at once, as one by one took a third of the ranking."""
         version = {"model_version": answers[0].model_version}
@@ -304,6 +302,13 @@ class RegistryMetrics:
 
     def __init__(self) -> None:
         self.registry_up = Gauge("cllmr_registry_up", description="1 if the model registry answered when last asked, else 0.")
+
+
+class LogMetrics:
+    """Of every replica."""
+
+    def __init__(self) -> None:
+        self.lost = Counter("cllmr_lost_log_lines", description="Log lines that could not be written, as on a full disk.")
 
 
 class Head:

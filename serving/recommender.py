@@ -1,23 +1,26 @@
 """From a request and a bundle to an answer: ids in, ids and titles out. Pure: no Ray, no HTTP, no feature store.
 
-The caller passes each user's history (recent item ids from the feature store, or none); what counts as seen is that
-and the training interactions in the bundle.
+The caller passes each user's history (recent item ids from the feature store, or none), and the side information of those who
+have none; what counts as seen is the history and the training interactions in the bundle.
 """
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import TypeAdapter
 
 from components.cllmr.linear.kernel import NewItems
+from components.cllmr.linear.newcomers import Newcomers
 from components.ids import UNKNOWN
 from serving.approximate import Exactness, ItemIndex
 from serving.attributes import Attributes, Filters
 from serving.degrade import NO_HISTORY, UNKNOWN_USER, Ladder, Query, Rung, Static
+from serving.features import Profiles
 from serving.lists import RankedLists
 from serving.ranking import Candidates, Floats, Ranking, rank_of, top_k
 from serving.schemas import (
@@ -48,6 +51,16 @@ _NO_ROWS = np.empty(0, dtype=np.int64)
 _RANKED_ITEMS = TypeAdapter(list[RankedItem])  # makes those of a ranking at once, which takes half as long as one by one
 
 
+class Question(NamedTuple):
+    """A request, and what is known of its users."""
+
+    request: RecommendRequest
+    histories: Sequence[Sequence[str]]
+    """Recent item ids of each of its users."""
+    profiles: Profiles | None = None
+    """Side information of those who have none."""
+
+
 @dataclass(frozen=True, eq=False)
 class _Task:
     """One user of one request."""
@@ -72,6 +85,7 @@ class Recommender:
         exactness: what was measured of `scorer`, `index` and `lists`.
         lists: rankings that are ready; None: there are none.
         attributes: what the bundle's items can be filtered by; None: nothing.
+        newcomers: answers users of whom a text alone is known; None: the bundle cannot.
     """
 
     def __init__(
@@ -83,6 +97,7 @@ class Recommender:
         exactness: Exactness = Exactness(),  # noqa: B008  # frozen
         lists: RankedLists | None = None,
         attributes: Attributes | None = None,
+        newcomers: Newcomers | None = None,
     ) -> None:
         self.exactness = exactness
         self._index, self._lists = index, lists
@@ -90,23 +105,26 @@ class Recommender:
         self.model_version = model_version
         self._attributes = attributes or Attributes(scorer.num_items, {})
         self.filters = Filters(self._attributes)
-        self._ladder = Ladder.of(scorer, texts)
+        self._feature_set = scorer.bundle.get("feature_fingerprint")
+        self._ladder = Ladder.of(scorer, texts, newcomers)
 
     def take(self, lists: RankedLists | None, exactness: Exactness) -> None:
         """Answers by these lists from now on."""
         self._lists, self.exactness = lists, exactness
 
-    def recommend(self, request: RecommendRequest, histories: Sequence[Sequence[str]]) -> RecommendResponse:
-        """Rankings for `request.users`; `histories[n]` are the recent item ids of user n.
+    def recommend(
+        self, request: RecommendRequest, histories: Sequence[Sequence[str]], profiles: Profiles | None = None
+    ) -> RecommendResponse:
+        """Rankings for `request.users`, see `Question`.
 
         Raises:
             FilterError: `request.filters` names what the items do not have.
         """
-        return self.recommend_all([(request, histories)])[0]
+        return self.recommend_all([Question(request, histories, profiles)])[0]
 
-    def recommend_all(self, asked: Sequence[tuple[RecommendRequest, Sequence[Sequence[str]]]]) -> list[RecommendResponse]:
+    def recommend_all(self, asked: Sequence[Question]) -> list[RecommendResponse]:
         """Answers to several requests: see `recommend`; scores of all that want the same strength come from one product."""
-        tasks = [task for request, histories in asked for task in self._tasks(request, histories)]
+        tasks = [task for question in asked for task in self._tasks(*question)]
         at_once = max(1, SCORES_AT_ONCE // self.scorer.num_items)
         blocks = (tasks[start : start + at_once] for start in range(0, len(tasks), at_once))
         results = iter([result for block in blocks for result in self._recommend(block)])
@@ -116,16 +134,27 @@ class Recommender:
                 debias=self._strength(request.debias),
                 results=list(islice(results, len(request.users))),
             )
-            for request, _ in asked
+            for request, *_ in asked
         ]
 
-    def _tasks(self, request: RecommendRequest, histories: Sequence[Sequence[str]]) -> Iterator["_Task"]:
+    def refused(self, question: Question) -> int:
+        """Users whose side information is of another feature set than the bundle: it may be of another encoder."""
+        profiles = question.profiles
+        if profiles is None or profiles.feature_set == self._feature_set:
+            return 0
+        return sum(user_id in profiles.embeddings for user_id in question.request.users)
+
+    def _tasks(
+        self, request: RecommendRequest, histories: Sequence[Sequence[str]], profiles: Profiles | None = None
+    ) -> Iterator["_Task"]:
         allow = None if request.allow is None else self.scorer.item_vocabulary.rows(request.allow)
         denied, matching = self.scorer.item_vocabulary.rows(request.deny), self.filters.matching(request.filters)
         filtered = self.scorer.candidates(allow=allow, deny=denied, matching=matching)
+        texts = profiles.embeddings if profiles is not None and profiles.feature_set == self._feature_set else {}
         for user_id, history in zip(request.users, histories, strict=True):
             user, recent = self.scorer.user_vocabulary.row(user_id), request.recent.get(user_id, [])
-            query = Query(user, *(self._known(items) for items in ([*history, *recent], recent)))
+            text = texts.get(user_id)
+            query = Query(user, self._known([*history, *recent]), self._known(recent), text)
             candidates = filtered
             if request.exclude_seen:
                 candidates = candidates.without(query.history)
@@ -164,9 +193,7 @@ class Recommender:
     def _exact(self, tasks: Sequence["_Task"]) -> Iterator[tuple[list[RankedItem], list[RankedItem] | None]]:
         """The debiased and, where it is asked for, the factual ranking of each task."""
         # where there is nothing to debias both rankings are the same
-        compared = [
-            task for task in tasks if task.request.compare and task.rung.method not in ("side_information", "popularity")
-        ]
+        compared = [task for task in tasks if task.request.compare and task.rung.debiases]
         found = self._scores([(task, task.strength) for task in tasks] + [(task, 0.0) for task in compared])
         without = iter(found[len(tasks) :])
         for task, debiased in zip(tasks, found, strict=False):

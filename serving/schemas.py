@@ -217,7 +217,7 @@ class UserRecommendations(_Strict):
     cold: bool = Field(description="Whether the user was not in the training data; true where no model could be asked.")
     method: Method = Field(
         description="How the ranking was made, best first: the model; its members that need a history alone; texts "
-        "alone; popularity; where no model answers, popularity as last seen."
+        "alone, of the history's items or the user's own; popularity; where no model answers, popularity as last seen."
     )
     reason: str | None = Field(description="Why the ranking is not personalised, null when it is.")
     history: HistoryAge = Field(default=None, description=_HISTORY_AGE)

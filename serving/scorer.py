@@ -42,6 +42,9 @@ GOLDEN_FILE = "golden.json"
 TEXT_FILE = "text.safetensors"
 """Texts of the items, for items that are new: not read until one is asked for."""
 
+NEWCOMERS_FILE = "newcomers.safetensors"
+"""How a user's own text alone is answered; absent where users have none, or popularity does as well."""
+
 ATTRIBUTES_FILE = "attributes.parquet"
 """What items can be filtered by: see serving.attributes."""
 

@@ -1,4 +1,4 @@
-"""Texts of items: what a bundle has of its own, loaded when a new item is asked for, and the encoder that reads others."""
+"""What a bundle has of texts of items and of newcomers, and the encoder that reads the texts of new items."""
 
 import threading
 from collections.abc import Sequence
@@ -11,9 +11,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from components.cllmr.linear.kernel import NewItems
+from components.cllmr.linear.newcomers import Newcomers
 from components.errors import ArtifactError
 from serving.ranking import Floats
-from serving.scorer import TEXT_FILE, Scorer
+from serving.scorer import NEWCOMERS_FILE, TEXT_FILE, Scorer
 
 BATCH_SIZE = 32
 
@@ -70,6 +71,22 @@ class Texts:
                 "Build it again: cllmr run --from train",
             )
         return NewItems(vectors, mean, self._power)
+
+
+def read_newcomers(directory: Path, scorer: Scorer) -> Newcomers | None:
+    """How a bundle answers users of whom a text alone is known; None where it does not.
+
+    A damaged file is told in the log, and such users get what is popular.
+    """
+    path = directory / NEWCOMERS_FILE
+    if not path.exists():
+        return None
+    models = {"factual": scorer.factual, "counterfactual": scorer.counterfactual}
+    try:
+        return Newcomers.of_tensors(load_file(path), models)
+    except (OSError, SafetensorError, ValueError) as error:
+        log.error("users' own texts cannot be answered", reason=f"{path} cannot be read: {str(error).splitlines()[0]}")
+        return None
 
 
 class TextEncoder:

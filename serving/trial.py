@@ -15,7 +15,8 @@ import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
 from serving.lifecycle import Live
-from serving.schemas import RecommendRequest, RecommendResponse, UserRecommendations
+from serving.recommender import Question
+from serving.schemas import RecommendResponse, UserRecommendations
 
 MAX_WAITING = 16  # comparisons that may wait; more are left out and counted, as they must not hold up answers
 
@@ -48,14 +49,16 @@ def place(user_id: str, challenger: str) -> float:
     return int.from_bytes(digest[:8]) / 2**64
 
 
-def part(request: RecommendRequest, places: Sequence[int]) -> RecommendRequest:
-    """The request for some of its users."""
+def part(question: Question, places: Sequence[int]) -> Question:
+    """The question for some of its users."""
+    request, histories, profiles = question
     if len(places) == len(request.users):
-        return request
+        return question
     users = [request.users[at] for at in places]
     kept = set(users)
     recent = {user_id: items for user_id, items in request.recent.items() if user_id in kept}
-    return request.model_copy(update={"users": users, "recent": recent})
+    asked = request.model_copy(update={"users": users, "recent": recent})
+    return Question(asked, [histories[at] for at in places], profiles)
 
 
 def joined(answers: Sequence[tuple[Sequence[int], RecommendResponse]]) -> RecommendResponse:
@@ -92,19 +95,15 @@ class Shadow:
         self._room = threading.BoundedSemaphore(MAX_WAITING)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="shadow")
 
-    def compare(
-        self, challenger: Live, request: RecommendRequest, histories: list[list[str]], answer: RecommendResponse
-    ) -> None:
+    def compare(self, challenger: Live, question: Question, answer: RecommendResponse) -> None:
         """Does so later, or not at all."""
         if not self._room.acquire(blocking=False):
             self._told.left_out(challenger.target.model_version)
             return
-        self._thread.submit(self._compare, challenger, request, histories, answer).add_done_callback(self._done)
+        self._thread.submit(self._compare, challenger, question, answer).add_done_callback(self._done)
 
-    def _compare(
-        self, challenger: Live, request: RecommendRequest, histories: list[list[str]], answer: RecommendResponse
-    ) -> None:
-        other = challenger.recommender.recommend(request, histories)
+    def _compare(self, challenger: Live, question: Question, answer: RecommendResponse) -> None:
+        other = challenger.recommender.recommend(*question)
         for ours, theirs in zip(answer.results, other.results, strict=True):
             self._told.compared(challenger.target.model_version, *difference(ours, theirs))
 

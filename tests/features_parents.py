@@ -56,6 +56,8 @@ class Small:
     users: list[str] = field(default_factory=lambda: list(USERS))
     items: list[str] = field(default_factory=lambda: list(ITEMS))
     sideinfo_users: list[str] | None = None
+    newcomers: list[str] = field(default_factory=list)
+    """Users without interactions; where there are any, all but the last user have a text of their own too."""
 
     def write(self) -> Parents:
         """Runs three stages that write what ingest, sideinfo and spectrum write."""
@@ -88,9 +90,14 @@ class Small:
             rows = np.arange(len(ids), dtype=np.int32)
             texts = [f"profile of {column} {raw_id}" for raw_id in ids]
             pd.DataFrame({column: rows, f"{column}_id": ids, "profile": texts}).to_parquet(directory / f"{name}.parquet")
-        save_file(
-            {"users": embeddings(len(self.users)), "items": embeddings(len(self.items))}, directory / "embeddings.safetensors"
-        )
+        found = {"users": embeddings(len(self.users)), "items": embeddings(len(self.items))}
+        if self.newcomers:
+            ids = [*self.users, *self.newcomers]
+            found["introductions"] = embeddings(len(ids))[::-1].copy()
+            found["introductions"][len(self.users) - 1] = 0
+            texts = [None if raw_id == self.users[-1] else f"introduction of {raw_id}" for raw_id in ids]
+            pd.DataFrame({"user_id": ids, "profile": texts}).to_parquet(directory / "introductions.parquet")
+        save_file(found, directory / "embeddings.safetensors")
         return {}
 
     def _spectrum(self, directory: Path) -> dict[str, int]:

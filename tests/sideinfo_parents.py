@@ -24,6 +24,8 @@ class Small:
     users: dict[str, list[str]] = field(default_factory=dict)
     """Text columns of the users."""
     num_users: int = 4
+    newcomers: dict[str, list[str]] = field(default_factory=dict)
+    """Text columns of users without interactions, `user_id` first."""
 
     def with_other_held_out(self) -> "Small":
         """The same training interactions; every held-out one is moved to another item, and there are more of them."""
@@ -85,6 +87,8 @@ def write_ingest(root: str | Path, world: Small) -> Manifest:
         for name, ids, texts in (("user", user_ids, world.users), ("item", item_ids, world.items)):
             rows = np.arange(len(ids), dtype=np.int32)
             pd.DataFrame({name: rows, f"{name}_id": ids, **texts}).to_parquet(directory / f"{name}s.parquet")
+        if world.newcomers:
+            pd.DataFrame(world.newcomers).to_parquet(directory / "newcomers.parquet")
         (directory / "data_card.json").write_text(json.dumps({"name": world.name}), encoding="utf-8")
         return {}
 

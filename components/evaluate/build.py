@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 from components.artifacts import Manifest, write_json
 from components.cllmr.linear.ensemble import Scores
 from components.cllmr.linear.kernel import KernelScores, NewItems
+from components.cllmr.linear.newcomers import CrossFits
 from components.errors import ArtifactError
 from components.evaluate import baselines, bias, collapse, metrics, profiles, summary
 from components.evaluate.config import ACTIVITY, LABELS, NEW_USERS, SCORES, EvaluateConfig
@@ -115,6 +116,10 @@ def evaluate(
         new_users: dict[str, Any] = {name: tested[name].mean() for name in NEW_USERS if name in tested}
         if scorer.folds_in:
             new_users["fold_in"] = rank(partial(_as_new, scorer), held_out=test).mean()
+        if described := scorer.bundle.get("newcomers"):
+            fits = CrossFits(text["introductions"][: dataset.num_users], config.seed)
+            as_new = fits.fit(scorer.factual, scorer.popularity, **described)
+            new_users["side_information"] = rank(as_new.score, held_out=test).mean()
         curve = []
         for debias in LAMBDAS:
             ranking = rank(partial(scorer.score_all, debias=debias), held_out=validation)

@@ -26,7 +26,12 @@ LABELS: dict[str, str] = {
 }
 """Every model that can appear in a result, in the order of the result table, as people read it."""
 
-NEW_USERS = {"fold_in": "CLLMR fold-in of the history", "text_cosine": "Text cosine", "popularity": "Popularity"}
+NEW_USERS = {
+    "fold_in": "CLLMR fold-in of the history",
+    "side_information": "CLLMR by the user's own text alone",
+    "text_cosine": "Text cosine",
+    "popularity": "Popularity",
+}
 """How users who were not in the training data can be answered, as people read it."""
 
 NEW_ITEMS = {

@@ -34,6 +34,8 @@ class TrainingFeatures:
     """(num_items, dim), profile embeddings, L2-normalised."""
     user_embeddings: Floats
     """(num_users, dim)."""
+    user_introductions: Floats
+    """(num_users, dim), of the users' own text columns alone: zeros where there is none; dim is 0 where nobody has any."""
     item_spectrum: Floats
     """(num_items, q), scaled spectrum of the training matrix (CLLMR, E1-E3)."""
     user_spectrum: Floats
@@ -65,6 +67,7 @@ def training_features(manifest: Manifest) -> TrainingFeatures:
     return TrainingFeatures(
         item_embeddings=_matrix(items, "item_side_information__embedding"),
         user_embeddings=_matrix(users, "user_side_information__embedding"),
+        user_introductions=_matrix(users, "user_side_information__introduction"),
         item_spectrum=_matrix(items, "item_spectrum__spectrum"),
         user_spectrum=_matrix(users, "user_spectrum__spectrum"),
         item_counts=items["item_counts__train_interactions"].to_numpy(np.int64),

@@ -42,6 +42,16 @@ class Nodes:
 
 
 @dataclass(frozen=True)
+class Introductions:
+    """What is known of users before they do anything."""
+
+    users: Floats
+    """Embeddings, (num_users, dim), zeros where there is none, or (num_users, 0) where nobody has any."""
+    newcomers: Nodes
+    """Users with such a text and no interactions; no spectrum."""
+
+
+@dataclass(frozen=True)
 class Inputs:
     """The parents' data."""
 
@@ -49,6 +59,7 @@ class Inputs:
     items: Nodes
     interactions: pd.DataFrame
     """Columns user, item (rows), timestamp (Unix seconds, 0 if untimed), split."""
+    introductions: Introductions
 
 
 @dataclass(frozen=True)
@@ -75,8 +86,10 @@ def load_inputs(ingest: Path, sideinfo: Path, spectrum: Path) -> Inputs:
         ArtifactError: a parent describes other users or items than the ingest vocabulary does.
     """
     embeddings, spectra = load_file(sideinfo / "embeddings.safetensors"), load_file(spectrum / "spectrum.safetensors")
+    users = _nodes(ingest, sideinfo, embeddings["users"], spectra["users"], "users", USER_ID)
     return Inputs(
-        users=_nodes(ingest, sideinfo, embeddings["users"], spectra["users"], "users", USER_ID),
+        users=users,
+        introductions=_introductions(sideinfo, embeddings, len(users.ids)),
         items=_nodes(ingest, sideinfo, embeddings["items"], spectra["items"], "items", ITEM_ID),
         interactions=pq.read_table(ingest / "interactions.parquet", columns=[USER, ITEM, TIMESTAMP, SPLIT]).to_pandas(),
     )
@@ -102,6 +115,17 @@ def _nodes(ingest: Path, sideinfo: Path, embeddings: Floats, spectrum: Floats, n
     return Nodes(ids, side["profile"].to_pylist(), embeddings.astype(np.float32), spectrum.astype(np.float32))
 
 
+def _introductions(sideinfo: Path, embeddings: dict[str, Floats], num_users: int) -> Introductions:
+    if "introductions" not in embeddings:
+        nothing = np.empty((0, 0), np.float32)
+        return Introductions(np.empty((num_users, 0), np.float32), Nodes([], [], nothing, nothing))
+    found, texts = embeddings["introductions"].astype(np.float32), pq.read_table(sideinfo / "introductions.parquet")
+    told = np.flatnonzero(found[num_users:].any(axis=1)) + num_users
+    newcomers = texts.take(told)
+    ids, profiles = (newcomers[name].to_pylist() for name in (USER_ID, "profile"))
+    return Introductions(found[:num_users], Nodes(ids, profiles, found[told], np.empty((len(told), 0), np.float32)))
+
+
 def window_of(timestamps: Ints) -> Window:
     """The materialisation window of some interactions; `UNTIMED` alone when they carry no time."""
     known = timestamps[timestamps != 0]
@@ -114,13 +138,13 @@ def build_tables(inputs: Inputs, history_length: int) -> dict[str, pa.Table]:
     """All offline tables, by view name; each has its entity's id, `event_timestamp` and the view's features."""
     train = inputs.interactions[inputs.interactions[SPLIT] == TRAIN]
     snapshot = window_of(train[TIMESTAMP].to_numpy(np.int64)).end
-    tables: dict[str, pa.Table] = {}
+    tables = {
+        "item_side_information": item_side_information(inputs, snapshot),
+        "user_side_information": user_side_information(inputs, snapshot),
+    }
     for entity, column, id_column, nodes in (("item", ITEM, ITEM_ID, inputs.items), ("user", USER, USER_ID, inputs.users)):
         keys = {id_column: pa.array(nodes.ids, pa.string()), EVENT_TIMESTAMP: _times(np.full(len(nodes.ids), snapshot))}
         rows, times = train[column].to_numpy(), train[TIMESTAMP].to_numpy(np.int64)
-        tables[f"{entity}_side_information"] = pa.table(
-            keys | {"embedding": _float_lists(nodes.embeddings), "profile": pa.array(nodes.profiles, pa.string())}
-        )
         tables[f"{entity}_spectrum"] = pa.table(keys | {"spectrum": _float_lists(nodes.spectrum)})
         tables[f"{entity}_counts"] = pa.table(keys | counts(rows, times, len(nodes.ids)))
     tables["user_history"] = user_history(inputs, history_length)
@@ -138,6 +162,42 @@ def counts(rows: Ints, times: Ints, size: int) -> dict[str, Ints]:
     latest = np.zeros(size, np.int64)
     np.maximum.at(latest, rows, times)
     return {"train_interactions": np.bincount(rows, minlength=size).astype(np.int64), "last_train_timestamp": latest}
+
+
+def item_side_information(inputs: Inputs, snapshot: int) -> pa.Table:
+    """Of the items; see `user_side_information`."""
+    items = inputs.items
+    return pa.table(
+        {
+            ITEM_ID: pa.array(items.ids, pa.string()),
+            EVENT_TIMESTAMP: _times(np.full(len(items.ids), snapshot)),
+            "embedding": _float_lists(items.embeddings),
+            "profile": pa.array(items.profiles, pa.string()),
+        }
+    )
+
+
+def user_side_information(inputs: Inputs, snapshot: int) -> pa.Table:
+    """Of the users, and behind them of the newcomers, whose introduction is all that there is.
+
+    Args:
+        inputs: the parents' data.
+        snapshot: event time, Unix seconds.
+    """
+    users, introductions = inputs.users, inputs.introductions
+    newcomers = introductions.newcomers
+    ids = [*users.ids, *newcomers.ids]
+    embeddings = np.concatenate([users.embeddings, newcomers.embeddings]) if newcomers.ids else users.embeddings
+    introduced = np.concatenate([introductions.users, newcomers.embeddings]) if newcomers.ids else introductions.users
+    return pa.table(
+        {
+            USER_ID: pa.array(ids, pa.string()),
+            EVENT_TIMESTAMP: _times(np.full(len(ids), snapshot)),
+            "embedding": _float_lists(embeddings),
+            "introduction": _float_lists(introduced),
+            "profile": pa.array([*users.profiles, *newcomers.profiles], pa.string()),
+        }
+    )
 
 
 def user_history(inputs: Inputs, length: int) -> pa.Table:

@@ -18,7 +18,15 @@ from components.errors import ConfigError, DataError
 from components.ids import ITEM, ITEM_ID, RATING, REVIEW, SPLIT, SPLITS, TIMESTAMP, TITLE, USER, USER_ID, Vocabulary
 from components.ingest import card, filters, splits, tables
 from components.ingest.config import IngestConfig
-from components.ingest.dataset import DATA_CARD_FILE, INTERACTIONS_FILE, ITEMS_FILE, REMOVED_FILE, USERS_FILE, Dataset
+from components.ingest.dataset import (
+    DATA_CARD_FILE,
+    INTERACTIONS_FILE,
+    ITEMS_FILE,
+    NEWCOMERS_FILE,
+    REMOVED_FILE,
+    USERS_FILE,
+    Dataset,
+)
 from components.ingest.tables import REASON, ROW, Entities, Source
 from components.progress import emit
 
@@ -41,6 +49,9 @@ def build(directory: Path, config: IngestConfig) -> dict[str, Any]:
     _write(directory / INTERACTIONS_FILE, dataset.interactions)
     _write(directory / USERS_FILE, dataset.users)
     _write(directory / ITEMS_FILE, dataset.items)
+    newcomers = newcomers_of(source.users, dataset.users[USER_ID])
+    if len(newcomers):
+        _write(directory / NEWCOMERS_FILE, newcomers)
     _write(directory / REMOVED_FILE, removed.sort_values([tables.TABLE, ROW], kind="stable"))
     by_reason = {str(reason): int(count) for reason, count in removed[REASON].value_counts().sort_index().items()}
     described, late = card.describe(dataset), tables.in_the_future(source.interactions, time.time())
@@ -56,6 +67,7 @@ def build(directory: Path, config: IngestConfig) -> dict[str, Any]:
         "items_without_row": _without_row(dataset.items[ITEM_ID], source.items),
         "interactions_of_items_without_row": _without_row(dataset.interactions[ITEM_ID], source.items),
         "users_without_row": _without_row(dataset.users[USER_ID], source.users) if "users" in source.rows_read else None,
+        "newcomers": len(newcomers),
         "items_without_interaction": int((~source.items.table.index.isin(dataset.items[ITEM_ID])).sum()),
         "item_text_columns": source.items.text_columns,
         "user_text_columns": source.users.text_columns,
@@ -166,6 +178,12 @@ def _entity_table(vocabulary: Vocabulary, row: str, raw_id: str, described: Enti
     texts = described.table.reindex(vocabulary.ids, fill_value="").reset_index(drop=True)
     numbered = pd.DataFrame({row: np.arange(len(vocabulary), dtype=np.int32), raw_id: vocabulary.ids})
     return pd.concat([numbered, texts], axis=1)
+
+
+def newcomers_of(described: Entities, known: pd.Series) -> pd.DataFrame:
+    """Users who have a text and no interaction that counts, by id: user_id and text columns."""
+    table = described.table[~described.table.index.isin(known) & (described.table != "").any(axis=1)]
+    return table.sort_index().rename_axis(USER_ID).reset_index()
 
 
 def _without_row(ids: pd.Series, described: Entities) -> int:

@@ -12,10 +12,11 @@ import pyarrow.parquet as pq
 from scipy import sparse
 
 from components.errors import ArtifactError, DataError
-from components.ids import ITEM, SPLIT, SPLITS, TEST, TRAIN, USER, VALIDATION
+from components.ids import ITEM, SPLIT, SPLITS, TEST, TRAIN, USER, USER_ID, VALIDATION
 
 INTERACTIONS_FILE = "interactions.parquet"
 USERS_FILE = "users.parquet"
+NEWCOMERS_FILE = "newcomers.parquet"
 ITEMS_FILE = "items.parquet"
 REMOVED_FILE = "removed.parquet"
 DATA_CARD_FILE = "data_card.json"
@@ -94,3 +95,9 @@ class Dataset:
         matrix.sum_duplicates()  # ingest keeps one interaction per user and item; this also sorts the indices
         matrix.data[:] = 1.0
         return matrix
+
+
+def load_newcomers(path: str | Path) -> pd.DataFrame:
+    """Users of an ingest artifact who have a text and no interaction: user_id and text columns; may be empty."""
+    file = Path(path) / NEWCOMERS_FILE
+    return pq.read_table(file).to_pandas() if file.exists() else pd.DataFrame({USER_ID: pd.Series(dtype=object)})

@@ -9,11 +9,12 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal, TypeVar, cast
 from zlib import crc32
 
 import numpy as np
+import pandas as pd
 
 from components.ids import ITEM_ID, TITLE, USER, USER_ID
 from components.ingest.dataset import Dataset
@@ -133,20 +134,40 @@ def neutralised(training: Dataset, guarded: Counter[str]) -> Neutral:
         guarded: counts how many values something was taken out of, by what it was.
     """
 
-    def neutral(value: str) -> str:
-        text, removed = neutralise(value, _MAX_CHARS)
-        guarded.update(removed)
-        return " ".join(text.replace(REMOVED, " ").split())
-
     def texts(values: Iterable[str]) -> Sequence[str]:
         return cast(Sequence[str], Texts(values))  # "" and never None
 
-    titles = zip(map(neutral, titles_of(training)), training.items[ITEM_ID], strict=True)
+    clean = partial(neutral, guarded=guarded)
+    titles = zip(map(clean, titles_of(training)), training.items[ITEM_ID], strict=True)
     return Neutral(
         texts("" if title == item_id else title for title, item_id in titles),
-        {name: texts(map(neutral, training.items[name])) for name in training.item_text_columns},
-        {name: texts(map(neutral, training.users[name])) for name in training.user_text_columns},
+        {name: texts(map(clean, training.items[name])) for name in training.item_text_columns},
+        {name: texts(map(clean, training.users[name])) for name in training.user_text_columns},
     )
+
+
+def neutral(value: str, guarded: Counter[str]) -> str:
+    """One value without what the guard takes out, which is counted."""
+    text, removed = neutralise(value, _MAX_CHARS)
+    guarded.update(removed)
+    return " ".join(text.replace(REMOVED, " ").split())
+
+
+def introductions(users: pd.DataFrame, max_words: int, guarded: Counter[str]) -> Texts:
+    """Own text columns of each user and nothing else: "Age: 24. Occupation: technician."; None where there is none.
+
+    This is all that is known of somebody who has done nothing yet, so nobody asks an LLM about it: it is for telling newcomers
+    from what others with such a text chose.
+
+    Args:
+        users: user_id and text columns, (n, ...).
+        max_words: of a text; what is beyond is cut.
+        guarded: see `neutralised`.
+    """
+    names = [name for name in users.columns if name != USER_ID]
+    values = ([neutral(value, guarded) for value in users[name]] for name in names)
+    rows = zip(*values, strict=True) if names else ([] for _ in range(len(users)))
+    return Texts(_join(map(labelled, names, row), max_words) for row in rows)
 
 
 class ItemsOfUsers:

@@ -9,17 +9,16 @@ from components.progress import emit, progress
 from components.sideinfo.config import SAMPLE, SAMPLE_ROOT, SideinfoConfig
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from components.ingest.dataset import Dataset
     from components.sideinfo.ondisk import Texts
     from components.sideinfo.profiles import ProfileWriter, Side
 
-STAGE = Stage("sideinfo", version=4)
+STAGE = Stage("sideinfo", version=5)
 
 EMBEDDINGS_FILE = "embeddings.safetensors"
 REFERENCES_FILE = "references.parquet"
 QUARANTINE_FILE = "quarantine.parquet"
+INTRODUCTIONS_FILE = "introductions.parquet"
 
 
 def run(config: dict[str, Any], storage_root: str, ingest: Manifest) -> Manifest:
@@ -30,9 +29,12 @@ def run(config: dict[str, Any], storage_root: str, ingest: Manifest) -> Manifest
     report.html. Where an LLM writes, the tables also have `tags`, `confidence`, `groups` (names of the references that belong
     to the row) and, with that setting, `own_text`, which is then embedded in front of the profile; quarantine.parquet has the
     rows without a usable answer, and references.parquet (side, group, profile) with `references` (num_references, dim) in
-    embeddings.safetensors what was written without evidence. Facts of the manifest: ``backend``, ``llm`` (whether one was
-    used), ``encoder``, ``dim``, ``items_without_profile``, ``users_without_profile``, and of an LLM ``model``, ``own_text``,
-    coverage, counts, tokens and cost.
+    embeddings.safetensors what was written without evidence. Where users have text columns, introductions.parquet (user_id,
+    `profile`: these columns alone, as sentences, or null) with `introductions` (num_users + num_newcomers, dim) has what is
+    known of everybody before he does anything: of the users in order, then of those of whom no interaction is left.
+
+    Facts of the manifest: ``backend``, ``llm`` (whether one was used), ``encoder``, ``dim``, ``items_without_profile``,
+    ``users_without_profile``, and of an LLM ``model``, ``own_text``, coverage, counts, tokens and cost.
 
     Raises:
         ConfigError: a setting is unknown or not allowed, or the encoder cannot be loaded.
@@ -46,12 +48,14 @@ def run(config: dict[str, Any], storage_root: str, ingest: Manifest) -> Manifest
 
 
 def _build(built: Path, config: SideinfoConfig, storage_root: str, ingest: Manifest) -> dict[str, Any]:
+    import pandas as pd
     import pyarrow as pa
     import pyarrow.parquet as pq
     from safetensors.numpy import save_file
 
-    from components.ingest.dataset import Dataset
+    from components.ingest.dataset import Dataset, load_newcomers
     from components.sideinfo import encoder, report
+    from components.sideinfo.metadata import introductions
 
     writer = make_writer(config, storage_root)
     if writer.account is None:
@@ -90,12 +94,20 @@ def _build(built: Path, config: SideinfoConfig, storage_root: str, ingest: Manif
                 message=f"{missing} of {len(texts)} {name} have no text: no profile; {instead}",
             )
     embedded = list(profiles)
+    introduced = pd.concat([dataset.users.drop(columns=USER), load_newcomers(ingest.path())], ignore_index=True)
+    told = introductions(introduced, config.max_words, writer.guarded)
+    if told.known():
+        columns = {raw_id: introduced[raw_id], encoder.PROFILE: told}
+        rows = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
+        schema = pa.schema({column: types[column] for column in columns})
+        report.write_table(built / INTRODUCTIONS_FILE, schema, rows)
+        embedded.append("introductions")
     if writer.account:
         pq.write_table(report.references_table(references), built / REFERENCES_FILE)
     if references:
         embedded.append("references")
     known = sum(map(_with_either, profiles.values(), (own or profiles).values()))
-    known += sum(one.profile is not None for one in references)
+    known += sum(one.profile is not None for one in references) + told.known()
     with progress(STAGE.name, known, "texts") as bar:
         arrays = encoder.embed(text_encoder, {name: built / f"{name}.parquet" for name in embedded}, bar.advance)
     save_file(arrays, built / EMBEDDINGS_FILE)

@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 
 from components.artifacts import write_json
 from components.cllmr.linear.kernel import NewItems
+from components.cllmr.linear.newcomers import Newcomers
 from components.cllmr.linear.scores import LinearScores, as_tensors
 from components.train.recipe import FittedRecipe
 from serving.scorer import (
@@ -18,6 +19,7 @@ from serving.scorer import (
     GOLDEN_FILE,
     ITEMS_FILE,
     MODEL_FILE,
+    NEWCOMERS_FILE,
     SCHEMA_VERSION,
     TEXT_FILE,
     USERS_FILE,
@@ -78,6 +80,11 @@ def write_bundle(directory: Path, scorer: Scorer, model: dict[str, npt.NDArray[A
 def write_texts(directory: Path, texts: NewItems) -> None:
     """Adds what items that are new are scored by; half precision, as a cosine needs no more."""
     save_file({"vectors": texts.side.astype(np.float16), "mean": texts.mean}, directory / TEXT_FILE)
+
+
+def write_newcomers(directory: Path, newcomers: Newcomers) -> None:
+    """Adds how a user's own text alone is answered."""
+    save_file(newcomers.tensors(), directory / NEWCOMERS_FILE)
 
 
 def header(*, embedding_dim: int, **values: Any) -> dict[str, Any]:

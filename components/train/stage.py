@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from components.train.recipe import FittedRecipe, FloatMatrix, RecipeData
     from components.train.workers import Place
 
-STAGE = Stage("train", version=8)
+STAGE = Stage("train", version=9)
 
 
 def run(config: dict[str, Any], storage_root: str, ingest: Manifest, features: Manifest) -> Manifest:
@@ -52,7 +52,8 @@ def _build(
     from components.launch import ray_session
     from components.train import warm
     from components.train.attributes import attributes_of, write_attributes
-    from components.train.bundle import model_tensors, write_bundle, write_texts
+    from components.train.bundle import model_tensors, write_bundle, write_newcomers, write_texts
+    from components.train.newcomers import fit_newcomers
     from components.train.recipe import fit_recipe
     from components.train.strength import choose_strength, strength_curve
     from serving.scorer import Scorer
@@ -73,6 +74,10 @@ def _build(
     described = _described(fitted, config, dataset.name, name, features, vectors.shape[1])
     if texts is not None:
         described["text"] = {"encoder": encoder, "power": texts.power}
+    models = {"factual": fitted.factual, "counterfactual": fitted.counterfactual}
+    newcomers, newcomers_found = fit_newcomers(inputs.user_introductions, data.train, data.validation, models, config.seed)
+    if newcomers is not None:
+        described["newcomers"] = {name: newcomers_found[name] for name in ("l2", "popularity_weight")}
     ids = dataset.users[USER_ID].tolist(), _described_items(dataset.items, inputs.item_profiles)
     grid = (0.0,) if fitted.counterfactual is fitted.factual else config.debias_grid
     curve = strength_curve(Scorer(model, described, *ids), data.train, data.validation, grid)
@@ -82,12 +87,14 @@ def _build(
     write_attributes(out / "bundle", attributes)
     if texts is not None:
         write_texts(out / "bundle", texts)
+    if newcomers is not None:
+        write_newcomers(out / "bundle", newcomers)
     save_file(_side_representations(fitted, data.train.shape), out / "side_representations.safetensors")
     if fitted.graphs:
         tables = {name: found.table for name, found in fitted.graphs.items()}
         warm.write(out / warm.WARM_FILE, tables, config, storage_root, dataset)
     known = len(starts["factual"].rows) if "factual" in starts else 0
-    training = _training(fitted, config, curve, scorer.debias_strength, known)
+    training = _training(fitted, config, curve, scorer.debias_strength, known) | {"newcomers": newcomers_found}
     write_json(out / "curve.json", _graph_run(fitted)["curve"])
     write_json(out / "training.json", training)
     kept = ("validation", "epochs", "best_epoch", "warm_start", "effect", "debias_strength", "num_workers")

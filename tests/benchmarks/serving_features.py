@@ -1,5 +1,5 @@
-"""What a request's look-up in the feature store costs: the history alone, with the user's side-information embedding beside it,
-and the two look-ups (history, events since) one after the other and at once.
+"""What a request's look-up in the feature store costs: of a history alone, and of all that a request is answered with, by two
+look-ups at once (history and side information, events since), one for each Feast project, and by one for both.
 
     python -m tests.benchmarks.serving_features --storage .cllmr [--online-store redis]
 
@@ -12,7 +12,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,30 +23,27 @@ from components.artifacts import Store
 from components.features.stage import run
 from feature_repo.store import open_store
 from serving.events import OnlineHistory, open_history
-from serving.features import HISTORY, JOIN_KEY, Histories, OnlineFeatures, open_history_reader
+from serving.feature_set import JOIN_KEY
+from serving.features import HISTORY, INTRODUCTION, ITEM_IDS, SIDE_INFORMATION, Histories, OnlineFeatures, open_history_reader
 from serving.schemas import Event
 
-EMBEDDING = "user_side_information:embedding"
+OWN = [f"{HISTORY}:{ITEM_IDS}", f"{SIDE_INFORMATION}:{INTRODUCTION}"]
 ROUNDS, LOOK_UPS = 7, 200
 
 
-def cpu_ms(look_up: Callable[[str], object], users: list[str]) -> float:
+def cpu_ms(look_up: Callable[[list[str]], object], users: list[str]) -> float:
     """CPU milliseconds of this process per look-up."""
     started = time.process_time()
     for user in users:
-        look_up(user)
+        look_up([user])
     return 1000 * (time.process_time() - started) / len(users)
 
 
-async def wall_ms(sources: list[OnlineFeatures], users: list[str], at_once: bool) -> float:
-    """Milliseconds that one request waits for all sources."""
+async def wall_ms(sources: list[OnlineFeatures], users: list[str]) -> float:
+    """Milliseconds that one request waits for all sources, asked at once."""
     started = time.perf_counter()
     for user in users:
-        if at_once:
-            await asyncio.gather(*(source.histories([user]) for source in sources))
-        else:
-            for source in sources:
-                await source.histories([user])
+        await asyncio.gather(*(source.histories([user]) for source in sources))
     return 1000 * (time.perf_counter() - started) / len(users)
 
 
@@ -62,32 +60,38 @@ def main() -> None:
         store = open_store(features.path(), root)
         users = pq.read_table(features.path() / "entities" / "users.parquet", columns=[JOIN_KEY])[JOIN_KEY].to_pylist()
         users = (users * LOOK_UPS)[:LOOK_UPS]
-        history: OnlineHistory = open_history(root, features.fingerprint)
+        events: OnlineHistory = open_history(root, features.fingerprint)
         now = int(time.time())
-        history.write([Event(user_id=user, item_id=str(n), timestamp=now - n) for user in set(users) for n in range(5)])
+        events.write([Event(user_id=user, item_id=str(n), timestamp=now - n) for user in set(users) for n in range(5)])
 
-        def ask(*names: str) -> Callable[[str], object]:
-            return lambda user: store.get_online_features(features=list(names), entity_rows=[{JOIN_KEY: user}]).to_dict()
+        def by_feast(wanted: list[str]) -> Callable[[Sequence[str]], Histories]:
+            def read(user_ids: Sequence[str]) -> Histories:
+                rows = [{JOIN_KEY: user_id} for user_id in user_ids]
+                return Histories(store.get_online_features(features=wanted, entity_rows=rows).to_dict()[ITEM_IDS])
 
-        alone, both = list[float](), list[float]()
-        waits: dict[bool, list[float]] = {False: [], True: []}
-        sources = [
-            OnlineFeatures(lambda: open_history_reader(root, features.fingerprint), 5.0),
-            OnlineFeatures(lambda: lambda user_ids: Histories(history.read(user_ids)), 5.0),
-        ]
-        for source in sources:
-            source.wait(60)
+            return read
+
+        jointly = open_history_reader(root, features.fingerprint)
+        readers: dict[str, list[Callable[[Sequence[str]], Histories]]] = {
+            "history alone": [by_feast(OWN[:1])],
+            "two look-ups": [by_feast(OWN), lambda user_ids: Histories(events.read(user_ids))],
+            "one look-up": [jointly],
+        }
+        sources = {
+            name: [OnlineFeatures(lambda reader=reader: reader, 5.0) for reader in own]  # type: ignore[misc]
+            for name, own in readers.items()
+        }
+        for one in (source for own in sources.values() for source in own):
+            one.wait(60)
+        cpu, wait = defaultdict[str, list[float]](list), defaultdict[str, list[float]](list)
         for _ in range(ROUNDS):  # in turn, so that other work on the machine meets all alike
-            alone.append(cpu_ms(ask(HISTORY), users))
-            both.append(cpu_ms(ask(HISTORY, EMBEDDING), users))
-            for at_once, found in waits.items():
-                found.append(asyncio.run(wall_ms(sources, users, at_once)))
-        for source in sources:
-            source.close()
-    told = [
-        f"{asked.online_store}, median of {ROUNDS} times {LOOK_UPS} look-ups:",
-        f"CPU ms: history {statistics.median(alone):.2f}, with the embedding {statistics.median(both):.2f}",
-        f"wait ms: one after the other {statistics.median(waits[False]):.2f}, at once {statistics.median(waits[True]):.2f}",
+            for name, own in readers.items():
+                cpu[name].append(sum(cpu_ms(reader, users) for reader in own))
+                wait[name].append(asyncio.run(wall_ms(sources[name], users)))
+        for one in (source for own in sources.values() for source in own):
+            one.close()
+    told = [f"{asked.online_store}, median of {ROUNDS} times {LOOK_UPS} look-ups, ms:"] + [
+        f"{name}: CPU {statistics.median(cpu[name]):.2f}, wait {statistics.median(wait[name]):.2f}" for name in readers
     ]
     sys.stdout.write("\n".join(told) + "\n")
 

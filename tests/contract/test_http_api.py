@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -23,7 +24,7 @@ from serving.attributes import Attributes
 from serving.auth import Tokens
 from serving.callers import Callers
 from serving.client import Client
-from serving.features import FeatureSource, Histories, NoFeatures
+from serving.features import FeatureSource, Histories, NoFeatures, Profiles
 from serving.identity import Identities
 from serving.limits import Limiter
 from serving.recommender import Recommender
@@ -62,9 +63,11 @@ class LocalBackend:
         if self.failure is not None:
             raise self.failure
 
-    async def recommend(self, request: RecommendRequest, histories: list[list[str]]) -> RecommendResponse:
+    async def recommend(
+        self, request: RecommendRequest, histories: list[list[str]], profiles: Profiles | None = None
+    ) -> RecommendResponse:
         self._check()
-        return self.recommender.recommend(request, histories)
+        return self.recommender.recommend(request, histories, profiles)
 
     async def score(self, request: ScoreRequest) -> ScoreResponse:
         self._check()
@@ -85,7 +88,9 @@ class LocalBackend:
 
     async def histories(self, user_ids: list[str]) -> Histories:
         found = await self.features.histories(user_ids)
-        return found.with_events(Histories([self.told.get(user_id, []) for user_id in user_ids]))
+        events = [self.told.get(user_id, []) for user_id in user_ids]
+        ages = [age or ("fresh" if since else None) for age, since in zip(found.ages, events, strict=True)]
+        return replace(found, events=events, ages=ages)
 
     async def items(self, request: ItemsRequest, histories: list[list[str]]) -> ItemsResponse:
         self._check()
@@ -318,10 +323,10 @@ def test_more_requests_than_are_worked_on_at_a_time_are_refused_at_once_and_heal
     began, go_on = asyncio.Event(), asyncio.Event()
     answer = backend.recommend
 
-    async def slow(request: RecommendRequest, histories: list[list[str]]) -> RecommendResponse:
+    async def slow(*asked: Any) -> RecommendResponse:
         began.set()
         await go_on.wait()
-        return await answer(request, histories)
+        return await answer(*asked)
 
     async def ask() -> None:
         backend.recommend = slow  # type: ignore[method-assign]

@@ -18,17 +18,19 @@ import pytest
 import yaml
 
 from components.artifacts import Stage, StageConfig, run_stage
+from components.cllmr.linear.newcomers import Fits
 from components.errors import ServingError
 from components.features import stage as features_stage
 from components.serve.config import ServeConfig
 from components.serve.stage import serve_document
+from components.train.bundle import write_newcomers
 from serving.client import Client
 from serving.ranking import top_k
 from serving.run import running_endpoint
 from serving.schemas import Event, NewItem
 from serving.scorer import Scorer
 from tests.bundles import write_random_bundle
-from tests.features_parents import Small
+from tests.features_parents import Small, embeddings
 from tests.integration.test_feast_redis import RedisServer
 from tests.integration.test_model_swap import metric, until
 
@@ -40,6 +42,8 @@ pytestmark = [
 ]
 
 NUM_USERS, NUM_ITEMS = 20, 60
+NEWCOMER = "registered"
+"""Has a text, and has done nothing."""
 
 
 class Seed(StageConfig):
@@ -70,12 +74,15 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         environment.setenv("CLLMR_ONLINE_STORE", redis.address)
         users, items = [f"u{row}" for row in range(NUM_USERS)], [f"i{row}" for row in range(NUM_ITEMS)]
         seen = [(user, user, 1_000_000_000 + user, "train") for user in range(NUM_USERS)]
-        parents = Small(root, users=users, items=items, events=seen).write()
+        parents = Small(root, users=users, items=items, events=seen, newcomers=[NEWCOMER]).write()
         features = features_stage.run({"online_store": "redis"}, root, **parents.as_arguments())
 
         def build(directory: Path) -> dict[str, Any]:
             bundle = directory / "bundle"
             write_random_bundle(bundle, NUM_USERS, NUM_ITEMS, feature_fingerprint=features.fingerprint)
+            scorer = Scorer.load(bundle)
+            models = {"factual": scorer.factual, "counterfactual": scorer.counterfactual}
+            write_newcomers(bundle, Fits(embeddings(NUM_USERS), np.arange(NUM_USERS)).fit(models, 1.0, 0.0))
             return {}
 
         trained = run_stage(Stage("train", 1), Seed(), root, {"features": features}, build)
@@ -116,6 +123,14 @@ def test_a_new_user_becomes_known_through_events(world: World) -> None:
     assert [item.item_id for item in after.items] == [f"i{row}" for row in expected.rows]
     nearest = world.client.explain("newcomer", "i1").nearest_liked_items
     assert {neighbour.item_id for neighbour in nearest} == {"i7", "i9"}
+
+
+def test_a_user_who_has_done_nothing_is_answered_by_his_text_until_he_does(world: World) -> None:
+    (before,) = world.client.recommend([NEWCOMER], 10).results
+    assert (before.cold, before.method, before.reason, before.history) == (True, "side_information", "unknown_user", None)
+    world.tell((NEWCOMER, "i7", 30))
+    (after,) = world.client.recommend([NEWCOMER], 10).results
+    assert (after.method, after.history) == ("fold_in", "fresh")
 
 
 def test_the_same_events_again_change_nothing_and_what_is_wrong_with_one_does_not_hold_up_others(world: World) -> None:
@@ -180,7 +195,7 @@ def test_redis_stopped_under_load_costs_freshness_and_no_answer(world: World) ->
         refused = httpx.post(f"{world.url}/v1/events", json={"events": [event]}, timeout=60)
         assert (refused.status_code, refused.json()["code"]) == (503, "features_unavailable")
         assert refused.headers["retry-after"] == "1"
-        until(lambda: metric("cllmr_features_circuit_open") == 2)  # of histories and of events
+        until(lambda: metric("cllmr_features_circuit_open") == 1)
         assert all(mine[-1][2] for mine in answers)  # the last known events are still left out
         world.redis.start()
         until(lambda: latest() == {None})

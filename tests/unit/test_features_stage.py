@@ -93,6 +93,7 @@ def test_serving_reads_histories_counts_and_side_information_online(finished: Ma
         "user_counts:train_interactions",
         "user_counts:last_train_timestamp",
         "user_side_information:embedding",
+        "user_side_information:introduction",
         "user_side_information:profile",
     ]
     found = store.get_online_features(refs, [{"user_id": "7"}, {"user_id": "nobody"}]).to_dict()

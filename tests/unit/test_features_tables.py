@@ -16,7 +16,7 @@ from components.features.repository import evenly_spaced
 from components.features.stage import run
 from components.features.tables import UNTIMED, Inputs, Window, build_tables, load_inputs, window_of
 from feature_repo.store import FeatureStoreError, redis_connection, sqlite_path
-from tests.features_parents import EVENTS, Event, Small
+from tests.features_parents import EVENTS, Event, Small, embeddings
 
 
 def inputs(tmp_path: Path, events: list[Event] = EVENTS, name: str = "small") -> Inputs:
@@ -70,6 +70,23 @@ def test_training_views_are_dated_at_the_last_training_interaction(tmp_path: Pat
     for view, table in tables.items():
         if view != "user_history":
             assert {time.timestamp() for time in table["event_timestamp"].to_pylist()} == {1_000_000_500}, view
+
+
+def test_users_who_have_done_nothing_are_in_the_side_information_and_nowhere_else(tmp_path: Path) -> None:
+    parents = Small(str(tmp_path), newcomers=["new", "newer"]).write()
+    tables = build_tables(load_inputs(parents.ingest.path(), parents.sideinfo.path(), parents.spectrum.path()), 10)
+    assert {view: table["user_id"].to_pylist() for view, table in tables.items() if view.startswith("user_")} == {
+        "user_side_information": ["7", "9", "10", "new", "newer"],
+        **{view: ["7", "9", "10"] for view in ("user_spectrum", "user_counts", "user_history")},
+    }
+    found = tables["user_side_information"]
+    own = embeddings(5)[::-1].copy()
+    own[2] = 0
+    np.testing.assert_array_equal(np.array(found["introduction"].to_pylist(), np.float32), own)
+    np.testing.assert_array_equal(np.array(found["embedding"].to_pylist(), np.float32), [*embeddings(3), *own[3:]])
+    assert found["profile"].to_pylist()[2:] == ["profile of user 10", "introduction of new", "introduction of newer"]
+    none = build_tables(inputs(tmp_path / "without"), 10)["user_side_information"]
+    assert none["introduction"].to_pylist() == [[], [], []]
 
 
 def test_held_out_interactions_change_the_histories_and_no_training_view(tmp_path: Path) -> None:

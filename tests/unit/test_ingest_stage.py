@@ -17,7 +17,7 @@ from components.ids import SPLITS, TEST, TRAIN, VALIDATION
 from components.ingest import build as builder
 from components.ingest import tables
 from components.ingest.config import IngestConfig
-from components.ingest.dataset import Dataset
+from components.ingest.dataset import Dataset, load_newcomers
 from components.ingest.stage import STAGE, run
 
 HEADER = "user_id,item_id,rating,timestamp"
@@ -225,6 +225,20 @@ def test_users_have_the_text_that_was_asked_for_and_rows_of_their_own_when_the_f
     assert dataset.users["job"].tolist() == ["writer", "", "", ""]
     assert card["users_without_row"] == 2
     assert build(tmp_path, users=users)[0].user_text_columns == []
+
+
+def test_users_with_a_text_and_without_interactions_are_handed_on_apart(tmp_path):
+    users = write(tmp_path, "users.tsv", ["user_id\tjob", "0\twriter", "new\tpainter", "newer\t", "11\tnurse"])
+    asked = settings(tmp_path, users=users, user_text_columns=["job"])
+    path = run(asked, str(tmp_path / "store")).path()
+    assert load_newcomers(path).to_dict("records") == [
+        {"user_id": "11", "job": "nurse"},
+        {"user_id": "new", "job": "painter"},
+    ]
+    assert json.loads((path / "data_card.json").read_text(encoding="utf-8"))["newcomers"] == 2
+    assert not set(Dataset.load(path).users["user_id"]) & {"new", "newer", "11"}
+    without = run(settings(tmp_path, users=users), str(tmp_path / "store")).path()
+    assert load_newcomers(without).empty, "without text columns there is nothing to say of them"
 
 
 def test_the_users_own_column_names_are_used(tmp_path):

@@ -11,7 +11,7 @@ from components.errors import ArtifactError
 from serving.approximate import MEASURED_K, IndexKind, ItemIndex, ScoringArgs, build_index, exact_scores, ndcg, overlap, prepare
 from serving.lifecycle import Target, load
 from serving.ranking import top_k
-from serving.recommender import Recommender
+from serving.recommender import Question, Recommender
 from serving.schemas import RecommendRequest
 from serving.scorer import Scorer
 from tests.bundles import write_factor_bundle, write_random_bundle
@@ -221,7 +221,7 @@ def test_requests_that_an_index_cannot_answer_are_answered_exactly(factors: Path
         {"deny": [f"i{row}" for row in range(5_000)]},
     ]
     requests = [RecommendRequest(users=["u1", "stranger"], k=20, **one) for one in asked]
-    answers = quick.recommend_all([(request, [[], []]) for request in requests])
+    answers = quick.recommend_all([Question(request, [[], []]) for request in requests])
     for request, answer in zip(requests, answers, strict=True):
         for one, other in zip(answer.results, exact.recommend(request, [[], []]).results, strict=True):
             assert [item.item_id for item in one.items] == [item.item_id for item in other.items]

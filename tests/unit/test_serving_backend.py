@@ -48,7 +48,7 @@ def handle(tmp_path_factory: pytest.TempPathFactory) -> Handle:
 
 
 def backend(handle: Any) -> RayBackend:
-    return RayBackend(handle, NoFeatures(), "7", NoFeatures(), None, None, GatewayMetrics())  # type: ignore[arg-type]
+    return RayBackend(handle, NoFeatures(), "7", None, None, GatewayMetrics())  # type: ignore[arg-type]
 
 
 REQUEST = RecommendRequest(users=["ann", "new"], k=3)

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from serving.deployments import MAX_BATCH, Question, Together, each_for_itself
-from serving.recommender import Recommender
+from serving.deployments import MAX_BATCH, Together, each_for_itself
+from serving.recommender import Question, Recommender
 from serving.schemas import RecommendRequest, RecommendResponse
 from serving.scorer import Scorer
 from tests.bundles import write_bundle
 
-GOOD: list[Question] = [(RecommendRequest(users=[user], k=3), [["i2"]]) for user in ("ann", "bob", "new")]
-BAD: Question = (RecommendRequest(users=["cat"], k=3), [])  # a user without a history, not even an empty one
+GOOD: list[Question] = [Question(RecommendRequest(users=[user], k=3), [["i2"]]) for user in ("ann", "bob", "new")]
+BAD = Question(RecommendRequest(users=["cat"], k=3), [])  # a user without a history, not even an empty one
 
 
 @pytest.fixture(scope="module")

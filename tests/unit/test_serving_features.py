@@ -8,10 +8,12 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 
 from serving import features as features_module
-from serving.features import FeatureSet, FollowingFeatures, Histories, HistoryReader, NoFeatures, OnlineFeatures
+from serving.feature_set import FeatureSet
+from serving.features import UNAVAILABLE, FollowingFeatures, Histories, HistoryReader, NoFeatures, OnlineFeatures, Profiles
 from tests.stores import until
 
 DEADLINE = 0.5  # seconds, where it passes
@@ -176,20 +178,26 @@ def test_a_store_that_is_away_costs_nothing_after_a_few_failures_and_answers_are
     assert told.count(("last good", 1)) == 25
 
 
+def test_of_a_store_that_is_away_events_and_side_information_are_what_was_last_known_too(opened: list[OnlineFeatures]) -> None:
+    text = np.ones(3, np.float32)
+    found = Histories([["i1"], [], []], None, [[], ["i2"], []], profiles=Profiles("first", {"new": text}))
+    answers = [found]
+    source = OnlineFeatures(lambda: lambda user_ids: answers.pop(), DEADLINE)  # once
+    opened.append(source)
+    source.wait(5)
+    assert ask(source, "a", "b", "new").ages == ["fresh", "fresh", None]
+    away = ask(source, "new", "b", "nobody", "a")
+    assert (away.degraded, away.item_ids, away.events) == (UNAVAILABLE, [[], [], [], ["i1"]], [[], ["i2"], [], []])
+    assert away.ages == [None, "last_good", None, "last_good"]
+    assert away.profiles == Profiles("first", {"new": text})
+    assert ask(source, "a").profiles is None
+
+
 @pytest.mark.parametrize(
     ("event_time", "ttl", "age"), [(0, 100, "missing"), (900, 100, "fresh"), (899, 100, "stale"), (1, 0, "fresh")]
 )
 def test_rows_older_than_their_view_allows_are_stale(event_time: int, ttl: int, age: str) -> None:
     assert features_module.age_of(event_time, ttl, now=1000) == age
-
-
-def test_of_a_history_and_what_happened_since_the_worse_age_is_said() -> None:
-    before = Histories([["a"], ["b"], ["c"], [], []], ages=["fresh", "stale", "stale", None, None])
-    since = Histories([[], ["d"], ["e"], ["f"], []], "features_timeout")
-    assert before.with_events(since) == Histories(
-        before.item_ids, "features_timeout", since.item_ids, ["fresh", "last_good", "last_good", "last_good", None]
-    )
-    assert before.with_events(Histories(since.item_ids)).ages == ["fresh", "stale", "stale", "fresh", None]
 
 
 def test_an_endpoint_without_a_feature_store_is_not_degraded() -> None:
@@ -200,7 +208,7 @@ def test_an_endpoint_without_a_feature_store_is_not_degraded() -> None:
 def test_feast_is_imported_without_torch_and_leaves_both_as_they_were() -> None:
     code = (
         "import sys, typeguard; before = typeguard.typechecked\n"
-        "from serving.features import lean_import\n"
+        "from serving.feature_set import lean_import\n"
         "with lean_import():\n    import feast\n"
         "assert 'torch' not in sys.modules and typeguard.typechecked is before\n"
         "import torch; assert torch.ones(1).item() == 1"

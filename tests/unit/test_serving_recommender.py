@@ -8,7 +8,7 @@ from structlog.testing import capture_logs
 
 from serving.degrade import Ladder, Query
 from serving.ranking import top_k
-from serving.recommender import Recommender
+from serving.recommender import Question, Recommender
 from serving.schemas import ExplainRequest, RankedItem, RecommendRequest, ScoreRequest
 from serving.scorer import Scorer
 from serving.texts import Texts
@@ -189,11 +189,14 @@ def test_requests_that_are_answered_together_are_answered_as_alone(
     folding: Recommender, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = [
-        (RecommendRequest(users=["u1", "u2"], k=5), [["i3"], []]),
-        (RecommendRequest(users=["u3"], k=200, debias=0.0, allow=["i1", "i2", "i3", "nothing"]), [[]]),
-        (RecommendRequest(users=["u1", "new", "newer"], k=7, compare=True, recent={"u1": ["i9"], "new": ["i4"]}), [[], [], []]),
-        (RecommendRequest(users=["u4"], k=3, debias=0.3, exclude_seen=False, deny=["i7"]), [["i8"]]),
-        (RecommendRequest(users=[f"u{row}" for row in range(20)], k=2), [[]] * 20),
+        Question(RecommendRequest(users=["u1", "u2"], k=5), [["i3"], []]),
+        Question(RecommendRequest(users=["u3"], k=200, debias=0.0, allow=["i1", "i2", "i3", "nothing"]), [[]]),
+        Question(
+            RecommendRequest(users=["u1", "new", "newer"], k=7, compare=True, recent={"u1": ["i9"], "new": ["i4"]}),
+            [[], [], []],
+        ),
+        Question(RecommendRequest(users=["u4"], k=3, debias=0.3, exclude_seen=False, deny=["i7"]), [["i8"]]),
+        Question(RecommendRequest(users=[f"u{row}" for row in range(20)], k=2), [[]] * 20),
     ]
     alone = [folding.recommend(*one) for one in asked]
     monkeypatch.setattr("serving.recommender.SCORES_AT_ONCE", at_once)

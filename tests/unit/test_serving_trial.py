@@ -9,6 +9,7 @@ import pytest
 
 from serving.approximate import Exactness
 from serving.lifecycle import Follower, Target, load
+from serving.recommender import Question
 from serving.schemas import RankedItem, RecommendRequest, UserRecommendations
 from serving.trial import MAX_WAITING, Shadow, Trial, difference, joined, part, parts, place
 from tests.bundles import write_random_bundle
@@ -75,9 +76,10 @@ def test_every_user_is_answered_by_his_own_model_in_the_order_asked(bundles: lis
     trial = Trial(mode="canary", share=0.5)
     users = [f"u{row}" for row in range(40)]
     request = RecommendRequest(users=users, k=5, recent={user: ["i1"] for user in users[::3]}, debias=0.5)
+    asked = Question(request, [[]] * len(users))
     split = parts(trial, champion, challenger, users)
     assert [live for live, _ in split] == [champion, challenger]
-    answers = [(at, live.recommender.recommend(part(request, at), [[]] * len(at))) for live, at in split]
+    answers = [(at, live.recommender.recommend(*part(asked, at))) for live, at in split]
     answer = joined(answers)
     assert answer.model_version == "1"
     assert [result.user_id for result in answer.results] == users
@@ -114,7 +116,7 @@ def test_a_shadow_compares_and_leaves_out_what_would_pile_up(bundles: list[Targe
     shadow = Shadow(told)
     held = shadow._thread.submit(time.sleep, 0.3)
     for _ in range(MAX_WAITING + 3):
-        shadow.compare(challenger, request, [[], []], answer)
+        shadow.compare(challenger, Question(request, [[], []]), answer)
     assert told.missed == 3
     held.result()
     shadow._thread.shutdown()

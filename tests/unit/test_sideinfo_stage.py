@@ -66,6 +66,21 @@ def test_the_stage_writes_a_profile_and_a_unit_embedding_for_every_row(tmp_path:
     }
 
 
+def test_what_is_known_of_users_before_they_do_anything_is_their_own_columns_alone(tmp_path: Path) -> None:
+    jobs = ["writer", "nurse", "", "nurse"]
+    world = replace(SMALL, name="jobs", users={"job": jobs}, newcomers={"user_id": ["new"], "job": ["writer"]})
+    found = _run(tmp_path, world)
+    table = pq.read_table(found.path() / "introductions.parquet").to_pydict()
+    assert table["user_id"] == ["u0", "u1", "u2", "u3", "new"]
+    assert table["profile"] == ["Job: writer.", "Job: nurse.", None, "Job: nurse.", "Job: writer."]
+    introductions = load_file(found.path() / "embeddings.safetensors")["introductions"]
+    np.testing.assert_array_equal(introductions[0], introductions[4])
+    np.testing.assert_allclose(np.linalg.norm(introductions, axis=1), [1, 1, 0, 1, 1], atol=1e-3)
+    users = pq.read_table(found.path() / "users.parquet").to_pydict()["profile"]
+    assert users[0].startswith("Job: writer. ")
+    assert users[0] != "Job: writer.", "who has done something is described by that too"
+
+
 def test_the_stage_says_loudly_that_no_llm_was_used_and_so_does_the_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,69 @@
+"""How a newcomer's text is answered, and whether it is at all: chosen on validation, users as if they were new."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+
+from components.cllmr.linear.newcomers import CrossFits, Fits, Newcomers
+from components.cllmr.linear.scores import Floats, LinearScores, Rows, standardised
+from components.evaluate.metrics import PRIMARY, rank
+
+L2 = (0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
+POPULARITY_WEIGHTS = (0.0, 1.0)
+FEWEST_USERS = 50
+"""With a text: fewer say nothing about others."""
+MOST_RANKED = 2000
+"""Users that choose."""
+STANDARD_ERRORS = 2.0
+"""Of the difference, which a gain over popularity must exceed: a dozen settings are tried, and one of them is always best."""
+
+
+def fit_newcomers(
+    texts: Floats, train: sp.csr_array, validation: sp.csr_array, models: dict[str, LinearScores], seed: int
+) -> tuple[Newcomers | None, dict[str, Any]]:
+    """The best map from texts to scores, None where there are too few texts or popularity does as well.
+
+    Args:
+        texts: embeddings of the users' own texts, (num_users, dim), rows of zeros where there is none.
+        train: training interactions, binary, (num_users, num_items).
+        validation: by which it is chosen.
+        models: "factual" and "counterfactual".
+        seed: of the folds and of the users that choose.
+
+    Returns:
+        And what was found: "users" with a text, and, where they were enough, validation NDCG@10 of "popularity" and of the best
+        map, "side_information", with its "l2" and "popularity_weight", and whether it is "used".
+    """
+    found: dict[str, Any] = {"users": int(texts.any(axis=1).sum()), "used": False}
+    if found["users"] < FEWEST_USERS:
+        return None, found
+    fits, popularity = CrossFits(texts, seed), np.bincount(train.indices, minlength=train.shape[1])
+    users = fits.users[np.diff(validation.indptr)[fits.users] > 0]
+    users = np.sort(np.random.default_rng(seed).permutation(users)[:MOST_RANKED])
+    seen, held_out = sp.csr_array(train[users]), sp.csr_array(validation[users])
+    if not held_out.nnz:
+        return None, found
+
+    def ranked(score: Callable[[Rows], Floats]) -> npt.NDArray[np.float64]:
+        values: npt.NDArray[np.float64] = rank(lambda rows: score(users[rows]), seen, held_out).per_user[PRIMARY]
+        return values
+
+    rival = standardised(np.log1p(popularity)[None])
+    by_popularity = ranked(lambda rows: np.repeat(rival, len(rows), axis=0))
+    tried = {
+        (l2, weight): ranked(fits.fit(models["factual"], popularity, l2, weight).score)
+        for l2 in L2
+        for weight in POPULARITY_WEIGHTS
+    }
+    best = max(tried, key=lambda setting: tried[setting].mean())
+    gain = tried[best] - by_popularity
+    found |= {
+        "popularity": round(float(by_popularity.mean()), 6),
+        "side_information": round(float(tried[best].mean()), 6),
+        **dict(zip(("l2", "popularity_weight"), best, strict=True)),
+        "used": bool(gain.mean() > STANDARD_ERRORS * gain.std() / np.sqrt(len(gain))),
+    }
+    return (Fits(texts, fits.users).fit(models, *best) if found["used"] else None), found
