@@ -1,4 +1,8 @@
-"""How a newcomer's text is answered, and whether it is at all: chosen on validation, users as if they were new."""
+"""How a newcomer's text is answered, and whether it is at all: chosen on validation, users as if they were new.
+
+The texts are the users' own columns alone, which is all that a newcomer has. A known user's profile tells what he chose, so a
+map of profiles looks far better on validation than it is: on MovieLens-100k, NDCG@10 of .207 instead of .140 (popularity .128).
+"""
 
 from collections.abc import Callable
 from typing import Any
