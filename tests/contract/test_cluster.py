@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -556,14 +557,22 @@ def start(*arguments: str) -> "subprocess.Popen[str]":
     )
 
 
+def interrupted(process: "subprocess.Popen[str]", number: signal.Signals) -> str:
+    """What it says on standard error; interrupted again if need be: Python drops an interrupt that meets a destructor."""
+    for _ in range(3):
+        process.send_signal(number)
+        with suppress(subprocess.TimeoutExpired):
+            return process.communicate(timeout=90)[1]
+    raise AssertionError("it does not end")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_ends_the_run_as_well(server: KfpServer, number: signal.Signals) -> None:
     server.states = ["RUNNING"]
     process = start("submit", "--host", server.url, *QUICK, "--wait")
     assert process.stdout is not None
     run_id = process.stdout.readline().split()[1].rstrip(":")
-    process.send_signal(number)
-    _, err = process.communicate(timeout=120)
+    err = interrupted(process, number)
     assert process.returncode == 130
     assert err.splitlines()[-1] == f"interrupted: run {run_id} was told to end and is canceled."
     assert server.runs[run_id]["state"] == "CANCELED"
@@ -574,8 +583,7 @@ def test_an_interrupt_lets_the_run_go_on_where_that_is_asked_for(server: KfpServ
     process = start("submit", "--host", server.url, *QUICK, "--wait", "--keep")
     assert process.stdout is not None
     run_id = process.stdout.readline().split()[1].rstrip(":")
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
+    err = interrupted(process, signal.SIGINT)
     assert process.returncode == 130
     assert err.splitlines()[-1] == f"interrupted: run {run_id} goes on. next: cllmr wait {run_id}"
     assert server.asked("POST", ".*:terminate") == 0
@@ -589,8 +597,7 @@ def test_an_interrupt_while_the_run_is_being_created_finds_and_ends_it(server: K
     while not server.runs and time.monotonic() < deadline:
         time.sleep(0.05)
     server.faults.clear()
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
+    err = interrupted(process, signal.SIGINT)
     (run_id,) = server.runs
     assert process.returncode == 130
     assert err.splitlines()[-1] == f"interrupted: run {run_id} was told to end and is canceled."
