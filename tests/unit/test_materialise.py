@@ -80,8 +80,8 @@ def test_the_rows_of_the_served_models_come_back_and_not_those_of_todays_data(tm
 
 
 def test_before_the_first_model_there_is_nothing_to_do(tmp_path: Path) -> None:
-    done = materialise(str(tmp_path / "root"))
-    assert (done.exit_code, done.output) == (0, f"no model below '{tmp_path}/root' is served yet\n")
+    done = materialise(str(tmp_path))
+    assert (done.exit_code, done.output) == (0, f"no model below '{tmp_path}' is served yet\n")
 
 
 @pytest.mark.parametrize("change", ["inputs", "code"])
