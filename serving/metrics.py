@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from opentelemetry import trace
-from ray.serve.metrics import Counter, Gauge, Histogram
+from ray.serve.metrics import Counter, Histogram
 
 from components.ids import Vocabulary
 from serving.features import Age
+from serving.gauges import LastingGauge
 from serving.ranking import Rows
 from serving.schemas import ExplainResponse, ItemsResponse, RecommendResponse, ScoreResponse
 
@@ -31,6 +32,10 @@ _SHARES = [0.01, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1]
 _DIFFERENCES = [0.001, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 1, 2, 5]
 _BATCH_SIZES: list[float] = [1, 2, 4, 8, 16, 32]
 _STRENGTHS = [0.01, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99, 1]
+
+
+def _tags_of(target: "Target") -> dict[str, str]:
+    return {"model_version": target.model_version, "fingerprint": target.fingerprint}
 
 
 def _labels(*names: str) -> Any:
@@ -79,7 +84,7 @@ class GatewayMetrics:
             "cllmr_last_good_histories",
             description="Users whose history is the one last seen, as the feature store does not answer.",
         )
-        self.features_circuit_open = Gauge(
+        self.features_circuit_open = LastingGauge(
             "cllmr_features_circuit_open",
             description="1 while the feature store is left alone after failures in a row, else 0.",
         )
@@ -151,14 +156,14 @@ class ScorerMetrics:
             description="Items scored from their text, as the model does not know them.",
             tag_keys=_labels("model_version"),
         )
-        self.model_info = Gauge(
+        self.model_info = LastingGauge(
             "cllmr_model_info",
-            description="1 for the model that a replica answers with, 0 for one that it answered with before.",
+            description="1 for the model that a replica answers with, for some seconds 0 for the one before.",
             tag_keys=_labels("model_version", "fingerprint"),
         )
-        self.challenger_info = Gauge(
+        self.challenger_info = LastingGauge(
             "cllmr_challenger_info",
-            description="1 for the challenger that a replica tries, 0 for one that it tried before.",
+            description="1 for the challenger that a replica tries, for some seconds 0 for the one before.",
             tag_keys=_labels("model_version", "fingerprint"),
         )
         self.shadow_overlap = Histogram(
@@ -178,13 +183,13 @@ class ScorerMetrics:
             description="Requests whose rankings were not compared, as too many waited.",
             tag_keys=_labels("model_version"),
         )
-        self.overlap = Gauge(
+        self.overlap = LastingGauge(
             "cllmr_ranking_overlap",
             description="Share of the twenty best items that compact item vectors keep (storage) and that the approximate "
             "index finds (index), measured when the model was loaded; 1 where neither is used.",
             tag_keys=_labels("model_version", "by"),
         )
-        self.off_champion = Gauge(
+        self.off_champion = LastingGauge(
             "cllmr_off_champion", description="1 where a replica serves another model than the registry's champion, else 0."
         )
         self.swaps = Counter("cllmr_model_swaps", description="Models that a running replica has taken over.")
@@ -197,9 +202,9 @@ class ScorerMetrics:
     def swapped(self, before: "Target | None", now: "Target") -> None:
         """See serving.lifecycle.Events."""
         if before is not None:
-            self.model_info.set(0, tags={"model_version": before.model_version, "fingerprint": before.fingerprint})
+            self.model_info.end(_tags_of(before))
             self.swaps.inc()
-        self.model_info.set(1, tags={"model_version": now.model_version, "fingerprint": now.fingerprint})
+        self.model_info.set(1, _tags_of(now))
 
     def measured(self, target: "Target", exactness: "Exactness") -> None:
         """See serving.lifecycle.Events."""
@@ -214,10 +219,10 @@ class ScorerMetrics:
 
     def tried(self, before: "Target | None", now: "Target | None") -> None:
         """See serving.lifecycle.Events."""
-        for target, is_tried in ((before, 0), (now, 1)):
-            if target is not None:
-                tags = {"model_version": target.model_version, "fingerprint": target.fingerprint}
-                self.challenger_info.set(is_tried, tags=tags)
+        if before is not None:
+            self.challenger_info.end(_tags_of(before))
+        if now is not None:
+            self.challenger_info.set(1, _tags_of(now))
 
     def compared(self, model_version: str, overlap: float, difference: float | None) -> None:
         """See serving.trial.Told."""
@@ -301,7 +306,9 @@ class RegistryMetrics:
     """Of the replica that asks the registry."""
 
     def __init__(self) -> None:
-        self.registry_up = Gauge("cllmr_registry_up", description="1 if the model registry answered when last asked, else 0.")
+        self.registry_up = LastingGauge(
+            "cllmr_registry_up", description="1 if the model registry answered when last asked, else 0."
+        )
 
 
 class LogMetrics:
