@@ -128,6 +128,8 @@ def test_a_new_user_becomes_known_through_events(world: World) -> None:
 def test_a_user_who_has_done_nothing_is_answered_by_his_text_until_he_does(world: World) -> None:
     (before,) = world.client.recommend([NEWCOMER], 10).results
     assert (before.cold, before.method, before.reason, before.history) == (True, "side_information", "unknown_user", None)
+    rung = {"model_version": "1", "method": "side_information", "reason": "unknown_user"}
+    until(lambda: metric("cllmr_answers_total", **rung) == 1)
     world.tell((NEWCOMER, "i7", 30))
     (after,) = world.client.recommend([NEWCOMER], 10).results
     assert (after.method, after.history) == ("fold_in", "fresh")
