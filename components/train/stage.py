@@ -94,7 +94,7 @@ def _build(
         tables = {name: found.table for name, found in fitted.graphs.items()}
         warm.write(out / warm.WARM_FILE, tables, config, storage_root, dataset)
     known = len(starts["factual"].rows) if "factual" in starts else 0
-    training = _training(fitted, config, curve, scorer.debias_strength, known) | {"newcomers": newcomers_found}
+    training = _training(fitted, config, newcomers_found, curve, scorer.debias_strength, known)
     write_json(out / "curve.json", _graph_run(fitted)["curve"])
     write_json(out / "training.json", training)
     kept = ("validation", "epochs", "best_epoch", "warm_start", "effect", "debias_strength", "num_workers")
@@ -168,13 +168,19 @@ def _graph_run(fitted: "FittedRecipe") -> Mapping[str, Any]:
 
 
 def _training(
-    fitted: "FittedRecipe", config: TrainConfig, curve: list[dict[str, float]], strength: float, known: int
+    fitted: "FittedRecipe",
+    config: TrainConfig,
+    newcomers: dict[str, Any],
+    curve: list[dict[str, float]],
+    strength: float,
+    known: int,
 ) -> dict[str, Any]:
     """The contents of training.json.
 
     Args:
         fitted: the recipe.
         config: what it was fitted with.
+        newcomers: what was found of their map, see `fit_newcomers`.
         curve: validation NDCG@10 by debias strength.
         strength: the one that is served.
         known: users and items that training began with.
@@ -190,6 +196,7 @@ def _training(
         "validation": {METRIC: round(fitted.validation["ensemble"], 6)},
         "epochs": run["epochs"],
         "best_epoch": run["best_epoch"],
+        "newcomers": newcomers,
         "warm_start": config.warm_start,
         "nodes_known_at_start": known,
         "effect": config.effect,
