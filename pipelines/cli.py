@@ -585,10 +585,9 @@ def serve(
     sets += [f"serve.port={port}"] if port is not None else []
     settings = load_config(preset, config, sets, storage)
     out = make_console()
-    with champion_endpoint(settings) as url:
+    with champion_endpoint(settings) as url, suppress(KeyboardInterrupt):  # the way to end it, so not an error
         out.print(f"serving at {url} (a page to try it: {url}/ui/, the API: {url}/docs); Ctrl-C ends it", soft_wrap=True)
-        with suppress(KeyboardInterrupt):  # the way to end it, so not an error
-            threading.Event().wait()
+        threading.Event().wait()
     out.print("the endpoint has ended")
 
 

@@ -26,24 +26,24 @@ class LastingGauge:
     """
 
     def __init__(self, name: str, description: str, tag_keys: Any = ()) -> None:
-        self._gauge = Gauge(name, description=description, tag_keys=tag_keys)
+        self.gauge = Gauge(name, description=description, tag_keys=tag_keys)
         self._values: dict[_Tags, float] = {}
         _repeat(self)
 
     def set(self, value: float, tags: Mapping[str, str] | None = None) -> None:
         """Sets it, for good."""
         self._values[frozenset((tags or {}).items())] = value
-        self._gauge.set(value, tags=dict(tags or {}))
+        self.gauge.set(value, tags=dict(tags or {}))
 
     def end(self, tags: Mapping[str, str]) -> None:
         """Sets it to 0 and repeats that no more: the series ends soon after, so that series of the past do not pile up."""
         self._values.pop(frozenset(tags.items()), None)
-        self._gauge.set(0, tags=dict(tags))
+        self.gauge.set(0, tags=dict(tags))
 
     def repeat(self) -> None:
         """Sets all values again."""
         for tags, value in list(self._values.items()):
-            self._gauge.set(value, tags=dict(tags))
+            self.gauge.set(value, tags=dict(tags))
 
 
 _lasting: "weakref.WeakSet[LastingGauge]" = weakref.WeakSet()

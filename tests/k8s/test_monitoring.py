@@ -148,12 +148,14 @@ def endpoint_metrics() -> dict[str, set[str]]:
     """What each metric of the endpoint is exported as, from serving/metrics.py."""
     from ray.util.metrics import Counter, Histogram, Metric
 
+    from serving.gauges import LastingGauge
     from serving.metrics import GatewayMetrics, HistoryMetrics, RegistryMetrics, ScorerMetrics
 
     found = {}
     for of_a_replica in (GatewayMetrics(), HistoryMetrics(), RegistryMetrics(), ScorerMetrics()):
         parts = vars(of_a_replica)
-        for metric in [*parts.values(), *vars(parts.get("timed", object)).values()]:
+        for part in [*parts.values(), *vars(parts.get("timed", object)).values()]:
+            metric = part.gauge if isinstance(part, LastingGauge) else part
             if isinstance(metric, Metric):
                 name = f"ray_{metric.info['name']}"
                 is_histogram = isinstance(metric, Histogram)

@@ -86,7 +86,11 @@ def test_every_user_is_answered_by_his_own_model_in_the_order_asked(bundles: lis
     whole = [live.recommender.recommend(request, [[]] * len(users)) for live in (champion, challenger)]
     for at, result in enumerate(answer.results):
         tried = place(result.user_id, challenger.target.fingerprint) < 0.5
-        assert result == whole[tried].results[at]
+        expected = whole[tried].results[at]
+        assert result.model_copy(update={"items": []}) == expected.model_copy(update={"items": []})
+        assert [item.item_id for item in result.items] == [item.item_id for item in expected.items]
+        # of fewer users at a time, whose products may be rounded otherwise
+        assert [item.score for item in result.items] == pytest.approx([item.score for item in expected.items], abs=1e-6)
     assert {result.model_version for result in answer.results} == {"1", "2"}
     only = [user for user in users if place(user, challenger.target.fingerprint) < 0.5]
     assert [live for live, _ in parts(trial, champion, challenger, only)] == [challenger]
