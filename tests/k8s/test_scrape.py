@@ -45,6 +45,7 @@ QUIET_METRICS = {
     "ray_cllmr_shadow_left_out_total",
     "ray_cllmr_last_good_histories_total",
     "ray_cllmr_feature_rows_total",
+    "ray_cllmr_refused_profiles_total",
     "ray_cllmr_new_items_total",
     "ray_cllmr_refused_requests_total",
 }
