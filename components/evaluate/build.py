@@ -117,8 +117,8 @@ def evaluate(
         if scorer.folds_in:
             new_users["fold_in"] = rank(partial(_as_new, scorer), held_out=test).mean()
         if described := scorer.bundle.get("newcomers"):
-            fits = CrossFits(text["introductions"][: dataset.num_users], config.seed)
-            as_new = fits.fit(scorer.factual, scorer.popularity, **described)
+            fits = CrossFits(text["introductions"][: dataset.num_users], config.seed, scorer.factual)
+            as_new = fits.fit(scorer.popularity, **described)
             new_users["side_information"] = rank(as_new.score, held_out=test).mean()
         curve = []
         for debias in LAMBDAS:

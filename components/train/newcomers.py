@@ -44,7 +44,7 @@ def fit_newcomers(
     found: dict[str, Any] = {"users": int(texts.any(axis=1).sum()), "used": False}
     if found["users"] < FEWEST_USERS:
         return None, found
-    fits, popularity = CrossFits(texts, seed), np.bincount(train.indices, minlength=train.shape[1])
+    fits, popularity = CrossFits(texts, seed, models["factual"]), np.bincount(train.indices, minlength=train.shape[1])
     users = fits.users[np.diff(validation.indptr)[fits.users] > 0]
     users = np.sort(np.random.default_rng(seed).permutation(users)[:MOST_RANKED])
     seen, held_out = sp.csr_array(train[users]), sp.csr_array(validation[users])
@@ -57,11 +57,7 @@ def fit_newcomers(
 
     rival = standardised(np.log1p(popularity)[None])
     by_popularity = ranked(lambda rows: np.repeat(rival, len(rows), axis=0))
-    tried = {
-        (l2, weight): ranked(fits.fit(models["factual"], popularity, l2, weight).score)
-        for l2 in L2
-        for weight in POPULARITY_WEIGHTS
-    }
+    tried = {(l2, weight): ranked(fits.fit(popularity, l2, weight).score) for l2 in L2 for weight in POPULARITY_WEIGHTS}
     best = max(tried, key=lambda setting: tried[setting].mean())
     gain = tried[best] - by_popularity
     found |= {
@@ -70,4 +66,4 @@ def fit_newcomers(
         **dict(zip(("l2", "popularity_weight"), best, strict=True)),
         "used": bool(gain.mean() > STANDARD_ERRORS * gain.std() / np.sqrt(len(gain))),
     }
-    return (Fits(texts, fits.users).fit(models, *best) if found["used"] else None), found
+    return (Fits(texts, fits.users, models).fit(*best) if found["used"] else None), found

@@ -82,7 +82,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             write_random_bundle(bundle, NUM_USERS, NUM_ITEMS, feature_fingerprint=features.fingerprint)
             scorer = Scorer.load(bundle)
             models = {"factual": scorer.factual, "counterfactual": scorer.counterfactual}
-            write_newcomers(bundle, Fits(embeddings(NUM_USERS), np.arange(NUM_USERS)).fit(models, 1.0, 0.0))
+            write_newcomers(bundle, Fits(embeddings(NUM_USERS), np.arange(NUM_USERS), models).fit(1.0, 0.0))
             return {}
 
         trained = run_stage(Stage("train", 1), Seed(), root, {"features": features}, build)

@@ -42,7 +42,7 @@ def model(seed: int = 0) -> LinearScores:
 def test_the_regression_of_the_users_side_is_the_regression_of_all_scores() -> None:
     given, fitted, l2 = texts(), model(), 0.7
     known = np.arange(100)
-    newcomers = Fits(given, known).fit({"factual": fitted}, l2, 0.0)
+    newcomers = Fits(given, known, {"factual": fitted}).fit(l2, 0.0)
     scores, centred = fitted.score(known), given[known] - given[known].mean(axis=0)
     by_hand = np.linalg.solve(centred.T @ centred + l2 * np.eye(DIM), centred.T @ (scores - scores.mean(axis=0)))
     new = given[100:]
@@ -50,7 +50,7 @@ def test_the_regression_of_the_users_side_is_the_regression_of_all_scores() -> N
     popularity = np.arange(NUM_ITEMS)
     found = newcomers.score(new, "factual", fitted, popularity)
     np.testing.assert_allclose(found, standardised(expected), atol=1e-4)
-    joined = Fits(given, known).fit({"factual": fitted}, l2, 2.0).score(new, "factual", fitted, popularity)
+    joined = Fits(given, known, {"factual": fitted}).fit(l2, 2.0).score(new, "factual", fitted, popularity)
     np.testing.assert_allclose(joined, found + 2 * standardised(np.log1p(popularity)[None]), atol=1e-4)
 
 
@@ -59,7 +59,7 @@ def test_what_is_written_is_read_again_and_what_both_models_share_is_written_onc
     other, same = model(1), LinearScores(factual.users, -factual.items, factual.history, factual.weights)
     for counterfactual, parts in ((other, 2), (same, 1)):
         models = {"factual": factual, "counterfactual": counterfactual}
-        newcomers = Fits(texts(), np.arange(NUM_USERS)).fit(models, 1.0, 0.5)
+        newcomers = Fits(texts(), np.arange(NUM_USERS), models).fit(1.0, 0.5)
         tensors = newcomers.tensors()
         assert len(tensors) == 2 + 2 * parts
         again = Newcomers.of_tensors(tensors, models)
@@ -74,11 +74,11 @@ def test_what_is_written_is_read_again_and_what_both_models_share_is_written_onc
 def test_a_user_as_if_he_were_new_is_answered_by_a_map_that_has_not_seen_him() -> None:
     given, fitted, popularity = texts(), model(), np.arange(NUM_ITEMS)
     given[7] = 0
-    crossed = CrossFits(given, seed=0).fit(fitted, popularity, 0.1, 0.0)
+    crossed = CrossFits(given, 0, fitted).fit(popularity, 0.1, 0.0)
     before = crossed.score(np.arange(NUM_USERS))
     np.testing.assert_allclose(before[7], standardised(np.log1p(popularity)[None])[0])
     fitted.users[11] += 100.0
-    after = CrossFits(given, seed=0).fit(fitted, popularity, 0.1, 0.0).score(np.arange(NUM_USERS))
+    after = CrossFits(given, 0, fitted).fit(popularity, 0.1, 0.0).score(np.arange(NUM_USERS))
     np.testing.assert_array_equal(before[11], after[11])
     assert (before != after).any()
 
@@ -124,7 +124,7 @@ def test_a_newcomer_is_answered_by_his_text_debiased_and_by_popularity_where_tha
     scorer = Scorer.load(directory)
     given = np.random.default_rng(2).standard_normal((scorer.num_users, DIM)).astype(np.float32)
     models = {"factual": scorer.factual, "counterfactual": scorer.counterfactual}
-    write_newcomers(directory, Fits(given, np.arange(scorer.num_users)).fit(models, 1.0, 0.0))
+    write_newcomers(directory, Fits(given, np.arange(scorer.num_users), models).fit(1.0, 0.0))
     newcomers = read_newcomers(directory, scorer)
     assert newcomers is not None
     recommender = Recommender(scorer, "1", newcomers=newcomers)

@@ -1,9 +1,12 @@
 """Scores for somebody who has done nothing yet, from his own text: the user that the text lets expect.
 
 Scores are linear in the user's side of a model, a_u and h_u (`components.cllmr.linear.scores`), so a ridge regression of that
-side on the texts of known users is the ridge regression of all scores at once, and is kept as small as the user's side is:
+side on the texts of known users is the ridge regression of all scores at once:
 
     (a, h) = mean(a, h) + (t - mean t) B        B = (TᵀT + λ I)^-1 Tᵀ (A, H), T and (A, H) centred
+
+Of a the map itself is kept, which is small for any number of items; of h, what the weights between items make of it: the h of a
+text has no zeros, and its product with the weights would be paid by every answer.
 
 The same for the factual and the counterfactual model, so that the answer can be debiased like any other. A strong λ leaves the
 mean user. What the mean user likes is no best guess for a newcomer where members of a model take popularity out, so popularity
@@ -28,15 +31,15 @@ class Side:
 
     users: Floats
     """Of a, (1 + dim, d)."""
-    history: Floats
-    """Of h, (1 + dim, m)."""
+    by_history: Floats
+    """Of h W, (1 + dim, num_items); (1 + dim, 0) of a model without weights between items."""
 
     def score(self, texts: Floats, model: LinearScores) -> Floats:
         """Centred texts (n, dim) -> scores in that model, (n, num_items)."""
         given = np.hstack([np.ones((len(texts), 1), np.float32), texts])
         scores = products(given @ self.users, model.items)
-        if model.weights.nnz:
-            scores += np.asarray((given @ self.history) @ model.weights, dtype=np.float32)
+        if self.by_history.shape[1]:
+            scores += given @ self.by_history
         return scores
 
 
@@ -44,7 +47,7 @@ class Side:
 class Newcomers:
     """Answers a text; fitted by `Fits`, chosen by `components.train.newcomers`.
 
-    `sides` are of the models, "factual" and "counterfactual", one and the same object where the models share the user's side.
+    `sides` are of the models, "factual" and "counterfactual", one and the same object where the models share them.
     """
 
     mean: Floats
@@ -73,7 +76,7 @@ class Newcomers:
         }
         for name, side in self.sides.items():
             if name == "factual" or side is not self.sides["factual"]:
-                found |= {f"{name}.users": side.users, f"{name}.history": side.history}
+                found |= {f"{name}.users": side.users, f"{name}.by_history": side.by_history}
         return found
 
     @classmethod
@@ -91,46 +94,57 @@ class Newcomers:
                 continue
             rows = 1 + len(mean)
             users = _checked(tensors, f"{name}.users", (rows, model.items.shape[1]))
-            sides[name] = Side(users, _checked(tensors, f"{name}.history", (rows, model.weights.shape[0])))
+            width = model.weights.shape[1] if model.weights.nnz else 0
+            sides[name] = Side(users, _checked(tensors, f"{name}.by_history", (rows, width)))
         return cls(mean, sides, float(weight[0]))
 
 
 class Fits:
-    """All fits on the texts of some users: what is decomposed is decomposed once for all λ.
+    """All fits on the texts of some users: what does not depend on λ is computed once.
 
     Args:
         texts: embeddings, (num_users, dim).
         users: rows that are fitted on, each with a text.
+        models: fitted, of all users; "factual" first.
     """
 
-    def __init__(self, texts: Floats, users: Rows) -> None:
-        self._users = users
+    def __init__(self, texts: Floats, users: Rows, models: Mapping[str, LinearScores]) -> None:
         self.mean: Floats = texts[users].mean(axis=0)
-        self._centred: Floats = texts[users] - self.mean
-        self._values, self._vectors = np.linalg.eigh(self._centred.T.astype(np.float64) @ self._centred)
+        centred = texts[users] - self.mean
+        self._values, self._vectors = np.linalg.eigh(centred.T.astype(np.float64) @ centred)
+        # the first row takes the mean user; the texts are centred, so what is regressed on them need not be
+        mean = np.full((1, len(users)), 1 / len(users))
+        self._rows = np.vstack([mean, (centred @ self._vectors).T]).astype(np.float32)  # (1 + dim, num_fitted)
+        factual, self._along = models["factual"], dict[str, Side]()
+        for name, model in models.items():
+            parts = ("users", "history", "weights")
+            shared = name != "factual" and all(getattr(model, part) is getattr(factual, part) for part in parts)
+            self._along[name] = self._along["factual"] if shared else self._of(model, users)
 
-    def fit(self, models: Mapping[str, LinearScores], l2: float, popularity_weight: float) -> Newcomers:
-        """The map for some models, "factual" first.
+    def _of(self, model: LinearScores, users: Rows) -> Side:
+        """The side of a model along each direction of the texts."""
+        by_history = np.empty((len(self._rows), 0), np.float32)
+        if model.weights.nnz:
+            by_history = np.asarray((self._rows @ model.history[users]) @ model.weights, dtype=np.float32)
+        return Side(self._rows @ model.users[users], by_history)
+
+    def fit(self, l2: float, popularity_weight: float) -> Newcomers:
+        """The map for these models.
 
         Args:
-            models: fitted, of all users.
             l2: λ > 0.
             popularity_weight: see `Newcomers`.
         """
-        inverse = (self._vectors / (np.maximum(self._values, 0.0) + l2)) @ self._vectors.T
-        regression = (inverse @ self._centred.T).astype(np.float32)  # (dim, num_fitted)
-        factual, sides = models["factual"], dict[str, Side]()
-        for name, model in models.items():
-            shared = model is not factual and model.users is factual.users and model.history is factual.history
-            sides[name] = sides["factual"] if shared else self._side(regression, model)
-        return Newcomers(self.mean, sides, popularity_weight)
+        shrunk = (self._vectors / (np.maximum(self._values, 0.0) + l2)).astype(np.float32)
 
-    def _side(self, regression: Floats, model: LinearScores) -> Side:
-        """The texts are centred, so what is regressed on them need not be."""
-        users, history = model.users[self._users], model.history[self._users]
-        means = users.mean(axis=0, dtype=np.float64), np.asarray(history.mean(axis=0))
-        parts = (np.vstack([mean[None], regression @ side]) for mean, side in zip(means, (users, history), strict=True))
-        return Side(*(np.asarray(part, dtype=np.float32) for part in parts))
+        def shrink(along: Floats) -> Floats:
+            return np.vstack([along[:1], shrunk @ along[1:]])
+
+        sides: dict[str, Side] = {}
+        for name, side in self._along.items():
+            shared = name != "factual" and side is self._along["factual"]
+            sides[name] = sides["factual"] if shared else Side(shrink(side.users), shrink(side.by_history))
+        return Newcomers(self.mean, sides, popularity_weight)
 
 
 @dataclass(frozen=True)
@@ -164,18 +178,20 @@ class CrossFits:
     Args:
         texts: embeddings, (num_users, dim), rows of zeros where there is none.
         seed: of the parts.
+        model: the factual one.
     """
 
-    def __init__(self, texts: Floats, seed: int) -> None:
-        self._texts = texts
+    def __init__(self, texts: Floats, seed: int, model: LinearScores) -> None:
+        self._texts, self._model = texts, model
         self.users: Rows = np.flatnonzero(texts.any(axis=1))
         self._fold = np.random.default_rng(seed).integers(FOLDS, size=len(texts))
-        self._fits = [Fits(texts, self.users[self._fold[self.users] != number]) for number in range(FOLDS)]
+        parts = (self.users[self._fold[self.users] != number] for number in range(FOLDS))
+        self._fits = [Fits(texts, part, {"factual": model}) for part in parts]
 
-    def fit(self, model: LinearScores, popularity: Rows, l2: float, popularity_weight: float) -> CrossFitted:
+    def fit(self, popularity: Rows, l2: float, popularity_weight: float) -> CrossFitted:
         """See `Fits`."""
-        fits = [fits.fit({"factual": model}, l2, popularity_weight) for fits in self._fits]
-        return CrossFitted(self._texts, self._fold, fits, model, popularity)
+        fits = [fits.fit(l2, popularity_weight) for fits in self._fits]
+        return CrossFitted(self._texts, self._fold, fits, self._model, popularity)
 
 
 def _checked(tensors: Mapping[str, Any], name: str, shape: tuple[int | None, ...]) -> Floats:
