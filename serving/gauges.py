@@ -5,6 +5,7 @@ What changes seldom, as which model answers, would so be gone when somebody look
 """
 
 import threading
+import time
 import weakref
 from collections.abc import Mapping
 from typing import Any
@@ -28,22 +29,26 @@ class LastingGauge:
     def __init__(self, name: str, description: str, tag_keys: Any = ()) -> None:
         self.gauge = Gauge(name, description=description, tag_keys=tag_keys)
         self._values: dict[_Tags, float] = {}
+        self._setting = threading.Lock()  # what has ended must not be repeated by a thread that is about to
         _repeat(self)
 
     def set(self, value: float, tags: Mapping[str, str] | None = None) -> None:
         """Sets it, for good."""
-        self._values[frozenset((tags or {}).items())] = value
-        self.gauge.set(value, tags=dict(tags or {}))
+        with self._setting:
+            self._values[frozenset((tags or {}).items())] = value
+            self.gauge.set(value, tags=dict(tags or {}))
 
     def end(self, tags: Mapping[str, str]) -> None:
         """Sets it to 0 and repeats that no more: the series ends soon after, so that series of the past do not pile up."""
-        self._values.pop(frozenset(tags.items()), None)
-        self.gauge.set(0, tags=dict(tags))
+        with self._setting:
+            self._values.pop(frozenset(tags.items()), None)
+            self.gauge.set(0, tags=dict(tags))
 
     def repeat(self) -> None:
         """Sets all values again."""
-        for tags, value in list(self._values.items()):
-            self.gauge.set(value, tags=dict(tags))
+        with self._setting:
+            for tags, value in self._values.items():
+                self.gauge.set(value, tags=dict(tags))
 
 
 _lasting: "weakref.WeakSet[LastingGauge]" = weakref.WeakSet()
@@ -62,9 +67,8 @@ def _repeat(gauge: LastingGauge) -> None:
 
 
 def _keep_repeating() -> None:
-    pause = threading.Event()
     while True:
-        pause.wait(REPEAT_SECONDS)
+        time.sleep(REPEAT_SECONDS)
         with _starting:
             gauges = list(_lasting)
         for gauge in gauges:

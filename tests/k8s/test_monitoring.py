@@ -149,10 +149,10 @@ def endpoint_metrics() -> dict[str, set[str]]:
     from ray.util.metrics import Counter, Histogram, Metric
 
     from serving.gauges import LastingGauge
-    from serving.metrics import GatewayMetrics, HistoryMetrics, RegistryMetrics, ScorerMetrics
+    from serving.metrics import GatewayMetrics, HistoryMetrics, LogMetrics, RegistryMetrics, ScorerMetrics
 
     found = {}
-    for of_a_replica in (GatewayMetrics(), HistoryMetrics(), RegistryMetrics(), ScorerMetrics()):
+    for of_a_replica in (GatewayMetrics(), HistoryMetrics(), LogMetrics(), RegistryMetrics(), ScorerMetrics()):
         parts = vars(of_a_replica)
         for part in [*parts.values(), *vars(parts.get("timed", object)).values()]:
             metric = part.gauge if isinstance(part, LastingGauge) else part

@@ -46,6 +46,7 @@ QUIET_METRICS = {
     "ray_cllmr_last_good_histories_total",
     "ray_cllmr_feature_rows_total",
     "ray_cllmr_refused_profiles_total",
+    "ray_cllmr_lost_log_lines_total",
     "ray_cllmr_new_items_total",
     "ray_cllmr_refused_requests_total",
 }
