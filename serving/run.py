@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from serving.app import AppArgs
 
 READY_SECONDS = 120.0
+DEPLOYED_SECONDS = 300.0  # many times what replicas need on a busy machine
 
 # Ports to choose from. The kernel would choose one (port 0) of those that it gives to outgoing connections too, and such a
 # connection may have it before the server listens. Below these are Ray's workers (10002 to 19999), above them what Serve gives
@@ -222,7 +223,7 @@ def _stop() -> None:
         # Requests in flight are answered, then Ray is ended as a whole: serve.shutdown() before it would take two seconds
         # more and print that its controller was killed.
         try:
-            with suppress(RayServeException):
+            with suppress(RayServeException, TimeoutError):
                 serve.delete(APPLICATION)
         finally:
             ray.shutdown()
@@ -258,15 +259,34 @@ def _deploy(args: dict[str, Any], trial: dict[str, Any]) -> None:
     # When this endpoint stops nothing routes to it any more, so its replicas need not linger.
     app = application(parse_app_args({**args, "drain_interval_s": 0.2}), Trial.model_validate(trial))
     try:
-        serve.run(app, name=APPLICATION, route_prefix="/", blocking=False)
+        # Serve would wait for replicas without end, as long as theirs hang.
+        serve.run_many([serve.RunTarget(app, name=APPLICATION, route_prefix="/")], wait_for_applications_running=False)
     except (RuntimeError, RayServeException) as error:
-        raise _start_error(error) from error
+        raise _start_error(str(error)) from error
+    _wait_until_deployed(DEPLOYED_SECONDS)
 
 
-def _start_error(error: Exception) -> ServingError:
+def _wait_until_deployed(seconds: float) -> None:
+    """Waits for the application's replicas; raises ServingError when they fail, or are not there after so many seconds."""
+    from ray import serve
+
+    deadline = time.monotonic() + seconds
+    while (application := serve.status().applications[APPLICATION]).status != "RUNNING":
+        if application.status == "DEPLOY_FAILED":
+            raise _start_error(application.message)
+        if time.monotonic() > deadline:
+            seen = (f"{name} is {one.status.value}. {one.message}" for name, one in application.deployments.items())
+            raise ServingError(
+                f"the endpoint has not started after {seconds:g} s: {' '.join(' '.join(seen).split())}".rstrip(".") + ".",
+                "See Ray's logs in /tmp/ray/session_latest/logs/serve, and what else this machine does.",
+            )
+        time.sleep(0.05)
+
+
+def _start_error(message: str) -> ServingError:
     """The cause of a failed deployment as one line: Serve's message carries the replica's traceback."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    cause = next((line for line in reversed(lines) if "Error:" in line), lines[-1] if lines else type(error).__name__)
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    cause = next((line for line in reversed(lines) if "Error:" in line), lines[-1] if lines else "no reason was given")
     return ServingError(f"the endpoint cannot start: {cause}", "Mend that, or build the model again: cllmr run --from train")
 
 

@@ -319,6 +319,30 @@ def test_an_endpoint_that_never_gets_ready_is_given_up() -> None:
         wait_until_ready(f"http://127.0.0.1:{port}", seconds=0.3)
 
 
+def test_replicas_that_hang_as_they_start_are_given_up_and_named(bundle: Path, tmp_path: Path) -> None:
+    code = f"""
+import time, psutil, serving.app, serving.run
+from ray import serve
+from components.errors import ServingError
+
+@serve.deployment
+class Recommender:
+    def __init__(self): time.sleep(3600)
+
+serving.app.application = lambda args, trial: Recommender.bind()
+serving.run.DEPLOYED_SECONDS = 2
+try:
+    with serving.run.running_endpoint({str(write_config(tmp_path, bundle))!r}, port=0):
+        raise AssertionError("it has started")
+except ServingError as error:
+    print(error.message, error.hint)
+assert not psutil.wait_procs(psutil.Process().children(recursive=True), timeout=120)[1]
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("the endpoint has not started after 2 s: Recommender is UPDATING."), done.stdout
+
+
 def test_no_process_and_no_file_is_left_after_the_endpoint_has_stopped(bundle: Path, tmp_path: Path) -> None:
     """In a process of its own: its standard output must hold nothing but what it prints, and no child may outlive the block."""
     code = (

@@ -440,10 +440,13 @@ def test_an_endpoint_that_is_terminated_ends_as_by_ctrl_c_and_prints_no_stack(ch
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline().startswith("serving at http://127.0.0.1:")
-        process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=60)
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline().startswith("serving at http://127.0.0.1:")
+            process.send_signal(signal.SIGTERM)
+            out, err = process.communicate(timeout=180)
+        finally:
+            process.kill()  # or leaving the block would wait for one that hangs, without end
     assert process.returncode == 0, err
     assert out == "the endpoint has ended\n"
     assert "Traceback" not in err
