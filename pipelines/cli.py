@@ -10,13 +10,13 @@ import json
 import os
 import re
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
 import typer
@@ -76,6 +76,24 @@ def told_to_the_user() -> Iterator[None]:
         raise typer.Exit(130) from None
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def ends_that_are_asked_for() -> "Iterator[SimpleQueue[int]]":
+    """Within, Ctrl-C and SIGTERM are put into the queue and interrupt nothing: an interrupted print would be written twice.
+
+    A queue, as a handler may run while its reader holds the lock of an Event. A signal that is ignored stays so.
+    """
+    asked: SimpleQueue[int] = SimpleQueue()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    heard = [number for number, handler in before.items() if handler != signal.SIG_IGN]
+    for number in heard:
+        signal.signal(number, lambda got, frame: asked.put(got))
+    try:
+        yield asked
+    finally:
+        for number in heard:
+            signal.signal(number, before[number])
 
 
 def _print_version(wanted: bool) -> None:
@@ -585,9 +603,9 @@ def serve(
     sets += [f"serve.port={port}"] if port is not None else []
     settings = load_config(preset, config, sets, storage)
     out = make_console()
-    with champion_endpoint(settings) as url, suppress(KeyboardInterrupt):  # the way to end it, so not an error
+    with champion_endpoint(settings) as url, ends_that_are_asked_for() as asked:
         out.print(f"serving at {url} (a page to try it: {url}/ui/, the API: {url}/docs); Ctrl-C ends it", soft_wrap=True)
-        threading.Event().wait()
+        asked.get()
     out.print("the endpoint has ended")
 
 

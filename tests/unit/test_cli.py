@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -433,7 +434,7 @@ def test_an_interrupted_run_ends_with_exit_code_130(tmp_path: Path, by: signal.S
 @pytest.mark.ray
 def test_an_endpoint_that_is_terminated_ends_as_by_ctrl_c_and_prints_no_stack(champion: Path) -> None:
     with subprocess.Popen(
-        [sys.executable, "-m", "pipelines.cli", "serve", "--storage", str(champion), "--port", "0"],
+        [sys.executable, "-X", "faulthandler", "-m", "pipelines.cli", "serve", "--storage", str(champion), "--port", "0"],
         cwd=REPOSITORY,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         stdout=subprocess.PIPE,
@@ -442,6 +443,10 @@ def test_an_endpoint_that_is_terminated_ends_as_by_ctrl_c_and_prints_no_stack(ch
     ) as process:
         try:
             assert process.stdout is not None
+            told, _, _ = select.select([process.stdout], [], [], 300)
+            if not told:
+                process.send_signal(signal.SIGABRT)
+                pytest.fail(f"nothing is told of the endpoint. Where its threads are: {process.communicate(timeout=60)}")
             assert process.stdout.readline().startswith("serving at http://127.0.0.1:")
             process.send_signal(signal.SIGTERM)
             out, err = process.communicate(timeout=180)
