@@ -653,7 +653,7 @@ def recommend(
     else:
         recommender, histories = champion_recommender(load_config(preset, config, set_, storage))
         found = histories(user_ids)
-        ranked = recommender.recommend(request, found.item_ids, found.profiles)
+        ranked = recommender.recommend(found.told_to(request), found.item_ids, found.profiles)
         answer = ranked.model_copy(update={"results": found.said_of(ranked.results)}).model_dump(mode="json")
     out = make_console()
     for result in answer["results"]:
@@ -689,7 +689,7 @@ def explain(
     else:
         recommender, histories = champion_recommender(load_config(preset, config, set_, storage))
         found = histories([user_id])
-        (explained,) = found.said_of([recommender.explain(request, found.item_ids[0])])
+        (explained,) = found.said_of([recommender.explain(request, found.known[0])])
         answer = explained.model_dump(mode="json")
     make_console().print(explanation_table(answer))
     write_result(json_file, answer)

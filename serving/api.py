@@ -183,7 +183,7 @@ def _add_routes(app: FastAPI, backend: Backend) -> None:
     async def recommend(request: Annotated[RecommendRequest, Body()], response: Response) -> Response:
         """Debiased rankings, best first. `compare` adds the factual ranking, `debias` sets the strength per request."""
         found = await histories(request.users, response)
-        answer = await backend.recommend(_with_events(request, found), found.item_ids, found.profiles)
+        answer = await backend.recommend(found.told_to(request), found.item_ids, found.profiles)
         if answer.results[0].method == "static" and (reason := answer.results[0].reason):
             response.headers["X-Degraded"] = reason
         signed = _signed(answer.model_copy(update={"results": found.said_of(answer.results)}), response)
@@ -199,7 +199,7 @@ def _add_routes(app: FastAPI, backend: Backend) -> None:
     async def explain(request: Annotated[ExplainRequest, Body()], response: Response) -> ExplainResponse:
         """Total effect, natural direct effect, what debiasing removed, and the liked items that are nearest."""
         found = await histories([request.user_id], response)
-        (answer,) = found.said_of([await backend.explain(request, found.item_ids[0] + found.events[0])])
+        (answer,) = found.said_of([await backend.explain(request, found.known[0])])
         return _signed(answer, response)
 
     @app.post("/v1/items", tags=["recommend"], summary="Score new items from their text")
@@ -210,8 +210,7 @@ def _add_routes(app: FastAPI, backend: Backend) -> None:
         it is first needed.
         """
         found = await histories(request.users, response) if request.users else Histories([])
-        known = [[*before, *since] for before, since in zip(found.item_ids, found.events, strict=True)]
-        answer = await backend.items(request, known)
+        answer = await backend.items(request, found.known)
         results = [result.model_copy(update={"scores": found.said_of(result.scores)}) for result in answer.results]
         return _signed(answer.model_copy(update={"results": results}), response)
 
@@ -241,15 +240,6 @@ def _add_routes(app: FastAPI, backend: Backend) -> None:
         if found.degraded is not None:
             response.headers["X-Degraded"] = found.degraded
         return found
-
-
-def _with_events(request: RecommendRequest, found: Histories) -> RecommendRequest:
-    """The request as if it had brought what its users did lately, oldest first."""
-    events = {user_id: items for user_id, items in zip(request.users, found.events, strict=True) if items}
-    if not events:
-        return request
-    recent = {user_id: [*events.get(user_id, []), *request.recent.get(user_id, [])] for user_id in request.users}
-    return request.model_copy(update={"recent": recent})
 
 
 def _signed(answer: _Answer, response: Response) -> _Answer:

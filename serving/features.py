@@ -35,7 +35,7 @@ from serving.events import FIELDS as EVENT_FIELDS
 from serving.events import VIEW as EVENTS
 from serving.events import happened
 from serving.feature_set import JOIN_KEY, FeatureSet, find_feature_set
-from serving.schemas import ExplainResponse, FeaturesState, HistoryAge, NewItemScore, UserRecommendations
+from serving.schemas import ExplainResponse, FeaturesState, HistoryAge, NewItemScore, RecommendRequest, UserRecommendations
 
 LOADING = "features_loading"
 TIMEOUT = "features_timeout"
@@ -91,6 +91,19 @@ class Histories:
             age: HistoryAge = "fresh" if self.degraded is None else "last_good"
             known = zip(self.item_ids, self.events, strict=True)
             object.__setattr__(self, "ages", [age if items or since else None for items, since in known])
+
+    @property
+    def known(self) -> list[list[str]]:
+        """All items of each user: the history, then what happened since."""
+        return [[*before, *since] for before, since in zip(self.item_ids, self.events, strict=True)]
+
+    def told_to(self, request: RecommendRequest) -> RecommendRequest:
+        """The request as if it had brought what its users did lately, oldest first."""
+        events = {user_id: items for user_id, items in zip(request.users, self.events, strict=True) if items}
+        if not events:
+            return request
+        recent = {user_id: [*events.get(user_id, []), *request.recent.get(user_id, [])] for user_id in request.users}
+        return request.model_copy(update={"recent": recent})
 
     def said_of(self, results: Sequence[_OfUser]) -> list[_OfUser]:
         """What was answered to each user, saying how current the history is that it was made with."""

@@ -3,6 +3,7 @@
 One endpoint as it is deployed, with the feature set in Redis, asked over HTTP.
 """
 
+import json
 import shutil
 import threading
 import time
@@ -16,6 +17,7 @@ import httpx
 import numpy as np
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from components.artifacts import Stage, StageConfig, run_stage
 from components.cllmr.linear.newcomers import Fits
@@ -23,7 +25,9 @@ from components.errors import ServingError
 from components.features import stage as features_stage
 from components.serve.config import ServeConfig
 from components.serve.stage import serve_document
+from components.tracking import Registry, default_tracking_uri
 from components.train.bundle import write_newcomers
+from pipelines.cli import app
 from serving.client import Client
 from serving.ranking import top_k
 from serving.run import running_endpoint
@@ -54,6 +58,7 @@ class Seed(StageConfig):
 
 @dataclass(frozen=True)
 class World:
+    root: str
     redis: RedisServer
     scorer: Scorer
     client: Client
@@ -86,6 +91,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             return {}
 
         trained = run_stage(Stage("train", 1), Seed(), root, {"features": features}, build)
+        models = Registry(default_tracking_uri(root), "cllmr")
+        models.register(trained.fingerprint, root, f"train/{trained.fingerprint}/bundle", {})
+        models.promote(trained.fingerprint)
         champion = {"version": "1", "fingerprint": trained.fingerprint, "storage_root": root, "bundle": ""}
         # a generous deadline: the machine may be busy
         settings = ServeConfig(feature_deadline_ms=10_000, poll_interval_s=0)
@@ -94,7 +102,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         config.write_text(yaml.safe_dump(document))
         try:
             with running_endpoint(config, port=0) as url, Client(url, timeout=60) as client:
-                yield World(redis, Scorer.load(trained.path() / "bundle"), client, url)
+                yield World(root, redis, Scorer.load(trained.path() / "bundle"), client, url)
         finally:
             redis.stop()
 
@@ -123,6 +131,25 @@ def test_a_new_user_becomes_known_through_events(world: World) -> None:
     assert [item.item_id for item in after.items] == [f"i{row}" for row in expected.rows]
     nearest = world.client.explain("newcomer", "i1").nearest_liked_items
     assert {neighbour.item_id for neighbour in nearest} == {"i7", "i9"}
+
+
+def test_the_commands_know_what_users_did_as_the_endpoint_does(world: World, tmp_path: Path) -> None:
+    world.tell(("asked for", "i7", 30), ("asked for", "i9", 20))
+    (answer,) = world.client.recommend(["asked for"], 10).results
+    explained = world.client.explain("asked for", "i1")
+
+    def told(*arguments: str) -> Any:
+        done = CliRunner().invoke(app, [*arguments, "--storage", world.root, "--json", str(tmp_path / "answer.json")])
+        assert done.exit_code == 0, done.output
+        return json.loads((tmp_path / "answer.json").read_text())
+
+    (result,) = told("recommend", "asked for")["results"]
+    assert (result["method"], [item["item_id"] for item in result["items"]]) == (
+        "fold_in",
+        [item.item_id for item in answer.items],
+    )
+    nearest = told("explain", "asked for", "i1")["nearest_liked_items"]
+    assert [item["item_id"] for item in nearest] == [item.item_id for item in explained.nearest_liked_items] != []
 
 
 def test_a_user_who_has_done_nothing_is_answered_by_his_text_until_he_does(world: World) -> None:
