@@ -161,8 +161,8 @@ def test_the_weights_of_an_ensemble_favour_the_member_that_knows(source: Source)
     )
     truth = Factors(np.eye(data.num_users, dtype=np.float32), (data.validation + data.test).T.toarray())
     weights, value = choose_weights(Candidates.collect([noise, truth], data.train, data.validation))
-    assert weights[0] == 0
-    assert weights[1] > 0
+    assert abs(weights[0]) < 0.1
+    assert weights[1] > 0.9
     assert value > 0.5
 
 

@@ -6,9 +6,10 @@ a_u . b_i it is a property of the user: std_u² = a_uᵀ Cov(b) a_u. So an ensem
 user row [w_m a_mu / std_mu] and the item row [b_mi], concatenated over the members.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,12 +18,19 @@ import scipy.sparse as sp
 from components.cllmr.linear.scores import standardised
 
 Floats = npt.NDArray[np.float32]
+Figures = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
 
 STEPS = (-0.4, -0.2, -0.1, -0.05, 0.05, 0.1, 0.2, 0.4, 0.8)
 """Changes of one weight that are tried, in units of a standard deviation of a member's scores."""
 MIN_GAIN = 5e-4
 """A change of a weight must raise the validation metric by this share, so that noise adds no members."""
+SAMPLES = 8
+"""Bootstrap samples of the users, each of which has its own best weights."""
+LEAST = 0.02
+"""A smaller weight than this share is none: a member costs memory and time in every answer."""
+MOST_USERS = 20_000
+"""Users whose scores are held in memory at once; that many tell weights apart."""
 _CUTOFF = 10
 _DISCOUNT = 1.0 / np.log2(np.arange(2, _CUTOFF + 2))
 
@@ -74,7 +82,7 @@ class Candidates:
     def collect(
         cls, members: Sequence[Scores], seen: sp.csr_array, held_out: sp.csr_array, per_member: int = 60, block_size: int = 256
     ) -> "Candidates":
-        """Asks every member once for every user with held-out interactions.
+        """Asks every member once for every user with held-out interactions, or for `MOST_USERS` of them by lot.
 
         Args:
             members: fitted models.
@@ -85,6 +93,8 @@ class Candidates:
         """
         size = np.diff(held_out.indptr)
         users = np.flatnonzero(size).astype(np.int64)
+        if len(users) > MOST_USERS:
+            users = np.sort(np.random.default_rng(0).choice(users, MOST_USERS, replace=False))
         kept = min(per_member, held_out.shape[1])
         scores, excluded, relevant = [], [], []
         for start in range(0, len(users), block_size):
@@ -101,23 +111,25 @@ class Candidates:
         ideal = np.cumsum(_DISCOUNT)[np.minimum(size[users], _CUTOFF) - 1]
         return cls(np.concatenate(scores, axis=1), np.concatenate(excluded), np.concatenate(relevant), ideal)
 
-    def ndcg(self, weights: npt.NDArray[np.floating]) -> float:
-        """Mean NDCG@10 of the weighted sum over these candidates."""
+    def ndcg(self, weights: npt.NDArray[np.floating]) -> Figures:
+        """NDCG@10 of the weighted sum over these candidates, of each user: (num_users,)."""
         total = np.tensordot(weights.astype(np.float32), self.scores, axes=1)
         total[self.excluded] = -np.inf
         kept = min(_CUTOFF, total.shape[1])
         top = np.argpartition(-total, kept - 1, axis=1)[:, :kept]
         order = np.argsort(-np.take_along_axis(total, top, axis=1), axis=1, kind="stable")
         hits = np.take_along_axis(self.relevant, np.take_along_axis(top, order, axis=1), axis=1)
-        return float(((hits * _DISCOUNT[:kept]).sum(axis=1) / self.ideal).mean())
+        return np.asarray((hits * _DISCOUNT[:kept]).sum(axis=1) / self.ideal)
 
 
 def choose_weights(
     candidates: Candidates, rounds: int = 3, negative: Sequence[bool] | None = None, start: Sequence[float] | None = None
 ) -> tuple[list[float], float]:
-    """Coordinate ascent on validation NDCG@10: weights whose absolute values sum to 1, (num_members,), and the NDCG@10 reached.
+    """Weights whose absolute values sum to 1, (num_members,), and the mean NDCG@10 they reach.
 
-    Deterministic: members and steps are tried in their order, and only a gain of `MIN_GAIN` moves a weight.
+    The mean over bootstrap samples of the users, of what coordinate ascent finds on each: the optimum is flat, so that one
+    ascent ends anywhere on it, by the noise of the users it looks at. Weights below `LEAST` are 0. Deterministic: the samples
+    are always the same, members and steps are tried in their order, and only a gain of `MIN_GAIN` moves a weight.
 
     Args:
         candidates: of the members.
@@ -125,22 +137,40 @@ def choose_weights(
         negative: which members may count against an item; all when None.
         start: first weights; the best single member when None.
     """
-    number = len(candidates.scores)
+    number, users = candidates.scores.shape[:2]
     allowed = [True] * number if negative is None else negative
+    known: dict[bytes, Figures] = {}
+
+    def value(sample: Figures, weights: Figures) -> float:
+        key = np.round(weights, 9).tobytes()  # samples that go the same way ask for the same
+        if key not in known:
+            known[key] = candidates.ndcg(weights)
+        return float(sample @ known[key])
+
+    samples = np.random.default_rng(0).multinomial(users, np.full(users, 1 / users), size=SAMPLES) / users
+    found = [_ascent(partial(value, sample), allowed, rounds, start) for sample in samples]
+    weights = np.mean(found, axis=0)
+    weights[np.abs(weights) < LEAST] = 0.0
+    weights = np.round(weights / np.abs(weights).sum(), 6)
+    return weights.tolist(), float(candidates.ndcg(weights).mean())
+
+
+def _ascent(value: Callable[[Figures], float], allowed: Sequence[bool], rounds: int, start: Sequence[float] | None) -> Figures:
+    """Coordinate ascent of the value: weights whose absolute values sum to 1."""
+    number = len(allowed)
     if start is None:
-        start = np.eye(number)[int(np.argmax([candidates.ndcg(row) for row in np.eye(number)]))]
-    weights: npt.NDArray[Any] = np.array(start, dtype=np.float64)
-    best = candidates.ndcg(weights)
+        start = np.eye(number)[int(np.argmax([value(row) for row in np.eye(number)]))]
+    weights: Figures = np.array(start, dtype=np.float64)
+    best = value(weights)
     for _ in range(rounds):
         before = best
         for member in range(number):
             tried = [weights + step * np.eye(number)[member] for step in STEPS]
             tried = [one for one in tried if one.any() and (allowed[member] or one[member] > -1e-9)]
-            values = [candidates.ndcg(one) for one in tried]
+            values = [value(one) for one in tried]
             if values and max(values) > best * (1 + MIN_GAIN):
                 best = max(values)
                 weights = tried[int(np.argmax(values))]
         if best == before:
             break
-    weights[np.abs(weights) < 1e-9] = 0.0
-    return [round(float(weight), 6) for weight in weights / np.abs(weights).sum()], best
+    return weights / np.abs(weights).sum()
