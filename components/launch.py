@@ -288,6 +288,8 @@ def prepare_ray_environment() -> None:
         "RAY_gcs_server_port_wait_time_s": "120",
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
         "RAY_SERVE_HAPROXY_STARTUP_TIMEOUT_S": "60",
+        # seconds between checks, Serve's own: 10; it replaces a proxy that has failed three, and nobody listens meanwhile
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
