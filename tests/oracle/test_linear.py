@@ -5,7 +5,7 @@ import pytest
 import scipy.sparse as sp
 
 from components.cllmr.linear.ease import Ease, EaseSettings, centred_unit_rows
-from components.cllmr.linear.ensemble import Candidates, Ensemble, choose_weights
+from components.cllmr.linear.ensemble import LEAST, Candidates, Ensemble, choose_weights
 from components.cllmr.linear.factors import aligned_item_factors, side_map
 from components.cllmr.linear.kernel import KernelScores, NewItems
 from components.evaluate.metrics import rank
@@ -110,6 +110,33 @@ def test_weights_find_the_members_that_decide_and_leave_noise_out() -> None:
     assert weights[1] / weights[0] == pytest.approx(1.0, abs=0.25)
     assert reached > 0.97
     assert reached > 1.5 * max(candidates.ndcg(row).mean() for row in np.eye(3))
+
+
+def test_members_that_know_the_same_share_the_weight_and_the_choice_is_always_the_same() -> None:
+    """One ascent would keep the member it began with: no mixture of the two gains much."""
+    seen, held_out, (first, second, noise) = halves_of_the_truth()
+    both = first.score(np.arange(200)) / 100 + second.score(np.arange(200))
+    rng = np.random.default_rng(1)
+    twins = [Table(both + 0.02 * rng.normal(size=both.shape)) for _ in range(2)]
+    weights, reached = choose_weights(Candidates.collect([*twins, noise], seen, held_out))
+    assert min(weights[:2]) > 0.1
+    assert abs(weights[2]) < 0.06
+    assert choose_weights(Candidates.collect([*twins, noise], seen, held_out)) == (weights, reached)
+
+
+def test_a_weight_too_small_to_matter_is_none() -> None:
+    seen, held_out, members = halves_of_the_truth()
+    weights, _ = choose_weights(Candidates.collect(members, seen, held_out))
+    assert all(weight == 0 or abs(weight) > 0.9 * LEAST for weight in weights)
+
+
+def test_of_very_many_users_some_choose_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, held_out, members = halves_of_the_truth()
+    of_all, _ = choose_weights(Candidates.collect(members, seen, held_out))
+    monkeypatch.setattr("components.cllmr.linear.ensemble.MOST_USERS", 120)
+    candidates = Candidates.collect(members, seen, held_out)
+    assert candidates.scores.shape[1] == len(candidates.ideal) == len(candidates.relevant) == 120
+    np.testing.assert_allclose(choose_weights(candidates)[0], of_all, atol=0.15)
 
 
 def test_the_metric_over_candidates_is_the_one_over_all_items() -> None:
