@@ -3,6 +3,7 @@
 After a change that is meant: python -m tests.contract.test_pipeline_golden (writes the golden file), and read its diff.
 """
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tests.contract.test_pipeline_components import PARENTS
 GOLDEN = Path(__file__).parents[1] / "golden" / "retraining.yaml"
 
 
+@cache  # seconds each, and no test changes one
 def compiled(preset: str) -> CompiledPipeline:
     return compile_pipeline(retraining(load(preset)))
 
