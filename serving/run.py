@@ -273,14 +273,14 @@ def _wait_until_deployed(seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while (application := serve.status().applications[APPLICATION]).status != "RUNNING":
         if application.status == "DEPLOY_FAILED":
-            raise _start_error(application.message)
+            raise _start_error("\n".join([application.message, *(one.message for one in application.deployments.values())]))
         if time.monotonic() > deadline:
-            seen = (f"{name} is {one.status.value}. {one.message}" for name, one in application.deployments.items())
+            seen = ", ".join(f"{name} is {one.status.value}" for name, one in application.deployments.items())
             raise ServingError(
-                f"the endpoint has not started after {seconds:g} s: {' '.join(' '.join(seen).split())}".rstrip(".") + ".",
+                f"the endpoint has not started after {seconds:g} s: {seen}.",
                 "See Ray's logs in /tmp/ray/session_latest/logs/serve, and what else this machine does.",
             )
-        time.sleep(0.05)
+        time.sleep(0.2)  # the controller that is asked is at work on it
 
 
 def _start_error(message: str) -> ServingError:

@@ -319,7 +319,17 @@ def test_an_endpoint_that_never_gets_ready_is_given_up() -> None:
         wait_until_ready(f"http://127.0.0.1:{port}", seconds=0.3)
 
 
-def test_replicas_that_hang_as_they_start_are_given_up_and_named(bundle: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("start", "seconds", "told"),
+    [
+        ("time.sleep(3600)", 2, "the endpoint has not started after 2 s: Recommender is UPDATING."),
+        ("raise ValueError('no room')", 180, "the endpoint cannot start: ValueError: no room"),
+    ],
+    ids=["hang", "fail"],
+)
+def test_replicas_that_hang_or_fail_as_they_start_are_given_up_and_named(
+    bundle: Path, tmp_path: Path, start: str, seconds: int, told: str
+) -> None:
     code = f"""
 import time, psutil, serving.app, serving.run
 from ray import serve
@@ -327,10 +337,10 @@ from components.errors import ServingError
 
 @serve.deployment
 class Recommender:
-    def __init__(self): time.sleep(3600)
+    def __init__(self): {start}
 
 serving.app.application = lambda args, trial: Recommender.bind()
-serving.run.DEPLOYED_SECONDS = 2
+serving.run.DEPLOYED_SECONDS = {seconds}
 try:
     with serving.run.running_endpoint({str(write_config(tmp_path, bundle))!r}, port=0):
         raise AssertionError("it has started")
@@ -340,7 +350,7 @@ assert not psutil.wait_procs(psutil.Process().children(recursive=True), timeout=
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("the endpoint has not started after 2 s: Recommender is UPDATING."), done.stdout
+    assert done.stdout.startswith(told), done.stdout
 
 
 def test_no_process_and_no_file_is_left_after_the_endpoint_has_stopped(bundle: Path, tmp_path: Path) -> None:
