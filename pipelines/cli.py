@@ -79,7 +79,7 @@ def told_to_the_user() -> Iterator[None]:
 
 
 @contextmanager
-def ends_that_are_asked_for() -> "Iterator[SimpleQueue[int]]":
+def ends_that_are_asked_for() -> Iterator[SimpleQueue[int]]:
     """Within, Ctrl-C and SIGTERM are put into the queue and interrupt nothing: an interrupted print would be written twice.
 
     A queue, as a handler may run while its reader holds the lock of an Event. A signal that is ignored stays so.
