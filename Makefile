@@ -17,6 +17,8 @@ OUTPUT := build/retraining.yaml
 # Settings: make run PRESET=local ARGS="--set train.max_epochs=5"   make test ARGS="-k ingest"
 PRESET ?= smollm2
 ARGS ?=
+# Processes that share the tests, a file at a time; many tests wait for servers.
+JOBS ?= 2
 # Further arguments of every `pip install`, for example a CPU-only torch:
 #   make venv PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_ARGS ?=
@@ -29,7 +31,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help:  ## this list
 	@echo "usage: make TARGET"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo 'variables: PRESET=$(PRESET)  ARGS="further arguments"  PYTHON=/path/to/python3.11  PIP_ARGS="--extra-index-url ..."'
+	@echo 'variables: PRESET=$(PRESET)  ARGS="further arguments"  JOBS=$(JOBS)  PYTHON=/path/to/python3.11  PIP_ARGS="--extra-index-url ..."'
 
 .PHONY: run
 run: $(VENV)/.installed  ## the whole pipeline on MovieLens-100k, then a question to the endpoint
@@ -44,9 +46,9 @@ doctor: $(VENV)/.installed  ## what this machine has and lacks
 	@$(BIN)/cllmr doctor --preset $(PRESET) $(ARGS)
 
 .PHONY: test
-test: $(VENV)/.installed-dev system  ## all tests
+test: $(VENV)/.installed-dev system  ## all tests, JOBS=2 at a time
 	@$(MAKE) --no-print-directory llm || echo "note: no environment for vLLM; the tests that need it are skipped"
-	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q $(ARGS)
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 .PHONY: lint
 lint: $(VENV)/.installed-dev  ## style, formatting and types
