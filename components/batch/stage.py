@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
@@ -19,12 +18,13 @@ from components.batch.config import BatchConfig
 from components.batch.online import open_online, write_online
 from components.errors import ArtifactError, DataError
 from components.ids import MAX_ID_LENGTH, USER_ID
+from components.ingest.readers import column_names, read_chunks
 from components.launch import ray_session
 from components.progress import progress
 from components.tracking import Registry, default_tracking_uri
 from serving.lists import BATCH, TABLE_DIRECTORY
 
-STAGE = Stage(BATCH, version=1)
+STAGE = Stage(BATCH, version=2)
 
 SCHEMA = pa.schema(
     [
@@ -110,15 +110,13 @@ def read_users(settings: BatchConfig, trained: Manifest) -> list[str]:
     if settings.users is None:
         known: list[str] = json.loads((trained.path() / BUNDLE_DIRECTORY / USERS_FILE).read_text(encoding="utf-8"))
         return known
-    try:
-        if Path(settings.users).suffix.lower() == ".parquet":
-            column = pd.read_parquet(settings.users, columns=[USER_ID])[USER_ID]
-        else:
-            column = pd.read_csv(settings.users, usecols=[USER_ID], dtype=str, keep_default_na=False)[USER_ID]
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"users cannot be read from '{settings.users}': {reason}.", f"It needs a column {USER_ID}.") from None
-    user_ids = list(dict.fromkeys(column.astype(str)))
+    if USER_ID not in (names := column_names(settings.users)):
+        raise DataError(
+            f"file '{settings.users}' has no column '{USER_ID}'; columns seen: {', '.join(names)}.",
+            f"Name the column of ids '{USER_ID}'.",
+        )
+    chunks = read_chunks(settings.users, {USER_ID: USER_ID})  # as ingest reads them: an id that it knows must be the same here
+    user_ids = list(dict.fromkeys(user_id for chunk in chunks for user_id in chunk[USER_ID].str.strip()))
     if wrong := [one for one in user_ids if not 0 < len(one) <= MAX_ID_LENGTH]:
         raise DataError(
             f"'{settings.users}' has {len(wrong)} ids that are empty or too long.", f"Ids have 1 to {MAX_ID_LENGTH} characters."

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -134,7 +135,10 @@ def test_what_cannot_be_scored_is_named(root: str, trained: Manifest, tmp_path: 
         stage.run({"k": 0}, root)
     with pytest.raises(DataError, match="there is no file of users"):
         stage.run({"train": trained.fingerprint, "users": str(tmp_path / "none.csv")}, root)
-    for text, told in (("user\nu1\n", "cannot be read"), ("user_id,name\n,x\n", "1 ids that are empty or too long")):
+    for text, told in (
+        ("user\nu1\n", "has no column 'user_id'; columns seen: user"),
+        ("user_id,name\n,x\n", "1 ids that are empty or too long"),
+    ):
         file = tmp_path / "users.csv"
         file.write_text(text)
         with pytest.raises(DataError, match=told):
@@ -154,3 +158,29 @@ def test_the_pipeline_has_one_task_that_asks_the_registry_of_promote() -> None:
     given = pipeline.spec["root"]["inputDefinitions"]["parameters"]["batch_config"]["defaultValue"]
     assert (given["k"], given["model_name"], given["tracking_uri"]) == (7, "books", "http://mlflow:5000")
     assert BatchConfig.parse(given, "batch") == settings.batch_of_champion()
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([44, 45, 44], pa.int64()),
+        pa.array([44.0, 45.0, 45.0]),  # as pandas has ids as soon as one is missing
+        pa.array([" 44", "45 ", "44"]),
+        pa.array(["44", "45", "45"]).dictionary_encode(),
+    ],
+    ids=["integer", "float", "spaces", "dictionary"],
+)
+def test_ids_are_read_as_ingest_reads_them(column: pa.Array, trained: Manifest, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"user_id": column}), tmp_path / "users.parquet")
+    settings = BatchConfig.parse({"users": str(tmp_path / "users.parquet")}, "batch")
+    assert stage.read_users(settings, trained) == ["44", "45"]
+    (tmp_path / "users.tsv").write_text("\ufeffuser_id\tname\n" + "".join(f"{one}\tx\n" for one in column.to_pylist()))
+    if not pa.types.is_floating(column.type):
+        settings = BatchConfig.parse({"users": str(tmp_path / "users.tsv")}, "batch")
+        assert stage.read_users(settings, trained) == ["44", "45"]
+
+
+def test_a_user_without_an_id_is_told(trained: Manifest, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"user_id": pa.array([44, None])}), tmp_path / "users.parquet")
+    with pytest.raises(DataError, match="1 ids that are empty or too long"):
+        stage.read_users(BatchConfig.parse({"users": str(tmp_path / "users.parquet")}, "batch"), trained)
