@@ -21,13 +21,15 @@ def configure_logging() -> None:
     import structlog  # here, not above: a stage that is reused tells one event and should cost no more than that
 
     is_terminal = os.isatty(2)  # not sys.stderr: Ray Serve's stand-in for it says that it is one
-    renderer: Any = structlog.dev.ConsoleRenderer() if is_terminal else structlog.processors.JSONRenderer()
+    renderers: list[Any] = [structlog.dev.ConsoleRenderer()]
+    if not is_terminal:  # the other one writes errors by itself
+        renderers = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            renderer,
+            *renderers,
         ],
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,

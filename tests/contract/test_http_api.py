@@ -573,6 +573,25 @@ def test_logs_name_routes_and_request_ids_but_no_users(http: TestClient, capsys:
     assert "someone-private" not in logged
 
 
+def test_an_error_of_ours_is_logged_with_its_cause(
+    backend: LocalBackend, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from components.progress import configure_logging
+
+    async def a_step_that_fails(*asked: object) -> None:
+        raise RuntimeError("the cause")
+
+    monkeypatch.setattr(backend, "score", a_step_that_fails)
+    configure_logging()
+    with TestClient(create_app(backend, known()), raise_server_exceptions=False) as client:
+        error = refused(client.post("/v1/score", json={"user_id": "bob", "item_ids": ["i0"]}), 500, "internal_error")
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines() if line.startswith("{")]
+    (line,) = [line for line in lines if line["event"] == "request failed"]
+    assert line["request_id"] == error.request_id
+    assert "a_step_that_fails" in line["exception"]
+    assert "RuntimeError: the cause" in line["exception"]
+
+
 # -- tokens -----------------------------------------------------------------------------------------------------------
 
 READER, TELLER, ADMIN = "r" * 20, "e" * 20, "a" * 20
