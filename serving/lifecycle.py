@@ -244,7 +244,7 @@ class Follower:
             return
         if target is not None and not self._refused_challenger.allow(target):
             return
-        self.challenger = None  # before another is loaded: there are never three models
+        self.challenger = None  # as in _swap
         try:
             self.challenger = None if target is None else load(target, self._scoring)
         except Exception as error:  # as in _first
@@ -255,9 +255,10 @@ class Follower:
         self._events.tried(before, None if self.challenger is None else self.challenger.target)
 
     def _swap(self, champion: Target) -> None:
+        if self.challenger is not None and self.challenger.target != champion:
+            self._try(None)  # before another is loaded: there are never three models
         try:
-            held = self.challenger  # a challenger that is promoted is here already
-            live = held if held is not None and held.target == champion else load(champion, self._scoring)
+            live = self.challenger or load(champion, self._scoring)  # a challenger that is promoted is here already
         except Exception as error:  # as in _first
             self._refused.refuse(champion, error)
             return

@@ -15,9 +15,9 @@ from components.errors import ArtifactError
 from components.evaluate.bias import head_items
 from components.tracking import Registry, default_tracking_uri
 from serving import deployments, lifecycle
-from serving.approximate import Exactness
+from serving.approximate import Exactness, ScoringArgs
 from serving.deployments import RegistryReplica
-from serving.lifecycle import Follower, Target
+from serving.lifecycle import Follower, Live, Target
 from serving.metrics import Head
 from tests.bundles import write_bundle
 
@@ -207,6 +207,36 @@ def test_it_follows_by_itself_until_it_is_closed(make: Callable[[str], Target]) 
     registered.champion = make("1")
     time.sleep(0.3)
     assert follower.live.target == make("2")
+
+
+def test_there_are_never_three_models_when_the_champion_changes_during_a_trial(
+    make: Callable[[str], Target], damaged: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[int] = []
+    real = lifecycle.load
+
+    def load(target: Target, scoring: ScoringArgs) -> Live:
+        held.append(sum(model is not None for model in (follower.live, follower.challenger)))
+        return real(target, scoring)
+
+    told, registered = Told(), Registered()
+    follower = Follower([make("1")], registered, told, 1, lambda: make("2"))
+    follower.tries = True
+    monkeypatch.setattr(lifecycle, "load", load)
+    follower.look()
+    registered.champion = make("3")
+    follower.look()  # another champion, the challenger stays the same
+    registered.champion = damaged
+    follower.look()
+    registered.champion = make("2")
+    follower.look()  # the challenger is promoted: it is here already
+    assert told.events == [
+        ("swapped", "1"),
+        *[("tried", "2"), ("tried", "nobody"), ("swapped", "3"), ("tried", "2")],
+        *[("tried", "nobody"), ("refused", "damaged"), ("tried", "2")],
+        *[("swapped", "2"), ("tried", "nobody")],
+    ]
+    assert held == [1, 1, 1, 1, 1]
 
 
 # -- the registry -------------------------------------------------------------------------------------------------------
