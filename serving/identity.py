@@ -20,8 +20,8 @@ FORWARDED_CERTIFICATE = "x-forwarded-client-cert"
 
 _FORM = "One line each: the identity as the proxy writes it, a space, its scopes with commas between: score, events, admin"
 _QUOTED = r'"(?:[^"\\]|\\.)*"'
-_ELEMENT = re.compile(rf"(?:{_QUOTED}|[^,\"])+")
-_PART = re.compile(rf"(?:^|;)\s*(\w+)=({_QUOTED}|[^;]*)")
+_PART = re.compile(rf"\s*(\w+)=({_QUOTED}|[^;,\"]*)\s*")
+_END = re.compile(r"[;,]|$")
 _OF_THE_CLIENT = ("uri", "dns", "subject")
 
 
@@ -55,9 +55,19 @@ class Identities:
 def _names(value: str, header: str) -> list[str]:
     if header != FORWARDED_CERTIFICATE:
         return [value.strip()]
-    elements = _ELEMENT.findall(value)
-    parts = _PART.findall(elements[-1].strip()) if elements else []
-    return [_unquoted(part) for key, part in parts if key.lower() in _OF_THE_CLIENT]
+    names: list[str] = []
+    at = 0
+    while part := _PART.match(value, at):
+        end = _END.match(value, part.end())
+        if end is None:
+            break
+        if part[1].lower() in _OF_THE_CLIENT:
+            names.append(_unquoted(part[2]))
+        if not end[0]:
+            return names
+        names = [] if end[0] == "," else names
+        at = end.end()
+    return []  # where it cannot be read to its end, it is not known which part the proxy wrote
 
 
 def _unquoted(text: str) -> str:

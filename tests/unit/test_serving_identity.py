@@ -38,6 +38,12 @@ def sent(*values: str, name: str = "x-forwarded-client-cert") -> list[tuple[byte
         (f"By={SHOP};Hash=0a1b;URI=spiffe://elsewhere", set()),  # that is the proxy itself
         (f"URI={SHOP}/more", set()),
         (f"URI={SHOP.upper()}", set()),
+        (
+            f'URI={SHOP};X=",By=spiffe://gateway;Hash=0a1b;Subject="CN=stranger"',
+            set(),
+        ),  # a quote swallows the proxy's part
+        (f"URI={SHOP};,Hash=0a1b", set()),
+        (f"URI={SHOP},", set()),
         (SHOP, set()),
         ("", set()),
         ('"', set()),
