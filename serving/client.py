@@ -55,6 +55,9 @@ class Client:
             much again is added by chance, so that callers who were refused together do not come back together.
         token: to show, where the endpoint needs one.
         transport: for tests.
+
+    Raises:
+        ServingError: `url` is no address, or `token` no token.
     """
 
     def __init__(
@@ -68,8 +71,13 @@ class Client:
     ) -> None:
         self._url = url.rstrip("/")
         self._retries, self._backoff = retries, wait_exponential(multiplier=backoff)
+        if token and not token.isascii():
+            raise ServingError("the token has characters that no token has.", "Copy it again.")
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._http = httpx.Client(base_url=self._url, timeout=timeout, headers=headers, transport=transport)
+        try:
+            self._http = httpx.Client(base_url=self._url, timeout=timeout, headers=headers, transport=transport)
+        except httpx.InvalidURL as error:
+            raise ServingError(f"'{url}' is no address: {error}.", "Give one such as http://127.0.0.1:8000.") from None
 
     def __enter__(self) -> Self:
         return self
@@ -171,7 +179,7 @@ class Client:
         )
         try:
             response: httpx.Response = tries(attempt)
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise self._unreachable(error) from None
         return response
 
@@ -183,7 +191,7 @@ class Client:
             pause = max(pause, float(told)) if told.isdigit() else pause
         return pause + wait_random(0, pause)(state)
 
-    def _unreachable(self, error: httpx.TransportError) -> ServingError:
+    def _unreachable(self, error: httpx.RequestError) -> ServingError:
         if isinstance(error, httpx.ConnectError):
             return ServingError(f"nothing listens at {self._url}.", "Start the endpoint: make serve (or: cllmr serve).")
         if isinstance(error, httpx.TimeoutException):

@@ -89,6 +89,24 @@ def test_an_endpoint_that_cannot_be_reached_is_named_after_the_last_try(error: E
     assert len(tries) == 2
 
 
+@pytest.mark.parametrize("url", ["http://127.0.0.1:abc", "http://[::1", "http://\x00"])
+def test_what_is_no_address_is_told(url: str) -> None:
+    with pytest.raises(ServingError, match=r"is no address: .*Give one such as http://127\.0\.0\.1:8000"):
+        Client(url)
+
+
+def test_what_is_no_token_is_told_and_not_shown() -> None:
+    with pytest.raises(ServingError, match="the token has characters that no token has") as told:
+        Client("http://endpoint:8000", token="tökenlike")
+    assert "kenlike" not in str(told.value)
+
+
+def test_an_answer_that_a_proxy_garbled_is_told() -> None:
+    garbled = httpx.Response(200, headers={"Content-Encoding": "gzip"}, stream=httpx.ByteStream(b"no gzip"))
+    with pytest.raises(ServingError, match="cannot be asked: DecodingError"):
+        client(lambda request: garbled).model()
+
+
 def test_a_refusal_is_passed_on_with_the_request_id() -> None:
     with pytest.raises(ServingError, match=r"the endpoint refuses: too many requests .* \(request abc\)"):
         client(lambda request: httpx.Response(503, json=ERROR)).model()
