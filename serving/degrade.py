@@ -107,9 +107,9 @@ class SideInformation:
 
     def reason_against(self, query: Query) -> str | None:
         """See Rung."""
-        if not self._texts.are_there():
-            return NO_TEXTS
-        return None if query.history.size else NO_HISTORY
+        if not query.history.size:
+            return NO_HISTORY  # before the texts are read, which takes their memory
+        return None if self._texts.are_there() else NO_TEXTS
 
     def scores(self, query: Query, debias: float) -> Floats:
         """See Rung; what the texts say by themselves is not known of a history, so nothing is taken out."""

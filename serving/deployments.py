@@ -96,6 +96,8 @@ class Answered(NamedTuple, Generic[_T]):
     answer: _T
     model_version: str
     feature_set: FeatureSet | None
+    live_version: str
+    """Of the model that answers where no challenger is tried; it tells what is popular."""
 
 
 class RegistryReplica:
@@ -268,6 +270,8 @@ class ScorerReplica:
             self._follower = pool.submit(begin).result()
         self._trial, self._shadow = Trial(), Shadow(self._metrics)
         self._together = Together(self._answers)
+        # products with all texts, for every user and item of a history: one such request at a time, beside all others
+        self._new_items = ThreadPoolExecutor(1, thread_name_prefix="new-items")
         if registry is not None:
             self._follower.start()
 
@@ -285,10 +289,10 @@ class ScorerReplica:
         A filter that is wrong is an answer too: what is raised here, Ray Serve logs and counts as a failure of ours.
         """
         try:
-            answer, model_version, feature_set = await self.recommend_here(request, histories, profiles)
+            answer, *whose = await self.recommend_here(request, histories, profiles)
         except FilterError as error:
-            return _answered(error, self._follower.live)
-        return Answered(answer.model_dump_json(), model_version, feature_set)
+            return self._answered(error, self._follower.live)
+        return Answered(answer.model_dump_json(), *whose)
 
     async def recommend_here(
         self, request: RecommendRequest, histories: list[list[str]], profiles: Profiles | None = None
@@ -320,7 +324,7 @@ class ScorerReplica:
             for (number, places), answer in zip(mine, found, strict=True):
                 answers[number].append((places, answer))
         told = [joined(one) for one in answers]
-        sent = [Answered(answer, answer.model_version, live.feature_set) for answer in told]
+        sent = [Answered(answer, answer.model_version, live.feature_set, live.target.model_version) for answer in told]
         # from here on nothing fails for a request: a batch that did is answered again, and must not be counted twice
         if challenger is not None and trial.mode == "shadow":
             for question, answer in zip(asked, told, strict=True):
@@ -333,6 +337,9 @@ class ScorerReplica:
             self._metrics.recommended(found, model.recommender.scorer.item_vocabulary, model.head)
         return sent
 
+    def _answered(self, answer: _T, model: Live) -> Answered[_T]:
+        return Answered(answer, model.target.model_version, model.feature_set, self._follower.live.target.model_version)
+
     def _model_of(self, user_id: str) -> Live:
         """What answers one user."""
         ((model, _),) = parts(self._trial, self._follower.live, self._follower.challenger, [user_id])
@@ -344,7 +351,7 @@ class ScorerReplica:
         with self._metrics.timed("model"):
             answer = live.recommender.score(request)
         self._metrics.scored(answer)
-        return _answered(answer, live)
+        return self._answered(answer, live)
 
     async def explain(self, request: ExplainRequest, history: list[str]) -> Answered[ExplainResponse]:
         """See Recommender."""
@@ -352,17 +359,18 @@ class ScorerReplica:
         with self._metrics.timed("model"):
             answer = live.recommender.explain(request, history)
         self._metrics.explained(answer)
-        return _answered(answer, live)
+        return self._answered(answer, live)
 
     async def popular(self, k: int) -> Answered[Static]:
         """See Recommender."""
         live = self._follower.live
-        return _answered(live.recommender.popular(k), live)
+        return self._answered(live.recommender.popular(k), live)
 
     async def text_encoder(self) -> Answered[str | None]:
         """Which encoder new items' texts must be read by, None without texts."""
         live = self._follower.live
-        return _answered(live.texts.encoder, live)
+        found = await asyncio.to_thread(live.texts.are_there)  # what is damaged is told as what is not there
+        return self._answered(live.texts.encoder if found else None, live)
 
     async def new_items(
         self, request: ItemsRequest, histories: list[list[str]], encoder: str, embeddings: Floats
@@ -370,12 +378,19 @@ class ScorerReplica:
         """See Recommender; None when the texts were encoded for another model than the one that is live by now."""
         live = self._follower.live
         if live.texts.encoder != encoder:
-            return _answered(None, live)
+            return self._answered(None, live)
         with self._metrics.timed("model"):
-            texts = await asyncio.to_thread(live.texts.read)
-            answer = live.recommender.new_items(request, histories, encoder, texts, embeddings)
+            answer = await asyncio.get_running_loop().run_in_executor(
+                self._new_items, self._of_texts, live, request, histories, encoder, embeddings
+            )
         self._metrics.new_items_scored(answer)
-        return _answered(answer, live)
+        return self._answered(answer, live)
+
+    @staticmethod
+    def _of_texts(
+        live: Live, request: ItemsRequest, histories: list[list[str]], encoder: str, embeddings: Floats
+    ) -> ItemsResponse:
+        return live.recommender.new_items(request, histories, encoder, live.texts.read(), embeddings)
 
     async def unknown_items(self, item_ids: list[str]) -> Answered[list[str]]:
         """Those of some items that the model does not know, each once, in their order."""
@@ -383,12 +398,12 @@ class ScorerReplica:
         rows = live.recommender.scorer.item_vocabulary.rows(item_ids)
         unknown = list(dict.fromkeys(item_id for item_id, row in zip(item_ids, rows, strict=True) if row == UNKNOWN))
         self._metrics.told(len(unknown), live.target.model_version)
-        return _answered(unknown, live)
+        return self._answered(unknown, live)
 
     async def model(self) -> Answered[ModelInfo]:
         """See Recommender."""
         live = self._follower.live
-        return _answered(live.recommender.describe(live.golden_requests), live)
+        return self._answered(live.recommender.describe(live.golden_requests), live)
 
 
 class _Asked(NamedTuple, Generic[_T]):
@@ -458,10 +473,6 @@ async def each_for_itself(
             return [error]
         log.warning("a batch failed, each of its requests is tried alone", requests=len(asked), error=type(error).__name__)
     return [found for question in asked for found in await each_for_itself(answer, [question])]
-
-
-def _answered(answer: _T, live: Live) -> Answered[_T]:
-    return Answered(answer, live.target.model_version, live.feature_set)
 
 
 class Inside:
@@ -536,7 +547,7 @@ class RayBackend:
         if encoder is None:
             raise Impossible(
                 "no_texts",
-                "the model was trained without texts, or before new items could be scored.",
+                "the model was trained without texts, or before new items could be scored, or they are damaged.",
                 "Give the items texts and train again: cllmr run --from train",
             )
         with self._metrics.timed("encoder"):
@@ -582,9 +593,9 @@ class RayBackend:
 
     async def _ask(self, response: Awaitable[Answered[_T]]) -> _T:
         with self._metrics.timed("scorer"):
-            answer, self.model_version, feature_set = await _answer(response)
+            answer, self.model_version, feature_set, live_version = await _answer(response)
         self._features.follow(feature_set)
-        if self._keeping is None and (self._static is None or self._static.model_version != self.model_version):
+        if self._keeping is None and (self._static is None or self._static.model_version != live_version):
             self._keeping = asyncio.create_task(self._keep_popular())
         return answer
 

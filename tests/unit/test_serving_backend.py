@@ -25,12 +25,14 @@ class Method:
         self.answer = answer
         self.failure: Exception | None = None
         self.asked = 0
+        self.by = ["7"]
+        """Who answers, in turn; the first one is the champion."""
 
     async def remote(self, *arguments: Any) -> Any:
         self.asked += 1
         if self.failure is not None:
             raise self.failure
-        return Answered(self.answer(*arguments), "7", None)
+        return Answered(self.answer(*arguments), self.by[self.asked % len(self.by)], None, self.by[0])
 
 
 class Handle:
@@ -72,6 +74,19 @@ def test_when_no_scorer_answers_what_was_popular_is_and_says_so(handle: Handle) 
         handle.recommend.failure = None
         assert (await asked.recommend(REQUEST, [[], []])) == before
         assert handle.popular.asked == 1
+
+    asyncio.run(ask())
+
+
+def test_while_a_challenger_is_tried_the_champion_is_asked_once_for_what_is_popular(handle: Handle) -> None:
+    async def ask() -> None:
+        asked, told = backend(handle), []
+        handle.recommend.by = ["7", "8"]
+        for _ in range(6):
+            await asked.recommend(REQUEST, [[], []])
+            told.append(asked.model_version)
+            await asyncio.sleep(0.01)
+        assert (told, handle.popular.asked) == (["8", "7"] * 3, 1)
 
     asyncio.run(ask())
 

@@ -52,7 +52,8 @@ def test_a_model_that_folds_nobody_in_answers_a_history_from_texts_alone(tmp_pat
     (result,) = recommender.recommend(request, [["i0"]]).results
     assert (result.method, result.reason, ids(result.items)[0]) == ("side_information", "unknown_user", "i2")
     assert result.items == result.factual
-    (nobody,) = recommender.recommend(request, [[]]).results
+    (nobody,) = Recommender(scorer, "7", unread := Texts(directory, scorer)).recommend(request, [[]]).results
+    assert "_new_items" not in vars(unread)  # who has no history is not answered by texts, so that they take no memory
     assert (nobody.method, nobody.reason) == ("popularity", "unknown_user")
     (directory / "text.safetensors").write_bytes(b"\x00" * 20)
     damaged = Recommender(scorer, "7", Texts(directory, scorer))

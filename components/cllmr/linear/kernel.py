@@ -20,6 +20,8 @@ from components.cllmr.linear.scores import SMALLEST_DEVIATION, LinearScores, str
 
 Floats = npt.NDArray[np.float32]
 
+BLOCK_CELLS = 1 << 22  # similarities that are held at a time, 16 MiB
+
 
 @dataclass(frozen=True)
 class KernelScores:
@@ -103,8 +105,12 @@ class NewItems:
 
     def _similarity(self, rows: Floats, history: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         """(n, dim) -> (n,)."""
-        kernel = np.maximum(rows @ self.side[history].T, 0.0) ** np.float32(self.power)
-        return np.asarray(kernel.sum(axis=1, dtype=np.float64))
+        chosen, found = self.side[history].T, np.empty(len(rows))
+        block = max(1, BLOCK_CELLS // max(1, len(history)))
+        for start in range(0, len(rows), block):
+            kernel = np.maximum(rows[start : start + block] @ chosen, 0.0) ** np.float32(self.power)
+            found[start : start + block] = kernel.sum(axis=1, dtype=np.float64)
+        return found
 
     def cosines(self, rows: Floats) -> Floats:
         """Of new items with those that there are, (num_new, num_items)."""

@@ -1,0 +1,81 @@
+"""A scorer replica, without Ray: what new items cost others, and texts that are damaged."""
+
+import asyncio
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from components.cllmr.linear import kernel
+from components.cllmr.linear.kernel import NewItems
+from serving.deployments import ScorerReplica
+from serving.lifecycle import Target
+from serving.recommender import Recommender
+from serving.schemas import ItemsRequest, ItemsResponse, NewItem
+from tests.bundles import write_bundle, write_text
+
+REQUEST = ItemsRequest(items=[NewItem(item_id="new", text="A film.")], users=["bob"])
+TEXT = np.array([[1, 0.1], [0, 1], [1, -0.1], [0.1, 1]], dtype=np.float32)
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    directory = write_bundle(tmp_path / "bundle")
+    write_text(directory, TEXT, "MiniLM")
+    return directory
+
+
+def scorer_of(bundle: Path) -> ScorerReplica:
+    return ScorerReplica(Target("7", "0" * 16, "/store", str(bundle)), None, 1.0)
+
+
+def test_new_items_hold_up_nobody_else_and_are_scored_one_request_at_a_time(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, others_answered = threading.Event(), threading.Event()
+    at_once: list[str] = []
+    real = Recommender.new_items
+
+    def slow(self: Recommender, *asked: object) -> ItemsResponse:
+        at_once.append("begun")
+        begun.set()
+        assert others_answered.wait(60), "nobody was answered meanwhile"
+        at_once.append("done")
+        return real(self, *asked)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Recommender, "new_items", slow)
+
+    async def ask() -> None:
+        replica = scorer_of(bundle)
+        asking = [asyncio.create_task(replica.new_items(REQUEST, [[]], "MiniLM", TEXT[:1])) for _ in range(3)]
+        await asyncio.to_thread(begun.wait, 60)
+        assert (await replica.popular(2)).model_version == "7"
+        others_answered.set()
+        for told in asking:
+            answer = (await told).answer
+            assert answer is not None
+            assert [result.item_id for result in answer.results] == ["new"]
+
+    asyncio.run(ask())
+    assert at_once == ["begun", "done"] * 3
+
+
+def test_texts_that_are_damaged_are_told_as_texts_that_are_not_there(bundle: Path) -> None:
+    replica = scorer_of(bundle)
+    assert asyncio.run(replica.text_encoder()).answer == "MiniLM"
+    (bundle / "text.safetensors").write_bytes(b"\x00" * 20)
+    assert asyncio.run(scorer_of(bundle).text_encoder()).answer is None
+
+
+def test_similarities_are_held_a_block_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = np.random.default_rng(0)
+    texts, history = NewItems.of(drawn.normal(size=(50, 8)), 3.0), drawn.choice(50, 7, replace=False)
+    rows = texts.rows(drawn.normal(size=(5, 8)))
+    whole = (texts.of_history(history), texts.placed(rows, history))
+    monkeypatch.setattr(kernel, "BLOCK_CELLS", 20)
+    np.testing.assert_allclose(texts.of_history(history), whole[0], rtol=1e-6)
+    blocks = texts.placed(rows, history)
+    assert blocks is not None
+    assert whole[1] is not None
+    np.testing.assert_allclose(blocks.scores, whole[1].scores, rtol=1e-5)
