@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from components.promote.config import PromoteConfig
 from tests.k8s.manifests import K8S, OVERLAYS, Object, needs_kubectl, of_kind, overlay
 from tests.k8s.promql import alerts, dashboards, metrics, panels, queries, recorded, rule_groups
 
@@ -45,6 +46,11 @@ def test_every_alert_fires_and_is_silent_as_its_unit_tests_say(tmp_path: Path) -
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+def test_exposure_that_the_gate_lets_pass_alerts_nobody() -> None:
+    (rule,) = [rule for rule in alerts(overlay("prod")) if rule["alert"] == "ServingHeadExposure"]
+    assert float(rule["expr"].rpartition(">")[2]) == PromoteConfig().max_head_exposure
+
+
 @needs_promtool
 @pytest.mark.parametrize(
     ("alert", "found", "put"),
@@ -54,6 +60,9 @@ def test_every_alert_fires_and_is_silent_as_its_unit_tests_say(tmp_path: Path) -
         ("ServingErrorBudgetFast", "rate1h > 14.4", "rate1h > 144"),
         ("RedisMemoryHigh", "(redis_memory_max_bytes > 0)", "(redis_memory_max_bytes > 1000)"),
         ("RayJobStuck", "Initializing|", ""),
+        ("ServingReplicasMissing", "or 0 *", "or 1 *"),
+        ("RedisDown", "(gcs|feature)-redis", "feature-redis"),
+        ("BackupOld", "kube_cronjob_created", "kube_cronjob_made"),
     ],
 )
 def test_a_rule_that_is_changed_fails_its_unit_test(tmp_path: Path, alert: str, found: str, put: str) -> None:

@@ -123,7 +123,7 @@ BROKEN: list[tuple[tuple[str, str], Callable[[Object], object], str]] = [
     (SERVICE, lambda item: head(item)["rayStartParams"].update({"redis-password": "x"}), "beside redis-password"),
     (SERVICE, lambda item: variable(item, "REDIS_PASSWORD"), "beside the variable REDIS_PASSWORD"),
     (SERVICE, lambda item: variable(item, "RAY_enable_autoscaler_v2"), "use autoscalerOptions.version"),
-    (SERVICE, lambda item: item["metadata"]["annotations"].update({"ray.io/ft-enabled": "true"}), "beside the annotation"),
+    (SERVICE, lambda item: item["metadata"].update(annotations={"ray.io/ft-enabled": "true"}), "beside the annotation"),
     (SERVICE, lambda item: ray_cluster(item)["gcsFaultToleranceOptions"].update(backend="rocksdb"), "alpha gate"),
     (SERVICE, lambda item: worker(item)["template"]["spec"].update(restartPolicy="Always"), "restartPolicy Always"),
     (SERVICE, lambda item: item["spec"].update(upgradeStrategy={"type": "Rolling"}), "Rolling is none of"),
