@@ -63,7 +63,7 @@ def worker_container(objects: list[Object]) -> Object:
         ),
         (
             lambda objects: worker_container(objects)["env"][0]["valueFrom"]["secretKeyRef"].update(key="url"),
-            "no Secret feature-redis url",
+            "no Secret endpoint url",
         ),
         (
             lambda objects: ray_cluster(named(objects, "RayJob", "train"))["authOptions"].update(secretName="other"),
