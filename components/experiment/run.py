@@ -26,7 +26,7 @@ from components.experiment.models import KINDS, check, skip_reason
 from components.experiment.store import Outcome, Results
 from components.experiment.tasks import TASKS
 
-STAGE = Stage("experiment", version=6)
+STAGE = Stage("experiment", version=7)
 """Its version is part of what a finished unit is: another one where an algorithm, or a default of a model, changes."""
 """A changed unit gets a new version, and is measured again."""
 PROTOCOL = (
