@@ -286,6 +286,7 @@ def test_the_noise_study_analyses_its_grid(source: Source, tmp_path: Path) -> No
     (found,) = run_suite("noise", Setup([source], config, Runner(Results(tmp_path))))
     assert found.extra["anova"]["error"]["df"] == 4
     assert found.extra["anova"]["interaction"]["df"] == 1
+    assert grids(found)[-1].notes == ["The error is between seeds: this speaks for blocks alone."]
     assert np.shape(found.extra["cells_percent"]) == (2, 2)
     assert render([found], FACTS).count("<svg") == 1
     assert len(found.datasets["blocks"]["models"]) == 4
