@@ -112,6 +112,31 @@ def test_a_killed_run_goes_on_with_what_is_missing(source: Source, tmp_path: Pat
     assert len(other.executed) == 2  # the baselines are what they were
 
 
+def test_an_encoder_that_is_another_one_under_the_same_name_makes_other_units(tmp_path: Path) -> None:
+    folder, encoder = write_blocks(tmp_path / "blocks"), tmp_path / "encoder"
+    (folder / "items.jsonl.gz").unlink()  # nothing is embedded
+    encoder.mkdir()
+    keys = []
+    for weights in ("one", "two", "one"):
+        (encoder / "weights").write_text(weights)
+        keys.append(run.Unit(Source.open(folder, str(encoder), tmp_path), "model", {}, 1, "").key)
+    moved = encoder.rename(tmp_path / "moved")
+    keys.append(run.Unit(Source.open(folder, str(moved), tmp_path), "model", {}, 1, "").key)
+    assert keys[0] == keys[2] == keys[3] != keys[1]
+
+
+def test_data_that_change_while_a_run_goes_on_are_refused(tmp_path: Path) -> None:
+    folder = write_blocks(tmp_path / "blocks")
+    (folder / "items.jsonl.gz").unlink()
+    source = Source.open(folder, "all-MiniLM-L6-v2", tmp_path)
+    assert run.load(source).fingerprint() == source.fingerprint
+    write_blocks(folder, seed=1)
+    (folder / "items.jsonl.gz").unlink()
+    run.load.cache_clear()  # as with a third data set, or in another worker
+    with pytest.raises(DataError, match=rf"blocks' changed since the run began: .* was {source.fingerprint} and is .*Start the"):
+        experiment(source, small_config(), Runner(Results(tmp_path)))
+
+
 def test_a_damaged_unit_is_measured_again_and_no_half_file_is_left(tmp_path: Path) -> None:
     results = Results(tmp_path)
     outcome = Outcome({"a": 1}, {"x": np.arange(3)})
