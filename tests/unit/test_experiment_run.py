@@ -15,7 +15,7 @@ from components.evaluate.baselines import Factors
 from components.evaluate.metrics import METRICS, rank
 from components.experiment import coldstart, coldusers, run, statistics
 from components.experiment.config import ExperimentConfig, ModelSpec, named
-from components.experiment.dataset import read
+from components.experiment.dataset import ExperimentData, read, unit_rows
 from components.experiment.models import Task, graph_settings, tune
 from components.experiment.planted import write_blocks
 from components.experiment.report import render
@@ -23,6 +23,7 @@ from components.experiment.run import Runner, Source, experiment
 from components.experiment.store import Outcome, Results
 from components.experiment.suites import Setup, comparison, run_suite
 from components.experiment.tables import grids, markdown
+from components.spectrum.decompose import spectrum
 
 SMALL = {"model.embedding_dim": 8, "model.num_negatives": 32, "max_epochs": 2, "batch_size": 512, "evaluate_every": 1}
 FACTS = {"protocol": run.PROTOCOL, "seeds": [1], "text_encoder": "e", "versions": {"numpy": "2"}, "hardware": {"cores": 2}}
@@ -216,6 +217,19 @@ def test_text_finds_cold_items_and_chance_does_not(source: Source) -> None:
     assert set(test) == set(coldstart.LABELS)
     assert min(test["text_cosine"], test["ridge"], test["analytic"], test["combined"]) > 1.3 * test["random"]
     assert outcome.facts["users_evaluated"] == len(outcome.arrays["random.ndcg@10"])
+
+
+def test_a_catalogue_so_small_that_its_spectrum_has_empty_components_is_ranked() -> None:
+    """12 items, four of which are taken out: 8 of the 11 singular values at most are not zero."""
+    rng = np.random.default_rng(4)
+    chosen, part = rng.random((30, 12)) < 0.35, rng.random((30, 12))
+    splits = [sp.csr_array((chosen & at).astype(np.float32)) for at in (part < 0.6, (part >= 0.6) & (part < 0.8), part >= 0.8)]
+    text = rng.normal(size=(12, 16)).astype(np.float32)
+    data = ExperimentData("tiny", *splits, ["some text"] * 12, [None] * 30, unit_rows(text), np.zeros((30, 16), np.float32))
+    values = spectrum(coldstart.split(data, 0.15, seed=4).warm.train, 11).singular_values
+    assert values[-1] < 1e-12 * values[0], "no component is empty: nothing is tested"
+    outcome = coldstart.measure(data, {"share": 0.15, "graph": {**SMALL, "model.side_encoder": "sse"}}, seed=4)
+    assert np.isfinite(outcome.facts["test"]["analytic"]["ndcg@10"])
 
 
 def test_words_of_titles_tell_items_apart_that_embeddings_do_not() -> None:
