@@ -49,10 +49,10 @@ def paired(ours: npt.NDArray[np.floating], theirs: npt.NDArray[np.floating]) -> 
 def two_way(values: npt.NDArray[np.floating]) -> dict[str, Any]:
     """Two-way analysis of variance with interaction, in blocks.
 
-    The model is y_bij = block_b + A_i + B_j + AB_ij + error, of means over the repeats; blocks are data sets, whose level differs
-    and whose response to the factors may: that is the error, so an effect is significant when data sets agree on it. Repeats on
-    the same data set say nothing of others and are no degrees of freedom. With a single block there is nothing to agree: then
-    y_bijr are single repeats, which the error is between, and what is found is found of that data set alone.
+    The model is y_bij = block_b + A_i + B_j + AB_ij + error, of means over the repeats; blocks are data sets, whose level
+    differs and whose response to the factors may: that is the error, so an effect is significant when data sets agree on it.
+    Repeats on the same data set say nothing of others and are no degrees of freedom. With a single block there is nothing to
+    agree: the error is between its repeats, and what is found is found of that data set alone.
 
     Args:
         values: (num_blocks, num_a, num_b, num_repeats), balanced.

@@ -134,7 +134,9 @@ def test_data_that_change_while_a_run_goes_on_are_refused(tmp_path: Path) -> Non
     write_blocks(folder, seed=1)
     (folder / "items.jsonl.gz").unlink()
     run.load.cache_clear()  # as with a third data set, or in another worker
-    with pytest.raises(DataError, match=rf"blocks' changed since the run began: .* was {source.fingerprint} and is .*Start the"):
+    with pytest.raises(
+        DataError, match=rf"blocks' changed since the run began: .* was {source.fingerprint} and is .*Start the"
+    ):
         experiment(source, small_config(), Runner(Results(tmp_path)))
 
 
