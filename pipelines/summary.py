@@ -151,7 +151,7 @@ def result_table(metrics: Mapping[str, Any]) -> Table:
             Text(f"{value:.4f}", "bold" if value >= best[metric] else "")
             for metric, value in zip(TABLE_METRICS, values, strict=True)
         ]
-        table.add_row(LABELS.get(name, name), *cells)
+        table.add_row(metrics["labels"][name], *cells)
     return table
 
 

@@ -6,7 +6,7 @@ items for a block of users. What a fit needs beside the interactions (text, the 
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, Protocol
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
-from components.evaluate.config import BaselineName, EvaluateConfig
+from components.evaluate.config import LABELS, BaselineName, EvaluateConfig
 from components.evaluate.metrics import PRIMARY, IntArray, Ranking, rank
 
 FloatMatrix = npt.NDArray[np.float32]
@@ -174,6 +174,17 @@ def lightgcn_base(inputs: Inputs, on_progress: Callable[..., None]) -> Baseline:
 
     users, items = fit_base(inputs.train, inputs.validation, dict(inputs.train_config), on_progress)
     return Factors(np.asarray(users, dtype=np.float32), np.asarray(items, dtype=np.float32))
+
+
+def labels(names: Collection[BaselineName], train_config: Mapping[str, Any]) -> dict[str, str]:
+    """`LABELS`, with the name of the backbone that the train stage is set to, if it is among `names`."""
+    if "lightgcn" not in names:
+        return LABELS
+    from components.cllmr.backbones import BACKBONES
+    from components.train.config import TrainConfig
+
+    backbone = BACKBONES[TrainConfig.parse(dict(train_config), "train").model.backbone]
+    return {**LABELS, "lightgcn": f"{backbone.__name__} (no side information)"}
 
 
 def grid(name: BaselineName, config: EvaluateConfig) -> list[Settings]:

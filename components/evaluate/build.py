@@ -95,6 +95,7 @@ def evaluate(
     seen, validation, test = (dataset.matrix(split) for split in (TRAIN, VALIDATION, TEST))
     rank = partial(metrics.rank, seen=seen, block_size=config.block_size)
     inputs = baselines.Inputs(seen, validation, text["users"], text["items"], train_config)
+    labels = baselines.labels(config.baselines, train_config)
     tested: dict[str, Ranking] = {}
     on_validation: dict[str, Ranking] = {}
     grids: dict[str, Any] = {}
@@ -102,17 +103,17 @@ def evaluate(
     with progress("evaluate", len(config.baselines) + len(SCORES) + len(LAMBDAS), "rankings") as bar:
         for rival in config.baselines:
             if reason := baselines.skip_reason(rival, inputs, config):
-                emit("warning", stage="evaluate", message=f"{LABELS[rival]} is left out: {reason}")
+                emit("warning", stage="evaluate", message=f"{labels[rival]} is left out: {reason}")
                 skipped[rival] = reason
             else:
-                tuned = baselines.tune(rival, inputs, config, partial(_tell_epoch, bar, LABELS[rival]))
+                tuned = baselines.tune(rival, inputs, config, partial(_tell_epoch, bar, labels[rival]))
                 tested[rival], on_validation[rival] = rank(tuned.baseline.score, held_out=test), tuned.validation
                 grids[rival] = {"tried": tuned.grid, "best": tuned.settings, "at_edge": sorted(baselines.is_at_edge(tuned))}
-            bar.advance(model=LABELS[rival])
+            bar.advance(model=labels[rival])
         for name in SCORES:
             score = partial(scorer.score_all, effect=name)
             tested[name], on_validation[name] = rank(score, held_out=test), rank(score, held_out=validation)
-            bar.advance(model=LABELS[name])
+            bar.advance(model=labels[name])
         new_users: dict[str, Any] = {name: tested[name].mean() for name in NEW_USERS if name in tested}
         if scorer.folds_in:
             new_users["fold_in"] = rank(partial(_as_new, scorer), held_out=test).mean()
@@ -143,6 +144,7 @@ def evaluate(
         "users_evaluated": len(users),
         "debias_strength": scorer.debias_strength,
         "embedding_dim": int(scorer.bundle["embedding_dim"]),
+        "labels": {name: labels[name] for name in [*tested, *skipped]},
         "results": {name: metrics.summarise(found, bootstrap) for name, found in tested.items()},
         "validation": {name: {key: round(value, 6) for key, value in on_validation[name].mean().items()} for name in tested},
         "comparison": _comparison(tested, bootstrap),

@@ -20,11 +20,12 @@ LABELS: dict[str, str] = {
     "ease": "EASE",
     "ease_text": "EASE + text",
     "alpharec": "AlphaRec (text MLP, graph convolution)",
-    "lightgcn": "LightGCN (no side information)",
+    "lightgcn": "Backbone (no side information)",
     "factual": "CLLMR factual",
     "debiased": "CLLMR debiased",
 }
-"""Every model that can appear in a result, in the order of the result table, as people read it."""
+"""Every model that can appear in a result, in the order of the result table, as people read it; the backbone gets its own name
+when it is known, in "labels" of metrics.json."""
 
 NEW_USERS = {
     "fold_in": "CLLMR fold-in of the history",
@@ -59,7 +60,8 @@ class EvaluateConfig(StageConfig):
         "alpharec",
         "lightgcn",
     )
-    """Rivals on the same split. Each is tuned on validation over its own grid below and tested once."""
+    """Rivals on the same split. Each is tuned on validation over its own grid below and tested once. "lightgcn" is the backbone
+    of the train stage, whichever that is, without side information."""
     bootstrap_samples: PositiveInt = 1000
     """Resamples of the users behind each 95 % confidence interval; the same resamples for every model (paired)."""
     seed: NonNegativeInt = 0

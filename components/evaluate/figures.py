@@ -84,7 +84,7 @@ def _inline(svg: str, description: str) -> str:
     return re.sub(r"<svg[^>]*>", f'<svg {box.group()} role="img" aria-label="{description}">', svg, count=1)
 
 
-def intervals(results: Mapping[str, Mapping[str, Any]], metric: str = PRIMARY) -> str:
+def intervals(results: Mapping[str, Mapping[str, Any]], labels: Mapping[str, str], metric: str = PRIMARY) -> str:
     """Mean and interval of each model, best at the top."""
     names = sorted((name for name in LABELS if name in results), key=lambda name: results[name][metric]["mean"])
 
@@ -94,7 +94,7 @@ def intervals(results: Mapping[str, Mapping[str, Any]], metric: str = PRIMARY) -
             colour = COLOURS.get(name, MUTED)
             axes.plot(entry["ci95"], [row, row], color=colour, linewidth=3 if name in SCORES else 2, solid_capstyle="round")
             axes.plot(entry["mean"], row, "o", color=colour, markersize=7 if name in SCORES else 5)
-        axes.set_yticks(range(len(names)), [LABELS[name] for name in names])
+        axes.set_yticks(range(len(names)), [labels[name] for name in names])
         for label, name in zip(axes.get_yticklabels(), names, strict=True):
             label.set_color(INK)
             label.set_fontweight("bold" if name in SCORES else "normal")

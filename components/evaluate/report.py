@@ -126,7 +126,7 @@ def _context(facts: Facts) -> dict[str, Any]:
         "metrics": metrics,
         "models": [name for name in LABELS if name in metrics["results"]],  # JSON does not keep the order of the table
         "groups": [name for name in ACTIVITY if name in metrics["slices"]],
-        "labels": LABELS,
+        "labels": metrics["labels"],
         "new_users": NEW_USERS,
         "new_items": NEW_ITEMS,
         "scores": SCORES,
@@ -178,7 +178,7 @@ def _figures(facts: Facts) -> dict[str, str | None]:
     metrics = facts.metrics
     bias = metrics["bias"]
     return {
-        "intervals": figures.intervals(metrics["results"]),
+        "intervals": figures.intervals(metrics["results"], metrics["labels"]),
         "popularity": figures.popularity(facts.popularity),
         "training": figures.training(facts.curve),
         "debias": figures.debias_curve(metrics["lambda_curve"], metrics["debias_strength"]),

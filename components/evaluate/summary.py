@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from components.evaluate.config import LABELS
 from components.evaluate.metrics import PRIMARY
 
 METRIC = PRIMARY.upper()
@@ -13,7 +12,7 @@ def sentences(figures: Mapping[str, Any]) -> list[str]:
     """The verdict of an evaluation, the most important first.
 
     Args:
-        figures: contents of metrics.json (results, comparison, bias, debias_strength).
+        figures: contents of metrics.json (results, labels, comparison, bias, debias_strength).
     """
     result = [_against(figures, figures["comparison"]["strongest_baseline"], "the strongest baseline")]
     if "lightgcn" in figures["results"] and figures["comparison"]["strongest_baseline"] != "lightgcn":
@@ -29,7 +28,7 @@ def _against(figures: Mapping[str, Any], rival: str | None, role: str) -> str:
     ours, theirs = (figures["results"][name][PRIMARY]["mean"] for name in ("debiased", rival))
     difference = figures["comparison"]["debiased_minus"][rival][PRIMARY]
     low, high = difference["ci95"]
-    us, them = LABELS["debiased"], LABELS[rival]
+    us, them = (figures["labels"][name] for name in ("debiased", rival))
     if low > 0:
         return f"{us} is ahead of {them}, {role}, by {_relative(ours, theirs)} ({_measured(ours, theirs, low, high)})."
     if high < 0:

@@ -25,7 +25,7 @@ from components.evaluate.metrics import PRIMARY, Ranking, rank
 from components.experiment.dataset import ExperimentData, unit_rows
 from components.experiment.models import KINDS, Task
 from components.experiment.store import Outcome
-from components.spectrum.decompose import spectrum
+from components.spectrum.decompose import inverse, spectrum
 
 IntArray = npt.NDArray[np.int64]
 FloatMatrix = npt.NDArray[np.float32]
@@ -138,7 +138,7 @@ def scorers(cold: ColdSplit, graph: Mapping[str, Any], seed: int) -> dict[str, l
         for num_shared in NUM_SHARED:
             z = analytic_side_representation(data.item_text, place.items, degree, num_shared=num_shared).astype(np.float32)
             for power in POWERS:  # 1: the matrix that the spectrum is of, rebuilt; 0: large components count more
-                users = (place.users * place.singular_values**-power).astype(np.float32)
+                users = (place.users * inverse(place.singular_values) ** power).astype(np.float32)
                 found["analytic"].append(({"rank": size, "num_shared": num_shared, "power": power}, Factors(users, z)))
     return found
 

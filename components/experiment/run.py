@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from components.artifacts import Stage, fingerprint, peak_memory
-from components.errors import ConfigError, UserError
+from components.errors import ConfigError, DataError, UserError
 from components.evaluate.metrics import METRICS
 from components.experiment import statistics
 from components.experiment.config import LABELS, ExperimentConfig, ModelSpec
@@ -25,8 +25,9 @@ from components.experiment.dataset import ExperimentData, read
 from components.experiment.models import KINDS, check, skip_reason
 from components.experiment.store import Outcome, Results
 from components.experiment.tasks import TASKS
+from components.sideinfo.config import SideinfoConfig
 
-STAGE = Stage("experiment", version=6)
+STAGE = Stage("experiment", version=7)
 """Its version is part of what a finished unit is: another one where an algorithm, or a default of a model, changes."""
 """A changed unit gets a new version, and is measured again."""
 PROTOCOL = (
@@ -59,6 +60,8 @@ class Source:
     path: str
     fingerprint: str
     encoder: str
+    encoder_identity: str
+    """Version of the encoder, or hash of its files, as the cache of embeddings knows it: a folder may be written anew."""
     work: str
 
     @classmethod
@@ -71,7 +74,8 @@ class Source:
         """
         data = read(path)
         absolute = str(Path(path).resolve())
-        source = cls(data.name, absolute, data.fingerprint(), encoder, str(Path(work).resolve()))
+        identity = SideinfoConfig(encoder=encoder).identity()["encoder"]
+        source = cls(data.name, absolute, data.fingerprint(), encoder, identity, str(Path(work).resolve()))
         told = sum(text is not None for text in (*data.item_texts, *data.user_texts))
         texts = Progress(tell, told, "texts")
         data.embedded(
@@ -82,8 +86,18 @@ class Source:
 
 @lru_cache(maxsize=2)
 def load(source: Source) -> ExperimentData:
-    """The data set with embeddings."""
-    return read(source.path).embedded(source.encoder, Path(source.work) / "embeddings")
+    """The data set with embeddings.
+
+    Raises:
+        DataError: it is not what was opened.
+    """
+    data = read(source.path)
+    if (seen := data.fingerprint()) != source.fingerprint:
+        raise DataError(
+            f"'{source.path}' changed since the run began: its fingerprint was {source.fingerprint} and is {seen}.",
+            "Start the run again, and leave the data as they are until it ends.",
+        )
+    return data.embedded(source.encoder, Path(source.work) / "embeddings")
 
 
 @dataclass(frozen=True)
@@ -102,7 +116,7 @@ class Unit:
     @property
     def key(self) -> str:
         """Name of the outcome."""
-        identity = {"task": self.task, "settings": self.settings, "seed": self.seed, "encoder": self.source.encoder}
+        identity = {"task": self.task, "settings": self.settings, "seed": self.seed, "encoder": self.source.encoder_identity}
         return fingerprint(STAGE, identity, {"dataset": self.source.fingerprint})
 
 

@@ -49,8 +49,10 @@ def paired(ours: npt.NDArray[np.floating], theirs: npt.NDArray[np.floating]) -> 
 def two_way(values: npt.NDArray[np.floating]) -> dict[str, Any]:
     """Two-way analysis of variance with interaction, in blocks.
 
-    The model is y_bijr = block_b + A_i + B_j + AB_ij + error; blocks are data sets, whose level differs and whose response to
-    the factors may: that goes to the error, so an effect is significant when data sets agree on it.
+    The model is y_bij = block_b + A_i + B_j + AB_ij + error, of means over the repeats; blocks are data sets, whose level
+    differs and whose response to the factors may: that is the error, so an effect is significant when data sets agree on it.
+    Repeats on the same data set say nothing of others and are no degrees of freedom. With a single block there is nothing to
+    agree: the error is between its repeats, and what is found is found of that data set alone.
 
     Args:
         values: (num_blocks, num_a, num_b, num_repeats), balanced.
@@ -62,6 +64,8 @@ def two_way(values: npt.NDArray[np.floating]) -> dict[str, Any]:
     from scipy import stats
 
     y = np.asarray(values, dtype=np.float64)
+    if len(y) > 1:
+        y = y.mean(axis=3, keepdims=True)
     blocks, num_a, num_b, repeats = y.shape
     grand = y.mean()
     a = y.mean(axis=(0, 2, 3)) - grand

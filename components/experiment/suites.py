@@ -216,8 +216,7 @@ def _noise(setup: Setup) -> Study:
         "noise",
         "Noise of the spectrum, by rank",
         "Length of the perturbation of a spectrum row of length 1, at each rank. The analysis of variance has noise and "
-        "rank as factors, data sets as blocks and seeds as repeats: a significant interaction means that the best noise "
-        "depends on the rank.",
+        "rank as factors and data sets as blocks: a significant interaction means that the best noise depends on the rank.",
         datasets,
         extra | _variance(every, names, study.noises, study.ranks),
     )
@@ -244,8 +243,8 @@ def _collapse(setup: Setup) -> Study:
         f"Side encoders at {', '.join(map(str, dims))} dimensions. Effective rank of the side representations: exp of the "
         "entropy of their singular values' shares, at most the number of dimensions. Differences are to the MLP encoder of "
         f"the same dimension. Singular values at {largest} dimensions, first seed, relative to the largest. The analysis of "
-        "variance has encoder and dimension as factors, data sets as blocks and seeds as repeats: a significant interaction "
-        "means that which encoder is best depends on the dimension.",
+        "variance has encoder and dimension as factors and data sets as blocks: a significant interaction means that which "
+        "encoder is best depends on the dimension.",
         datasets,
         extra | _variance(every, names, encoders, dims),
     )
@@ -259,18 +258,22 @@ def _variance(
 ) -> dict[str, Any]:
     """The analysis of variance of a grid of two factors over the data sets that have all of it, "anova", and the means of its
     cells, "cells_percent", (first, second); empty where no data set has."""
-    usable = [measured for measured in every.values() if len(measured) == len(names)]
+    usable = {name: measured for name, measured in every.items() if len(measured) == len(names)}
     if not usable:
         return {}
     values = np.array(
         [
             [[[one.facts["test"][PRIMARY] for one in measured[names[a, b]].outcomes] for b in second] for a in first]
-            for measured in usable
+            for measured in usable.values()
         ]
     )
     relative = 100 * (values / values.mean(axis=(1, 2, 3), keepdims=True) - 1)
     return {
-        "anova": {"metric": f"{PRIMARY} on test, percent of the data set's mean", **statistics.two_way(relative)},
+        "anova": {
+            "metric": f"{PRIMARY} on test, percent of the data set's mean",
+            "datasets": list(usable),
+            **statistics.two_way(relative),
+        },
         "cells_percent": relative.mean(axis=(0, 3)).round(4).tolist(),
     }
 

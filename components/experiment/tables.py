@@ -133,7 +133,13 @@ def _anova(extra: Mapping[str, Any]) -> Grid:
     error = extra["anova"]["error"]
     rows.append(["error", f"{error['sum_of_squares']:.3f}", str(error["df"]), "", ""])
     columns = ["source", "sum of squares", "df", "F", "p"]
-    return Grid(f"Analysis of variance ({extra['anova']['metric']})", columns, rows, [[False] * 5 for _ in rows], [])
+    on = extra["anova"]["datasets"]
+    note = (
+        f"Means over seeds of {', '.join(on)}; the error is how much the data sets disagree."
+        if len(on) > 1
+        else f"The error is between seeds: this speaks for {on[0]} alone."
+    )
+    return Grid(f"Analysis of variance ({extra['anova']['metric']})", columns, rows, [[False] * 5 for _ in rows], [note])
 
 
 def spread(value: Mapping[str, Any], digits: int = 4) -> str:

@@ -185,12 +185,15 @@ def _fold_in(
     if known_degrees is not None:
         own = sparse.diags_array(_inverse_root(rows.sum(axis=1)))
         rows = own @ rows @ sparse.diags_array(_inverse_root(known_degrees))
-    values = singular_values.astype(np.float64)
-    # a component without energy places nobody, and has no direction to fold in along
-    carries = values > values.max(initial=0.0) * 1e-7
-    inverse = np.divide(1.0, values, out=np.zeros_like(values), where=carries)
-    folded: Floats = rows @ (known.astype(np.float64) * inverse)
+    folded: Floats = rows @ (known.astype(np.float64) * inverse(singular_values))
     return folded
+
+
+def inverse(singular_values: npt.NDArray[np.floating]) -> Floats:
+    """1 / value; 0 for a component without energy, which places nobody and has no direction: (q,)."""
+    values = singular_values.astype(np.float64)
+    found: Floats = np.divide(1.0, values, out=np.zeros_like(values), where=values > values.max(initial=0.0) * 1e-7)
+    return found
 
 
 def _inverse_root(degrees: npt.ArrayLike) -> Floats:

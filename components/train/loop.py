@@ -148,6 +148,7 @@ def validate(model: CLLMR, data: TrainData, hooks: Hooks) -> tuple[float, float]
     """Recall@20 and NDCG@10 on the validation interactions; the users are shared between the workers."""
     sums = validation_sums(model, data.train, data.held_out, hooks.rank, hooks.world_size)
     if hooks.world_size > 1:
+        sums = sums.to(model.backbone.embedding.device)  # NCCL adds nothing that is on the CPU
         dist.all_reduce(sums)
     recall, ndcg, count = sums.tolist()
     return (recall / count, ndcg / count) if count else (0.0, 0.0)

@@ -48,14 +48,14 @@ def main() -> None:
         found.append(figures)
         console.print({name: run.stages[name].seconds for name in run.stages}, "λ", figures["debias_strength"])
     table = Table("model", *METRICS, "ARP@10", "coverage@10", title=f"{asked.seeds} seeds, mean ± standard deviation")
-    for name, label in LABELS.items():
+    for name in LABELS:  # JSON does not keep the order
         if name not in found[0]["results"]:
             continue
         cells = [_spread([one["results"][name][metric]["mean"] for one in found]) for metric in METRICS]
         exposure = [one["bias"]["exposure"][name] for one in found]
         cells.append(_spread([one["average_popularity"] for one in exposure], 1))
         cells.append(_spread([one["coverage"] for one in exposure], 2))
-        table.add_row(label, *cells)
+        table.add_row(found[0]["labels"][name], *cells)
     console.print(table)
     console.print("λ per seed:", [one["debias_strength"] for one in found])
     console.print("effective rank of z, users and items:", [one["effective_rank"] for one in found])

@@ -87,6 +87,11 @@ def test_a_click_matches_by_the_other_items_of_the_history() -> None:
     assert by_click[0, 0] == pytest.approx(2 / 3)  # the rest is item 1: cosine .8, above two of them
     assert by_click[2, 0] == pytest.approx(0)  # the rest is item 2: cosine 0, above none
     assert np.isnan(by_click[1, 2])  # nothing else is known of user 1
+    text[1] = 0.0  # an item without text matches nobody, and is no part of a history
+    found = match_percentiles(log, users, items, np.ones(5), text, np.arange(3))
+    by_click = dict(zip(zip(users.tolist(), items.tolist(), strict=True), found.tolist(), strict=True))
+    assert np.isnan([by_click[0, 1], by_click[0, 0]]).all()
+    assert by_click[2, 0] == pytest.approx(0)
 
 
 def test_a_text_direction_is_shared_if_users_click_it_again() -> None:
@@ -143,6 +148,22 @@ def test_lured_clicks_are_found_and_counted(seed: int) -> None:
     weights = found.taste.toarray()
     assert weights[taste].mean() > 0.95
     assert weights[bait].mean() < 0.25  # measured 0.14, 0.12, 0.10
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_items_without_text_tell_nothing_and_hide_nothing(seed: int) -> None:
+    """Counted as the worst match, their clicks hid the taste in all the others: nothing was found, or half of it."""
+    log, text, praised, taste = lured_log(seed, lured=0.1)
+    untold = ~praised & (np.random.default_rng(seed).random(200) < 0.3)
+    text[untold] = 0.0
+    found = estimate(log, text)
+    bait = log.toarray().astype(bool) & ~taste
+    assert found.lured.sum() == pytest.approx(bait.sum(), rel=0.15)  # measured 1.06, 1.02, 1.11 of them
+    assert found.share[praised].min() > 0.3
+    assert found.share[untold].mean() < 0.02
+    weights = found.taste.toarray()
+    assert weights[taste].mean() > 0.95
+    assert weights[bait].mean() < 0.25  # measured 0.15, 0.13, 0.11
 
 
 def test_the_likely_clicks_of_taste_are_those_above_one_half_and_leave_the_posterior_as_it_is() -> None:

@@ -19,7 +19,9 @@ from components.evaluate.build import _new_items
 from components.evaluate.config import LABELS, EvaluateConfig
 from components.ids import TEST, TRAIN, VALIDATION
 from components.ingest.dataset import Dataset
+from components.train.config import TrainConfig
 from components.train.recipe import GraphFit
+from pipelines.summary import result_table
 from serving.scorer import Scorer
 from tests.bundles import graph_tensors, write_bundle
 
@@ -82,7 +84,13 @@ def sideinfo(root: str, data: Manifest, llm: bool = False) -> Manifest:
 MEMBER = {"validation": 0.4321, "weight": 0.75, "l2": 100.0}
 
 
-def train(root: str, data: Manifest, num_items: int = NUM_ITEMS, profile: str = "A wonderful film.") -> Manifest:
+def train(
+    root: str,
+    data: Manifest,
+    num_items: int = NUM_ITEMS,
+    profile: str = "A wonderful film.",
+    settings: StageConfig | None = None,
+) -> Manifest:
     """A bundle that knows the blocks, with a gate that favours the first half of the items."""
 
     def build(built: Path) -> dict:
@@ -124,7 +132,7 @@ def train(root: str, data: Manifest, num_items: int = NUM_ITEMS, profile: str = 
         )
         return {}
 
-    return run_stage(Stage("train", 1), Settings(name=f"{num_items}{profile}"), root, {"ingest": data}, build)
+    return run_stage(Stage("train", 1), settings or Settings(name=f"{num_items}{profile}"), root, {"ingest": data}, build)
 
 
 @pytest.fixture(scope="module")
@@ -317,6 +325,20 @@ def test_without_any_text_what_needs_it_is_left_out_and_the_page_is_whole(root, 
     assert "EASE + text was left out: no item has text." in (done.path() / "report.html").read_text()
 
 
+def test_the_bare_backbone_has_the_name_of_the_one_that_was_trained(root, parents):
+    settings = {"model": {"backbone": "simgcl", "embedding_dim": 4, "num_negatives": 8}, "max_epochs": 1}
+    trained = train(root, parents["ingest"], settings=TrainConfig.parse(settings, "train"))
+    done = stage.run({**CONFIG, "baselines": ["lightgcn"]}, root, **{**parents, "train": trained})
+    page, figures = ((done.path() / name).read_text(encoding="utf-8") for name in ("report.html", "metrics.json"))
+    table = result_table(json.loads(figures))
+    label = "SimGCL (no side information)"
+    assert label in list(table.columns[0].cells)
+    assert f'<th scope="row">{label}</th>' in page
+    assert f">{label}</text>" in page, "in the figure"
+    assert label in json.loads(figures)["summary"][0]
+    assert "LightGCN" not in page
+
+
 def test_singular_values_that_are_all_zero_have_no_figure():
     labels = {"text_items": "Text embedding, items"}
     assert drawings.singular_values({"text_items": [0.0, 0.0]}, labels) is None
@@ -460,6 +482,7 @@ def compared(ours: float, theirs: float, ci95: list[float], strength: float = 0.
     exposure = {"coverage": 0.25, "average_popularity": 12.0}
     level = {"ndcg@10": {"mean": 0.0, "ci95": [-0.01, 0.01]}}
     return {
+        "labels": LABELS,
         "results": {
             "ease": {"ndcg@10": {"mean": theirs}},
             "debiased": {"ndcg@10": {"mean": ours}},

@@ -15,7 +15,7 @@ from components.evaluate.baselines import Factors
 from components.evaluate.metrics import METRICS, rank
 from components.experiment import coldstart, coldusers, run, statistics
 from components.experiment.config import ExperimentConfig, ModelSpec, named
-from components.experiment.dataset import read
+from components.experiment.dataset import ExperimentData, read, unit_rows
 from components.experiment.models import Task, graph_settings, tune
 from components.experiment.planted import write_blocks
 from components.experiment.report import render
@@ -23,6 +23,7 @@ from components.experiment.run import Runner, Source, experiment
 from components.experiment.store import Outcome, Results
 from components.experiment.suites import Setup, comparison, run_suite
 from components.experiment.tables import grids, markdown
+from components.spectrum.decompose import spectrum
 
 SMALL = {"model.embedding_dim": 8, "model.num_negatives": 32, "max_epochs": 2, "batch_size": 512, "evaluate_every": 1}
 FACTS = {"protocol": run.PROTOCOL, "seeds": [1], "text_encoder": "e", "versions": {"numpy": "2"}, "hardware": {"cores": 2}}
@@ -112,6 +113,33 @@ def test_a_killed_run_goes_on_with_what_is_missing(source: Source, tmp_path: Pat
     assert len(other.executed) == 2  # the baselines are what they were
 
 
+def test_an_encoder_that_is_another_one_under_the_same_name_makes_other_units(tmp_path: Path) -> None:
+    folder, encoder = write_blocks(tmp_path / "blocks"), tmp_path / "encoder"
+    (folder / "items.jsonl.gz").unlink()  # nothing is embedded
+    encoder.mkdir()
+    keys = []
+    for weights in ("one", "two", "one"):
+        (encoder / "weights").write_text(weights)
+        keys.append(run.Unit(Source.open(folder, str(encoder), tmp_path), "model", {}, 1, "").key)
+    moved = encoder.rename(tmp_path / "moved")
+    keys.append(run.Unit(Source.open(folder, str(moved), tmp_path), "model", {}, 1, "").key)
+    assert keys[0] == keys[2] == keys[3] != keys[1]
+
+
+def test_data_that_change_while_a_run_goes_on_are_refused(tmp_path: Path) -> None:
+    folder = write_blocks(tmp_path / "blocks")
+    (folder / "items.jsonl.gz").unlink()
+    source = Source.open(folder, "all-MiniLM-L6-v2", tmp_path)
+    assert run.load(source).fingerprint() == source.fingerprint
+    write_blocks(folder, seed=1)
+    (folder / "items.jsonl.gz").unlink()
+    run.load.cache_clear()  # as with a third data set, or in another worker
+    with pytest.raises(
+        DataError, match=rf"blocks' changed since the run began: .* was {source.fingerprint} and is .*Start the"
+    ):
+        experiment(source, small_config(), Runner(Results(tmp_path)))
+
+
 def test_a_damaged_unit_is_measured_again_and_no_half_file_is_left(tmp_path: Path) -> None:
     results = Results(tmp_path)
     outcome = Outcome({"a": 1}, {"x": np.arange(3)})
@@ -191,6 +219,19 @@ def test_text_finds_cold_items_and_chance_does_not(source: Source) -> None:
     assert set(test) == set(coldstart.LABELS)
     assert min(test["text_cosine"], test["ridge"], test["analytic"], test["combined"]) > 1.3 * test["random"]
     assert outcome.facts["users_evaluated"] == len(outcome.arrays["random.ndcg@10"])
+
+
+def test_a_catalogue_so_small_that_its_spectrum_has_empty_components_is_ranked() -> None:
+    """12 items, four of which are taken out: 8 of the 11 singular values at most are not zero."""
+    rng = np.random.default_rng(4)
+    chosen, part = rng.random((30, 12)) < 0.35, rng.random((30, 12))
+    splits = [sp.csr_array((chosen & at).astype(np.float32)) for at in (part < 0.6, (part >= 0.6) & (part < 0.8), part >= 0.8)]
+    text = rng.normal(size=(12, 16)).astype(np.float32)
+    data = ExperimentData("tiny", *splits, ["some text"] * 12, [None] * 30, unit_rows(text), np.zeros((30, 16), np.float32))
+    values = spectrum(coldstart.split(data, 0.15, seed=4).warm.train, 11).singular_values
+    assert values[-1] < 1e-12 * values[0], "no component is empty: nothing is tested"
+    outcome = coldstart.measure(data, {"share": 0.15, "graph": {**SMALL, "model.side_encoder": "sse"}}, seed=4)
+    assert np.isfinite(outcome.facts["test"]["analytic"]["ndcg@10"])
 
 
 def test_words_of_titles_tell_items_apart_that_embeddings_do_not() -> None:
@@ -286,6 +327,7 @@ def test_the_noise_study_analyses_its_grid(source: Source, tmp_path: Path) -> No
     (found,) = run_suite("noise", Setup([source], config, Runner(Results(tmp_path))))
     assert found.extra["anova"]["error"]["df"] == 4
     assert found.extra["anova"]["interaction"]["df"] == 1
+    assert grids(found)[-1].notes == ["The error is between seeds: this speaks for blocks alone."]
     assert np.shape(found.extra["cells_percent"]) == (2, 2)
     assert render([found], FACTS).count("<svg") == 1
     assert len(found.datasets["blocks"]["models"]) == 4

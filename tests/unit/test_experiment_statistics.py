@@ -42,26 +42,47 @@ def test_one_user_shows_nothing() -> None:
     }
 
 
-def test_the_analysis_of_variance_equals_sums_of_squares_by_least_squares() -> None:
+def least_squares(y: np.ndarray, *factors: np.ndarray) -> float:
+    """Residual sum of squares of a regression on indicators of the levels of every factor."""
+    columns = [np.ones_like(y)] + [(factor == level).astype(float) for factor in factors for level in np.unique(factor)]
+    design = np.stack(columns, axis=1)
+    return float(((y - design @ np.linalg.lstsq(design, y, rcond=None)[0]) ** 2).sum())
+
+
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_the_analysis_of_variance_equals_sums_of_squares_by_least_squares(blocks: int) -> None:
     rng = np.random.default_rng(1)
-    blocks, num_a, num_b, repeats = 3, 4, 2, 5
+    num_a, num_b, repeats = 4, 2, 5
     values = rng.normal(size=(blocks, num_a, num_b, repeats)) + np.arange(4)[None, :, None, None]
     found = two_way(values)
+    if blocks > 1:  # what is tested are the means over repeats
+        values = values.mean(axis=3, keepdims=True)
     block, a, b, _ = (index.ravel() for index in np.indices(values.shape))
     y = values.ravel()
-
-    def residual(*factors: np.ndarray) -> float:
-        columns = [np.ones_like(y)] + [(factor == level).astype(float) for factor in factors for level in np.unique(factor)]
-        design = np.stack(columns, axis=1)
-        return float(((y - design @ np.linalg.lstsq(design, y, rcond=None)[0]) ** 2).sum())
-
     cell = a * num_b + b
-    assert found["a"]["sum_of_squares"] == pytest.approx(residual(block, b) - residual(block, a, b))
-    assert found["interaction"]["sum_of_squares"] == pytest.approx(residual(block, a, b) - residual(block, cell))
-    assert found["error"]["sum_of_squares"] == pytest.approx(residual(block, cell))
-    assert found["error"]["df"] == y.size - 1 - (blocks - 1) - (num_a * num_b - 1)
-    f = (found["a"]["sum_of_squares"] / 3) / (found["error"]["sum_of_squares"] / found["error"]["df"])
-    assert found["a"]["p"] == pytest.approx(stats.f.sf(f, 3, found["error"]["df"]))
+    assert found["a"]["sum_of_squares"] == pytest.approx(least_squares(y, block, b) - least_squares(y, block, a, b))
+    additive = least_squares(y, block, a, b) - least_squares(y, block, cell)
+    assert found["interaction"]["sum_of_squares"] == pytest.approx(additive)
+    assert found["error"]["sum_of_squares"] == pytest.approx(least_squares(y, block, cell))
+    df = found["error"]["df"]
+    assert df == ((blocks - 1) * (num_a * num_b - 1) if blocks > 1 else num_a * num_b * (repeats - 1))
+    f = (found["a"]["sum_of_squares"] / 3) / (found["error"]["sum_of_squares"] / df)
+    assert found["a"]["p"] == pytest.approx(stats.f.sf(f, 3, df))
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3])
+def test_where_data_sets_agree_on_nothing_one_effect_in_twenty_is_significant(blocks: int) -> None:
+    """Each data set responds in its own way; with seeds as degrees of freedom 7 of 10 effects on two of them passed."""
+    rng = np.random.default_rng(0)
+    drawn = 1000
+    rejected = dict.fromkeys(("a", "b", "interaction"), 0)
+    for _ in range(drawn):
+        own = rng.normal(size=(blocks, 3, 3, 1)) if blocks > 1 else 0.0  # of one data set the response is what is tested
+        found = two_way(own + 0.3 * rng.normal(size=(blocks, 3, 3, 5)))
+        for name in rejected:
+            rejected[name] += found[name]["p"] < 0.05
+    # four standard errors of a share of .05 among so many
+    assert all(abs(count / drawn - 0.05) < 4 * (0.05 * 0.95 / drawn) ** 0.5 for count in rejected.values()), rejected
 
 
 def test_a_planted_interaction_is_found_and_an_additive_grid_has_none() -> None:

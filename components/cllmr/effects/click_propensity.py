@@ -210,7 +210,7 @@ def match_percentiles(
     Match: cosine of the item's text and the weighted sum of the texts of the *other* items of the user's history.
 
     Returns:
-        (num_clicks,), NaN where the user's history holds nothing else.
+        (num_clicks,), NaN where the item has no text, and where the user's history holds nothing else.
     """
     profile = np.asarray(log @ text, dtype=np.float64)
     crowd_profile = unit_rows(profile[crowd])
@@ -218,7 +218,7 @@ def match_percentiles(
     order = np.argsort(items, kind="stable")
     bounds = np.searchsorted(items[order], np.arange(len(text) + 1))
     result = np.full(len(users), np.nan)
-    for item in np.flatnonzero(np.diff(bounds)):
+    for item in np.flatnonzero((np.diff(bounds) > 0) & text.any(axis=1)):
         of_item = order[bounds[item] : bounds[item + 1]]
         others = profile[users[of_item]] - weights[of_item, None] * text[item]
         length = np.linalg.norm(others, axis=1)
