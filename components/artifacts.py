@@ -47,6 +47,17 @@ class StageConfig(BaseModel):
         """What of this config decides the stage's output; part of the fingerprint."""
         return self.model_dump(mode="json")
 
+    def identity_below(self, storage_root: str) -> dict[str, Any]:
+        """Likewise of a run below `storage_root`, for a stage that reads something there that is no artifact."""
+        return self.identity()
+
+    def check_reuse(self, facts: Mapping[str, Any]) -> None:
+        """Raises what the stage itself would, when an output of the same identity is refused by a setting outside of it.
+
+        Args:
+            facts: of the output's manifest.
+        """
+
     def as_parameter(self) -> dict[str, Any]:
         """These settings as the value of a KFP parameter, which `parse` reads: its structs carry no null, so None is a word."""
         parameter: dict[str, Any] = _replaced(self.model_dump(mode="json"), None, _NULL)
@@ -351,11 +362,12 @@ def run_stage(
     """
     inputs = {name: parent.fingerprint for name, parent in parents.items()}
     with failure_told(stage):  # a stage's identity may be the contents of a file that is not there
-        name = fingerprint(stage, config.identity(), inputs)
+        name = fingerprint(stage, config.identity_below(storage_root), inputs)
         store = Store(storage_root)
-    if (done := store.find(stage.name, name)) is not None and is_whole(done) and is_live(done):
-        emit("stage reused", stage=stage.name, fingerprint=name, uri=done.uri, seconds=done.seconds)
-        return done
+        if (done := store.find(stage.name, name)) is not None and is_whole(done) and is_live(done):
+            config.check_reuse(done.facts)
+            emit("stage reused", stage=stage.name, fingerprint=name, uri=done.uri, seconds=done.seconds)
+            return done
     configure_logging()
     emit("stage started", stage=stage.name, fingerprint=name)
     with failure_told(stage), store.staging(stage.name) as built, peak_memory() as memory:
