@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, SecretStr, field_validator
 from pydantic_core.core_schema import ValidationInfo
 
-from components.artifacts import StageConfig, sha256_file
+from components.artifacts import StageConfig, Uri, refuse_secret, sha256_file
 from components.errors import ConfigError, LLMError
 
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"
@@ -115,7 +115,7 @@ class SideinfoConfig(StageConfig):
     where it was done before with a lower one."""
     replay_missing: Literal["fail", "quarantine"] = "fail"
     """What backend 'replay' does with a row that was never answered."""
-    answers: str | None = None
+    answers: Uri | None = None
     """Storage root (path or URI) whose answers are used and added to; null: the run's own. "sample": those for the sample data
     that come with the platform, for backend 'replay', which is run again whenever answers have come in."""
     concurrency: PositiveInt = 16
@@ -152,8 +152,7 @@ class SideinfoConfig(StageConfig):
             parts = urlsplit(value)
             if parts.scheme not in ("http", "https") or not parts.hostname:
                 raise ValueError("an http:// or https:// address is needed, such as http://localhost:8001/v1")
-            if parts.username or parts.password or parts.query:
-                raise ValueError("an address is written to logs: put the key into the variable that api_key_env names")
+            refuse_secret(value, instead="the variable that api_key_env names")
         return value
 
     @field_validator("answers")
