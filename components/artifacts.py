@@ -13,6 +13,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import threading
 import time
@@ -22,11 +23,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import psutil
 import pyarrow.fs as pafs
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic_core import PydanticCustomError
 
 from components.errors import ArtifactError, ConfigError, StorageError, UserError, did_you_mean
 from components.progress import configure_logging, emit
@@ -35,7 +37,44 @@ MANIFEST = "manifest.json"
 FINGERPRINT_LENGTH = 16  # hex digits: 64 bits, no clash in any history of runs
 
 _NULL = "null"
+_SECRET = "secret"
+_INSTEAD_OF_SECRETS = {
+    "http": "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+    "https": "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+    "postgresql": "PGPASSWORD or a pgpass file",
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+}
 _WORK = ".work-"
+
+
+def refuse_secret(uri: str, *, instead: str = "") -> str:
+    """`uri`, unless it carries a password or key: settings are written to logs, manifests and compiled pipelines.
+
+    A user name is none, but for s3 and http, where it can be a key or a token; nor is a query, but for http.
+
+    Args:
+        uri: a URI, or a path, which is let through.
+        instead: where the secret belongs; empty: the environment variables that are read for this kind of URI.
+
+    Raises:
+        PydanticCustomError: there is a secret, which `config_error` does not show.
+    """
+    scheme, _, rest = uri.partition("://")
+    kind = scheme.lower().partition("+")[0]
+    named = re.match(r"[^/@:?#]*(?::([^@]*))?@", rest)  # a password may hold any other character, as databases' clients read it
+    is_key = kind == "s3" or kind.startswith("http")
+    asks = re.search(r"[?&][^=&]*(password|secret|token)[^=&]*=", rest) or (kind.startswith("http") and "?" in rest)
+    if asks or (named and (is_key or named[1])):
+        instead = instead or _INSTEAD_OF_SECRETS.get(kind, "the environment of what reads it")
+        reason = (
+            f"a password, key or query in an address would be written to logs and compiled pipelines: use {instead} instead"
+        )
+        raise PydanticCustomError(_SECRET, reason)
+    return uri
+
+
+Uri = Annotated[str, AfterValidator(refuse_secret)]
+"""Of a setting: a path or URI without a secret."""
 
 
 class StageConfig(BaseModel):
@@ -46,6 +85,17 @@ class StageConfig(BaseModel):
     def identity(self) -> dict[str, Any]:
         """What of this config decides the stage's output; part of the fingerprint."""
         return self.model_dump(mode="json")
+
+    def identity_below(self, storage_root: str) -> dict[str, Any]:
+        """Likewise of a run below `storage_root`, for a stage that reads something there that is no artifact."""
+        return self.identity()
+
+    def check_reuse(self, facts: Mapping[str, Any]) -> None:
+        """Raises what the stage itself would, when an output of the same identity is refused by a setting outside of it.
+
+        Args:
+            facts: of the output's manifest.
+        """
 
     def as_parameter(self) -> dict[str, Any]:
         """These settings as the value of a KFP parameter, which `parse` reads: its structs carry no null, so None is a word."""
@@ -74,7 +124,8 @@ def config_error(model: type[BaseModel], error: ValidationError, where: str = ""
     if problem["type"] == "extra_forbidden":
         return ConfigError(f"unknown setting '{name}'.", did_you_mean(location[-1], list(fields)))
     message = problem["msg"].removeprefix("Value error, ")
-    hidden = location and location[-1] in fields and not fields[location[-1]].repr  # where people put secrets by mistake
+    # where people put secrets by mistake
+    hidden = problem["type"] == _SECRET or (location and location[-1] in fields and not fields[location[-1]].repr)
     seen = "(not shown)" if hidden and problem["input"] is not None else repr(problem["input"])
     return ConfigError(f"setting '{name}' = {seen}: {message}.", "Correct it in the preset or with --set.")
 
@@ -351,11 +402,12 @@ def run_stage(
     """
     inputs = {name: parent.fingerprint for name, parent in parents.items()}
     with failure_told(stage):  # a stage's identity may be the contents of a file that is not there
-        name = fingerprint(stage, config.identity(), inputs)
+        name = fingerprint(stage, config.identity_below(storage_root), inputs)
         store = Store(storage_root)
-    if (done := store.find(stage.name, name)) is not None and is_whole(done) and is_live(done):
-        emit("stage reused", stage=stage.name, fingerprint=name, uri=done.uri, seconds=done.seconds)
-        return done
+        if (done := store.find(stage.name, name)) is not None and is_whole(done) and is_live(done):
+            config.check_reuse(done.facts)
+            emit("stage reused", stage=stage.name, fingerprint=name, uri=done.uri, seconds=done.seconds)
+            return done
     configure_logging()
     emit("stage started", stage=stage.name, fingerprint=name)
     with failure_told(stage), store.staging(stage.name) as built, peak_memory() as memory:

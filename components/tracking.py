@@ -45,6 +45,10 @@ class RegistryError(UserError):
     code = "registry_error"
 
 
+class StateChanged(Exception):
+    """The registry is no longer what a promotion was decided by: it has another champion, or a rollback was made."""
+
+
 @dataclass(frozen=True)
 class ModelVersion:
     """One registered bundle."""
@@ -178,13 +182,19 @@ class Registry:
             client.set_registered_model_alias(self.model_name, CHALLENGER, version)
             return self._get(client, version)
 
-    def promote(self, fingerprint: str) -> ModelVersion:
+    def promote(self, fingerprint: str, over: str | None = None) -> ModelVersion:
         """Makes a registered bundle the champion; the champion until now becomes ``previous``.
 
         Promoting the champion again changes nothing but a mark that it was withdrawn.
 
+        Args:
+            fingerprint: of the bundle.
+            over: fingerprint of the champion that it was judged against, "" if there was none; None: a person decides, whoever
+                is champion.
+
         Raises:
             RegistryError: no version has this fingerprint.
+            StateChanged: `over` is not champion, or the bundle has been withdrawn since it was judged; nothing is changed.
         """
         if not self._may_exist():
             raise _no_such_version(self.model_name, fingerprint, [])
@@ -193,12 +203,14 @@ class Registry:
             target = next((version for version in versions if version.fingerprint == fingerprint), None)
             if target is None:
                 raise _no_such_version(self.model_name, fingerprint, versions)
+            champions = self._history(client)  # read now: judging takes minutes, and another run may have promoted meanwhile
+            replaced = self._get(client, champions[-1]).fingerprint if champions else ""
+            if over is not None and (replaced != over or target.withdrawn_at):
+                raise StateChanged
             if target.withdrawn_at:
                 client.delete_model_version_tag(self.model_name, target.version, _WITHDRAWN_TAG)
-            champions = self._history(client)
             if champions[-1:] != [target.version]:
                 champions.append(target.version)
-                replaced = next((v.fingerprint for v in versions if v.version in champions[-2:-1]), "")
                 client.set_model_version_tag(self.model_name, target.version, _PROMOTED_OVER_TAG, replaced)
                 self._write_history(client, champions)  # before the alias moves: a list that is ahead of it is cut, not lost
             self._point(client, champions)

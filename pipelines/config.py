@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from components.artifacts import FINGERPRINT_LENGTH, StageConfig, config_error
+from components.artifacts import FINGERPRINT_LENGTH, StageConfig, Uri, config_error
 from components.batch.config import BatchConfig
 from components.errors import ConfigError, did_you_mean
 from components.evaluate.config import EvaluateConfig
@@ -39,8 +39,8 @@ class PlatformConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    storage_root: str = ".cllmr"
-    """Where artifacts live: a local path or a URI that pyarrow reads (s3://, gs://, abfs://, file://)."""
+    storage_root: Uri = ".cllmr"
+    """Where artifacts live: a local path or a URI that pyarrow reads (s3://, gs://, abfs://, file://), without a key."""
     ingest: IngestConfig = IngestConfig()
     """Reading, filtering and splitting the interactions."""
     sideinfo: SideinfoConfig = SideinfoConfig()

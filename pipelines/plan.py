@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 AFTER_TRAINING = frozenset({"promote", "serve"})
 """What they do depends on the champion at that moment."""
-# These read or fill what is outside KFP's sight (input files, the feature store, the champion): its cache would be wrong.
-NEVER_CACHED = frozenset({"ingest", "features", "train", "promote", "serve", "batch"})
+# These read or fill what is outside KFP's sight (input files, an LLM's answers, the feature store, the champion): its cache
+# would be wrong.
+NEVER_CACHED = frozenset({"ingest", "sideinfo", "features", "train", "promote", "serve", "batch"})
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,8 @@ def plan(
         inputs = {key: known.get(parent) for key, parent in parents.items()}
         name_of_output = None
         if not _is_decided_at_run_time(name, configs[name]) and all(inputs.values()):
-            name_of_output = fingerprint(stage_of(name), configs[name].identity(), {k: v for k, v in inputs.items() if v})
+            identity = configs[name].identity_below(storage_root)
+            name_of_output = fingerprint(stage_of(name), identity, {k: v for k, v in inputs.items() if v})
             known[name] = name_of_output
         done = store.find(name, name_of_output) if name_of_output and name not in rebuilt else None
         planned.append(PlannedStage(name, parents, name_of_output, done))

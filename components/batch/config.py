@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import Field
 
-from components.artifacts import StageConfig, sha256_file
+from components.artifacts import StageConfig, Uri, sha256_file
 from components.errors import DataError
 
 
@@ -16,7 +16,7 @@ class BatchConfig(StageConfig):
     """Fingerprint of the train artifact whose bundle scores; None: the registry's champion's."""
     model_name: str = Field(default="cllmr", min_length=1)
     """Name in the model registry; of the pipeline: what promote has."""
-    tracking_uri: str = ""
+    tracking_uri: Uri = ""
     """MLflow server or database; empty: SQLite in mlflow.db below the storage root. Of the pipeline: what promote has."""
     users: str | None = None
     """CSV, TSV or Parquet file with a column user_id; None: all users of the bundle. Unknown users get the popular items."""

@@ -15,7 +15,7 @@ from pydantic import (
 )
 from pydantic_core.core_schema import ValidationInfo
 
-from components.artifacts import StageConfig
+from components.artifacts import StageConfig, Uri
 from components.errors import DataError
 
 SAMPLE_DISTRIBUTION = "recbole"
@@ -67,11 +67,11 @@ class IngestConfig(StageConfig):
     """Name of the data set in reports and in the bundle; "own-data" when source is "files" and no name is given."""
     source: Literal["sample", "files"] = "sample"
     """sample: MovieLens-100k as the `recbole` package carries it. files: the files named below."""
-    interactions: str | None = Field(default=None, validate_default=True)
+    interactions: Uri | None = Field(default=None, validate_default=True)
     """CSV, TSV or Parquet file, one row per interaction; a local path or a URI that pyarrow reads (s3://, gs://)."""
-    items: str | None = None
+    items: Uri | None = None
     """CSV, TSV or Parquet file, one row per item: id, title, any text columns; null: an item's id is its title."""
-    users: str | None = None
+    users: Uri | None = None
     """CSV, TSV or Parquet file, one row per user; null: users have no text of their own."""
     columns: ColumnsConfig = ColumnsConfig()
     """Column names of the user's files (not of the sample)."""

@@ -134,7 +134,8 @@ def _csv_chunks(path: str, chunk_rows: int, quoting: int = csv.QUOTE_MINIMAL) ->
                         f"file '{path}' has more fields in its rows than in its first line.",
                         "Name every column in the first line, and quote values that contain the separator.",
                     )
-                chunk.columns = [str(name).strip() for name in chunk.columns]
+                chunk.columns = names = [str(name).strip() for name in chunk.columns]
+                _refuse_twice(path, names)
                 yield chunk.fillna("")  # a row with too few fields
     except pd.errors.EmptyDataError:
         raise DataError(f"file '{path}' is empty.", "Give a first line of column names and one row per entry.") from None
@@ -175,10 +176,13 @@ def _parquet(path: str, file: IO[bytes]) -> Any:
         table = pq.ParquetFile(file)
     except (pa.ArrowException, OSError) as error:
         raise _damaged(path, error) from None
-    names = table.schema_arrow.names
+    _refuse_twice(path, table.schema_arrow.names)
+    return table
+
+
+def _refuse_twice(path: str, names: list[str]) -> None:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise DataError(f"file '{path}' has more than one column '{twice[0]}'.", "Give each column a name of its own.")
-    return table
 
 
 def _damaged(path: str, error: Exception) -> DataError:
@@ -192,7 +196,7 @@ def _parquet_chunks(path: str, columns: Mapping[str, str], chunk_rows: int) -> I
     start = 0
     with open_source(path) as file:
         for batch in _batches(path, _parquet(path, file), list(dict.fromkeys(columns.values())), chunk_rows):
-            texts = {name: _as_text(batch[name], name == columns.get(TIMESTAMP)) for name in batch.schema.names}
+            texts = {name: _column(path, name, batch[name], name == columns.get(TIMESTAMP)) for name in batch.schema.names}
             yield pd.DataFrame(texts, index=pd.RangeIndex(start, start + len(batch)), dtype=object)
             start += len(batch)
 
@@ -205,13 +209,24 @@ def _batches(path: str, table: Any, columns: list[str], rows: int) -> Iterator[A
         raise _damaged(path, error) from None
 
 
+def _column(path: str, name: str, column: pa.Array, is_time: bool) -> list[str]:
+    try:
+        return _as_text(column, is_time)
+    except pa.ArrowException:
+        raise DataError(
+            f"file '{path}' has a column '{name}' of type {column.type}, which cannot be read as text.",
+            "Write it as text, or list the columns that describe without it: --set ingest.item_text_columns=[...] (of users: "
+            "user_text_columns).",
+        ) from None
+
+
 def _as_text(column: pa.Array, is_time: bool) -> list[str]:
     """Values as a person would write them: 3 and not 3.0 for whole numbers, lists joined by commas, "" for null."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type) or pa.types.is_fixed_size_list(column.type):
         return [", ".join(str(value) for value in values or [] if value is not None) for values in column.to_pylist()]
-    if is_time and pa.types.is_temporal(column.type):
+    if is_time and (pa.types.is_timestamp(column.type) or pa.types.is_date(column.type)):  # a time of day is no point in time
         column = pc.cast(pc.cast(column, pa.timestamp("s"), safe=False), pa.int64())
     if pa.types.is_floating(column.type):
         column = pc.if_else(pc.is_finite(column), column, pa.scalar(None, column.type))

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from components.artifacts import StageConfig
+from components.artifacts import StageConfig, Uri
 
 Metric = Literal["recall@5", "recall@10", "recall@20", "ndcg@5", "ndcg@10", "ndcg@20"]
 
@@ -14,8 +14,9 @@ class PromoteConfig(StageConfig):
 
     model_name: str = Field(default="cllmr", min_length=1, pattern=r"^[\w][\w .-]*$")
     """Name in the model registry: letters, digits, '_', '-', '.' and spaces. Champions of different names do not meet."""
-    tracking_uri: str = ""
-    """MLflow server or database (http://..., sqlite:///...); empty: SQLite in mlflow.db below the storage root."""
+    tracking_uri: Uri = ""
+    """MLflow server or database (http://..., sqlite:///...), without a password; empty: SQLite in mlflow.db below the storage
+    root. Passwords are taken from the environment: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or PGPASSWORD."""
     primary_metric: Metric = "ndcg@10"
     """The metric that is compared."""
     max_relative_loss: float = Field(default=0.02, ge=0, le=1)

@@ -4,12 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from components.artifacts import Manifest, Stage, Store, fingerprint, run_stage, write_json
+from components.artifacts import Manifest, Stage, Store, failure_told, fingerprint, run_stage, write_json
 from components.progress import emit
 from components.promote.config import PromoteConfig
-from components.tracking import ModelVersion, Registry, default_tracking_uri, flat, open_run
+from components.tracking import ModelVersion, Registry, RegistryError, StateChanged, default_tracking_uri, flat, open_run
 
 STAGE = Stage("promote", version=1)
+
+JUDGEMENTS = 5
+"""How often a challenger is judged while others keep changing the champion."""
 
 
 class Decision(PromoteConfig):
@@ -32,11 +35,27 @@ def run(config: dict[str, Any], storage_root: str, train: Manifest, evaluate: Ma
 
     Raises:
         ConfigError: a setting is unknown or not allowed.
-        RegistryError: the model registry cannot be reached. A tracker that is down only gives a warning.
+        RegistryError: the model registry cannot be reached, or its champion changes whenever the challenger has been judged. A
+            tracker that is down only gives a warning.
         ArtifactError: the evaluation is damaged. A damaged bundle only fails its check.
     """
     settings = PromoteConfig.parse(config, "promote")
     registry = Registry(default_tracking_uri(storage_root, settings.tracking_uri), settings.model_name)
+    for _ in range(JUDGEMENTS):
+        try:
+            return _run(settings, registry, storage_root, train, evaluate)
+        except StateChanged:
+            message = "the champion changed while the challenger was judged: that judgement does not count"
+            emit("warning", stage=STAGE.name, message=message)
+    with failure_told(STAGE):
+        raise RegistryError(
+            f"model '{settings.model_name}' got another champion all {JUDGEMENTS} times that the challenger was judged.",
+            "Run the stage again when fewer runs promote at once.",
+        )
+
+
+def _run(settings: PromoteConfig, registry: Registry, storage_root: str, train: Manifest, evaluate: Manifest) -> Manifest:
+    """Judges the challenger against the champion of this moment; raises StateChanged when that is another one at the end."""
     champion, known = registry.champion(), registry.find(train.fingerprint)
     parents = {"train": train, "evaluate": evaluate}
     decision = _decision(settings, champion, known, train, Store(storage_root), parents)
@@ -74,6 +93,9 @@ def decide(
         known: the challenger's own version, when it was registered before.
         train: manifest of the challenger.
         evaluate: manifest of its evaluation.
+
+    Raises:
+        StateChanged: the challenger has won, but not over the model that is champion by now.
     """
     from components.promote import gate  # numpy and its kin: not for a verdict that is reused
 
@@ -87,7 +109,7 @@ def decide(
         tags = {"evaluate": evaluate.fingerprint, "ingest": evaluate.parents["ingest"]}
         registry.register(train.fingerprint, train.storage_root, _bundle_path(train), figures, tags, run_id)
     if outcome == "promoted":
-        champion = registry.promote(train.fingerprint)
+        champion = registry.promote(train.fingerprint, over=champion.fingerprint if champion else "")
     if is_champion and not all(check.passed for check in checks):
         failed = ", ".join(check.check for check in checks if not check.passed)
         emit("warning", stage=STAGE.name, message=f"the champion itself no longer passes: {failed}")

@@ -8,10 +8,9 @@ import yaml
 
 from components.artifacts import Manifest, Stage, Store, run_stage, write_json
 from components.errors import ArtifactError
-from components.progress import emit
 from components.promote.config import PromoteConfig
 from components.serve.config import ServeConfig
-from components.tracking import default_tracking_uri, without_password
+from components.tracking import default_tracking_uri
 from serving import APPLICATION
 
 STAGE = Stage("serve", version=3)
@@ -111,7 +110,7 @@ def check_bundle(storage_root: str, fingerprint: str) -> tuple[int, str | None]:
 
 def registry_of(promote: Manifest, storage_root: str) -> tuple[str, str]:
     """Tracking URI and model name that a promote stage wrote to."""
-    settings = PromoteConfig.model_validate({name: promote.config[name] for name in PromoteConfig.model_fields})
+    settings = PromoteConfig.parse({name: promote.config[name] for name in PromoteConfig.model_fields}, "promote")
     return default_tracking_uri(storage_root, settings.tracking_uri), settings.model_name
 
 
@@ -123,12 +122,7 @@ def serve_document(
     from serving.approximate import ScoringArgs
 
     registry: RegistryArgs | None = None
-    if without_password(tracking_uri) != tracking_uri:
-        message = (
-            f"'{without_password(tracking_uri)}' has a password, which is not written: the endpoint will follow no champion"
-        )
-        emit("warning", stage=STAGE.name, message=message)
-    elif settings.poll_interval_s:
+    if settings.poll_interval_s:
         registry = RegistryArgs(tracking_uri=tracking_uri, model_name=model_name, poll_interval_s=settings.poll_interval_s)
     args = AppArgs(
         storage_root=champion["storage_root"],

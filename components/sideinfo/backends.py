@@ -54,7 +54,8 @@ class Answer:
     tokens_in: int
     tokens_out: int
     error: str = ""
-    """Why there is no answer; such a request is asked again by the next run. No text of the server or the row."""
+    """Why there is no answer; such a request is asked again when the stage is built again: because it failed, for other inputs
+    or settings, or by --from sideinfo. No text of the server or the row."""
 
 
 @dataclass(frozen=True)

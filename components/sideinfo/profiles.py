@@ -46,6 +46,9 @@ class Account:
     rejected: Counter[str] = field(default_factory=Counter)
     """Answers that were not used, by reason."""
     quarantine: Quarantine = field(default_factory=Quarantine)
+    sides: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Of the items and of the users: how many are ``known`` (something is), how many of those are ``covered`` by a profile, and
+    ``why_not`` the others, in words."""
     exact_tokens: bool = False
     """Whether budgets were kept with the model's own tokenizer."""
 
@@ -58,6 +61,7 @@ class Account:
             "repaired": self.repaired,
             "unanswered": self.unanswered,
             "quarantined": len(self.quarantine),
+            "sides": self.sides,
             "coverage": round(1 - len(self.quarantine) / self.rows, 6) if self.rows else 1.0,
             "tokens_in": self.tokens_in,
             "tokens_out": self.tokens_out,

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 from components.artifacts import Manifest, Stage, run_stage
 from components.ids import ITEM, ITEM_ID, TRAIN, USER, USER_ID
 from components.progress import emit, progress
-from components.sideinfo.config import SAMPLE, SAMPLE_ROOT, SideinfoConfig
+from components.sideinfo.config import SideinfoConfig
 
 if TYPE_CHECKING:
     from components.ingest.dataset import Dataset
     from components.sideinfo.ondisk import Texts
     from components.sideinfo.profiles import ProfileWriter, Side
 
-STAGE = Stage("sideinfo", version=5)
+STAGE = Stage("sideinfo", version=6)
 
 EMBEDDINGS_FILE = "embeddings.safetensors"
 REFERENCES_FILE = "references.parquet"
@@ -180,7 +180,6 @@ def make_writer(config: SideinfoConfig, storage_root: str) -> "ProfileWriter":
             config.request_attempts,
             config.server_patience,
         )
-    root = str(SAMPLE_ROOT) if config.answers == SAMPLE else config.answers or storage_root
-    cache = AnswerCache(root, writable=config.backend != "replay")
+    cache = AnswerCache(config.answers_root(storage_root), writable=config.backend != "replay")
     decoding = Decoding(config.model, config.max_tokens, config.temperature, config.seed, None, config.frequency_penalty)
     return LLMWriter(config, backend, cache, load_tokens(config.tokenizer), decoding)

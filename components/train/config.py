@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, ValidationInfo, field_validator
 
-from components.artifacts import StageConfig
+from components.artifacts import StageConfig, Uri
 from components.cllmr.config import ModelConfig
 
 MemberName = Literal["graph", "ease", "factors", "text", "popularity"]
@@ -22,7 +22,7 @@ NONE, CHAMPION = "none", "champion"  # of `TrainConfig.warm_start`
 class RegistryConfig(StageConfig):
     """The model registry in which the champion is looked up; as in the promote stage's settings."""
 
-    tracking_uri: str = ""
+    tracking_uri: Uri = ""
     model_name: str = "cllmr"
 
 

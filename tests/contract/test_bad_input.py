@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from components.artifacts import Stage, StageConfig, run_stage
@@ -106,6 +108,7 @@ def test_interactions_that_cannot_be_used_are_refused(own_data, content, message
     [
         ("", r"'bad\.csv' is empty"),
         ("item_id,name\n1,a\n", r"no column 'title'; columns seen: item_id, name\. .*--column title=NAME"),
+        ("item_id,title, title\n1,a,b\n", r"'bad\.csv' has more than one column 'title'\. Give each column a name of its own"),
         ("item_id,title\n1,Amélie\n".encode("latin-1"), r"'bad\.csv' is not UTF-8: byte 0xe9 at offset 18, line 2"),
     ],
 )
@@ -135,6 +138,24 @@ def test_a_parquet_file_with_damaged_pages_and_a_sound_footer_is_refused(own_dat
     content = Path("sound.parquet").read_bytes()
     put("bad.parquet", content[:4] + b"\xff" * 150 + content[154:])
     refused({**own_data, "interactions": "bad.parquet"}, DataError, r"'bad\.parquet' is not Parquet, or damaged")
+
+
+@pytest.mark.parametrize(
+    ("column", "kind"),
+    [
+        (pa.array([{"a": 1}] * 5), "struct<a: int64>"),
+        (pa.array([[("k", "v")]] * 5, pa.map_(pa.string(), pa.string())), "map<string, string"),
+        (pa.array([b"\xff\xd8"] * 5), "binary"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_parquet_column_that_is_no_text_is_named_and_can_be_left_out(own_data, column, kind):
+    items = pd.read_csv("items.csv", dtype=str)
+    pq.write_table(pa.table({**{name: items[name] for name in items}, "extra": column}), "items.parquet")
+    own_data["items"] = "items.parquet"
+    message = rf"'items\.parquet' has a column 'extra' of type {re.escape(kind)}.*, which cannot be read as text\. Write it"
+    refused(own_data, DataError, message)
+    assert run({**own_data, "item_text_columns": ["genre"]}, "store").facts["interactions"] == 20
 
 
 def test_an_unknown_text_column_is_answered_with_the_closest_one(own_data):

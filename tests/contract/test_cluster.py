@@ -120,7 +120,7 @@ def test_kfps_cache_is_off_and_the_switch_reaches_the_spec_that_runs(server: Kfp
     assert cached(submitted(cluster, clusters.pipeline_of(settings), settings, "off")) == set()
     on = cached(submitted(cluster, clusters.pipeline_of(settings, cache=True), settings, "on"))
     assert on == set(settings.stages()) - NEVER_CACHED
-    assert on == {"sideinfo", "spectrum", "evaluate"}
+    assert on == {"spectrum", "evaluate"}
 
 
 def test_batch_scoring_is_never_cached_because_its_inputs_do_not_name_the_champion() -> None:

@@ -18,13 +18,14 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
 
+from components import launch
 from components.artifacts import Manifest, Store
 from components.errors import ConfigError, LLMError
 from components.sideinfo import encoder
 from components.sideinfo.component import sideinfo
 from components.sideinfo.config import SideinfoConfig
 from components.sideinfo.reader import reference_embeddings
-from components.sideinfo.stage import run
+from components.sideinfo.stage import STAGE, run
 from tests.llm_server import Asked, Behaviour, Handler, LLMServer, completion, good, llm_server, profile_of, wait_until
 from tests.sideinfo_parents import Small, write_ingest
 from tests.stores import free_ports
@@ -205,7 +206,7 @@ NO_ANSWERS: dict[str, tuple[Behaviour, str, int]] = {
 
 
 @pytest.mark.parametrize("case", NO_ANSWERS)
-def test_a_row_without_an_answer_is_set_aside_and_asked_for_again_by_the_next_run(
+def test_a_row_without_an_answer_is_set_aside_and_asked_for_again_when_the_stage_is_built_again(
     tmp_path: Path, server: LLMServer, case: str
 ) -> None:
     bad, reason, attempts = NO_ANSWERS[case]
@@ -483,6 +484,42 @@ def test_how_answers_are_fetched_does_not_change_the_stages_name_and_what_is_ask
     assert all(identity(**change) != identity() for change in other)
     metadata = SideinfoConfig().identity()
     assert SideinfoConfig(temperature=0.5, base_url="http://a/v1").identity() == metadata
+
+
+def test_a_replay_is_done_again_when_answers_have_come_in_or_others_are_named_and_only_then(
+    tmp_path: Path, server: LLMServer
+) -> None:
+    replay = {"backend": "replay", "replay_missing": "quarantine"}
+    server.behaviour = only_for(fails(500))
+    asked = stage(tmp_path, server)
+    first = stage(tmp_path, server, **replay)
+    assert first.facts["quarantined"] == 3
+    assert stage(tmp_path, server, **replay) == first
+    assert stage(tmp_path, server, **replay, answers=str(tmp_path)) == first  # the run's own, by name
+    server.behaviour = good
+    again(tmp_path, asked, server)
+    second = stage(tmp_path, server, **replay)
+    assert (second.facts["quarantined"], second.fingerprint != first.fingerprint) == (0, True)
+    found = launch._done(STAGE, {**SETTINGS, **replay}, str(tmp_path), {"ingest": write_ingest(tmp_path, WORLD)})
+    assert found == second
+    with pytest.raises(LLMError, match=r"^0 of 20 items have a profile"):
+        stage(tmp_path, server, **replay, answers=str(tmp_path / "elsewhere"))
+
+
+def test_a_coverage_that_is_asked_for_later_is_held_against_what_was_done_before(tmp_path: Path, server: LLMServer) -> None:
+    server.behaviour = only_for(fails(500))
+    done = stage(tmp_path / "one", server)
+    assert stage(tmp_path / "one", server, min_coverage=0.85) == done
+    with pytest.raises(
+        LLMError, match=r"^17 of 20 items have a profile, .* 0\.850, .* is 0\.9; why not: 3 x no answer"
+    ) as fresh:
+        stage(tmp_path / "two", server, min_coverage=0.9)
+    with pytest.raises(LLMError) as reused:
+        stage(tmp_path / "one", server, min_coverage=0.9)
+    assert str(reused.value) == str(fresh.value)
+    settings = {**SETTINGS, "base_url": server.base_url, "min_coverage": 0.9}
+    with pytest.raises(LLMError, match="17 of 20 items"):  # before a job is made of the stage
+        launch._done(STAGE, settings, str(tmp_path / "one"), {"ingest": write_ingest(tmp_path / "one", WORLD)})
 
 
 def test_cost_and_tokens_are_of_what_was_asked_now(tmp_path: Path, server: LLMServer) -> None:

@@ -1,5 +1,6 @@
 """The settings tree: precedence, errors, fingerprints."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,58 @@ def test_every_preset_is_valid_and_a_small_difference(preset: str) -> None:
 
 def test_the_presets_are_those_that_the_help_names() -> None:
     assert preset_names() == ["cluster", "gpu", "incremental", "local", "paper", "smollm2", "spot"]
+
+
+@pytest.mark.parametrize(
+    ("value", "instead"),
+    [
+        ("postgresql://mlflow:S3CRET@db/mlflow", "PGPASSWORD or a pgpass file"),
+        ("postgresql+psycopg://mlflow:S3C/RET#1@db/mlflow", "PGPASSWORD or a pgpass file"),
+        ("postgresql://mlflow@db/mlflow?sslmode=require&password=S3CRET", "PGPASSWORD or a pgpass file"),
+        ("https://me:S3CRET@mlflow.example", "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
+        ("http://S3CRET@mlflow:5000", "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
+        ("s3://AKIA:S3CRET@bucket/cllmr", "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+        ("s3://S3CRET@bucket/cllmr", "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+        ("abfs://:S3CRET@account.blob.core.windows.net/x", "the environment of what reads it"),
+    ],
+)
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "storage_root",
+        "promote.tracking_uri",
+        "batch.tracking_uri",
+        "train.registry.tracking_uri",
+        "sideinfo.answers",
+        "ingest.items",
+    ],
+)
+def test_a_secret_in_an_address_is_refused_and_not_shown(setting: str, value: str, instead: str) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"setting '{re.escape(setting)}' = \(not shown\): .*: use {instead} instead"
+    ) as error:
+        load(overrides=["ingest.source=files", "ingest.interactions=a.csv", f"{setting}='{value}'"])
+    assert not re.search("S3C|RET", str(error.value).replace("SECRET", ""))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "",
+        "http://mlflow:5000",
+        "https://mlflow.example/team",
+        "postgresql://mlflow@db:5432/mlflow?sslmode=require",
+        "sqlite:////home/me@work/a:b@c/mlflow.db",
+        "s3://bucket/a:b@c?region=eu-central-1&endpoint_override=localhost:9000",
+        "gs://anonymous@bucket/x",
+        "file:///data/a:b@c",
+        "/data/a:b@c?token=1",
+        "C:/data",
+    ],
+)
+def test_an_address_without_a_secret_is_taken_as_it_is(value: str) -> None:
+    config = load(overrides=[f"promote.tracking_uri='{value}'", f"storage_root='{value}'"])
+    assert (config.promote.tracking_uri, config.storage_root) == (value, value)
 
 
 def test_own_file_wins_over_the_preset_and_set_over_both_and_later_over_earlier(tmp_path: Path) -> None:

@@ -183,6 +183,24 @@ def test_parquet_times_become_unix_seconds_and_lists_one_text(tmp_path):
     assert frame.to_numpy().tolist() == [["1", "x, y"], ["2", ""]]
 
 
+@pytest.mark.parametrize(
+    ("column", "texts"),
+    [
+        (pa.array([[1.5, 2.0], None], pa.list_(pa.float32(), 2)), ["1.5, 2.0", ""]),
+        (pa.array([3_600_000, None], pa.time32("ms")), ["01:00:00.000", ""]),
+        (pa.array([3_600_000_001, None], pa.time64("us")), ["01:00:00.000001", ""]),
+        (pa.array([90, None], pa.duration("s")), ["90", ""]),
+        (pa.array([b"caf\xc3\xa9", None]), ["café", ""]),
+    ],
+    ids=lambda value: str(getattr(value, "type", "")),
+)
+@pytest.mark.parametrize("name", ["anything", TIMESTAMP])  # a time of day where a point in time is expected is told row by row
+def test_parquet_columns_of_rarer_types_become_text(tmp_path, column, texts, name):
+    pq.write_table(pa.table({"x": column}), tmp_path / "a.parquet")
+    frame = pd.concat(readers.read_chunks(str(tmp_path / "a.parquet"), {name: "x"}))
+    assert frame[name].tolist() == texts
+
+
 def test_texts_are_one_clean_line_in_nfc():
     assert tables.clean_text("  Cafe\u0301\tau\nlait\x00 ") == "Café au lait"
     assert tables.clean_text("NaN") == ""

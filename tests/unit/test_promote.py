@@ -1,5 +1,6 @@
 """The gate between challenger and champion, against a real registry: what is promoted, kept, refused, and why."""
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -12,7 +13,7 @@ from safetensors.numpy import save_file
 from components import tracking
 from components.artifacts import Manifest, Stage, StageConfig, Store, run_stage, write_json
 from components.errors import ConfigError
-from components.promote import stage
+from components.promote import gate, stage
 from components.tracking import Registry, RegistryError
 from pipelines.config import load
 from serving.scorer import models_of
@@ -252,6 +253,75 @@ def test_a_verdict_whose_champion_is_no_longer_served_is_made_again(root, regist
     assert registry.champion().fingerprint == first.fingerprint
 
 
+def during_each_judgement(monkeypatch, act) -> None:
+    """Has `act(number)` happen while the checks of a judgement run, as another run would; not in the judgements it makes."""
+    run_checks, numbers, busy = gate.run_checks, itertools.count(1), []
+
+    def slow(*args):
+        if not busy:
+            busy.append(True)
+            act(next(numbers))
+            busy.pop()
+        return run_checks(*args)
+
+    monkeypatch.setattr(gate, "run_checks", slow)
+
+
+def test_a_challenger_is_judged_again_where_another_run_promoted_a_better_model_meanwhile(root, registry, monkeypatch):
+    promote(root, "old", 0.2)
+    during_each_judgement(monkeypatch, lambda number: number == 1 and promote(root, "better", 0.3))
+    outcome = promote(root, "between", 0.21)  # better than the old one, which is all that it was compared with at first
+    assert outcome["verdict"] == "kept"
+    better = registry.champion()
+    assert better.metrics == {METRIC: 0.3}
+    assert outcome["champion"]["fingerprint"] == better.fingerprint
+    assert reason(outcome, "not worse than the champion")["champion"] == pytest.approx(0.3)
+    assert len(Store(root).outputs("promote")) == 3  # none of the judgement that did not count
+
+
+def test_a_challenger_that_also_beats_the_new_champion_is_promoted_over_it(root, registry, monkeypatch):
+    during_each_judgement(monkeypatch, lambda number: number == 1 and promote(root, "first", 0.2))
+    outcome = promote(root, "best", 0.3)  # at first it is judged against none
+    assert outcome["verdict"] == "promoted"
+    assert registry.champion().promoted_over == registry.previous().fingerprint
+    assert reason(outcome, "not worse than the champion")["champion"] == pytest.approx(0.2)
+
+
+def test_a_challenger_that_was_promoted_and_rolled_back_meanwhile_stays_out_of_service(root, registry, monkeypatch):
+    old = promote(root, "old", 0.2)["challenger"]
+    trained = train(root, "new")
+    evaluated = evaluate(root, trained, 0.3)
+
+    def promote_and_regret(number):
+        if number == 1:
+            stage.run({}, root, trained, evaluated)
+            registry.rollback()
+
+    during_each_judgement(monkeypatch, promote_and_regret)
+    outcome = verdict(stage.run({}, root, trained, evaluated))
+    assert outcome["verdict"] == "kept"
+    assert not reason(outcome, "not withdrawn")["passed"]
+    assert registry.champion().fingerprint == old
+
+
+def test_a_champion_that_never_stays_ends_the_stage_and_leaves_the_registry_as_it_is(root, registry, monkeypatch):
+    others = [promote(root, name, 0.2)["challenger"] for name in ("one", "two")]
+    judged = []
+
+    def swap(number):
+        judged.append(number)
+        registry.promote(others[number % 2 - 1])  # one, two, one, ...
+
+    during_each_judgement(monkeypatch, swap)
+    trained = train(root, "new")
+    evaluated = evaluate(root, trained, 0.3)
+    with pytest.raises(RegistryError, match=r"'cllmr' got another champion all 5 times .* Run the stage again"):
+        stage.run({}, root, trained, evaluated)
+    assert judged == [1, 2, 3, 4, 5]
+    assert registry.champion().fingerprint == others[0]
+    assert len(Store(root).outputs("promote")) == 2
+
+
 def test_a_registry_that_lost_everything_gets_its_champion_back(root, registry, empty_database):
     trained = train(root, "first")
     evaluated = evaluate(root, trained, 0.2)
@@ -382,7 +452,7 @@ def test_a_tracker_that_is_down_does_not_keep_a_good_model_out(root, registry, m
 def test_a_registry_that_is_down_stops_the_stage_and_leaves_nothing_behind(root, monkeypatch):
     trained = train(root, "first")
     evaluated = evaluate(root, trained, 0.2)
-    monkeypatch.setattr(Registry, "promote", lambda *args: (_ for _ in ()).throw(RegistryError("registry is down.")))
+    monkeypatch.setattr(Registry, "promote", lambda *args, **more: (_ for _ in ()).throw(RegistryError("registry is down.")))
     with pytest.raises(RegistryError, match="registry is down"):
         stage.run({}, root, trained, evaluated)
     assert Store(root).outputs("promote") == []

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -45,6 +46,21 @@ def test_what_one_run_kept_another_finds(tmp_path: Path, monkeypatch: pytest.Mon
     assert found(root, writable=False).keys() == {"key0", "key1", "key2", "key3"}
     assert not list(tmp_path.rglob("*.jsonl"))
     assert len(list((tmp_path / "answers" / SPACE.name).glob("*.parquet"))) == 2
+
+
+def test_a_digest_changes_with_every_shard_and_with_nothing_else(tmp_path: Path) -> None:
+    def digest(root: Path) -> str:
+        return AnswerCache(str(root), writable=False).digest()
+
+    nothing = digest(tmp_path / "answers of nobody")
+    record(tmp_path, answers(2))
+    (tmp_path / "answers" / "half.json.part").write_text("")
+    first = digest(tmp_path)
+    assert first != nothing
+    shutil.copytree(tmp_path / "answers", tmp_path / "moved" / "answers")
+    assert digest(tmp_path / "moved") == first
+    record(tmp_path, answers(1, start=2))
+    assert digest(tmp_path) != first
 
 
 def test_a_run_leaves_no_journal(tmp_path: Path) -> None:

@@ -157,6 +157,10 @@ def test_an_encoders_directory_is_known_by_its_files_and_not_by_its_place(tmp_pa
         ({"backend": "openai", "base_url": "http://x/v1"}, r"setting 'sideinfo.model' = None: backend 'openai' needs it"),
         ({"backend": "openai", "model": "m"}, r"setting 'sideinfo.base_url' = None: backend 'openai' needs it"),
         ({"backend": "openai", "model": "m", "base_url": "x:1"}, r"'sideinfo.base_url' = .not shown.: an http:// or https://"),
+        (
+            {"backend": "openai", "model": "m", "base_url": "http://x/v1?key=sk-123"},
+            r"'sideinfo.base_url' = .not shown.: .*: use the variable that api_key_env names instead",
+        ),
         ({"api_key_env": "sk-123"}, r"setting 'sideinfo.api_key_env' = .not shown.: .*match pattern"),
         ({"batch_size": 0}, r"setting 'sideinfo.batch_size' = 0: .*greater than 0"),
         ({"max_words": 3}, r"setting 'sideinfo.max_words' = 3: .*greater than or equal to 8"),
