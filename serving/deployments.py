@@ -289,10 +289,10 @@ class ScorerReplica:
         A filter that is wrong is an answer too: what is raised here, Ray Serve logs and counts as a failure of ours.
         """
         try:
-            answer, *whose = await self.recommend_here(request, histories, profiles)
+            found = await self.recommend_here(request, histories, profiles)
         except FilterError as error:
             return self._answered(error, self._follower.live)
-        return Answered(answer.model_dump_json(), *whose)
+        return Answered(found.answer.model_dump_json(), found.model_version, found.feature_set, found.live_version)
 
     async def recommend_here(
         self, request: RecommendRequest, histories: list[list[str]], profiles: Profiles | None = None
