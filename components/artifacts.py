@@ -201,13 +201,21 @@ class Store:
         self.remove(f"{stage}/{_WORK}{name}")
 
     def find(self, stage: str, name: str) -> Manifest | None:
-        """The committed manifest of one output, or None; a damaged manifest counts as none and is reported."""
+        """The committed manifest of one output, or None; a damaged manifest counts as none and is reported.
+
+        Raises StorageError when the store does not say whether there is one: it is out of reach, or refuses.
+        """
         try:
             with self._fs.open_input_stream(self._remote(stage, name, MANIFEST)) as stream:
                 return Manifest.model_validate_json(stream.read()).model_copy(update={"storage_root": self.root})
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise StorageError(
+                f"'{_join(self.root, stage, name, MANIFEST)}' cannot be read: {_first_line(error)}.",
+                "Check that the storage root can be reached and read, then try again, or choose another with --storage.",
+            ) from None
+        except ValueError as error:
             emit("manifest refused", stage=stage, fingerprint=name, reason=_first_line(error))
             return None
 
@@ -230,7 +238,7 @@ class Store:
         self._remove_file(self._remote(*path))
 
     def outputs(self, stage: str) -> list[Manifest]:
-        """Every committed output of `stage`, oldest first."""
+        """Every committed output of `stage`, oldest first; raises StorageError as `find` does."""
         found = self._fs.get_file_info(pafs.FileSelector(self._remote(stage), allow_not_found=True))
         names = sorted(info.base_name for info in found if info.type == pafs.FileType.Directory)
         manifests = [self.find(stage, name) for name in names if not name.startswith(".")]
@@ -243,13 +251,14 @@ class Store:
         base = len(self._remote(""))
         return [(info.path[base:], info.size, info.mtime) for info in found if info.type == pafs.FileType.File]
 
-    def folders(self, stage: str) -> list[tuple[str, int, datetime]]:
-        """Every folder of a stage, finished or not: its path below the root, bytes, and the time of its newest file."""
-        found: dict[str, tuple[int, datetime]] = {}
+    def folders(self, stage: str) -> list[tuple[str, int, datetime, bool]]:
+        """Every folder of a stage, finished or not: its path below the root, bytes, time of its newest file, and whether there
+        is a manifest in it, readable or not."""
+        found: dict[str, tuple[int, datetime, bool]] = {}
         for path, size, written in self.files(stage):
             folder = "/".join(path.split("/")[:2])
-            before = found.get(folder, (0, written))
-            found[folder] = (before[0] + size, max(before[1], written))
+            before = found.get(folder, (0, written, False))
+            found[folder] = (before[0] + size, max(before[1], written), before[2] or path == f"{folder}/{MANIFEST}")
         return [(folder, *described) for folder, described in found.items()]
 
     def remove(self, path: str) -> None:
@@ -346,16 +355,16 @@ def run_stage(
         is_live: for a stage that also fills something outside its artifact (a database): whether that is still filled.
 
     Raises:
-        StorageError: the storage root cannot be written.
+        StorageError: the storage root cannot be read or written.
         UserError: whatever the stage finds wrong with its input; nothing half-written is left.
     """
     inputs = {name: parent.fingerprint for name, parent in parents.items()}
-    with failure_told(stage):  # a stage's identity may be the contents of a file that is not there
+    with failure_told(stage):  # a stage's identity may be the contents of a file that is not there, the store out of reach
         name = fingerprint(stage, config.identity(), inputs)
         store = Store(storage_root)
-    if (done := store.find(stage.name, name)) is not None and is_whole(done) and is_live(done):
-        emit("stage reused", stage=stage.name, fingerprint=name, uri=done.uri, seconds=done.seconds)
-        return done
+        if (done := store.find(stage.name, name)) is not None and is_whole(done) and is_live(done):
+            emit("stage reused", stage=stage.name, fingerprint=name, uri=done.uri, seconds=done.seconds)
+            return done
     configure_logging()
     emit("stage started", stage=stage.name, fingerprint=name)
     with failure_told(stage), store.staging(stage.name) as built, peak_memory() as memory:

@@ -201,6 +201,21 @@ def test_a_damaged_manifest_counts_as_none_and_is_built_again(tmp_path: Path, co
     assert run(tmp_path).files == manifest.files
 
 
+def test_a_manifest_that_the_store_does_not_give_is_an_error_and_not_none(
+    tmp_path: Path, events: Callable[[], list[dict[str, Any]]]
+) -> None:
+    manifest = run(tmp_path)
+    path = manifest.path() / "manifest.json"
+    path.unlink()
+    path.mkdir()  # as a store that refuses or is out of reach: nobody can say what is there
+    with pytest.raises(StorageError, match=r"manifest\.json' cannot be read: .*try again, or choose another with --storage"):
+        Store(str(tmp_path)).find("planting", manifest.fingerprint)
+    with pytest.raises(StorageError):
+        run(tmp_path, never)
+    assert (events()[-1]["event"], events()[-1]["code"]) == ("stage failed", "storage_error")
+    assert (manifest.path() / "figures.json").exists()
+
+
 def test_a_damaged_manifest_is_replaced_by_the_one_built_again(tmp_path: Path) -> None:
     path = run(tmp_path).path() / "manifest.json"
     path.write_text("{")
