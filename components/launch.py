@@ -26,7 +26,7 @@ from typing import Any
 import psutil
 from tenacity import RetryCallState, Retrying, stop_after_attempt
 
-from components.artifacts import Manifest, Stage, Store, failure_told, fingerprint, is_whole
+from components.artifacts import Manifest, Stage, Store, failure_told, fingerprint, is_asked_again, is_whole
 from components.errors import ConfigError, LaunchError, UserError, error_of
 from components.job import ENDED, LAUNCH_VARIABLE, REQUEST_VARIABLE, RUN_ID_VARIABLE, Backend, Job, LaunchConfig, Seen
 from components.progress import configure_logging, emit
@@ -182,7 +182,7 @@ def _done(stage: Stage, config: Mapping[str, Any], storage_root: str, parents: M
         stage, kind.parse(config, stage.name).identity(), {key: parent.fingerprint for key, parent in parents.items()}
     )
     found = Store(storage_root).find(stage.name, name)
-    return found if found is not None and is_whole(found) else None
+    return found if found is not None and not is_asked_again(stage.name) and is_whole(found) else None
 
 
 @contextmanager
