@@ -18,7 +18,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +31,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from pydantic_core import PydanticCustomError
 
 from components.errors import ArtifactError, ConfigError, StorageError, UserError, did_you_mean
+from components.job import AGAIN_VARIABLE
 from components.progress import configure_logging, emit
 
 MANIFEST = "manifest.json"
@@ -252,13 +253,21 @@ class Store:
         self.remove(f"{stage}/{_WORK}{name}")
 
     def find(self, stage: str, name: str) -> Manifest | None:
-        """The committed manifest of one output, or None; a damaged manifest counts as none and is reported."""
+        """The committed manifest of one output, or None; a damaged manifest counts as none and is reported.
+
+        Raises StorageError when the store does not say whether there is one: it is out of reach, or refuses.
+        """
         try:
             with self._fs.open_input_stream(self._remote(stage, name, MANIFEST)) as stream:
                 return Manifest.model_validate_json(stream.read()).model_copy(update={"storage_root": self.root})
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise StorageError(
+                f"'{_join(self.root, stage, name, MANIFEST)}' cannot be read: {_first_line(error)}.",
+                "Check that the storage root can be reached and read, then try again, or choose another with --storage.",
+            ) from None
+        except ValueError as error:
             emit("manifest refused", stage=stage, fingerprint=name, reason=_first_line(error))
             return None
 
@@ -281,7 +290,7 @@ class Store:
         self._remove_file(self._remote(*path))
 
     def outputs(self, stage: str) -> list[Manifest]:
-        """Every committed output of `stage`, oldest first."""
+        """Every committed output of `stage`, oldest first; raises StorageError as `find` does."""
         found = self._fs.get_file_info(pafs.FileSelector(self._remote(stage), allow_not_found=True))
         names = sorted(info.base_name for info in found if info.type == pafs.FileType.Directory)
         manifests = [self.find(stage, name) for name in names if not name.startswith(".")]
@@ -294,13 +303,14 @@ class Store:
         base = len(self._remote(""))
         return [(info.path[base:], info.size, info.mtime) for info in found if info.type == pafs.FileType.File]
 
-    def folders(self, stage: str) -> list[tuple[str, int, datetime]]:
-        """Every folder of a stage, finished or not: its path below the root, bytes, and the time of its newest file."""
-        found: dict[str, tuple[int, datetime]] = {}
+    def folders(self, stage: str) -> list[tuple[str, int, datetime, bool]]:
+        """Every folder of a stage, finished or not: its path below the root, bytes, time of its newest file, and whether there
+        is a manifest in it, readable or not."""
+        found: dict[str, tuple[int, datetime, bool]] = {}
         for path, size, written in self.files(stage):
             folder = "/".join(path.split("/")[:2])
-            before = found.get(folder, (0, written))
-            found[folder] = (before[0] + size, max(before[1], written))
+            before = found.get(folder, (0, written, False))
+            found[folder] = (before[0] + size, max(before[1], written), before[2] or path == f"{folder}/{MANIFEST}")
         return [(folder, *described) for folder, described in found.items()]
 
     def remove(self, path: str) -> None:
@@ -308,7 +318,8 @@ class Store:
         target = self._remote(path)
         match self._fs.get_file_info(target).type:
             case pafs.FileType.Directory if not self.is_remote:
-                _take_away(Path(target))
+                with _taken_away(Path(target)):
+                    pass
             case pafs.FileType.Directory:
                 with suppress(FileNotFoundError):  # another process may be as quick
                     self._fs.delete_dir(target)
@@ -363,19 +374,27 @@ class Store:
         finally:
             shutil.rmtree(path, ignore_errors=True)
 
-    def commit(self, built: Path, manifest: Manifest) -> None:
-        """Makes `built` the output that `manifest` describes: data first, manifest last."""
+    def commit(self, built: Path, manifest: Manifest, instead_of: Manifest | None = None) -> Manifest:
+        """Makes `built` the output that `manifest` describes: data first, manifest last.
+
+        What another process has put there first is kept, unless it is `instead_of`; the manifest of what lies there now.
+        """
         (built / MANIFEST).unlink(missing_ok=True)
         target = self._remote(manifest.stage, manifest.fingerprint)
         text = manifest.model_dump_json(indent=2).encode()
         if self.is_remote:
+            there = self.find(manifest.stage, manifest.fingerprint)
+            if there is not None and there != instead_of and is_whole(there):
+                return there
+            # under the manifest of `instead_of`, if it is there: a copy of that in a cache is good until the new one is written
             self._fs.create_dir(target, recursive=True)
             pafs.copy_files(str(built), target, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=self._fs)
             with self._fs.open_output_stream(self._remote(manifest.stage, manifest.fingerprint, MANIFEST)) as stream:
                 stream.write(text)
-            return
+            return manifest
         (built / MANIFEST).write_bytes(text)
-        _rename_directory(built, Path(target), _has_manifest)
+        _rename_directory(built, Path(target), lambda directory: _has_manifest(directory, instead_of))
+        return self.find(manifest.stage, manifest.fingerprint) or manifest  # None: removed again by another process
 
 
 def run_stage(
@@ -386,7 +405,7 @@ def run_stage(
     build: Callable[[Path], dict[str, Any]],
     is_live: Callable[[Manifest], bool] = lambda manifest: True,
 ) -> Manifest:
-    """Runs a stage, or reuses what it wrote before.
+    """Runs a stage, or reuses what it wrote before; what cannot be reused stays until the new output takes its place.
 
     Args:
         stage: name and version.
@@ -397,14 +416,15 @@ def run_stage(
         is_live: for a stage that also fills something outside its artifact (a database): whether that is still filled.
 
     Raises:
-        StorageError: the storage root cannot be written.
+        StorageError: the storage root cannot be read or written.
         UserError: whatever the stage finds wrong with its input; nothing half-written is left.
     """
     inputs = {name: parent.fingerprint for name, parent in parents.items()}
-    with failure_told(stage):  # a stage's identity may be the contents of a file that is not there
+    with failure_told(stage):  # a stage's identity may be the contents of a file that is not there, the store out of reach
         name = fingerprint(stage, config.identity_below(storage_root), inputs)
         store = Store(storage_root)
-        if (done := store.find(stage.name, name)) is not None and is_whole(done) and is_live(done):
+        done = store.find(stage.name, name)
+        if done is not None and not is_asked_again(stage.name) and is_whole(done) and is_live(done):
             config.check_reuse(done.facts)
             emit("stage reused", stage=stage.name, fingerprint=name, uri=done.uri, seconds=done.seconds)
             return done
@@ -426,7 +446,7 @@ def run_stage(
             peak_memory_mb=memory(),
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
-        store.commit(built, manifest)
+        manifest = store.commit(built, manifest, instead_of=done)
     emit(
         "stage done",
         stage=stage.name,
@@ -434,9 +454,14 @@ def run_stage(
         uri=manifest.uri,
         seconds=manifest.seconds,
         peak_memory_mb=manifest.peak_memory_mb,
-        facts=facts,
+        facts=manifest.facts,
     )
     return manifest
+
+
+def is_asked_again(stage: str) -> bool:
+    """Whether a stage is to build its output although it is there."""
+    return stage in os.environ.get(AGAIN_VARIABLE, "").split(",")
 
 
 @contextmanager
@@ -512,12 +537,11 @@ def _verify(directory: Path, manifest: Manifest) -> None:
 
 
 def is_whole(manifest: Manifest) -> bool:
-    """Whether an output is still what it was; a damaged one is named, forgotten and built again."""
+    """Whether an output is still what it was; a damaged one is named."""
     try:
         manifest.path()
     except ArtifactError as error:
         emit("artifact refused", stage=manifest.stage, fingerprint=manifest.fingerprint, reason=error.message)
-        Store(manifest.storage_root).discard(manifest.stage, manifest.fingerprint)
         return False
     return True
 
@@ -536,19 +560,22 @@ def _rename_directory(source: Path, target: Path, is_good: Callable[[Path], bool
     """Puts `source` where `target` is, in one step; what lies there and is good is kept, anything else is removed."""
     target.parent.mkdir(parents=True, exist_ok=True)
     source.chmod(0o755)
-    while not is_good(target):  # else another process put the same there first: same bytes, keep it
-        try:
-            source.rename(target)
-            return
-        except OSError as error:  # something lies there: a remnant, or what another process has put there since we looked
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-        if not is_good(target):
-            _take_away(target, is_good)
+    with ExitStack() as taken:  # whose removal takes a while: when `source` is in its place
+        while not is_good(target):  # else another process was first: keep that
+            try:
+                source.rename(target)
+                return
+            except OSError as error:  # something lies there: a remnant, or what another process has put there since we looked
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+            if not is_good(target):
+                taken.enter_context(_taken_away(target, is_good))
 
 
-def _take_away(target: Path, is_good: Callable[[Path], bool] = lambda taken: False) -> None:
-    """Removes a directory, if it is not good, in one step: where it lies another process may put what is good at any time.
+@contextmanager
+def _taken_away(target: Path, is_good: Callable[[Path], bool] = lambda taken: False) -> Iterator[None]:
+    """Moves a directory aside, if it is not good, in one step, and removes it at the end: where it lies another process may put
+    what is good at any time.
 
     So it is renamed first and looked at then.
     """
@@ -558,6 +585,7 @@ def _take_away(target: Path, is_good: Callable[[Path], bool] = lambda taken: Fal
             target.rename(taken)
         if is_good(taken):
             _rename_directory(taken, target, is_good)
+        yield
 
 
 def _replaced(value: Any, old: Any, new: Any) -> Any:
@@ -569,13 +597,14 @@ def _replaced(value: Any, old: Any, new: Any) -> Any:
     return new if value == old else value
 
 
-def _has_manifest(directory: Path) -> bool:
-    """Whether a directory is a committed output; one whose manifest cannot be read is not."""
+def _has_manifest(directory: Path, other_than: Manifest | None) -> bool:
+    """Whether a directory is a committed output, and another one; one whose manifest cannot be read is not."""
     try:
-        Manifest.read(directory / MANIFEST)
+        found = Manifest.read(directory / MANIFEST)
     except ArtifactError:
         return False
-    return True
+    # the store may have been moved since
+    return other_than is None or found != other_than.model_copy(update={"storage_root": found.storage_root})
 
 
 def _is_as_told(directory: Path, manifest: Manifest) -> bool:

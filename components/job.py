@@ -1,5 +1,6 @@
 """A stage's work as a job somewhere else: what it is, where it may run, and what every such place must do."""
 
+import os
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -12,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 LAUNCH_VARIABLE = "CLLMR_LAUNCH"
 """A stage's LaunchConfig as JSON, which the placement puts into its task's environment."""
 RUN_ID_VARIABLE = "CLLMR_RUN_ID"
+AGAIN_VARIABLE = "CLLMR_AGAIN"
+"""Names, with commas between, of the stages that build their output although it is there: those of ``cllmr run --from``."""
 REQUEST_VARIABLE = "CLLMR_LAUNCH_REQUEST"
 ENTRYPOINT = "python -m components.launch"
 TEMPLATES = "/etc/cllmr/rayjobs"
@@ -74,7 +77,8 @@ class Job:
 
     def environment(self) -> dict[str, str]:
         """Variables of the job's process. Visible to whoever sees the job: nothing secret."""
-        return {REQUEST_VARIABLE: self.request, RUN_ID_VARIABLE: self.run_id}
+        again = {AGAIN_VARIABLE: os.environ[AGAIN_VARIABLE]} if AGAIN_VARIABLE in os.environ else {}
+        return {REQUEST_VARIABLE: self.request, RUN_ID_VARIABLE: self.run_id, **again}
 
 
 class Backend(ABC):

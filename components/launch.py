@@ -26,7 +26,7 @@ from typing import Any
 import psutil
 from tenacity import RetryCallState, Retrying, stop_after_attempt
 
-from components.artifacts import Manifest, Stage, StageConfig, Store, failure_told, fingerprint, is_whole
+from components.artifacts import Manifest, Stage, StageConfig, Store, failure_told, fingerprint, is_asked_again, is_whole
 from components.errors import ConfigError, LaunchError, UserError, error_of
 from components.job import ENDED, LAUNCH_VARIABLE, REQUEST_VARIABLE, RUN_ID_VARIABLE, Backend, Job, LaunchConfig, Seen
 from components.progress import configure_logging, emit
@@ -181,7 +181,7 @@ def _done(stage: Stage, config: Mapping[str, Any], storage_root: str, parents: M
     settings: StageConfig = kind.parse(config, stage.name)
     inputs = {key: parent.fingerprint for key, parent in parents.items()}
     found = Store(storage_root).find(stage.name, fingerprint(stage, settings.identity_below(storage_root), inputs))
-    if found is None or not is_whole(found):
+    if found is None or is_asked_again(stage.name) or not is_whole(found):
         return None
     settings.check_reuse(found.facts)
     return found

@@ -396,7 +396,7 @@ def run(
 
         prepare_endpoint(settings.serve.host, port=0)  # Ray starts while the stages find out that they are done
     with crash_told(progress):
-        done = local.run(pipeline, configs, root, lambda stages: make_display(progress, stages), from_, until)
+        done = local.run(pipeline, root, lambda stages: make_display(progress, stages), from_, until)
     if done.all_reused:
         progress.print(f"nothing changed: all {len(done.stages)} stages were reused ({done.seconds:.1f} s)", soft_wrap=True)
     out.print(summary.stage_table(done))
@@ -812,9 +812,9 @@ def batch(
     settings = load_config(preset, config, [*(set_ or []), *sets], storage)
     registry(settings)  # before the run's log makes a storage root of a mistyped one
     out, shown = make_console(), make_console(stderr=True)
-    pipeline, configs = compile_pipeline(batch_scoring(settings)), {BATCH: settings.batch_of_champion()}
+    pipeline = compile_pipeline(batch_scoring(settings))
     with crash_told(shown):
-        done = local.run(pipeline, configs, settings.storage_root, lambda stages: make_display(shown, stages))
+        done = local.run(pipeline, settings.storage_root, lambda stages: make_display(shown, stages))
     manifest = done.manifest(BATCH)
     out.print(summary.stage_table(done))
     out.print(

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -21,12 +21,12 @@ from typing import Any, TextIO
 
 import psutil
 
-from components.artifacts import Manifest, Stage, StageConfig, Store
+from components.artifacts import Manifest, Store
 from components.errors import StorageError, error_of
-from components.job import RUN_ID_VARIABLE
+from components.job import AGAIN_VARIABLE, RUN_ID_VARIABLE
 from components.progress import EVENTS_VARIABLE
 from pipelines.display import Display
-from pipelines.plan import CompiledPipeline, check_order, forget, plan, stage_of
+from pipelines.plan import CompiledPipeline, built_again, check_order
 
 LOG, EVENTS, PIPELINE = "log.txt", "events.jsonl", "pipeline.yaml"
 SECONDS_TO_END = 5.0
@@ -113,23 +113,19 @@ def make_run_directory(storage_root: str) -> Path:
 
 def run(
     pipeline: CompiledPipeline,
-    configs: Mapping[str, StageConfig],
     storage_root: str,
     display: Callable[[list[str]], Display],
     from_stage: str | None = None,
     until: str | None = None,
-    stage_of: Callable[[str], Stage] = stage_of,
 ) -> PlatformRun:
     """Runs the pipeline here and waits for it.
 
     Args:
         pipeline: the whole compiled pipeline.
-        configs: every stage's settings, as compiled into the pipeline.
         storage_root: where artifacts live.
         display: makes what shows the events, given the names of the stages.
-        from_stage: built again, with all after it, even where done.
+        from_stage: built again, with all after it, even where done; what is there stays until the new is in its place.
         until: the last stage to run.
-        stage_of: gives a stage's name and version.
 
     Raises:
         ConfigError: `from_stage` or `until` is no stage, or they exclude each other.
@@ -143,12 +139,10 @@ def run(
     check_order(pipeline.stages(), from_stage, until)
     pipeline = pipeline.until(until)
     directory = make_run_directory(storage_root)
-    if from_stage:
-        forget(plan(pipeline, configs, storage_root, stage_of=stage_of), from_stage, storage_root)
     (directory / PIPELINE).write_text(pipeline.to_yaml(), encoding="utf-8")
     events: list[dict[str, Any]] = []
     with display(pipeline.stages()) as shown:
-        code = _watch(directory, storage_root, shown, events)
+        code = _watch(directory, storage_root, built_again(pipeline.stages(), from_stage), shown, events)
     if code != 0:
         raise _failure(events, pipeline.stages(), directory / LOG)
     result = PlatformRun(directory.name, directory, storage_root)
@@ -161,7 +155,7 @@ def run(
     return result
 
 
-def _watch(directory: Path, storage_root: str, display: Display, events: list[dict[str, Any]]) -> int:
+def _watch(directory: Path, storage_root: str, again: Collection[str], display: Display, events: list[dict[str, Any]]) -> int:
     """Runs KFP's local runner in a process group of its own; shows and collects events until it ends; its exit code."""
     (directory / EVENTS).touch()
     with open(directory / LOG, "ab") as log, open(directory / EVENTS, encoding="utf-8") as told:
@@ -176,7 +170,7 @@ def _watch(directory: Path, storage_root: str, display: Display, events: list[di
             stdin=subprocess.PIPE,  # held open while this process lives: its end tells the runner to stop
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=_environment(directory),
+            env=_environment(directory, again),
             start_new_session=True,
         )
         try:
@@ -204,8 +198,9 @@ def _new_events(told: TextIO) -> Iterator[dict[str, Any]]:
         yield json.loads(line)
 
 
-def _environment(directory: Path) -> dict[str, str]:
-    """The tasks' environment: our Python first on the path, the events file, threads that do not fight over the cores.
+def _environment(directory: Path, again: Collection[str]) -> dict[str, str]:
+    """The tasks' environment: our Python first on the path, the events file, the stages that are built `again`, threads that do
+    not fight over the cores.
 
     A pool as wide as the machine is a little faster when the machine is idle and many times slower when it is not.
     """
@@ -218,6 +213,7 @@ def _environment(directory: Path) -> dict[str, str]:
         "PATH": path,
         EVENTS_VARIABLE: str(directory / EVENTS),
         RUN_ID_VARIABLE: directory.name,
+        AGAIN_VARIABLE: ",".join(again),
         "PYTHONUNBUFFERED": "1",
     }
 

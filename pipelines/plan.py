@@ -1,6 +1,6 @@
 """What a run will do, read from the compiled pipeline: order and inputs of the tasks, and each stage's fingerprint.
 
-The compiled pipeline is the one list of steps. ``--until`` cuts it, ``--from`` forgets outputs, a dry run shows it.
+The compiled pipeline is the one list of steps. ``--until`` cuts it, ``--from`` has outputs built again, a dry run shows it.
 """
 
 import importlib
@@ -178,7 +178,7 @@ def plan(
         UserError: input data that a fingerprint depends on cannot be read.
     """
     names = pipeline.stages()
-    rebuilt = set(names[_position(from_stage, names, "--from") :]) if from_stage else set()
+    rebuilt = built_again(names, from_stage)
     store = Store(storage_root)
     known: dict[str, str] = {}
     planned = []
@@ -214,33 +214,9 @@ def check_order(names: list[str], from_stage: str | None, until: str | None) -> 
         )
 
 
-def forget(planned: list[PlannedStage], from_stage: str, storage_root: str) -> None:
-    """Discards what `from_stage` and the stages after it wrote before, for these inputs and settings.
-
-    Raises ConfigError where that would be a champion's own output, which another one would then be built instead of.
-    """
-    store = Store(storage_root)
-    names = [stage.name for stage in planned]
-    first = _position(from_stage, names, "--from")
-    if any(stage.name == "train" and stage.fingerprint is None for stage in planned[first:]):
-        raise ConfigError(
-            f"--from {from_stage} with train.warm_start=champion: which training is to be repeated is not known ahead.",
-            "Name what it began with: --set train.warm_start=none, or a fingerprint.",
-        )
-    outputs: dict[str, set[str]] = {}  # fingerprints by stage; of a stage decided at run time, all it wrote from these inputs
-    for position, stage in enumerate(planned):
-        outputs[stage.name] = {stage.fingerprint} if stage.fingerprint else _written_from(store, stage, outputs)
-        if position >= first:
-            for fingerprint_ in outputs[stage.name]:
-                store.discard(stage.name, fingerprint_)
-
-
-def _written_from(store: Store, stage: PlannedStage, outputs: Mapping[str, set[str]]) -> set[str]:
-    return {
-        manifest.fingerprint
-        for manifest in store.outputs(stage.name)
-        if all(manifest.parents.get(key) in outputs[parent] for key, parent in stage.parents.items())
-    }
+def built_again(names: list[str], from_stage: str | None) -> list[str]:
+    """The stages that `from_stage` has built even where they are done: itself and all after it; None: none."""
+    return names[_position(from_stage, names, "--from") :] if from_stage else []
 
 
 def _position(stage: str | None, names: list[str], option: str) -> int:

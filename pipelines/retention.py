@@ -4,7 +4,7 @@ Kept is whatever is younger than a limit; the newest models; every model that an
 challenger, previous), under whatever name, or that an endpoint is configured with; and what any of these was made from, began
 with, or was evaluated and served with. Answers of an LLM are kept while a kept output was made with that model's answers. A
 manifest goes before its data and a marker before its shard, so that what a broken-off removal leaves does not exist for a run,
-and the next removal takes the rest.
+and the next removal takes the rest. Where a manifest cannot be read nobody knows what has to stay, and nothing is removed.
 """
 
 import json
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from components.artifacts import Manifest, Store
-from components.errors import UserError
+from components.artifacts import MANIFEST, Manifest, Store
+from components.errors import ArtifactError, UserError
 from components.launch import NOTES
 from components.progress import emit
 from pipelines.config import BATCH
@@ -61,10 +61,13 @@ def removable(
 
     Raises:
         RegistryError: the registry cannot be reached, so nobody knows what is served.
+        StorageError: the storage root cannot be read, so nobody knows what was made from what.
+        ArtifactError: nor does anybody where a manifest is damaged.
     """
     from components.tracking import pointed_at
 
     store, cutoff = Store(storage_root), datetime.now(UTC) - older_than
+    folders = [folder for stage in stages for folder in store.folders(stage)]  # first: what is finished meanwhile is no remnant
     outputs = [manifest for stage in stages for manifest in store.outputs(stage)]
     kept = kept_outputs(outputs, pointed_at(tracking_uri).union(deployed), keep, cutoff)
     found = [
@@ -73,12 +76,17 @@ def removable(
         if one.fingerprint not in kept
     ]
     finished = {f"{one.stage}/{one.fingerprint}" for one in outputs}
-    found += [
-        Removable("unfinished", place, size)
-        for stage in stages
-        for place, size, newest in store.folders(stage)
-        if place not in finished and newest < cutoff
-    ]
+    for place, size, newest, has_manifest in folders:
+        name = place.split("/")[1]
+        if place in finished:
+            continue
+        if has_manifest and not name.startswith("."):  # what was being built when its run was killed may have one
+            raise ArtifactError(
+                f"{place}/{MANIFEST} below '{storage_root}' cannot be read, so nobody knows what has to stay for it.",
+                "Put back what was there or build it again; if nothing needs it, remove the folder by hand.",
+            )
+        if newest < cutoff and name not in kept:
+            found.append(Removable("unfinished", place, size))
     in_use = [one.config for one in outputs if one.stage == "sideinfo" and one.fingerprint in kept]
     found += _unused_answers(store, in_use, cutoff)
     found += [Removable("note", place, size) for place, size, newest in store.files(NOTES) if newest < cutoff]

@@ -346,7 +346,7 @@ class Scorer:
 def find_bundle(storage_root: str, fingerprint: str) -> Path:
     """The bundle of a train artifact as a local directory, fetched and checked against its manifest.
 
-    Raises ArtifactError when it is not there or damaged.
+    Raises ArtifactError when it is not there or damaged, StorageError when the store does not say.
     """
     manifest = Store(storage_root).find("train", fingerprint)
     if manifest is None:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from components.artifacts import Manifest, Stage, Store, failure_told, fingerprint, run_stage, write_json
+from components.artifacts import Manifest, Stage, Store, failure_told, fingerprint, is_asked_again, run_stage, write_json
 from components.progress import emit
 from components.promote.config import PromoteConfig
 from components.tracking import ModelVersion, Registry, RegistryError, StateChanged, default_tracking_uri, flat, open_run
@@ -63,10 +63,7 @@ def _run(settings: PromoteConfig, registry: Registry, storage_root: str, train: 
     def is_live(manifest: Manifest) -> bool:
         """Whether the registry still serves what this verdict said; if not, the verdict is made again."""
         current = registry.champion()
-        if manifest.facts["champion"] == (current.fingerprint if current else None):
-            return True
-        Store(storage_root).discard(STAGE.name, manifest.fingerprint)
-        return False
+        return bool(manifest.facts["champion"] == (current.fingerprint if current else None))
 
     def build(built: Path) -> dict[str, Any]:
         outcome = decide(settings, registry, champion, known, train, evaluate)
@@ -134,12 +131,13 @@ def _decision(
     """The state that this run decides in.
 
     Where the challenger is the champion because this stage promoted it, that very decision is found again; where it is the
-    champion for another reason (by hand, or judged with other settings), it stands against itself: ``unchanged``.
+    champion for another reason (by hand, or judged with other settings) or is to be judged again, it stands against itself:
+    ``unchanged``.
     """
     values = settings.model_dump()
     against = champion.fingerprint if champion else ""
     withdrawn = bool(known and known.withdrawn_at)
-    if known and against == train.fingerprint and known.promoted_over is not None:
+    if known and against == train.fingerprint and known.promoted_over is not None and not is_asked_again(STAGE.name):
         earlier = Decision(**values, champion=known.promoted_over)
         inputs = {name: parent.fingerprint for name, parent in parents.items()}
         made = store.find(STAGE.name, fingerprint(STAGE, earlier.identity(), inputs))

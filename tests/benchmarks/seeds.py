@@ -39,7 +39,6 @@ def main() -> None:
         settings = config.load(asked.preset, [], [*asked.set, f"storage_root={asked.storage}", f"train.seed={seed}"])
         run = local.run(
             compile_pipeline(retraining(settings)),
-            settings.stages(),
             settings.storage_root,
             lambda stages: make_display(console, stages),
             until="evaluate",

@@ -7,7 +7,7 @@ import yaml
 
 from components.artifacts import Manifest, Store
 from components.errors import ConfigError
-from pipelines.plan import CompiledPipeline, check_order, forget, nothing_to_train, plan
+from pipelines.plan import CompiledPipeline, check_order, nothing_to_train, plan
 from tests.fake_pipeline import fake_pipeline
 from tests.fakes import STAGES, FakeConfig, FakePlatform
 
@@ -107,31 +107,13 @@ def test_done_stages_are_told_from_those_to_run_and_from_makes_them_to_run_again
     assert [s.state for s in again] == ["done", "done", "to run", "to run", "decided at run time"]
 
 
-def test_forgetting_discards_the_stage_and_those_after_it_also_what_was_decided_at_run_time_from_the_same_inputs(
-    pipeline: CompiledPipeline, tmp_path: Path
-) -> None:
-    settings = FakePlatform()
-    fingerprints = planned_fingerprints(pipeline, tmp_path, settings)
-    for name in ("ingest", "sideinfo", "spectrum", "train"):
-        commit(tmp_path, name, str(fingerprints[name]), {})
-    commit(tmp_path, "promote", "a" * 16, {"train": str(fingerprints["train"])})
-    commit(tmp_path, "promote", "b" * 16, {"train": "of another run"})
-    planned = plan(pipeline, settings.stages(), str(tmp_path), stage_of=STAGES.__getitem__)
-    forget(planned, "train", str(tmp_path))
-    store = Store(str(tmp_path))
-    assert [len(store.outputs(name)) for name in ("ingest", "sideinfo", "spectrum", "train")] == [1, 1, 1, 0]
-    assert [manifest.fingerprint for manifest in store.outputs("promote")] == ["b" * 16]
-
-
 class WarmConfig(FakeConfig):
     """Settings of a train stage that begins with the champion."""
 
     warm_start: str = "champion"
 
 
-def test_what_training_with_a_champions_table_writes_is_decided_at_run_time_and_never_forgotten_by_mistake(
-    pipeline: CompiledPipeline, tmp_path: Path
-) -> None:
+def test_what_training_with_a_champions_table_writes_is_decided_at_run_time(pipeline: CompiledPipeline, tmp_path: Path) -> None:
     settings = FakePlatform(train=WarmConfig())
     planned = plan(pipeline, settings.stages(), str(tmp_path), stage_of=STAGES.__getitem__)
     assert [stage.state for stage in planned][-2:] == ["decided at run time", "decided at run time"]
@@ -139,11 +121,6 @@ def test_what_training_with_a_champions_table_writes_is_decided_at_run_time_and_
         commit(tmp_path, stage.name, str(stage.fingerprint), {})
     planned = plan(pipeline, settings.stages(), str(tmp_path), stage_of=STAGES.__getitem__)
     assert not nothing_to_train(planned)
-    inputs = {stage.name: str(stage.fingerprint) for stage in planned[:3] if stage.name != "ingest"}
-    commit(tmp_path, "train", "c" * 16, inputs)  # perhaps the champion
-    with pytest.raises(ConfigError, match=r"--from spectrum with train\.warm_start=champion: .* --set train\.warm_start=none"):
-        forget(planned, "spectrum", str(tmp_path))
-    assert Store(str(tmp_path)).find("train", "c" * 16) is not None
 
 
 def test_a_run_that_would_end_before_it_begins_is_refused() -> None:

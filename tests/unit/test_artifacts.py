@@ -7,7 +7,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -201,6 +203,21 @@ def test_a_damaged_manifest_counts_as_none_and_is_built_again(tmp_path: Path, co
     assert run(tmp_path).files == manifest.files
 
 
+def test_a_manifest_that_the_store_does_not_give_is_an_error_and_not_none(
+    tmp_path: Path, events: Callable[[], list[dict[str, Any]]]
+) -> None:
+    manifest = run(tmp_path)
+    path = manifest.path() / "manifest.json"
+    path.unlink()
+    path.mkdir()  # as a store that refuses or is out of reach: nobody can say what is there
+    with pytest.raises(StorageError, match=r"manifest\.json' cannot be read: .*try again, or choose another with --storage"):
+        Store(str(tmp_path)).find("planting", manifest.fingerprint)
+    with pytest.raises(StorageError):
+        run(tmp_path, never)
+    assert (events()[-1]["event"], events()[-1]["code"]) == ("stage failed", "storage_error")
+    assert (manifest.path() / "figures.json").exists()
+
+
 def test_a_damaged_manifest_is_replaced_by_the_one_built_again(tmp_path: Path) -> None:
     path = run(tmp_path).path() / "manifest.json"
     path.write_text("{")
@@ -273,16 +290,75 @@ def test_a_copy_damaged_in_the_cache_is_fetched_again(remote: str) -> None:
     assert sha256_file(manifest.path() / "deep/data.bin") == manifest.files["deep/data.bin"].sha256
 
 
-def test_an_output_built_again_with_other_bytes_replaces_its_copy_in_the_cache(remote: str) -> None:
+def other(directory: Path) -> dict[str, Any]:
     """Times and hosts are in some outputs, so building again need not give the same bytes."""
+    (directory / "figures.json").write_text("{}")
+    return {"rows": 0}
+
+
+@pytest.mark.parametrize("is_remote", [False, True])
+def test_what_another_run_has_committed_meanwhile_is_kept_and_handed_on(tmp_path: Path, remote: str, is_remote: bool) -> None:
+    root, first = remote if is_remote else str(tmp_path / "store"), []
+
+    def slow(directory: Path) -> dict[str, Any]:
+        first.append(run(root, other))
+        return build(directory)
+
+    assert run(root, slow) == first[0]
+    assert (first[0].path() / "figures.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize("is_remote", [False, True])
+def test_what_is_asked_for_again_takes_the_place_of_what_is_there_when_it_is_built(
+    tmp_path: Path, remote: str, is_remote: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = tmp_path / "before"
+    run(f"file://{before}" if is_remote else before)
+    before.rename(tmp_path / "bucket")  # its manifest tells another root, as that of any store that was moved
+    root = remote if is_remote else str(tmp_path / "bucket")
+    first = run(root, never)
+
+    def failing(directory: Path) -> dict[str, Any]:
+        assert first.path().is_dir()
+        raise DataError("3 rows are no interactions.", "Correct them.")
+
+    monkeypatch.setenv("CLLMR_AGAIN", "plant,sowing")
+    run(root, never)
+    monkeypatch.setenv("CLLMR_AGAIN", "sowing,planting")
+    with pytest.raises(DataError):
+        run(root, failing)
+    assert Store(root).find("planting", first.fingerprint) == first
+    assert (first.path() / "deep/data.bin").exists()
+    second = run(root, other)
+    assert second.fingerprint == first.fingerprint
+    assert (second.path() / "figures.json").read_text() == "{}"
+    assert set(second.files) == {"figures.json"}
+    monkeypatch.delenv("CLLMR_AGAIN")
+    assert run(root, never) == second
+    assert is_remote or leftovers(tmp_path / "bucket") == []
+
+
+def test_what_was_replaced_is_removed_when_the_new_output_is_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That takes a while, and a run may be killed in it."""
+    run(tmp_path)
+    monkeypatch.setenv("CLLMR_AGAIN", "planting")
+    remove, seen = TemporaryDirectory.cleanup, []
+
+    def watched(directory: "TemporaryDirectory[str]") -> None:
+        seen.append([one.facts for one in Store(str(tmp_path)).outputs("planting")])
+        remove(directory)
+
+    monkeypatch.setattr(TemporaryDirectory, "cleanup", watched)
+    run(tmp_path, other)
+    assert seen == [[{"rows": 0}]]
+
+
+def test_an_output_built_again_with_other_bytes_replaces_its_copy_in_the_cache(remote: str) -> None:
     first = run(remote)
     first.path()
     Store(remote).discard("planting", first.fingerprint)
-
-    def other(directory: Path) -> dict[str, Any]:
-        (directory / "figures.json").write_text("{}")
-        return {}
-
     second = run(remote, other)
     assert second.fingerprint == first.fingerprint
     assert (second.path() / "figures.json").read_text() == "{}"
@@ -332,8 +408,8 @@ def test_an_output_committed_while_this_run_was_about_to_is_kept(tmp_path: Path,
     look = artifacts._has_manifest
     committed: list[Any] = []
 
-    def too_early(directory: Path) -> bool:
-        found = look(directory)
+    def too_early(directory: Path, other_than: Manifest | None) -> bool:
+        found = look(directory, other_than)
         if not committed:
             committed.append(None)
             committed.append(run(tmp_path).path().stat().st_ino)
@@ -354,14 +430,14 @@ def test_an_output_committed_where_a_remnant_was_being_removed_is_put_back(
     remnant = tmp_path / STAGE.name / target
     remnant.mkdir(parents=True)
     (remnant / "half").touch()
-    take, committed = artifacts._take_away, []
+    take, committed = artifacts._taken_away, []
 
-    def too_late(directory: Path, is_good: Callable[[Path], bool]) -> None:
-        monkeypatch.setattr(artifacts, "_take_away", take)
+    def too_late(directory: Path, is_good: Callable[[Path], bool]) -> AbstractContextManager[None]:
+        monkeypatch.setattr(artifacts, "_taken_away", take)
         committed.append(run(tmp_path).path().stat().st_ino)  # by another run, since this one saw a remnant
-        take(directory, is_good)
+        return take(directory, is_good)
 
-    monkeypatch.setattr(artifacts, "_take_away", too_late)
+    monkeypatch.setattr(artifacts, "_taken_away", too_late)
     assert run(tmp_path, build).path().stat().st_ino == committed[0]
     assert leftovers(tmp_path) == []
 

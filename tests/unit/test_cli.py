@@ -336,6 +336,21 @@ def test_doctor_does_not_make_the_storage_root_and_says_that_it_is_not_there(tmp
     assert not (tmp_path / "typo").exists()
 
 
+def test_doctor_says_that_a_store_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "x")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    file = tmp_path / "checks.json"
+    root = "s3://bucket/cllmr?scheme=http&region=eu-central-1&endpoint_override=127.0.0.1:9"  # tried for 6 s
+    result = call("doctor", "--storage", root, "--set", "serve.port=0", "--json", str(file))
+    assert result.exit_code == 1
+    (storage,) = [check for check in json.loads(file.read_text()) if check["name"] == "storage"]
+    assert storage["state"] == "problem"
+    assert "cannot be read: " in storage["seen"]
+    assert "Could not connect to server" in storage["seen"]
+    assert "try again" in storage["fix"]
+
+
 def test_moving_the_champion_where_there_is_none_makes_no_registry(tmp_path: Path) -> None:
     fails_in_one_line(
         call("promote", "0123456789abcdef", "--storage", str(tmp_path)),

@@ -12,7 +12,9 @@ import psutil
 import pytest
 from rich.console import Console
 
+from components.artifacts import Store
 from components.errors import ConfigError, DataError, StorageError, UserError
+from components.job import Job
 from pipelines import local
 from pipelines.display import Lines
 from pipelines.local import PlatformRun, StageCrashed
@@ -33,10 +35,8 @@ def run_fakes(root: Path, settings: FakePlatform | None = None, **options: str |
     console = Console(file=open(os.devnull, "w"))  # noqa: SIM115  # lives as long as the run
     return local.run(
         fake_pipeline(settings),
-        settings.stages(),
         str(root),
         lambda stages: Lines(console),
-        stage_of=STAGES.__getitem__,
         **options,  # type: ignore[arg-type]  # the two options of the command line
     )
 
@@ -136,6 +136,32 @@ def test_a_stage_killed_by_the_system_is_named_and_the_next_run_does_only_what_i
         run_fakes(tmp_path / "root", settings)
     result = run_fakes(tmp_path / "root", settings)
     assert reused(result) == {"ingest": True, "sideinfo": True, "spectrum": True, "train": False, "promote": False}
+
+
+def test_what_is_built_again_stays_until_the_new_output_is_there(tmp_path: Path) -> None:
+    root, flag = tmp_path / "root", tmp_path / "died"
+    settings = FakePlatform(train=FakeConfig(behaviour="die once", flag=str(flag)))
+    flag.touch()
+    first = run_fakes(root, settings)
+    place = first.manifest("train").path()
+    before = place.stat().st_ino
+    flag.unlink()
+    with pytest.raises(StageCrashed, match="stage train crashed"):
+        run_fakes(root, settings, from_stage="train")
+    assert [Store(str(root)).outputs(name) for name in STAGES] == [[first.manifest(name)] for name in STAGES]
+    assert first.manifest("train").path().stat().st_ino == before
+    again = run_fakes(root, settings, from_stage="train")
+    assert reused(again) == {"ingest": True, "sideinfo": True, "spectrum": True, "train": False, "promote": False}
+    assert again.manifest("train").path() == place
+    assert place.stat().st_ino != before
+    assert run_fakes(root, settings).all_reused
+
+
+def test_a_job_elsewhere_builds_again_what_its_launcher_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Job("cllmr-train-1", "1", "train", "{}")
+    assert job.environment() == {"CLLMR_LAUNCH_REQUEST": "{}", "CLLMR_RUN_ID": "1"}, "on a cluster nothing is built again"
+    monkeypatch.setenv("CLLMR_AGAIN", "train,promote")
+    assert job.environment()["CLLMR_AGAIN"] == "train,promote"
 
 
 def test_a_storage_root_below_a_file_is_refused(tmp_path: Path) -> None:

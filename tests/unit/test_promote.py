@@ -124,6 +124,16 @@ def test_the_same_run_again_is_reused_although_the_champion_is_now_the_challenge
     assert len(Store(root).outputs("promote")) == 1
 
 
+def test_judged_again_the_champion_stands_against_itself_and_its_promotion_is_still_found(root, monkeypatch):
+    trained = train(root, "first")
+    evaluated = evaluate(root, trained, 0.2)
+    first = stage.run({}, root, trained, evaluated)
+    with monkeypatch.context() as patch:
+        patch.setenv("CLLMR_AGAIN", "evaluate,promote,serve")
+        assert verdict(stage.run({}, root, trained, evaluated))["verdict"] == "unchanged"
+    assert stage.run({}, root, trained, evaluated) == first
+
+
 def test_a_model_that_is_no_better_than_popularity_is_kept_out_and_nothing_is_served(root, registry):
     outcome = promote(root, "poor", 0.1, popularity=0.1)
     assert outcome["verdict"] == "kept"

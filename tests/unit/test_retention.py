@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from components import tracking
 from components.artifacts import MANIFEST, Manifest, Stage, StageConfig, Store, run_stage
-from components.errors import StorageError
+from components.errors import ArtifactError, StorageError
 from components.features import stage as features_stage
 from components.tracking import Registry
 from feature_repo.store import sqlite_path
@@ -213,6 +213,49 @@ def test_unfinished_work_and_notes_go_when_they_are_old(place: Place) -> None:
     }
     assert {path.split("/")[1] for path, _, _ in store.files("train")} == {kept.fingerprint}
     assert store.files("launched") == []
+
+
+@pytest.mark.parametrize("content", ["{", '{"stage": "train"}', "one of a later release"])
+def test_a_manifest_that_cannot_be_read_removes_nothing(place: Place, content: str) -> None:
+    """What was a champion made from? Its parents are old, and nothing else needs them."""
+    champion, old = place.run("champion", days=90), place.run("old", days=100)
+    place.register(champion["train"])
+    train, store = champion["train"], Store(place.root)
+    assert {one.manifest.fingerprint for one in place.removable() if one.manifest} == fingerprints(old)
+    if content.startswith("one"):
+        content = json.dumps({**train.model_dump(mode="json"), "revision": "abc"})
+    store.write_note(content, "train", train.fingerprint, MANIFEST)
+    before = sorted(path for stage in STAGES for path, _, _ in store.files(stage))
+    with pytest.raises(ArtifactError, match=f"train/{train.fingerprint}/manifest.json below .* cannot be read, so nobody"):
+        place.clean()
+    assert sorted(path for stage in STAGES for path, _, _ in store.files(stage)) == before
+
+
+def test_a_store_that_fails_at_one_manifest_removes_nothing(local: Place) -> None:
+    champion, old = local.run("champion", days=90), local.run("old", days=100)
+    local.register(champion["train"])
+    path = Path(champion["train"].uri, MANIFEST)
+    path.rename(path.with_name("aside"))
+    path.mkdir()
+    with pytest.raises(StorageError, match=f"train/{champion['train'].fingerprint}/manifest.json' cannot be read"):
+        local.clean()
+    path.rmdir()
+    path.with_name("aside").rename(path)
+    assert local.left() == fingerprints(champion, old)
+
+
+def test_what_is_left_of_a_model_that_is_pointed_at_stays_and_what_was_being_built_goes(place: Place) -> None:
+    champion, deployed = place.run("champion", days=90), place.run("deployed", days=80)
+    place.register(champion["train"])
+    store, names = Store(place.root), (champion["train"].fingerprint, deployed["train"].fingerprint)
+    for name in names:
+        store.discard("train", name)
+    store.write_note("{}", "train", ".tmp-killed", MANIFEST)  # between the writing and the renaming of an output
+    time.sleep(1.1)  # an S3 store tells whole seconds
+    found = retention.removable(
+        place.root, STAGES, place.tracking_uri, 1, timedelta(seconds=1), deployed=[deployed["train"].fingerprint]
+    )
+    assert [one.where for one in found if one.what == "unfinished"] == ["train/.tmp-killed"]
 
 
 def test_answers_go_when_no_kept_profile_was_made_in_their_way_and_they_are_old(place: Place) -> None:
