@@ -288,12 +288,13 @@ def _some(users: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 def _collapse_report(
     representations: Mapping[str, npt.NDArray[np.float32]], text: Mapping[str, npt.NDArray[np.float32]]
 ) -> dict[str, Any]:
+    """Of the users and items that have a text: others are zero, or what the model learnt to stand for a text."""
+    told = {side: text[side].any(axis=1) for side in ("users", "items")}
     found = collapse.collapse(
         {
-            "side_users": representations["users"],
-            "side_items": representations["items"],
-            "text_users": text["users"],
-            "text_items": text["items"],
+            f"{name}_{side}": rows[side][told[side]]
+            for name, rows in (("side", representations), ("text", text))
+            for side in told
         }
     )
     return {

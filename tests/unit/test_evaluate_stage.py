@@ -15,7 +15,7 @@ from components.artifacts import Manifest, Stage, StageConfig, Store, run_stage,
 from components.errors import ArtifactError, ConfigError, DataError
 from components.evaluate import baselines, metrics, report, stage, summary
 from components.evaluate import figures as drawings
-from components.evaluate.build import _new_items
+from components.evaluate.build import _collapse_report, _new_items
 from components.evaluate.config import LABELS, EvaluateConfig
 from components.ids import TEST, TRAIN, VALIDATION
 from components.ingest.dataset import Dataset
@@ -321,8 +321,21 @@ def test_without_any_text_what_needs_it_is_left_out_and_the_page_is_whole(root, 
     figures = json.loads((done.path() / "metrics.json").read_text())
     assert set(figures["results"]) == {"popularity", "factual", "debiased"}
     assert figures["baselines_skipped"] == dict.fromkeys(("text_cosine", "ease_text", "alpharec"), "no item has text")
-    assert figures["effective_rank"]["text_items"]["effective_rank"] == 0.0
-    assert "EASE + text was left out: no item has text." in (done.path() / "report.html").read_text()
+    assert figures["effective_rank"] == {}
+    page = (done.path() / "report.html").read_text()
+    assert "EASE + text was left out: no item has text." in page
+    assert "No user and no item has text." in page
+
+
+def test_rows_without_text_are_no_representations_that_could_collapse():
+    rng = np.random.default_rng(0)
+    text = {name: rng.normal(size=(count, 8)) + 3 for name, count in (("users", 50), ("items", 40))}
+    side = {name: rng.normal(size=(len(rows), 4)) for name, rows in text.items()}
+    expected = _collapse_report(*({name: rows[len(rows) // 5 :] for name, rows in kind.items()} for kind in (side, text)))
+    for name, rows in text.items():
+        rows[: len(rows) // 5] = 0
+        side[name][: len(rows) // 5] = 5  # what stands for no text
+    assert _collapse_report(side, text) == expected
 
 
 def test_the_bare_backbone_has_the_name_of_the_one_that_was_trained(root, parents):
