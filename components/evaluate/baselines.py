@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
+from components.cllmr.linear.ease import Ease, EaseSettings, centred_unit_rows
 from components.evaluate.config import LABELS, BaselineName, EvaluateConfig
 from components.evaluate.metrics import PRIMARY, IntArray, Ranking, rank
 
@@ -39,9 +40,9 @@ class Inputs:
     validation: sp.csr_array
     """Held-out interactions to tune on, same shape."""
     user_text: FloatMatrix
-    """Text embeddings of the users with unit rows, (num_users, dim)."""
+    """Text embeddings of the users with unit rows, or zero where there is no text, (num_users, dim)."""
     item_text: FloatMatrix
-    """Text embeddings of the items with unit rows, (num_items, dim)."""
+    """Text embeddings of the items with unit rows, or zero where there is no text, (num_items, dim)."""
     train_config: Mapping[str, Any]
     """Settings of the train stage: the bare backbone is trained with the same ones."""
 
@@ -115,7 +116,7 @@ def text_cosine(inputs: Inputs, centred: bool) -> Baseline:
     """
     users, items = inputs.user_text, inputs.item_text
     if centred:
-        users, items = _unit(users - users.mean(axis=0)), _unit(items - items.mean(axis=0))
+        users, items = centred_unit_rows(users), centred_unit_rows(items)
     return Factors(users, items)
 
 
@@ -156,8 +157,6 @@ def ease(inputs: Inputs, l2: float, text_weight: float = 0.0) -> Baseline:
         l2: λ.
         text_weight: a of "collective EASE": adds a·SSᵀ to the Gram matrix, S the centred unit rows of the items' text.
     """
-    from components.cllmr.linear.ease import Ease, EaseSettings
-
     return Ease(inputs.train, inputs.item_text if text_weight else None).fit(EaseSettings(l2, text_weight))
 
 
@@ -271,9 +270,3 @@ def is_at_edge(tuned: Tuned) -> Iterator[str]:
 def num_threads() -> int:
     """Threads of a library that would otherwise take every core of the host: OMP_NUM_THREADS, or the cores it may use."""
     return int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
-
-
-def _unit(rows: npt.NDArray[np.floating]) -> FloatMatrix:
-    """Rows scaled to length 1; zero rows stay zero."""
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.asarray(rows / np.where(lengths > 0, lengths, 1.0), dtype=np.float32)

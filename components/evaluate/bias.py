@@ -76,12 +76,12 @@ def genericness(text: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
     """Mean cosine of each item's text to the texts of all items: high when a text could be about anything.
 
     Args:
-        text: embeddings with unit rows, (num_items, dim).
+        text: embeddings with unit rows, (num_items, dim), of items that have a text.
 
     Returns:
         (num_items,).
     """
-    return np.asarray(text @ text.mean(axis=0), dtype=np.float64)
+    return np.asarray(text @ (text.sum(axis=0) / max(len(text), 1)), dtype=np.float64)
 
 
 def correlation(left: npt.NDArray[Any], right: npt.NDArray[Any]) -> float | None:
@@ -152,13 +152,15 @@ def propensity_report(
     Args:
         propensity: how much an item's text speaks for it whatever the user, (num_items,).
         popularity: training interactions, (num_items,).
-        text: item text embeddings with unit rows, (num_items, dim).
+        text: item text embeddings with unit rows, (num_items, dim), rows of zeros where there is none: how generic a text is
+            is known of the others alone.
         top_factual, top_debiased: top lists of the two scores.
     """
+    told = text.any(axis=1)
     return {
         "mean": round(float(propensity.mean()), 6),
         "std": round(float(propensity.std()), 6),
-        "correlation_genericness": correlation(propensity, genericness(text)),
+        "correlation_genericness": correlation(propensity[told], genericness(text[told])),
         "correlation_log_popularity": correlation(propensity, np.log1p(popularity)),
         "exposure_by_decile": {
             "factual": exposure_by_decile(top_factual, propensity),

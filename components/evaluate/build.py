@@ -47,7 +47,9 @@ def build(built: Path, config: EvaluateConfig, ingest: Manifest, sideinfo: Manif
     _check_same_vocabulary(scorer, dataset)
     representations = load_file(train.path() / "side_representations.safetensors")
     item_references = reference_embeddings(sideinfo.path(), "item")
-    figures, per_user = evaluate(config, dataset, text, item_references, representations["items"], scorer, train.config)
+    figures, per_user = evaluate(
+        config, dataset, text, item_references, representations["items"], scorer, train.config, sideinfo.facts["llm"]
+    )
     figures |= _collapse_report(representations, text)
     figures["summary"] = summary.sentences(figures)
     write_json(built / "metrics.json", figures)
@@ -76,6 +78,7 @@ def evaluate(
     item_side: npt.NDArray[np.float32],
     scorer: Scorer,
     train_config: Mapping[str, Any],
+    uses_llm: bool,
 ) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
     """All figures of metrics.json but those of the representations, and the metrics of each user.
 
@@ -87,6 +90,7 @@ def evaluate(
         item_side: side representations of the items, (num_items, any), or (num_items, 0) without an encoder.
         scorer: of the bundle.
         train_config: of the train stage, for the bare backbone.
+        uses_llm: whether an LLM wrote the profiles.
 
     Returns:
         The figures; and per-user arrays by "<model>.<metric>", (num_evaluated,), beside `users`, their rows.
@@ -182,7 +186,8 @@ def evaluate(
         },
         "lambda_curve": curve,
         "new_users": {name: {key: round(value, 6) for key, value in mean.items()} for name, mean in new_users.items()},
-        "new_items": _new_items(config, scorer, text, seen, test),
+        # an LLM's profile may rest on reviews by those who chose the item, and an item that is new has its own text alone
+        "new_items": None if uses_llm else _new_items(config, scorer, text, seen, test),
     }
     return figures, {"users": users, **per_user}
 
@@ -212,7 +217,8 @@ def _new_items(
     test: sp.csr_array,
 ) -> dict[str, Any] | None:
     """A fifth of the items with text and test interactions, ranked among themselves as if nobody had chosen them; None where
-    the model scores no new items. They are in no history, nor in the mean of the texts."""
+    the model scores no new items. They are in no history, nor in the mean of the texts. Users are their histories alone: their
+    own texts tell what they chose, the new items included."""
     described = scorer.bundle.get("text")
     eligible = np.flatnonzero((np.diff(test.T.tocsr().indptr) > 0) & text["items"].any(axis=1))
     size = round(NEW_ITEMS_SHARE * len(eligible))
@@ -226,7 +232,7 @@ def _new_items(
     counts = scorer.popularity[:, None].astype(np.float32)
     scores: dict[str, Scores] = {
         "text_kernel": KernelScores(histories, side, known.power),
-        "text_cosine": baselines.Factors(text["users"], text["items"]),
+        "text_cosine": baselines.Factors(histories @ side, side),  # but for the length of a user's mean: it ranks the same
         "popularity": baselines.Factors(np.ones((seen.shape[0], 1), np.float32), counts),
     }
     held_out = sp.csr_array(test[:, new])
@@ -288,12 +294,13 @@ def _some(users: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 def _collapse_report(
     representations: Mapping[str, npt.NDArray[np.float32]], text: Mapping[str, npt.NDArray[np.float32]]
 ) -> dict[str, Any]:
+    """Of the users and items that have a text: others are zero, or what the model learnt to stand for a text."""
+    told = {side: text[side].any(axis=1) for side in ("users", "items")}
     found = collapse.collapse(
         {
-            "side_users": representations["users"],
-            "side_items": representations["items"],
-            "text_users": text["users"],
-            "text_items": text["items"],
+            f"{name}_{side}": rows[side][told[side]]
+            for name, rows in (("side", representations), ("text", text))
+            for side in told
         }
     )
     return {

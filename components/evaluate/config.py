@@ -37,7 +37,7 @@ NEW_USERS = {
 
 NEW_ITEMS = {
     "text_kernel": "CLLMR from the text, as /v1/items answers",
-    "text_cosine": "Text cosine",
+    "text_cosine": "Text cosine to the mean of the history",
     "popularity": "Popularity (which an item that is new does not have)",
 }
 """How items that nobody has chosen yet can be ranked, as people read it."""

@@ -105,6 +105,18 @@ def test_text_cosine_centred_takes_out_what_all_texts_share():
     assert baselines.text_cosine(inputs, centred=True).score(np.arange(2)) == pytest.approx(np.array([[1, -1], [-1, 1]]))
 
 
+def test_users_and_items_without_text_have_no_cosine_and_leave_that_of_the_others_as_it_is():
+    rng = np.random.default_rng(0)
+    users, items = (rng.normal(size=(count, 4)) + 2 for count in (20, 10))
+    nothing = sp.csr_array((20, 10))
+    expected = baselines.text_cosine(Inputs(nothing[4:, 2:], nothing[4:, 2:], users[4:], items[2:], {}), centred=True)
+    users[:4], items[:2] = 0, 0
+    found = baselines.text_cosine(Inputs(nothing, nothing, users, items, {}), centred=True).score(np.arange(20))
+    assert not found[:4].any()
+    assert not found[:, :2].any()
+    assert found[4:, 2:] == pytest.approx(expected.score(np.arange(16)), abs=1e-6)
+
+
 def test_the_best_setting_on_validation_is_kept_and_the_grid_recorded():
     inputs = world()
     config = EvaluateConfig(ease_l2=(1e-1, 10.0, 1e6))

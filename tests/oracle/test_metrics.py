@@ -183,3 +183,17 @@ def test_genericness_is_the_mean_cosine_and_a_constant_gate_has_no_correlation()
     assert bias.genericness(text) == pytest.approx([side, side, (1 + 2 * math.sqrt(0.5)) / 3])
     assert bias.correlation(np.array([1.0, 2.0, 3.0]), np.array([2.0, 4.0, 6.0])) == pytest.approx(1.0)
     assert bias.correlation(np.full(3, 0.5), np.array([2.0, 4.0, 6.0])) is None
+
+
+def test_items_without_text_are_not_generic_and_do_not_count():
+    rng = np.random.default_rng(0)
+    text = rng.normal(size=(50, 4)) + 1
+    text /= np.linalg.norm(text, axis=1, keepdims=True)
+    text[:10] = 0
+    propensity = np.where(text.any(axis=1), rng.random(50) + 1, 0)
+    popularity, top = rng.integers(1, 9, size=50), np.arange(10)[None]
+    found, told = (
+        bias.propensity_report(propensity[rows], popularity[rows], text[rows], top, top) for rows in (slice(50), slice(10, 50))
+    )
+    assert found["correlation_genericness"] == told["correlation_genericness"] < 0.5
+    assert found["mean"] < told["mean"], "the propensity itself is every item's"

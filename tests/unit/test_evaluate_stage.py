@@ -15,7 +15,7 @@ from components.artifacts import Manifest, Stage, StageConfig, Store, run_stage,
 from components.errors import ArtifactError, ConfigError, DataError
 from components.evaluate import baselines, metrics, report, stage, summary
 from components.evaluate import figures as drawings
-from components.evaluate.build import _new_items
+from components.evaluate.build import _collapse_report, _new_items
 from components.evaluate.config import LABELS, EvaluateConfig
 from components.ids import TEST, TRAIN, VALIDATION
 from components.ingest.dataset import Dataset
@@ -90,6 +90,7 @@ def train(
     num_items: int = NUM_ITEMS,
     profile: str = "A wonderful film.",
     settings: StageConfig | None = None,
+    encoder: str | None = None,
 ) -> Manifest:
     """A bundle that knows the blocks, with a gate that favours the first half of the items."""
 
@@ -118,7 +119,8 @@ def train(
         write_bundle(
             built / "bundle",
             model=model,
-            header={"name": "blocks", "debias_strength": 0.5},
+            header={"name": "blocks", "debias_strength": 0.5}
+            | ({"text": {"encoder": encoder, "power": 2.0}} if encoder else {}),
             users=[f"u{row}" for row in range(NUM_USERS)],
             items=[{"item_id": f"i{row}", "title": f"Film {row}", "profile": profile} for row in range(num_items)],
         )
@@ -260,9 +262,25 @@ def test_new_items_are_ranked_by_the_texts_of_the_other_items_alone(root, parent
     assert (found["items"], set(found["results"])) == (8, {"text_kernel", "text_cosine", "popularity"})
     ndcg = {name: mean["ndcg@10"] for name, mean in found["results"].items()}
     assert ndcg["text_kernel"] > ndcg["popularity"] + 0.1, ndcg
-    assert ndcg["text_cosine"] < ndcg["text_kernel"]  # users without a text of their own: all the same to it
+    assert ndcg["text_cosine"] > ndcg["popularity"] + 0.1, ndcg
+    told = seen @ text["items"] + 100 * test @ text["items"]  # profiles of users tell more than their histories
+    assert _new_items(EvaluateConfig(), scorer, {**text, "users": told}, seen, test) == found
     silent = _new_items(EvaluateConfig(), scorer, {**text, "items": np.zeros_like(text["items"])}, seen, test)
     assert silent is None
+
+
+def test_new_items_are_left_out_where_an_llm_wrote_and_the_page_says_why(root, parents):
+    described = train(root, parents["ingest"], profile="A film.", encoder="MiniLM")
+    config = {**CONFIG, "baselines": ["popularity"]}
+    pages, figures = [], []
+    for llm in (False, True):
+        done = stage.run(config, root, parents["ingest"], sideinfo(root, parents["ingest"], llm), described)
+        pages.append((done.path() / "report.html").read_text(encoding="utf-8"))
+        figures.append(json.loads((done.path() / "metrics.json").read_text())["new_items"])
+    assert figures[0]["items"] == 8
+    assert figures[1] is None
+    assert ["<h3>Items that are new</h3>" in page for page in pages] == [True, False]
+    assert ["Items that are new were left out: an LLM wrote the profiles" in page for page in pages] == [False, True]
 
 
 def test_the_page_shows_what_the_score_is_made_of(page):
@@ -321,8 +339,21 @@ def test_without_any_text_what_needs_it_is_left_out_and_the_page_is_whole(root, 
     figures = json.loads((done.path() / "metrics.json").read_text())
     assert set(figures["results"]) == {"popularity", "factual", "debiased"}
     assert figures["baselines_skipped"] == dict.fromkeys(("text_cosine", "ease_text", "alpharec"), "no item has text")
-    assert figures["effective_rank"]["text_items"]["effective_rank"] == 0.0
-    assert "EASE + text was left out: no item has text." in (done.path() / "report.html").read_text()
+    assert figures["effective_rank"] == {}
+    page = (done.path() / "report.html").read_text()
+    assert "EASE + text was left out: no item has text." in page
+    assert "No user and no item has text." in page
+
+
+def test_rows_without_text_are_no_representations_that_could_collapse():
+    rng = np.random.default_rng(0)
+    text = {name: rng.normal(size=(count, 8)) + 3 for name, count in (("users", 50), ("items", 40))}
+    side = {name: rng.normal(size=(len(rows), 4)) for name, rows in text.items()}
+    expected = _collapse_report(*({name: rows[len(rows) // 5 :] for name, rows in kind.items()} for kind in (side, text)))
+    for name, rows in text.items():
+        rows[: len(rows) // 5] = 0
+        side[name][: len(rows) // 5] = 5  # what stands for no text
+    assert _collapse_report(side, text) == expected
 
 
 def test_the_bare_backbone_has_the_name_of_the_one_that_was_trained(root, parents):
