@@ -95,7 +95,7 @@ def _build(built: Path, config: SideinfoConfig, storage_root: str, ingest: Manif
             )
     embedded = list(profiles)
     introduced = pd.concat([dataset.users.drop(columns=USER), load_newcomers(ingest.path())], ignore_index=True)
-    told = introductions(introduced, config.max_words, writer.guarded)
+    told = introductions(introduced, config.max_words, writer.guarded, dataset.num_users)
     if told.known():
         columns = {raw_id: introduced[raw_id], encoder.PROFILE: told}
         rows = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
