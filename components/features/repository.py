@@ -74,7 +74,8 @@ def check_view(store: "FeatureStore", view: str, table: pa.Table) -> None:
     hint = "Empty this project's rows in the online store and run again: cllmr run --from features"
     if found != len(ids):
         raise StorageError(f"the online store holds {found} rows of {view}, the offline table {len(ids)}.", hint)
-    sample = table.take(evenly_spaced(len(ids), SAMPLED_ROWS))
+    # take would put the blocks of a column together, which may be more than one can hold
+    sample = pa.concat_tables(table.slice(row, 1) for row in evenly_spaced(len(ids), SAMPLED_ROWS))
     online = store.get_online_features(
         features=[f"{view}:{feature}" for feature in features],
         entity_rows=[{key: raw_id} for raw_id in sample[key].to_pylist()],

@@ -25,6 +25,8 @@ UNTIMED = int(datetime(2000, 1, 1, tzinfo=UTC).timestamp())
 
 _REBUILD = "Build it again: cllmr run --from {stage}"
 
+_MAX_NUMBERS = 2**31 - 1  # in all lists of one Arrow array, whose offsets have 32 bits
+
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 
@@ -224,10 +226,17 @@ def user_history(inputs: Inputs, length: int) -> pa.Table:
     )
 
 
-def _float_lists(rows: Floats) -> pa.ListArray:
+def _float_lists(rows: Floats) -> pa.ChunkedArray:
     """(n, dim) as one list per row."""
-    offsets = np.arange(len(rows) + 1, dtype=np.int32) * rows.shape[1]
-    return pa.ListArray.from_arrays(offsets, pa.array(np.ascontiguousarray(rows).reshape(-1), pa.float32()))
+    dim = rows.shape[1]
+    size = _MAX_NUMBERS // max(1, dim)
+
+    def block(start: int) -> pa.ListArray:
+        chosen = np.ascontiguousarray(rows[start : start + size])
+        offsets = np.arange(len(chosen) + 1, dtype=np.int32) * dim
+        return pa.ListArray.from_arrays(offsets, pa.array(chosen.reshape(-1), pa.float32()))
+
+    return pa.chunked_array(map(block, range(0, len(rows), size)), pa.list_(pa.float32()))
 
 
 def _times(seconds: Ints) -> pa.Array:

@@ -55,7 +55,7 @@ class Answer:
     tokens_out: int
     error: str = ""
     """Why there is no answer; such a request is asked again when the stage is built again: because it failed, for other inputs
-    or settings, or by --from sideinfo. No text of the server or the row."""
+    or settings, or by --from sideinfo. No text of the row, and of the server's no more than its error's code."""
 
 
 @dataclass(frozen=True)

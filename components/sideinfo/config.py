@@ -125,7 +125,8 @@ class SideinfoConfig(StageConfig):
     request_attempts: PositiveInt = 6
     """Of one request, with growing pauses or those that the server asks for."""
     server_patience: PositiveFloat = 120.0
-    """Seconds of nothing but failures after which the server is taken to be dead and is asked no more."""
+    """Seconds of nothing but failures, refusals for lack of quota (HTTP 429) among them, after which the server is taken to be
+    dead and is asked no more."""
     weights: str | None = None
     """Directory of the model that backend 'vllm' loads, on every worker, or its name on a hub; null: `model`."""
     engines: tuple[PositiveInt, PositiveInt] = (1, 1)

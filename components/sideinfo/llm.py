@@ -106,7 +106,7 @@ class LLMWriter:
             for attempt, (space, rules) in enumerate(rounds):
                 for answer in self._answers(desk, space, attempt):
                     rows, data = desk.rows(attempt, answer.key)
-                    verdict = self._verdict(rules, answer, data, len(rows))
+                    verdict = self._verdict(rules, answer, data)
                     if isinstance(verdict, Rejected) and not answer.error and attempt + 1 < len(rounds):
                         smaller = self._smaller(data)
                         following = rounds[attempt + 1][0].request(smaller)
@@ -134,12 +134,12 @@ class LLMWriter:
         decoding = replace(self.decoding, schema=schema, seed=self.decoding.seed + attempt)
         return Space(prompt, decoding), Rules(frozenset(vocabulary), config.max_words, config.language, prompt.system)
 
-    def _verdict(self, rules: Rules, answer: Answer, data: str, rows: int) -> Profile | Rejected:
+    def _verdict(self, rules: Rules, answer: Answer, data: str) -> Profile | Rejected:
         if answer.error:
             return Rejected(answer.error)
         verdict = rules.check(answer.text, answer.finish_reason, data)
         if isinstance(verdict, Rejected):
-            self.account.rejected[verdict.reason] += rows
+            self.account.rejected[verdict.reason] += 1
         return verdict
 
     def _answers(self, desk: Desk, space: Space, attempt: int) -> Iterator[Answer]:

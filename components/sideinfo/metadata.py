@@ -153,7 +153,7 @@ def neutral(value: str, guarded: Counter[str]) -> str:
     return " ".join(text.replace(REMOVED, " ").split())
 
 
-def introductions(users: pd.DataFrame, max_words: int, guarded: Counter[str]) -> Texts:
+def introductions(users: pd.DataFrame, max_words: int, guarded: Counter[str], counted: int) -> Texts:
     """Own text columns of each user and nothing else: "Age: 24. Occupation: technician."; None where there is none.
 
     This is all that is known of somebody who has done nothing yet, so nobody asks an LLM about it: it is for telling newcomers
@@ -163,9 +163,11 @@ def introductions(users: pd.DataFrame, max_words: int, guarded: Counter[str]) ->
         users: user_id and text columns, (n, ...).
         max_words: of a text; what is beyond is cut.
         guarded: see `neutralised`.
+        counted: how many users, the first ones, it has counted already, when their profiles were written.
     """
     names = [name for name in users.columns if name != USER_ID]
-    values = ([neutral(value, guarded) for value in users[name]] for name in names)
+    counts: list[Counter[str]] = [Counter()] * counted + [guarded] * (len(users) - counted)
+    values = (map(neutral, users[name], counts) for name in names)
     rows = zip(*values, strict=True) if names else ([] for _ in range(len(users)))
     return Texts(_join(map(labelled, names, row), max_words) for row in rows)
 

@@ -3,7 +3,9 @@
 import asyncio
 import logging
 import random
+import re
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -25,6 +27,8 @@ _MAX_BODY_BYTES = 8 * MAX_ANSWER_CHARS
 _FIRST_WAIT = 0.5
 _FINISH_REASONS = ("stop", "length", "content_filter", "refusal", "oversized")
 _BUSY = {408, 409, 425, 429}
+_REFUSALS = 8  # alike and not one answer, also with fewer in flight: no row will pass
+_CODE = re.compile(r"[a-z_]{1,40}")
 _OF_ALL = {
     401: "the key is not accepted. Put the key into the environment variable that sideinfo.api_key_env names.",
     403: "the key may not use it. Check the key and its model permissions.",
@@ -55,7 +59,10 @@ class OpenAIBackend:
     patience: float
     """Seconds during which nothing but failures came, after which the server is taken to be dead and is asked no more."""
     _failing_since: float | None = field(default=None, init=False)
+    _failed_at: float = field(default=0.0, init=False)
     _failures: int = field(default=0, init=False)
+    _answered: bool = field(default=False, init=False)
+    _refusals: Counter[int] = field(default_factory=Counter, init=False)
     _paused_until: float = field(default=0.0, init=False)
 
     def answers(self, requests: Iterable[Request], decoding: Decoding) -> Iterator[Answer]:
@@ -76,7 +83,7 @@ class OpenAIBackend:
         return (
             self._failing_since is not None
             and self._failures >= min(self.concurrency, self.attempts)
-            and time.monotonic() - self._failing_since >= self.patience
+            and self._failed_at - self._failing_since >= self.patience  # not until now: it may have asked for a longer wait
         )
 
     async def _stream(self, requests: Iterable[Request], decoding: Decoding) -> AsyncGenerator[Answer, None]:
@@ -125,49 +132,56 @@ class OpenAIBackend:
         url, asked = f"{self.base_url.rstrip('/')}/chat/completions", request_body(request, decoding)
         try:
             async with asyncio.timeout(self.timeout), client.stream("POST", url, json=asked) as response:
-                if response.status_code != httpx.codes.OK:
-                    return self._refused(request, response)
                 content = bytearray()
                 async for chunk in response.aiter_bytes():
                     content += chunk
                     if len(content) > _MAX_BODY_BYTES:
-                        self._came()
-                        return Answer(request.key, "", "oversized", 0, 0)
+                        break
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
             late = isinstance(error, TimeoutError | httpx.TimeoutException)
             raise self._failed("time is up" if late else type(error).__name__) from None
-        answer = parse(request.key, bytes(content))
+        if response.status_code != httpx.codes.OK:
+            return self._refused(request, response, bytes(content))
+        oversized = len(content) > _MAX_BODY_BYTES
+        answer = Answer(request.key, "", "oversized", 0, 0) if oversized else parse(request.key, bytes(content))
         if answer is None:
             raise self._failed("an answer that is not the protocol's")
         self._came()
         return answer
 
-    def _refused(self, request: Request, response: httpx.Response) -> Answer:
+    def _refused(self, request: Request, response: httpx.Response, content: bytes) -> Answer:
         """What a status other than 200 means: all requests fail, this one does, or it is worth another attempt."""
-        status = response.status_code
+        status, code = response.status_code, error_code(content)
+        told = f"HTTP {status} ({code})" if code else f"HTTP {status}"
         if status in _OF_ALL:
-            raise LLMError(f"the LLM server '{self.base_url}' answers HTTP {status}: {_OF_ALL[status]}")
-        if status in _BUSY:
-            self._came()
-            wait = retry_after(response.headers.get("retry-after"))
-            if wait is not None:  # for all: the others would only be told the same
-                self._paused_until = max(self._paused_until, time.monotonic() + wait)
-            raise _Again(f"HTTP {status}", wait)
-        if status >= httpx.codes.INTERNAL_SERVER_ERROR:
-            error = self._failed(f"HTTP {status}")
+            raise LLMError(f"the LLM server '{self.base_url}' answers {told}: {_OF_ALL[status]}")
+        if status in _BUSY or status >= httpx.codes.INTERNAL_SERVER_ERROR:
+            error = self._failed(told)
             error.wait = retry_after(response.headers.get("retry-after"))
-            raise error
-        return Answer(request.key, "", "", 0, 0, error=f"refused by the server: HTTP {status}")
+            if status in _BUSY and error.wait is not None:  # for all: the others would only be told the same
+                self._paused_until = max(self._paused_until, time.monotonic() + error.wait)
+            if status not in _BUSY or self._answered or not self.is_dead:
+                raise error
+        else:
+            self._refusals[status] += 1
+            if self._answered or self._refusals[status] < max(_REFUSALS, self.concurrency):
+                return Answer(request.key, "", "", 0, 0, error=f"refused by the server: {told}")
+        raise LLMError(
+            f"the LLM server '{self.base_url}' has answered no request and refuses them with {told}.",
+            "Check the quota and limits of the key (sideinfo.api_key_env), set sideinfo.guided=false if the server takes no "
+            "JSON schema, or see the server's log for what it does not accept.",
+        )
 
     def _failed(self, reason: str) -> _Again:
         self._failures += 1
+        self._failed_at = time.monotonic()
         if self._failing_since is None:
-            self._failing_since = time.monotonic()
+            self._failing_since = self._failed_at
         return _Again(reason)
 
     def _came(self) -> None:
-        """The server is alive."""
-        self._failures, self._failing_since = 0, None
+        """An answer, and nothing less: the server is alive."""
+        self._failures, self._failing_since, self._answered = 0, None, True
 
 
 async def _next(stream: AsyncGenerator[Answer, None]) -> Answer | None:
@@ -198,6 +212,16 @@ def parse(key: str, content: bytes) -> Answer | None:
     if finish_reason not in _FINISH_REASONS:  # the server's own words go no further
         finish_reason = "unknown finish reason"
     return Answer(key, text, finish_reason, tokens_in, tokens_out)
+
+
+def error_code(content: bytes) -> str:
+    """What a server calls its refusal, such as "insufficient_quota", else ""; its other words may repeat what was asked."""
+    try:
+        error = from_json(content)["error"]
+        names = (error.get("code"), error.get("type"))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return ""
+    return next((name for name in names if isinstance(name, str) and _CODE.fullmatch(name)), "")
 
 
 def retry_after(value: str | None) -> float | None:

@@ -85,17 +85,23 @@ def _build(built: Path, config: SideinfoConfig, storage_root: str, ingest: Manif
         types = {row: pa.int32(), raw_id: pa.string(), **report.PROFILE_TYPES}
         rows = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
         report.write_table(built / f"{name}.parquet", pa.schema({column: types[column] for column in columns}), rows)
-        if missing := len(texts) - texts.known():
-            learnt = "the model learns what stands for it" if missing < len(texts) else "the model does without"
-            instead = "their own text stands alone" if own else learnt
+        learnt = "the model learns what stands for it" if own.get(name, texts).known() else "the model does without"
+        known = writer.account.sides[name]["known"] if writer.account else texts.known()
+        if failed := known - texts.known():
+            assert writer.account is not None, "without an LLM nothing fails"
+            again = "" if config.backend == "replay" else "; `cllmr run --from sideinfo` asks again for what did not come"
             emit(
                 "warning",
                 stage=STAGE.name,
-                message=f"{missing} of {len(texts)} {name} have no text: no profile; {instead}",
+                message=f"{failed} of {len(texts)} {name} have no usable answer ({writer.account.sides[name]['why_not']}): see "
+                f"{QUARANTINE_FILE}; {'their own text stands alone' if own else learnt}{again}",
             )
+        if unknown := len(texts) - known:
+            message = f"{unknown} of {len(texts)} {name} have no text: no profile; {learnt}"
+            emit("warning", stage=STAGE.name, message=message)
     embedded = list(profiles)
     introduced = pd.concat([dataset.users.drop(columns=USER), load_newcomers(ingest.path())], ignore_index=True)
-    told = introductions(introduced, config.max_words, writer.guarded)
+    told = introductions(introduced, config.max_words, writer.guarded, dataset.num_users)
     if told.known():
         columns = {raw_id: introduced[raw_id], encoder.PROFILE: told}
         rows = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))

@@ -21,6 +21,7 @@ from safetensors.numpy import load_file
 from components import launch
 from components.artifacts import Manifest, Store
 from components.errors import ConfigError, LLMError
+from components.progress import EVENTS_VARIABLE
 from components.sideinfo import encoder
 from components.sideinfo.component import sideinfo
 from components.sideinfo.config import SideinfoConfig
@@ -305,6 +306,71 @@ def test_what_no_row_can_pass_is_told_at_once(tmp_path: Path, server: LLMServer,
     assert len(server.asked) <= SETTINGS["concurrency"]
 
 
+def refuses(status: int, body: bytes) -> Behaviour:
+    return lambda handler, asked: handler.send(status, body)
+
+
+NO_MONEY = b'{"error": {"message": "You, Film 3, have no money", "type": "insufficient_quota", "code": null}}'
+NO_SUCH_SETTING = (
+    b'{"error": {"message": "max_tokens of Film 3", "type": "invalid_request_error", "code": "unsupported_parameter"}}'
+)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "told"),
+    [
+        (429, NO_MONEY, r"HTTP 429 \(insufficient_quota\)\. Check the quota"),
+        (400, NO_SUCH_SETTING, r"HTTP 400 \(unsupported_parameter\)\. .* sideinfo\.guided=false .* the server's log"),
+        (422, b'{"error": {"code": "Film 3", "type": 4}}', r"HTTP 422\. Check"),
+        (400, b"<html>Film 3</html>", r"HTTP 400\. Check"),
+        (400, b"[" * 1_000_000, r"HTTP 400\. Check"),
+    ],
+)
+def test_a_server_that_refuses_every_request_is_told_by_its_status_and_code_and_asked_no_more(
+    tmp_path: Path, server: LLMServer, status: int, body: bytes, told: str
+) -> None:
+    server.behaviour = refuses(status, body)
+    started = time.monotonic()
+    with pytest.raises(LLMError, match=rf"has answered no request and refuses them with {told}") as raised:
+        stage(tmp_path, server, server_patience=0.6, request_attempts=50)
+    assert time.monotonic() - started < SOON
+    assert "Film" not in str(raised.value)
+    assert len(server.asked) < NUM_ITEMS
+
+
+def test_a_server_without_quota_half_way_is_given_up_and_its_code_is_among_the_reasons(
+    tmp_path: Path, server: LLMServer
+) -> None:
+    def ends(handler: Handler, asked: Asked) -> None:
+        with handler.server.llm.lock:
+            alive = handler.server.llm.answered < 10
+        (good if alive else refuses(429, NO_MONEY))(handler, asked)
+
+    server.behaviour = ends
+    with pytest.raises(LLMError, match=r"items have a profile.*the last: HTTP 429 \(insufficient_quota\)"):
+        stage(tmp_path, server, server_patience=0.6, request_attempts=50)
+
+
+def test_rows_that_are_refused_before_the_first_answer_end_nothing(tmp_path: Path, server: LLMServer) -> None:
+    first = {f"Film {row}" for row in range(7)}
+    server.behaviour = only_for(fails(400), first)
+    done = stage(tmp_path, server, min_coverage=0.5, concurrency=1)
+    assert reasons(done) == {"refused by the server: HTTP 400": 7}
+
+
+def test_a_wait_that_the_server_asks_for_does_not_count_as_death(tmp_path: Path, server: LLMServer) -> None:
+    told: list[Asked] = []
+
+    def busy(handler: Handler, asked: Asked) -> None:
+        with handler.server.llm.lock:
+            told.append(asked)
+            first = len(told) == 1
+        (fails(429, retry_after="1") if first else good)(handler, asked)
+
+    server.behaviour = busy
+    assert stage(tmp_path, server, concurrency=1, server_patience=0.5).facts["coverage"] == 1
+
+
 def test_too_few_profiles_fail_the_stage_which_says_why_and_keeps_what_came(tmp_path: Path, server: LLMServer) -> None:
     server.behaviour = only_for(fails(500))
     message = (
@@ -543,6 +609,44 @@ def test_a_changed_item_is_asked_again_with_the_users_that_saw_it_and_nothing_el
     saw = [user for user in range(NUM_USERS) if user <= 4 < user + 5]
     assert [asked.name for asked in server.asked if asked.name] == ["Another film"]
     assert len(server.asked) == 1 + len(saw)
+
+
+@pytest.mark.parametrize(
+    ("bad", "why"),
+    [
+        (fails(500), "3 x no answer in 2 attempts, the last: HTTP 500"),
+        (says("I'm sorry, but I can't help with that."), "3 x refusal"),
+    ],
+    ids=["500", "refusal"],
+)
+def test_rows_that_the_llm_failed_on_and_rows_without_text_are_told_apart(
+    tmp_path: Path, server: LLMServer, monkeypatch: pytest.MonkeyPatch, bad: Behaviour, why: str
+) -> None:
+    monkeypatch.setenv(EVENTS_VARIABLE, str(tmp_path / "events"))
+    titles, genres = [*WORLD.items["title"], "210"], [*WORLD.items["genres"], ""]
+    world = replace(WORLD, name="one without text", items={"title": titles, "genres": genres})
+    server.behaviour = only_for(bad)
+    stage(tmp_path, server, world=world)
+    stage(tmp_path, server, world=world, own_text=True)
+    events = [json.loads(line) for line in (tmp_path / "events").read_text(encoding="utf-8").splitlines()]
+    learns, alone = "the model learns what stands for it", "their own text stands alone"
+    again = "`cllmr run --from sideinfo` asks again for what did not come"
+    failed = f"3 of 21 items have no usable answer ({why}): see quarantine.parquet"
+    unknown = f"1 of 21 items have no text: no profile; {learns}"
+    assert [event["message"] for event in events if event["event"] == "warning"] == [
+        f"{failed}; {learns}; {again}",
+        unknown,
+        f"{failed}; {alone}; {again}",
+        unknown,
+    ]
+
+
+def test_an_answer_that_many_rows_wait_for_is_counted_as_one(tmp_path: Path, server: LLMServer) -> None:
+    world = replace(WORLD, name="alike", items={name: [*values, values[3]] for name, values in WORLD.items.items()})
+    server.behaviour = only_for(says("I'm sorry, but I can't help with that."), {"Film 3"})
+    done = stage(tmp_path, server, world=world)
+    assert reasons(done) == {"refusal": 2}
+    assert json.loads((done.path() / "report.json").read_text(encoding="utf-8"))["rejected"] == {"refusal": 3}
 
 
 def test_the_report_shows_what_was_set_aside_and_what_is_written_without_evidence(tmp_path: Path, server: LLMServer) -> None:

@@ -3,16 +3,20 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from components.errors import ArtifactError, ConfigError, StorageError
-from components.features import online
+from components.features import online, repository, tables
 from components.features.config import FeaturesConfig
 from components.features.reader import in_vocabulary_order
-from components.features.repository import evenly_spaced
+from components.features.repository import check_view, evenly_spaced
 from components.features.stage import run
 from components.features.tables import UNTIMED, Inputs, Window, build_tables, load_inputs, window_of
 from feature_repo.store import FeatureStoreError, redis_connection, sqlite_path
@@ -87,6 +91,35 @@ def test_users_who_have_done_nothing_are_in_the_side_information_and_nowhere_els
     assert found["profile"].to_pylist()[2:] == ["profile of user 10", "introduction of new", "introduction of newer"]
     none = build_tables(inputs(tmp_path / "without"), 10)["user_side_information"]
     assert none["introduction"].to_pylist() == [[], [], []]
+
+
+def test_embeddings_of_more_numbers_than_one_arrow_list_can_hold_are_written_in_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = build_tables(inputs(tmp_path), 10)
+    dim = len(whole["item_side_information"]["embedding"][0])
+    monkeypatch.setattr(tables, "_MAX_NUMBERS", 2 * dim + 1)
+    blocks = build_tables(inputs(tmp_path), 10)
+    found = blocks["item_side_information"]["embedding"]
+    assert [len(block) for block in found.chunks] == [2, 2]
+    assert all(blocks[view].equals(table) for view, table in whole.items())
+    pq.write_table(blocks["item_side_information"], tmp_path / "items.parquet")
+    assert pq.read_table(tmp_path / "items.parquet").equals(whole["item_side_information"])
+
+
+def test_a_view_of_more_numbers_than_one_arrow_list_can_hold_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    num_rows = repository.SAMPLED_ROWS + 3
+    sampled = evenly_spaced(num_rows, repository.SAMPLED_ROWS)
+    sizes = [0 if row in sampled else 2**30 for row in range(num_rows)]  # of nulls, which take no memory
+    lists = pa.chunked_array([pa.ListArray.from_arrays(pa.array([0, size], pa.int32()), pa.nulls(size)) for size in sizes])
+    view = pa.table({"item_id": [str(row) for row in range(num_rows)], "embedding": lists})
+    monkeypatch.setattr(repository, "_rows_found", lambda store, feature, key, ids: len(ids))
+    store: Any = SimpleNamespace(
+        get_online_features=lambda features, entity_rows: SimpleNamespace(
+            to_dict=lambda: {"embedding": [[]] * len(entity_rows)}
+        )
+    )
+    check_view(store, "items", view)
 
 
 def test_held_out_interactions_change_the_histories_and_no_training_view(tmp_path: Path) -> None:
