@@ -17,7 +17,7 @@ OUTPUT := build/retraining.yaml
 # Settings: make run PRESET=local ARGS="--set train.max_epochs=5"   make test ARGS="-k ingest"
 PRESET ?= smollm2
 ARGS ?=
-# Processes that share the tests, a file at a time; many tests wait for servers.
+# Processes that share the tests, a file at a time; those that start Ray are all one's (tests/conftest.py).
 JOBS ?= 2
 # Further arguments of every `pip install`, for example a CPU-only torch:
 #   make venv PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
@@ -48,7 +48,7 @@ doctor: $(VENV)/.installed  ## what this machine has and lacks
 .PHONY: test
 test: $(VENV)/.installed-dev system  ## all tests, JOBS=2 at a time
 	@$(MAKE) --no-print-directory llm || echo "note: no environment for vLLM; the tests that need it are skipped"
-	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q -n $(JOBS) --no-loadscope-reorder $(ARGS)
 
 .PHONY: lint
 lint: $(VENV)/.installed-dev  ## style, formatting and types

@@ -71,7 +71,9 @@ def test_a_rule_that_is_changed_fails_its_unit_test(tmp_path: Path, alert: str, 
     assert found in rule["expr"]
     rule["expr"] = rule["expr"].replace(found, put)
     write_rules(tmp_path, objects, annotations=False)
-    shutil.copy(HERE / "alerts.yaml", tmp_path)
+    written = yaml.safe_load((HERE / "alerts.yaml").read_text())
+    written["tests"] = [one for one in written["tests"] if one["name"].startswith(f"{alert} ")]  # all of them take ten seconds
+    (tmp_path / "alerts.yaml").write_text(yaml.safe_dump(written))
     result = promtool("test", "rules", "alerts.yaml", directory=tmp_path)
     assert result.returncode != 0
     assert alert in result.stdout + result.stderr
