@@ -293,8 +293,6 @@ def prepare_ray_environment() -> None:
         # seconds between checks, Serve's own: 10; it replaces a proxy that has failed three, and nobody listens meanwhile
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
     }
-    if not os.environ.get("RAY_ADDRESS"):
-        defaults["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # a process for each training; nobody takes this machine away
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     # Ray listens on the machine's address, so its token authentication stays on (ray.init enables it unless RAY_AUTH_MODE says
