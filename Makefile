@@ -17,7 +17,7 @@ OUTPUT := build/retraining.yaml
 # Settings: make run PRESET=local ARGS="--set train.max_epochs=5"   make test ARGS="-k ingest"
 PRESET ?= smollm2
 ARGS ?=
-# Processes that share the tests, a file at a time; those that start Ray are all one's (tests/conftest.py).
+# Processes that share the tests, a file at a time (tests/scheduling.py).
 JOBS ?= 2
 # Further arguments of every `pip install`, for example a CPU-only torch:
 #   make venv PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"

@@ -313,6 +313,7 @@ def start_local_ray(num_cpus: int, num_gpus: int = 0) -> None:
         LaunchError: it cannot start, though it was tried `RAY_STARTS` times.
     """
     prepare_ray_environment()
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process less: this machine is not taken away
     import ray
 
     if ray.is_initialized():

@@ -18,6 +18,8 @@ from urllib.parse import unquote, urlparse
 
 import yaml
 
+from feature_repo.lean import import_feast
+
 if TYPE_CHECKING:
     from feast import FeatureStore
 
@@ -84,6 +86,7 @@ def open_shared_store(directory: Path, storage_root: str) -> "FeatureStore":
         settings["project"] = SHARED_PROJECT
         settings["registry"]["path"] = str(Path(registry) / REGISTRY_FILE)
         settings = _connected(settings, storage_root)
+        import_feast()
         from feature_repo.definitions import SHARED
         from feature_repo.feature_views import EVENTS_TTL
 
@@ -106,6 +109,7 @@ def _connected(settings: dict[str, Any], storage_root: str) -> dict[str, Any]:
 
 
 def _opened(settings: dict[str, Any], directory: Path) -> "FeatureStore":
+    import_feast()
     from feast import FeatureStore, RepoConfig
 
     config = RepoConfig(**settings)

@@ -127,10 +127,11 @@ def open_history(storage_root: str, feature_fingerprint: str) -> OnlineHistory:
         ArtifactError: there is no such feature set.
         Exception: whatever Feast raises when the store cannot be reached.
     """
-    directory = find_feature_set(storage_root, feature_fingerprint)
-    from feature_repo.feature_views import EVENTS_TTL
     from feature_repo.store import open_shared_store
 
-    history = OnlineHistory(open_shared_store(directory, storage_root), EVENTS_TTL)
+    store = open_shared_store(find_feature_set(storage_root, feature_fingerprint), storage_root)
+    from feature_repo.feature_views import EVENTS_TTL  # Feast is imported by now, see `feature_repo.lean`
+
+    history = OnlineHistory(store, EVENTS_TTL)
     history.read([""])
     return history

@@ -61,11 +61,11 @@ def _build(
     dataset = Dataset.load(ingest.path())
     attributes = attributes_of(dataset.items, dataset.item_text_columns, config)  # first: a wrong column is told at once
     starts = warm.starts(config, storage_root, dataset)
+    inputs = training_features(features)
+    data = _recipe_data(dataset, inputs, _item_references(features, inputs) if config.effect == "reference_texts" else None)
     with ray_session(num_cpus=config.num_workers, num_gpus=config.num_workers if config.use_gpu else 0):
-        inputs = training_features(features)
         from components.train.workers import trained_by_workers
 
-        data = _recipe_data(dataset, inputs, _item_references(features, inputs) if config.effect == "reference_texts" else None)
         fitted = fit_recipe(data, config, trained_by_workers(work, starts), on_progress=_tell_fits())
 
     vectors = data.item_text if fitted.graph is None else fitted.graph.items[:, :-1]  # without the mediator's offset

@@ -281,10 +281,3 @@ def test_what_the_llm_writes_without_evidence_is_taken_out_by_the_counterfactual
     assert 0 < scorer.propensity.mean() < 1
     users = np.arange(5)
     assert np.abs(scorer.score_all(users, debias=1.0) - scorer.score_all(users, debias=0.0)).max() > 1e-3
-
-
-def test_without_an_llm_there_is_nothing_written_without_evidence(prepared: Run) -> None:
-    process = prepared.start({**CONFIG, "effect": "reference_texts", "max_epochs": 2}).process
-    assert process is not None
-    assert process.wait(WAIT) != 0
-    assert "train.effect is 'reference_texts' and there are none" in (prepared.root / "log.txt").read_text()

@@ -27,6 +27,28 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model("tiny", tmp_path_factory.mktemp("model"))
 
 
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_backend_on_ray_passes_the_same_suite_in_its_own_environment(model: Path, tmp_path: Path) -> None:
+    command = [
+        str(PYTHON),
+        "-m",
+        "pytest",
+        "-q",
+        "-s",
+        "-p",
+        "no:cacheprovider",
+        "--timeout=1700",
+        "tests/integration/vllm_on_ray.py",
+    ]
+    variables = environment() | {"CLLMR_TINY_MODEL": str(model)}
+    done = subprocess.run(command, env=variables, cwd=REPOSITORY, capture_output=True, text=True, timeout=1750, check=False)
+    told = done.stdout + done.stderr  # also of Ray's workers
+    assert done.returncode == 0, told[-8000:]
+    assert not [text for text in ("Title: Film", "Say who would enjoy it", "long long") if text in told]
+
+
 @pytest.fixture(scope="session")
 def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VLLMServer]:
     with vllm_server(model, tmp_path_factory.mktemp("server") / "log.txt") as running:
@@ -85,24 +107,3 @@ def test_the_stage_runs_through_and_accounts_for_every_row(
     assert (done.facts["unanswered"], done.facts["quarantined"]) == (0, len(quarantined))
     assert done.facts["tokens_out"] > done.facts["asked"] > 0
     assert not {row["reason"] for row in quarantined} & {"no JSON object", "empty"}  # guided
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_the_backend_on_ray_passes_the_same_suite_in_its_own_environment(model: Path, tmp_path: Path) -> None:
-    command = [
-        str(PYTHON),
-        "-m",
-        "pytest",
-        "-q",
-        "-s",
-        "-p",
-        "no:cacheprovider",
-        "--timeout=1700",
-        "tests/integration/vllm_on_ray.py",
-    ]
-    variables = environment() | {"CLLMR_TINY_MODEL": str(model)}
-    done = subprocess.run(command, env=variables, cwd=REPOSITORY, capture_output=True, text=True, timeout=1750, check=False)
-    told = done.stdout + done.stderr  # also of Ray's workers
-    assert done.returncode == 0, told[-8000:]
-    assert not [text for text in ("Title: Film", "Say who would enjoy it", "long long") if text in told]
