@@ -20,6 +20,7 @@ from components.evaluate.collapse import collapse
 from components.evaluate.metrics import PRIMARY, rank
 from components.experiment.config import Effect, Kind, ModelSpec
 from components.experiment.dataset import ExperimentData
+from components.tracking import flat
 from components.train.config import TrainConfig
 from components.train.search import Settings, coordinate_search
 
@@ -279,7 +280,8 @@ def recipe_settings(settings: Mapping[str, Any], seed: int) -> tuple[TrainConfig
         ConfigError: a setting is unknown or not allowed.
     """
     tree: dict[str, Any] = {"seed": seed, "num_workers": 1}
-    for name, value in settings.items():
+    # as dotted names, so that nothing is written into what was given; a name above another one comes after it, and replaces it
+    for name, value in sorted(flat(settings).items(), reverse=True):
         *sections, leaf = name.split(".")
         place = tree
         for section in sections:

@@ -196,7 +196,7 @@ def _remaining(setup: Setup, source: Source, specs: Sequence[ModelSpec], result:
 
 def _rank(setup: Setup) -> Study:
     specs = [setup.graph(f"rank {rank}", model__side_encoder="sse", spectrum_rank=rank) for rank in setup.study.ranks]
-    width = setup.study.base.get("model.embedding_dim", 64)
+    width = setup.study.base["model.embedding_dim"]
     matching = f"rank {width}" if width in setup.study.ranks else specs[0].name
     datasets, _ = _compared(setup, specs, lambda name: None if name == matching else matching)
     text = f"Rank of the spectrum at {width} hidden dimensions. Differences are to {matching}."

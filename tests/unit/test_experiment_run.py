@@ -1,6 +1,7 @@
 """Units of work, resuming, results and their keys, cold start, on a planted data set that takes seconds."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -297,7 +298,7 @@ def test_a_data_set_without_text_leaves_out_what_needs_it(tmp_path: Path) -> Non
         experiment(source, config, Runner(Results(tmp_path)))
     with pytest.raises(DataError, match=r"no variant of the study can be fitted on 'bare': the items have no text\."):
         run_suite("rank", Setup([source], config, Runner(Results(tmp_path))))
-    bare = ModelSpec(name="cllmr", kind="graph", settings={**SMALL, "model.side_encoder": "none"})
+    bare = ModelSpec(name="cllmr", kind="graph", settings={**SMALL, "model": {"side_encoder": "none"}})
     result = experiment(source, config.model_copy(update={"model": bare}), Runner(Results(tmp_path)))
     assert list(result["baselines"]) == ["ease"]
     assert result["skipped"] == dict.fromkeys(("text_cosine", "ease_text"), "the items have no text")
@@ -319,6 +320,38 @@ def test_models_by_name() -> None:
         graph_settings({"effect": "total"}, 0)
     config, effect, spectrum_rank = graph_settings({"model.embedding_dim": 12, "max_epochs": 3}, 7)
     assert (config.model.embedding_dim, config.max_epochs, config.seed, effect, spectrum_rank) == (12, 3, 7, "none", 12)
+
+
+def test_variants_of_a_study_differ_with_base_settings_as_a_tree_and_checking_them_changes_none(
+    source: Source, tmp_path: Path
+) -> None:
+    class Noted(Runner):
+        def run(self, units: Sequence[run.Unit]) -> list[Outcome]:
+            assert [unit.settings["spec"] for unit in units] == planned
+            raise KeyboardInterrupt
+
+    config = small_config(study={"base": {"model": {"num_negatives": 32}, "max_epochs": 2}})
+    setup = Setup([source], config, Noted(Results(tmp_path)))
+    assert setup.study.base == {"model.embedding_dim": 32, "model.num_negatives": 32, "max_epochs": 2}
+    changes: list[dict[str, Any]] = [{"model__side_encoder": "mlp"}, {"model__spectrum_noise": 0.0}, {"effect": "tnie"}, {}]
+    specs = [setup.graph(f"variant {number}", **change) for number, change in enumerate(changes)]
+    planned = [spec.identity() for spec in specs]
+    with pytest.raises(KeyboardInterrupt):
+        run.measure_models(source, specs, config, setup.runner)
+    found = [graph_settings(spec.settings, 0) for spec in specs]
+    assert [config.model.side_encoder for config, *_ in found] == ["mlp", "sse", "sse", "sse"]
+    assert [config.model.spectrum_noise == 0 for config, *_ in found] == [False, True, False, False]
+    assert [effect for _, effect, _ in found] == ["none", "none", "tnie", "none"]
+    assert {(config.model.embedding_dim, config.model.num_negatives, rank) for config, _, rank in found} == {(32, 32, 32)}
+
+
+def test_settings_as_a_tree_are_not_written_into_and_those_that_are_no_tree_are_told() -> None:
+    given = {"model": {"embedding_dim": 8}, "model.side_encoder": "mlp", "effect": "tnie"}
+    config, *_ = graph_settings(given, 0)
+    assert (config.model.embedding_dim, config.model.side_encoder) == (8, "mlp")
+    assert given["model"] == {"embedding_dim": 8}
+    with pytest.raises(ConfigError, match=r"'model.settings.model' = 3: Input should be a valid dictionary"):
+        graph_settings({"model": 3, "model.side_encoder": "mlp"}, 0)
 
 
 def test_the_noise_study_analyses_its_grid(source: Source, tmp_path: Path) -> None:
