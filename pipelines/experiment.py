@@ -87,7 +87,7 @@ def settings(
     tree |= {"rival": rival} if rival is not None else {}
     tree |= {"baselines": baselines} if baselines else {}
     config = ExperimentConfig.parse(tree, "")
-    config.rivals()  # an unknown name is told before anything starts
+    config.rivals()  # a name that is unknown or twice is told before anything starts
     check_models(config)
     return config
 

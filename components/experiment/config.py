@@ -1,5 +1,7 @@
 """Settings of an experiment: which models are compared, over which grids they are tuned, on how many seeds."""
 
+from collections import Counter
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt
@@ -103,6 +105,13 @@ def named(name: str) -> ModelSpec:
     )
 
 
+def refuse_twins(specs: Iterable[ModelSpec]) -> None:
+    """Raises ConfigError where two models have one name, by which what is measured is kept."""
+    twin = next((name for name, count in Counter(spec.name for spec in specs).items() if count > 1), None)
+    if twin is not None:
+        raise ConfigError(f"two models are named '{twin}'.", "Give one of them another name, or leave it out.")
+
+
 def _over_base(given: dict[str, Any]) -> dict[str, Any]:
     return {"model.embedding_dim": 32, **flat(given)}
 
@@ -173,8 +182,9 @@ class ExperimentConfig(StageConfig):
         return list(range(self.first_seed, self.first_seed + self.seeds))
 
     def rivals(self) -> list[ModelSpec]:
-        """Baselines and the named rival, each once."""
+        """Baselines and the named rival, which may be one of them; raises ConfigError for a name that is unknown or twice."""
         found = [named(one) if isinstance(one, str) else one for one in self.baselines]
         if self.rival is not None and self.rival not in [spec.name for spec in found]:
             found.append(named(self.rival))
+        refuse_twins([self.model, *found])
         return found

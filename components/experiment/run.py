@@ -20,7 +20,7 @@ from components.artifacts import Stage, fingerprint, peak_memory
 from components.errors import ConfigError, DataError, UserError
 from components.evaluate.metrics import METRICS
 from components.experiment import statistics
-from components.experiment.config import LABELS, ExperimentConfig, ModelSpec
+from components.experiment.config import LABELS, ExperimentConfig, ModelSpec, refuse_twins
 from components.experiment.dataset import ExperimentData, read
 from components.experiment.models import KINDS, check, skip_reason
 from components.experiment.store import Outcome, Results
@@ -279,7 +279,12 @@ def label_of(name: str) -> str:
 def measure_models(
     source: Source, specs: Sequence[ModelSpec], config: ExperimentConfig, runner: Runner
 ) -> tuple[dict[str, Measured], dict[str, str]]:
-    """Tunes every model with the first seed, then fits the others: name -> what was measured, and name -> why it was not."""
+    """Tunes every model with the first seed, then fits the others: name -> what was measured, and name -> why it was not.
+
+    Raises:
+        ConfigError: a setting is not allowed, or two models have the same name.
+    """
+    refuse_twins(specs)
     for spec in specs:
         check(spec)
     data = load(source)
@@ -314,10 +319,9 @@ def experiment(source: Source, config: ExperimentConfig, runner: Runner) -> dict
     """Our model and its rivals on one data set, as the result file says it.
 
     Raises:
-        ConfigError: our model cannot be fitted on these data.
+        ConfigError: our model cannot be fitted on these data, or see `measure_models`.
     """
-    rivals = [spec for spec in config.rivals() if spec.name != config.model.name]
-    measured, skipped = measure_models(source, [config.model, *rivals], config, runner)
+    measured, skipped = measure_models(source, [config.model, *config.rivals()], config, runner)
     if reason := skipped.get(config.model.name):
         raise ConfigError(
             f"{label_of(config.model.name)} cannot be fitted on '{source.name}': {reason}.",

@@ -322,6 +322,17 @@ def test_models_by_name() -> None:
     assert (config.model.embedding_dim, config.max_epochs, config.seed, effect, spectrum_rank) == (12, 3, 7, "none", 12)
 
 
+def test_two_models_of_one_name_are_refused(source: Source, tmp_path: Path) -> None:
+    assert [spec.name for spec in small_config(rival="ease").rivals()] == ["popularity", "ease"]
+    mine = {"name": "ease", "kind": "ease", "settings": {"l2": 3.0}}
+    for twice in ({"baselines": ["ease", mine]}, {"model": mine, "baselines": ["ease"]}, {"model": mine, "rival": "ease"}):
+        with pytest.raises(ConfigError, match=r"two models are named 'ease'\. Give one of them another name, or leave it out"):
+            experiment(source, small_config(**{"baselines": [], **twice}), Runner(Results(tmp_path)))
+    setup = Setup([source], small_config(study={"ranks": [4, 4]}), Runner(Results(tmp_path)))
+    with pytest.raises(ConfigError, match="two models are named 'rank 4'"):
+        run_suite("rank", setup)
+
+
 def test_variants_of_a_study_differ_with_base_settings_as_a_tree_and_checking_them_changes_none(
     source: Source, tmp_path: Path
 ) -> None:
