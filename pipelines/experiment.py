@@ -145,7 +145,7 @@ def run(config: ExperimentConfig, datasets: list[Path], suite: str | None, work:
         UserError: data or settings cannot be used.
     """
     from components.experiment.planted import write_blocks
-    from components.experiment.run import PROTOCOL, Runner, Source, experiment
+    from components.experiment.run import Runner, Source, experiment
     from components.experiment.store import Results
     from components.experiment.suites import Setup, comparison, run_suite
     from pipelines.summary import hardware, versions
@@ -159,7 +159,6 @@ def run(config: ExperimentConfig, datasets: list[Path], suite: str | None, work:
     if len(set(names)) < len(names):
         raise ConfigError(f"two data sets have the same name: {', '.join(names)}.", "Rename a folder, or give each once.")
     facts = {
-        "protocol": PROTOCOL,
         "seeds": config.all_seeds(),
         "text_encoder": config.text_encoder,
         "versions": versions(),

@@ -30,12 +30,14 @@ from components.sideinfo.config import SideinfoConfig
 STAGE = Stage("experiment", version=7)
 """Its version is part of what a finished unit is: another one where an algorithm, or a default of a model, changes."""
 """A changed unit gets a new version, and is measured again."""
+METRICS_ARE = "Recall@k = hits / held-out items, NDCG@k is binary with the ideal over min(k, held-out items); means over users."
+RANKING = f"All items are ranked for every user with held-out items; only training items are masked. {METRICS_ARE}"
+PAIRED = "Paired tests: per user, averaged over seeds, two-sided."
 PROTOCOL = (
-    "All items are ranked for every user with held-out items; only training items are masked. Recall@k = hits / held-out "
-    "items, NDCG@k is binary with the ideal over min(k, held-out items); means over users. Every model is fitted on the "
-    "training interactions, tuned on validation NDCG@10 with the first seed, and ranks the test "
-    "interactions with the chosen settings only. Paired tests: per user, averaged over seeds, two-sided."
+    f"{RANKING} Every model is fitted on the training interactions, tuned on validation NDCG@10 with the first seed, and ranks "
+    f"the test interactions with the chosen settings only. {PAIRED}"
 )
+"""Of the comparison; studies have their own."""
 Tell = Callable[[Mapping[str, Any]], None]
 
 

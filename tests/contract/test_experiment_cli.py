@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from components.experiment.planted import write_blocks
+from components.experiment.run import PROTOCOL
 from pipelines.cli import app
 from pipelines.experiment import settings
 
@@ -229,6 +230,8 @@ def test_the_quick_suite_runs_all_studies_and_draws_them(tmp_path: Path) -> None
     assert users["text_cosine"]["test"]["ndcg@10"]["mean"] > users["popularity"]["test"]["ndcg@10"]["mean"]
     paper = studies["paper"]["datasets"]["planted-blocks"]["models"]
     assert set(paper) == {"mf", "mf+mlp", "mf+sse", "lightgcn", "lightgcn+mlp", "lightgcn+sse"}
+    assert "protocol" not in found
+    assert all(PROTOCOL not in study["protocol"] for study in studies.values())
     page = (folder / "report.html").read_text()
     assert page.count("<svg") == 8
     assert "<script" not in page

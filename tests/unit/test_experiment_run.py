@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from markupsafe import escape
 
 from components.cllmr.linear.ensemble import Candidates, choose_weights
 from components.errors import ConfigError, DataError
@@ -27,7 +28,7 @@ from components.experiment.tables import grids, markdown
 from components.spectrum.decompose import spectrum
 
 SMALL = {"model.embedding_dim": 8, "model.num_negatives": 32, "max_epochs": 2, "batch_size": 512, "evaluate_every": 1}
-FACTS = {"protocol": run.PROTOCOL, "seeds": [1], "text_encoder": "e", "versions": {"numpy": "2"}, "hardware": {"cores": 2}}
+FACTS = {"seeds": [1], "text_encoder": "e", "versions": {"numpy": "2"}, "hardware": {"cores": 2}}
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,7 @@ def test_a_result_has_its_keys_and_its_figures_agree(source: Source, tmp_path: P
     assert [row[0] for row in grids(study)[0].rows] == ["CLLMR", "Popularity", "EASE", "Text cosine"]
     page = render([study], FACTS)
     assert page.count("<svg") == 1
+    assert page.count(str(escape(run.PROTOCOL))) == 1
     assert "http" not in page.replace("http-equiv", "")
     assert "| EASE |" in markdown([study])
 
@@ -373,7 +375,12 @@ def test_the_noise_study_analyses_its_grid(source: Source, tmp_path: Path) -> No
     assert found.extra["anova"]["interaction"]["df"] == 1
     assert grids(found)[-1].notes == ["The error is between seeds: this speaks for blocks alone."]
     assert np.shape(found.extra["cells_percent"]) == (2, 2)
-    assert render([found], FACTS).count("<svg") == 1
+    page = render([found], FACTS)
+    assert page.count("<svg") == 1
+    assert str(escape(found.protocol)) in page
+    assert found.as_json()["protocol"] == found.protocol
+    assert "none is tuned" in page
+    assert "tuned on validation" not in page
     assert len(found.datasets["blocks"]["models"]) == 4
 
 
