@@ -55,8 +55,8 @@ def settings(
 
     Args:
         flags: "backbone", "loss", "dim", "encoder", "effect"; None where not given. Any of them makes our model that one
-            instead of the default recipe, a graph model or some of the recipe's members; in a suite they are what all
-            variants share.
+            instead of the default recipe, a graph model or some of the recipe's members, and none goes with a "model" that
+            is given; in a suite they are what all variants share.
 
     Raises:
         ConfigError: an unknown name, or a value that is not allowed.
@@ -81,6 +81,12 @@ def settings(
         # a study that varies the dimension has this one alone
         tree = merge(tree, {"study": {"base": own, **({"dims": [given["dim"]]} if "dim" in given else {})}})
     elif own:
+        if "model" in tree:
+            told = ", ".join(f"--{name}" for name in given)
+            raise ConfigError(
+                f"{told}: flags make our model anew, and 'model' is given by --config or --set as well.",
+                f"Leave out {told} and write that into model.settings, or leave out 'model'.",
+            )
         is_linear = given.get("backbone", "ensemble" if given.get("effect") not in (None, *GRAPH_EFFECTS) else None) in LINEAR
         tree["model"] = _linear_model(given) if is_linear else _graph_model(given)
     tree |= {"seeds": seeds} if seeds is not None else {}

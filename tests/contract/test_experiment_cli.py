@@ -58,6 +58,10 @@ def test_help_shows_examples() -> None:
         (["--dataset", "DATA", "--backbone", "ials", "--effect", "tnie"], ["--backbone ials has counterfactual_clicks,"]),
         (["--dataset", "DATA", "--backbone", "ials", "--dim", "8"], ["--dim has no effect on --backbone ials"]),
         (["--dataset", "DATA", "--backbone", "ease", "--suite", "rank"], ["--backbone ease is no graph"]),
+        (
+            ["--dataset", "DATA", *SMALL, "--dim", "48", "--loss", "bpr"],
+            ["--loss, --dim: flags make our model anew"],
+        ),
         (["--dataset", "DATA", "--rival", "rlmrec"], ["unknown model 'rlmrec'. Did you mean 'rlmrec-"]),
         (["--dataset", "DATA", "--set", "seds=3"], ["unknown setting 'seds'. Did you mean 'seeds'?"]),
         (["--dataset", "DATA", "--set", "study.base={model.dim: 3}"], ["unknown setting 'model.settings.model.dim'."]),
