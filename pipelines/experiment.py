@@ -93,6 +93,8 @@ def settings(
     tree |= {"rival": rival} if rival is not None else {}
     tree |= {"baselines": baselines} if baselines else {}
     config = ExperimentConfig.parse(tree, "")
+    if suite == "quick":  # here, so that the seeds told are those fitted
+        config = config.model_copy(update={"seeds": min(config.seeds, 2)})
     config.rivals()  # a name that is unknown or twice is told before anything starts
     check_models(config)
     return config

@@ -460,8 +460,7 @@ def _quick(setup: Setup) -> list[Study]:
             "formulations": (GATES, "counterfactual_log"),
         }
     )
-    config = setup.config.model_copy(update={"study": study, "seeds": min(setup.config.seeds, 2)})
-    quick = Setup(setup.sources, config, setup.runner)
+    quick = Setup(setup.sources, setup.config.model_copy(update={"study": study}), setup.runner)
     return [STUDIES[name](quick) for name in ALL if name != "ablation"]
 
 
