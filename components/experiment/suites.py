@@ -389,22 +389,19 @@ def _bias(setup: Setup) -> Study:
         rows = []
         for kind, strength, formulation in conditions:
             facts = [next(outcomes).facts for _ in seeds]
-            removed = [one["removed_percent"] for one in facts if one["removed_percent"] is not None]
+            known = {
+                name: [one[name] for one in facts if one[name] is not None]
+                for name in ("removed_percent", "ndcg_change_percent")
+            }
             rows.append(
                 {
                     "kind": kind,
                     "strength": strength,
                     "formulation": formulation,
-                    "removed_percent": statistics.spread(removed) if removed else None,
+                    **{name: statistics.spread(values) if values else None for name, values in known.items()},
                     **{
                         name: statistics.spread([one[name] for one in facts])
-                        for name in (
-                            "lured_share",
-                            "exposure_clean",
-                            "exposure_inflated",
-                            "exposure_debiased",
-                            "ndcg_change_percent",
-                        )
+                        for name in ("lured_share", "exposure_clean", "exposure_inflated", "exposure_debiased")
                     },
                 }
             )

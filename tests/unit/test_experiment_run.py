@@ -367,6 +367,30 @@ def test_settings_as_a_tree_are_not_written_into_and_those_that_are_no_tree_are_
         graph_settings({"model": 3, "model.side_encoder": "mlp"}, 0)
 
 
+def test_the_bias_study_leaves_out_seeds_of_which_there_is_no_percentage_and_says_so(source: Source, tmp_path: Path) -> None:
+    class Told(Runner):
+        def run(self, units: Sequence[run.Unit]) -> list[Outcome]:
+            shares = dict.fromkeys(("lured_share", "exposure_clean", "exposure_inflated", "exposure_debiased"), 0.5)
+            change = {("inflated", 2023): 3.0}
+            return [
+                Outcome(
+                    {**shares, "removed_percent": None, "ndcg_change_percent": change.get((unit.settings["kind"], unit.seed))},
+                    {},
+                )
+                for unit in units
+            ]
+
+    config = small_config(study={"formulations": ["lift"], "propensity_strengths": [1.0]})
+    (found,) = run_suite("bias", Setup([source], config, Told(Results(tmp_path))))
+    inflated, generic = found.datasets["blocks"]["propensity"]
+    assert inflated["ndcg_change_percent"]["per_seed"] == [3.0]
+    assert generic["ndcg_change_percent"] is None
+    (table,) = grids(found)
+    assert [row[-2:] for row in table.rows] == [["nothing to remove", "3.0 %"], ["nothing to remove", "N@10 was 0"]]
+    assert "an N@10 of 0 before, are left out" in table.notes[0]
+    assert "N@10 was 0" in render([found], FACTS)
+
+
 def test_the_noise_study_analyses_its_grid(source: Source, tmp_path: Path) -> None:
     study = {"base": SMALL, "ranks": [4, 8], "noises": [0.0, 0.5]}
     config = small_config(study=study)
