@@ -114,7 +114,7 @@ class StageConfig(BaseModel):
 
 def config_error(model: type[BaseModel], error: ValidationError, where: str = "") -> ConfigError:
     """The first problem of a pydantic validation as one line for the user."""
-    problem = error.errors()[0]
+    problem = min(error.errors(), key=lambda one: one["type"] == "missing")  # what is missing may be there, misspelt
     location = [str(part) for part in problem["loc"]]
     name = ".".join(([where] if where else []) + location)
     owner: Any = model

@@ -531,7 +531,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, Mapping):
             result |= flat(value, f"{prefix}{name}.")
         else:
-            result[prefix + name] = value
+            result[f"{prefix}{name}"] = value
     return result
 
 

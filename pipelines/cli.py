@@ -722,7 +722,10 @@ def experiment(
             "--effect", help="none, factual, tnie, pnde; of ease, ials, ensemble: none, gates, counterfactual_log ..."
         ),
     ] = None,
-    seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Fits of every model that depends on chance; 5.")] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option("--seeds", min=1, help="Fits of every model that depends on chance; 5, of suite quick 2 at most."),
+    ] = None,
     baseline: Annotated[
         list[str] | None, typer.Option("--baseline", help="Only these rivals instead of all; may be repeated.")
     ] = None,

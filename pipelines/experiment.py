@@ -55,8 +55,8 @@ def settings(
 
     Args:
         flags: "backbone", "loss", "dim", "encoder", "effect"; None where not given. Any of them makes our model that one
-            instead of the default recipe, a graph model or some of the recipe's members; in a suite they are what all
-            variants share.
+            instead of the default recipe, a graph model or some of the recipe's members, and none goes with a "model" that
+            is given; in a suite they are what all variants share.
 
     Raises:
         ConfigError: an unknown name, or a value that is not allowed.
@@ -81,13 +81,21 @@ def settings(
         # a study that varies the dimension has this one alone
         tree = merge(tree, {"study": {"base": own, **({"dims": [given["dim"]]} if "dim" in given else {})}})
     elif own:
+        if "model" in tree:
+            told = ", ".join(f"--{name}" for name in given)
+            raise ConfigError(
+                f"{told}: flags make our model anew, and 'model' is given by --config or --set as well.",
+                f"Leave out {told} and write that into model.settings, or leave out 'model'.",
+            )
         is_linear = given.get("backbone", "ensemble" if given.get("effect") not in (None, *GRAPH_EFFECTS) else None) in LINEAR
         tree["model"] = _linear_model(given) if is_linear else _graph_model(given)
     tree |= {"seeds": seeds} if seeds is not None else {}
     tree |= {"rival": rival} if rival is not None else {}
     tree |= {"baselines": baselines} if baselines else {}
     config = ExperimentConfig.parse(tree, "")
-    config.rivals()  # an unknown name is told before anything starts
+    if suite == "quick":  # here, so that the seeds told are those fitted
+        config = config.model_copy(update={"seeds": min(config.seeds, 2)})
+    config.rivals()  # a name that is unknown or twice is told before anything starts
     check_models(config)
     return config
 
@@ -145,7 +153,7 @@ def run(config: ExperimentConfig, datasets: list[Path], suite: str | None, work:
         UserError: data or settings cannot be used.
     """
     from components.experiment.planted import write_blocks
-    from components.experiment.run import PROTOCOL, Runner, Source, experiment
+    from components.experiment.run import Runner, Source, experiment
     from components.experiment.store import Results
     from components.experiment.suites import Setup, comparison, run_suite
     from pipelines.summary import hardware, versions
@@ -159,7 +167,6 @@ def run(config: ExperimentConfig, datasets: list[Path], suite: str | None, work:
     if len(set(names)) < len(names):
         raise ConfigError(f"two data sets have the same name: {', '.join(names)}.", "Rename a folder, or give each once.")
     facts = {
-        "protocol": PROTOCOL,
         "seeds": config.all_seeds(),
         "text_encoder": config.text_encoder,
         "versions": versions(),

@@ -1,13 +1,16 @@
 """Settings of an experiment: which models are compared, over which grids they are tuned, on how many seeds."""
 
-from typing import Any, Literal
+from collections import Counter
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt
 
 from components.artifacts import StageConfig
 from components.cllmr.config import BACKBONE_NAMES, ENCODER_NAMES
 from components.errors import ConfigError, did_you_mean
 from components.sideinfo.config import DEFAULT_ENCODER
+from components.tracking import flat
 
 Kind = Literal["popularity", "text_cosine", "bm25", "ials", "ease", "ease_text", "alpharec", "graph", "recipe"]
 Effect = Literal["none", "factual", "tnie", "pnde"]
@@ -23,9 +26,10 @@ class ModelSpec(StageConfig):
 
     name: str = Field(min_length=1)
     kind: Kind
-    settings: dict[str, Any] = Field(default_factory=dict)
-    """Of "graph": settings of the train stage by dotted name ("model.embedding_dim"), "effect" and "spectrum_rank"; of
-    "recipe": those of the train stage and "spectrum_rank"; of the others: arguments of the baseline."""
+    settings: Annotated[dict[str, Any], AfterValidator(flat)] = Field(default_factory=dict)
+    """Of "graph": settings of the train stage by dotted name ("model.embedding_dim") or as a tree, which becomes dotted names,
+    "effect" and "spectrum_rank"; of "recipe": those of the train stage and "spectrum_rank"; of the others: arguments of the
+    baseline."""
     grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
     """Setting -> values in order. None for "recipe", which has its own."""
 
@@ -101,11 +105,22 @@ def named(name: str) -> ModelSpec:
     )
 
 
+def refuse_twins(specs: Iterable[ModelSpec]) -> None:
+    """Raises ConfigError where two models have one name, by which what is measured is kept."""
+    twin = next((name for name, count in Counter(spec.name for spec in specs).items() if count > 1), None)
+    if twin is not None:
+        raise ConfigError(f"two models are named '{twin}'.", "Give one of them another name, or leave it out.")
+
+
+def _over_base(given: dict[str, Any]) -> dict[str, Any]:
+    return {"model.embedding_dim": 32, **flat(given)}
+
+
 class StudyConfig(StageConfig):
     """What the named studies vary; the rest is the same for all variants of a study."""
 
-    base: dict[str, Any] = Field(default_factory=lambda: {"model.embedding_dim": 32})
-    """Settings of the train stage that all variants share, over the defaults."""
+    base: Annotated[dict[str, Any], AfterValidator(_over_base)] = Field(default_factory=dict, validate_default=True)
+    """Settings of the train stage that all variants share, by dotted name or as a tree, over the defaults and 32 dimensions."""
     backbones: tuple[str, ...] = tuple(name for name in BACKBONE_NAMES if name != "mf")
     """Of the paper study."""
     encoders: tuple[str, ...] = ("none", "mlp", "generative", "sse")
@@ -167,8 +182,9 @@ class ExperimentConfig(StageConfig):
         return list(range(self.first_seed, self.first_seed + self.seeds))
 
     def rivals(self) -> list[ModelSpec]:
-        """Baselines and the named rival, each once."""
+        """Baselines and the named rival, which may be one of them; raises ConfigError for a name that is unknown or twice."""
         found = [named(one) if isinstance(one, str) else one for one in self.baselines]
         if self.rival is not None and self.rival not in [spec.name for spec in found]:
             found.append(named(self.rival))
+        refuse_twins([self.model, *found])
         return found

@@ -6,11 +6,15 @@ A new kind is a function ``(Task) -> Fitted``, a line in `KINDS` and a word in `
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from inspect import signature
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import ConfigDict, create_model
 
+from components.artifacts import StageConfig
 from components.cllmr.linear.ease import Ease, EaseSettings, centred_unit_rows
 from components.cllmr.linear.ensemble import Scores
 from components.errors import ConfigError, did_you_mean
@@ -20,6 +24,7 @@ from components.evaluate.collapse import collapse
 from components.evaluate.metrics import PRIMARY, rank
 from components.experiment.config import Effect, Kind, ModelSpec
 from components.experiment.dataset import ExperimentData
+from components.tracking import flat
 from components.train.config import TrainConfig
 from components.train.search import Settings, coordinate_search
 
@@ -28,7 +33,7 @@ if TYPE_CHECKING:
 
 FloatMatrix = npt.NDArray[np.float32]
 Tell = Callable[..., None]
-IALS_ITERATIONS = 15
+_IALS = partial(baselines.ials, iterations=15)
 
 
 @dataclass(frozen=True)
@@ -85,8 +90,7 @@ def _bm25(task: Task) -> Fitted:
 
 
 def _ials(task: Task) -> Fitted:
-    settings = {"iterations": IALS_ITERATIONS, **task.settings}
-    return Fitted(baselines.ials(task.inputs, **settings, seed=task.seed), {"dim": settings["factors"]})
+    return Fitted(_IALS(task.inputs, **task.settings, seed=task.seed), {"dim": task.settings["factors"]})
 
 
 def _ease(task: Task) -> Fitted:
@@ -98,8 +102,13 @@ def _ease(task: Task) -> Fitted:
 def _ease_text(task: Task) -> Fitted:
     if "ease_text" not in task.shared:
         task.shared["ease_text"] = Ease(task.data.train, task.item_text)
-    settings = dict(task.settings)
-    return Fitted(task.shared["ease_text"].fit(EaseSettings(side_weight=settings.pop("text_weight"), **settings)))
+    return Fitted(task.shared["ease_text"].fit(_ease_text_settings(**task.settings)))
+
+
+def _ease_text_settings(
+    l2: float, text_weight: float, user_power: float = 0.0, item_power: float = 0.0, popularity_power: float = 0.0
+) -> EaseSettings:
+    return EaseSettings(l2, text_weight, user_power, item_power, popularity_power)
 
 
 def _alpharec(task: Task) -> Fitted:
@@ -203,6 +212,8 @@ class KindOf:
     """What is true of every model of a kind."""
 
     fit: Callable[[Task], Fitted]
+    takes: Callable[..., Any] | None = None
+    """What has a baseline's settings as arguments; of "alpharec" see `_arguments`."""
     uses_chance: bool = False
     """Whether the seed changes the result."""
     needs_text: bool = False
@@ -211,24 +222,53 @@ class KindOf:
 
 
 KINDS: dict[Kind, KindOf] = {
-    "popularity": KindOf(_popularity),
-    "text_cosine": KindOf(_text_cosine, needs_text=True),
-    "bm25": KindOf(_bm25),
-    "ials": KindOf(_ials, uses_chance=True),
-    "ease": KindOf(_ease, item_matrices=True),
-    "ease_text": KindOf(_ease_text, needs_text=True, item_matrices=True),
+    "popularity": KindOf(_popularity, baselines.popularity),
+    "text_cosine": KindOf(_text_cosine, baselines.text_cosine, needs_text=True),
+    "bm25": KindOf(_bm25, baselines.bm25_knn),
+    "ials": KindOf(_ials, _IALS, uses_chance=True),
+    "ease": KindOf(_ease, EaseSettings, item_matrices=True),
+    "ease_text": KindOf(_ease_text, _ease_text_settings, needs_text=True, item_matrices=True),
     "alpharec": KindOf(_alpharec, uses_chance=True, needs_text=True),
     "graph": KindOf(_graph, uses_chance=True),
     "recipe": KindOf(_recipe, uses_chance=True),
 }
 
 
+class _Arguments(StageConfig):
+    model_config = ConfigDict(strict=True)  # a fit gets the values as they are given, not as they might be read
+
+
 def check(spec: ModelSpec) -> None:
-    """Raises ConfigError for settings that a fit would refuse, before anything is fitted."""
-    if spec.kind == "recipe":
-        recipe_settings(spec.settings, seed=0)
-    elif spec.kind == "graph":
-        graph_settings({**spec.settings, **{name: values[0] for name, values in spec.grid.items()}}, seed=0)
+    """Raises ConfigError for settings that a fit would refuse, at any place of the grid, before anything is fitted."""
+    if empty := [name for name, values in spec.grid.items() if not values]:
+        raise ConfigError(
+            f"the grid of model '{spec.name}' has no value of '{empty[0]}'.", "Give one or more, or leave it out."
+        )
+    arguments = None if spec.kind in ("recipe", "graph") else _arguments(spec.kind)
+    for place in product(*spec.grid.values()):
+        settings = {**spec.settings, **dict(zip(spec.grid, place, strict=True))}
+        if arguments is not None:
+            arguments.parse(settings, f"{spec.name}.settings")
+        elif spec.kind == "recipe":
+            recipe_settings(settings, seed=0)
+        else:
+            graph_settings(settings, seed=0)
+
+
+def _arguments(kind: Kind) -> type[StageConfig]:
+    """The settings of a baseline: arguments of what takes them, but for those that an experiment gives."""
+    takes = KINDS[kind].takes
+    if kind == "alpharec":
+        from components.evaluate.alpharec import AlphaRecSettings  # needs torch
+
+        takes = AlphaRecSettings
+    assert takes is not None, "a baseline takes settings"
+    fields: dict[str, Any] = {
+        name: (one.annotation, ... if one.default is one.empty else one.default)
+        for name, one in signature(takes, eval_str=True).parameters.items()
+        if name not in ("inputs", "seed")
+    }
+    return create_model("Settings", __base__=_Arguments, **fields)
 
 
 def skip_reason(spec: ModelSpec, data: ExperimentData, ease_max_items: int) -> str | None:
@@ -279,7 +319,8 @@ def recipe_settings(settings: Mapping[str, Any], seed: int) -> tuple[TrainConfig
         ConfigError: a setting is unknown or not allowed.
     """
     tree: dict[str, Any] = {"seed": seed, "num_workers": 1}
-    for name, value in settings.items():
+    # as dotted names, so that nothing is written into what was given; a name above another one comes after it, and replaces it
+    for name, value in sorted(flat(settings).items(), reverse=True):
         *sections, leaf = name.split(".")
         place = tree
         for section in sections:

@@ -151,7 +151,8 @@ class Removal:
     ndcg_inflated: float
     """NDCG@10 on clean items before debiasing."""
     ndcg_debiased: float
-    ndcg_change_percent: float
+    ndcg_change_percent: float | None
+    """None where it was 0 before."""
 
 
 def measure(
@@ -187,7 +188,7 @@ def measure(
         removed_percent=removed_percent(exposure[1] - exposure[0], exposure[2] - exposure[0], smallest),
         ndcg_inflated=before,
         ndcg_debiased=after,
-        ndcg_change_percent=100 * (after / before - 1),
+        ndcg_change_percent=100 * (after / before - 1) if before else None,
     )
 
 

@@ -23,7 +23,7 @@ def render(studies: Sequence[Study], facts: Mapping[str, Any]) -> str:
 
     Args:
         studies: in the order of the page.
-        facts: "protocol", "seeds", "text_encoder", "versions", "hardware": what the figures were measured with.
+        facts: "seeds", "text_encoder", "versions", "hardware": what the figures were measured with.
     """
     environment = templates(Path(__file__).parent)
     sections = [

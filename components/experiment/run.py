@@ -20,7 +20,7 @@ from components.artifacts import Stage, fingerprint, peak_memory
 from components.errors import ConfigError, DataError, UserError
 from components.evaluate.metrics import METRICS
 from components.experiment import statistics
-from components.experiment.config import LABELS, ExperimentConfig, ModelSpec
+from components.experiment.config import LABELS, ExperimentConfig, ModelSpec, refuse_twins
 from components.experiment.dataset import ExperimentData, read
 from components.experiment.models import KINDS, check, skip_reason
 from components.experiment.store import Outcome, Results
@@ -30,12 +30,14 @@ from components.sideinfo.config import SideinfoConfig
 STAGE = Stage("experiment", version=7)
 """Its version is part of what a finished unit is: another one where an algorithm, or a default of a model, changes."""
 """A changed unit gets a new version, and is measured again."""
+METRICS_ARE = "Recall@k = hits / held-out items, NDCG@k is binary with the ideal over min(k, held-out items); means over users."
+RANKING = f"All items are ranked for every user with held-out items; only training items are masked. {METRICS_ARE}"
+PAIRED = "Paired tests: per user, averaged over seeds, two-sided."
 PROTOCOL = (
-    "All items are ranked for every user with held-out items; only training items are masked. Recall@k = hits / held-out "
-    "items, NDCG@k is binary with the ideal over min(k, held-out items); means over users. Every model is fitted on the "
-    "training interactions, tuned on validation NDCG@10 with the first seed, and ranks the test "
-    "interactions with the chosen settings only. Paired tests: per user, averaged over seeds, two-sided."
+    f"{RANKING} Every model is fitted on the training interactions, tuned on validation NDCG@10 with the first seed, and ranks "
+    f"the test interactions with the chosen settings only. {PAIRED}"
 )
+"""Of the comparison; studies have their own."""
 Tell = Callable[[Mapping[str, Any]], None]
 
 
@@ -279,7 +281,12 @@ def label_of(name: str) -> str:
 def measure_models(
     source: Source, specs: Sequence[ModelSpec], config: ExperimentConfig, runner: Runner
 ) -> tuple[dict[str, Measured], dict[str, str]]:
-    """Tunes every model with the first seed, then fits the others: name -> what was measured, and name -> why it was not."""
+    """Tunes every model with the first seed, then fits the others: name -> what was measured, and name -> why it was not.
+
+    Raises:
+        ConfigError: a setting is not allowed, or two models have the same name.
+    """
+    refuse_twins(specs)
     for spec in specs:
         check(spec)
     data = load(source)
@@ -314,10 +321,9 @@ def experiment(source: Source, config: ExperimentConfig, runner: Runner) -> dict
     """Our model and its rivals on one data set, as the result file says it.
 
     Raises:
-        ConfigError: our model cannot be fitted on these data.
+        ConfigError: our model cannot be fitted on these data, or see `measure_models`.
     """
-    rivals = [spec for spec in config.rivals() if spec.name != config.model.name]
-    measured, skipped = measure_models(source, [config.model, *rivals], config, runner)
+    measured, skipped = measure_models(source, [config.model, *config.rivals()], config, runner)
     if reason := skipped.get(config.model.name):
         raise ConfigError(
             f"{label_of(config.model.name)} cannot be fitted on '{source.name}': {reason}.",

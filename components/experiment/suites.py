@@ -16,7 +16,18 @@ from components.errors import ConfigError, DataError, did_you_mean
 from components.evaluate.metrics import PRIMARY
 from components.experiment import coldstart, coldusers, propensity, statistics
 from components.experiment.config import GATES, OURS, ExperimentConfig, ModelSpec, StudyConfig
-from components.experiment.run import Measured, Runner, Source, Unit, load, measure_models
+from components.experiment.run import (
+    METRICS_ARE,
+    PAIRED,
+    PROTOCOL,
+    RANKING,
+    Measured,
+    Runner,
+    Source,
+    Unit,
+    load,
+    measure_models,
+)
 
 SHOWN = ("recall@10", "recall@20", "ndcg@10", "ndcg@20")
 ALL = ("paper", "ablation", "rank", "noise", "coldstart", "coldusers", "collapse", "bias")
@@ -24,6 +35,11 @@ WITHOUT_GATES = "without gates"
 """The ablation's model without causal part."""
 MEMBERS = {"all": ALL, "coldstart": ("coldstart", "coldusers")}
 """Suites of several studies; every other one is the study of its name."""
+VARIANTS = (
+    f"{RANKING} Every variant is fitted on the training interactions with the settings that it names: none is tuned. "
+    "Validation decides when its training stops, and how strongly it is debiased where it is."
+)
+"""Protocol of the studies of graph models."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +69,8 @@ class Study:
     title: str
     text: str
     """What is compared and how to read it."""
+    protocol: str
+    """How its figures are measured."""
     datasets: dict[str, dict[str, Any]]
     """Data set -> {"models": name -> summary, ...}, or what the study's own figures need."""
     extra: dict[str, Any] = field(default_factory=dict)
@@ -60,7 +78,8 @@ class Study:
 
     def as_json(self) -> dict[str, Any]:
         """Everything, for a file."""
-        return {"study": self.name, "title": self.title, "text": self.text, "datasets": self.datasets, **self.extra}
+        told = {"study": self.name, "title": self.title, "text": self.text, "protocol": self.protocol}
+        return {**told, "datasets": self.datasets, **self.extra}
 
 
 def run_suite(name: str, setup: Setup) -> list[Study]:
@@ -117,6 +136,7 @@ def _paper(setup: Setup) -> Study:
         "Backbones and encoders",
         "Every backbone without side information and with each encoder: mlp is RLMRec-Con, generative RLMRec-Gen, sse the "
         "spectrum-based one. Differences are to the bare backbone, over the same users.",
+        f"{VARIANTS} {PAIRED}",
         datasets,
     )
 
@@ -150,6 +170,7 @@ def _ablation(setup: Setup) -> Study:
         "One part is taken out or changed; variants of the encoder are without gates. Differences are to the full one. "
         "Propensity that remains: a tenth of the items get praise in their text and clicks that it brought; induced is what "
         "their share of the variant's top ten grows by, and removed how much less that is than without gates.",
+        f"{VARIANTS} {PAIRED}",
         datasets,
     )
 
@@ -196,11 +217,12 @@ def _remaining(setup: Setup, source: Source, specs: Sequence[ModelSpec], result:
 
 def _rank(setup: Setup) -> Study:
     specs = [setup.graph(f"rank {rank}", model__side_encoder="sse", spectrum_rank=rank) for rank in setup.study.ranks]
-    width = setup.study.base.get("model.embedding_dim", 64)
+    width = setup.study.base["model.embedding_dim"]
     matching = f"rank {width}" if width in setup.study.ranks else specs[0].name
     datasets, _ = _compared(setup, specs, lambda name: None if name == matching else matching)
     text = f"Rank of the spectrum at {width} hidden dimensions. Differences are to {matching}."
-    return Study("rank", "Rank of the spectrum", text, datasets, {"levels": {"rank": list(setup.study.ranks)}})
+    levels = {"rank": list(setup.study.ranks)}
+    return Study("rank", "Rank of the spectrum", text, f"{VARIANTS} {PAIRED}", datasets, {"levels": levels})
 
 
 def _noise(setup: Setup) -> Study:
@@ -217,6 +239,7 @@ def _noise(setup: Setup) -> Study:
         "Noise of the spectrum, by rank",
         "Length of the perturbation of a spectrum row of length 1, at each rank. The analysis of variance has noise and "
         "rank as factors and data sets as blocks: a significant interaction means that the best noise depends on the rank.",
+        VARIANTS,
         datasets,
         extra | _variance(every, names, study.noises, study.ranks),
     )
@@ -245,6 +268,7 @@ def _collapse(setup: Setup) -> Study:
         f"the same dimension. Singular values at {largest} dimensions, first seed, relative to the largest. The analysis of "
         "variance has encoder and dimension as factors and data sets as blocks: a significant interaction means that which "
         "encoder is best depends on the dimension.",
+        f"{VARIANTS} {PAIRED}",
         datasets,
         extra | _variance(every, names, encoders, dims),
     )
@@ -284,6 +308,7 @@ def _coldstart(setup: Setup) -> Study:
         "Items that nobody has chosen yet",
         f"{100 * setup.study.cold_share:g} % of the items are taken out of training and ranked among themselves; as many "
         "others serve validation, which everything tuned is tuned on. A new draw of items for every seed.",
+        f"The cold items of the test are ranked for every user who has chosen one of them; nothing is masked. {METRICS_ARE}",
         _drawn(setup, "coldstart", coldstart.LABELS, "cold_items"),
     )
 
@@ -295,6 +320,7 @@ def _coldusers(setup: Setup) -> Study:
         f"{100 * setup.study.cold_share:g} % of the users are taken out of training, and all items are ranked for them by "
         "their text: their own, or that of their training items, which are not ranked; as many others serve validation, which "
         "everything tuned is tuned on. A new draw of users for every seed.",
+        f"All items are ranked for the test's cold users; only their training items are masked. {METRICS_ARE}",
         _drawn(setup, "coldusers", coldusers.LABELS, "cold_users"),
     )
 
@@ -363,22 +389,19 @@ def _bias(setup: Setup) -> Study:
         rows = []
         for kind, strength, formulation in conditions:
             facts = [next(outcomes).facts for _ in seeds]
-            removed = [one["removed_percent"] for one in facts if one["removed_percent"] is not None]
+            known = {
+                name: [one[name] for one in facts if one[name] is not None]
+                for name in ("removed_percent", "ndcg_change_percent")
+            }
             rows.append(
                 {
                     "kind": kind,
                     "strength": strength,
                     "formulation": formulation,
-                    "removed_percent": statistics.spread(removed) if removed else None,
+                    **{name: statistics.spread(values) if values else None for name, values in known.items()},
                     **{
                         name: statistics.spread([one[name] for one in facts])
-                        for name in (
-                            "lured_share",
-                            "exposure_clean",
-                            "exposure_inflated",
-                            "exposure_debiased",
-                            "ndcg_change_percent",
-                        )
+                        for name in ("lured_share", "exposure_clean", "exposure_inflated", "exposure_debiased")
                     },
                 }
             )
@@ -389,6 +412,9 @@ def _bias(setup: Setup) -> Study:
         "A tenth of the items get praise in their text (generic), and clicks that the praise brought (inflated). Exposure: "
         "their share of the top ten of a model fitted on clean data, on inflated data, and on inflated data with debiasing. "
         "Removed: the share of the induced exposure that debiasing takes back; 100 % is the clean model's exposure.",
+        "Top tens of all items, for every user with test interactions; only the training items of the model's own data are "
+        f"masked. Debiasing has strength 1, but for {GATES}, which choose theirs on validation. {OURS} is tuned on the clean "
+        "data with the first seed, the settings of the others are fixed.",
         datasets,
     )
 
@@ -431,8 +457,7 @@ def _quick(setup: Setup) -> list[Study]:
             "formulations": (GATES, "counterfactual_log"),
         }
     )
-    config = setup.config.model_copy(update={"study": study, "seeds": min(setup.config.seeds, 2)})
-    quick = Setup(setup.sources, config, setup.runner)
+    quick = Setup(setup.sources, setup.config.model_copy(update={"study": study}), setup.runner)
     return [STUDIES[name](quick) for name in ALL if name != "ablation"]
 
 
@@ -461,5 +486,6 @@ def comparison(results: Sequence[Mapping[str, Any]]) -> Study:
         "Against the baselines",
         "Everything is tuned on validation and ranks the test interactions once. Differences are ours minus theirs, over the "
         "same users.",
+        PROTOCOL,
         datasets,
     )

@@ -88,13 +88,14 @@ def _propensity(dataset: str, conditions: Sequence[Mapping[str, Any]]) -> Grid:
             percent(one["lured_share"]),
             *(percent(one[f"exposure_{name}"]) for name in ("clean", "inflated", "debiased")),
             spread(one["removed_percent"], 0) + " %" if one["removed_percent"] else "nothing to remove",
-            spread(one["ndcg_change_percent"], 1) + " %",
+            spread(one["ndcg_change_percent"], 1) + " %" if one["ndcg_change_percent"] else "N@10 was 0",
         ]
         for one in conditions
     ]
     notes = [
         "Lured: share of the training clicks that the praise brought in. Clean, inflated, debiased: exposure of the injected "
-        "items. Δ N@10: change on the items that were not injected."
+        "items. Δ N@10: change on the items that were not injected. Seeds with nothing to remove, or with an N@10 of 0 before, "
+        "are left out of these means."
     ]
     return Grid(dataset, columns, rows, [[False] * len(columns) for _ in rows], notes)
 

@@ -61,6 +61,7 @@ def test_the_induced_exposure_is_removed_and_clean_items_lose_nothing(strength: 
     assert found.exposure_inflated > found.exposure_clean + 0.05, f"there is no propensity to remove: {found}"
     assert found.removed_percent is not None
     assert 80 <= found.removed_percent <= 125, found
+    assert found.ndcg_change_percent is not None
     assert found.ndcg_change_percent >= -1.0, found
 
 
@@ -68,6 +69,7 @@ def test_the_induced_exposure_is_removed_and_clean_items_lose_nothing(strength: 
 def test_without_a_propensity_the_counterfactual_costs_next_to_nothing(seed: int) -> None:
     found = measured("none", 1.0, seed)
     assert found.removed_percent is None
+    assert found.ndcg_change_percent is not None
     assert found.ndcg_change_percent >= -0.5, found
     assert abs(found.exposure_debiased - found.exposure_clean) < 0.01, found
 
@@ -83,6 +85,19 @@ def test_honest_items_stay_honest_where_items_have_many_clicks(seed: int) -> Non
     found = estimate(changed.data.train, changed.data.item_text)
     assert found.share[~changed.items].mean() < 0.1
     assert found.share[changed.items].mean() > 0.25
+
+
+def test_what_had_no_accuracy_before_has_no_change_of_it_in_percent() -> None:
+    data = world(0)
+    changed = injected(data, "inflated", 1.0, 0)
+
+    def only_injected(users: np.ndarray) -> np.ndarray:
+        return np.broadcast_to(changed.items.astype(np.float32), (len(users), len(changed.items)))
+
+    found = measure(only_injected, only_injected, lambda users: -only_injected(users), changed, data)
+    assert found.ndcg_inflated == 0
+    assert found.ndcg_debiased > 0
+    assert found.ndcg_change_percent is None
 
 
 def test_an_injection_is_what_it_says() -> None:
@@ -148,4 +163,5 @@ def test_the_whole_recipe_comes_nearer_to_the_clean_one_and_clean_items_lose_not
     inflated, debiased = (rank(score, changed.data.train, data.test).mean()[PRIMARY] for score in scores)
     assert debiased > inflated, removal  # 0.165 -> 0.170, 0.180 -> 0.187, 0.132 -> 0.173
     if before > 0:  # else clean items had places that were not theirs
+        assert removal.ndcg_change_percent is not None
         assert removal.ndcg_change_percent >= -1.0, removal

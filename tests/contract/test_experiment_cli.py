@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
+from components.experiment import suites
 from components.experiment.planted import write_blocks
+from components.experiment.run import PROTOCOL
 from pipelines.cli import app
-from pipelines.experiment import settings
+from pipelines.experiment import run, settings
 
 SMALL = ["--set", 'model={"name": "cllmr", "kind": "graph", "settings": {"max_epochs": 1, "model.embedding_dim": 8}}']
 
@@ -57,6 +59,10 @@ def test_help_shows_examples() -> None:
         (["--dataset", "DATA", "--backbone", "ials", "--effect", "tnie"], ["--backbone ials has counterfactual_clicks,"]),
         (["--dataset", "DATA", "--backbone", "ials", "--dim", "8"], ["--dim has no effect on --backbone ials"]),
         (["--dataset", "DATA", "--backbone", "ease", "--suite", "rank"], ["--backbone ease is no graph"]),
+        (
+            ["--dataset", "DATA", *SMALL, "--dim", "48", "--loss", "bpr"],
+            ["--loss, --dim: flags make our model anew"],
+        ),
         (["--dataset", "DATA", "--rival", "rlmrec"], ["unknown model 'rlmrec'. Did you mean 'rlmrec-"]),
         (["--dataset", "DATA", "--set", "seds=3"], ["unknown setting 'seds'. Did you mean 'seeds'?"]),
         (["--dataset", "DATA", "--set", "study.base={model.dim: 3}"], ["unknown setting 'model.settings.model.dim'."]),
@@ -123,6 +129,23 @@ def test_a_given_dimension_is_the_only_one_of_a_study_that_varies_it() -> None:
     assert study.dims == (16,)
     assert study.base["model.embedding_dim"] == 16
     assert len(settings([], [], {}, seeds=None, rival=None, baselines=[], suite="collapse").study.dims) > 1
+
+
+def test_the_quick_suite_fits_two_seeds_at_most_and_tells_no_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config = settings([], [], {}, seeds=None, rival=None, baselines=[], suite="quick")
+    assert config.all_seeds() == [2023, 2024]
+    fitted = []
+
+    def study(setup: suites.Setup) -> suites.Study:
+        fitted.append(setup.config.all_seeds())
+        return suites.Study("paper", "", "", "", {})
+
+    for name in suites.ALL:
+        monkeypatch.setitem(suites.STUDIES, name, study)  # type: ignore[arg-type]  # a dict
+    folder = write_blocks(tmp_path / "bare")
+    (folder / "items.jsonl.gz").unlink()  # nothing is embedded
+    finished = run(config, [folder], "quick", tmp_path, 1, lambda event: None)
+    assert fitted == [finished.facts["seeds"]] * 7
 
 
 @pytest.mark.parametrize(
@@ -229,6 +252,8 @@ def test_the_quick_suite_runs_all_studies_and_draws_them(tmp_path: Path) -> None
     assert users["text_cosine"]["test"]["ndcg@10"]["mean"] > users["popularity"]["test"]["ndcg@10"]["mean"]
     paper = studies["paper"]["datasets"]["planted-blocks"]["models"]
     assert set(paper) == {"mf", "mf+mlp", "mf+sse", "lightgcn", "lightgcn+mlp", "lightgcn+sse"}
+    assert "protocol" not in found
+    assert all(PROTOCOL not in study["protocol"] for study in studies.values())
     page = (folder / "report.html").read_text()
     assert page.count("<svg") == 8
     assert "<script" not in page

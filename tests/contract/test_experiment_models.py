@@ -5,8 +5,10 @@ from typing import Any, ClassVar
 
 import pytest
 
+from components.errors import ConfigError
+from components.experiment.config import BASELINES, Kind, ModelSpec
 from components.experiment.dataset import ExperimentData, read
-from components.experiment.models import KINDS
+from components.experiment.models import KINDS, check
 from components.experiment.planted import write_blocks
 from tests.behaviour.training import SMALL_RECIPE
 from tests.contract.model_contract import ModelContract
@@ -80,6 +82,43 @@ class TestEASEWithSideRepresentations(ModelContract):
 class TestIALSTowardsItsText(ModelContract):
     kind = "recipe"
     settings: ClassVar[dict[str, Any]] = {**SMALL_RECIPE, "recipe": {**SMALL_RECIPE["recipe"], "members": ["factors"]}}
+
+
+@pytest.mark.parametrize("suite", ModelContract.__subclasses__(), ids=lambda suite: suite.__name__)
+def test_settings_that_are_fitted_pass_the_check(suite: type[ModelContract]) -> None:
+    check(ModelSpec(name="mine", kind=suite.kind, settings=suite.settings))
+
+
+@pytest.mark.parametrize("spec", BASELINES.values(), ids=lambda spec: spec.name)
+def test_the_grids_of_all_baselines_pass_the_check(spec: ModelSpec) -> None:
+    check(spec)
+
+
+IALS = {"factors": 8, "alpha": 1.0, "regularization": 1}
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "grid", "said"),
+    [
+        ("ials", {"factor": 3}, {}, r"unknown setting 'mine\.settings\.factor'\. Did you mean 'factors'\?"),
+        ("ials", {"factors": 3}, {}, r"setting 'mine\.settings\.alpha' = .*: Field required\."),
+        ("ials", IALS, {"factors": (8, "many")}, r"'mine\.settings\.factors' = 'many': Input should be a valid integer"),
+        ("ials", IALS, {"seed": (1, 2)}, r"unknown setting 'mine\.settings\.seed'\."),
+        ("popularity", {"l2": 3.0}, {}, r"unknown setting 'mine\.settings\.l2'\."),
+        ("bm25", {"neighbors": 10, "b": 0.5}, {}, r"'mine\.settings\.neighbors'\. Did you mean 'neighbours'\?"),
+        ("ease", {"l2": "1e3"}, {}, r"'mine\.settings\.l2' = '1e3': Input should be a valid number"),
+        ("ease_text", {"l2": 3.0}, {}, r"mine\.settings\.text_weight' = .*: Field required"),
+        ("alpharec", {"temp": 0.1}, {}, r"'mine\.settings\.temp'\. Allowed: batch_size, .*temperature\."),
+        ("graph", {}, {"model.temperature": (0.1, -1.0)}, r"'model\.settings\.model\.temperature' = -1\.0"),
+        ("graph", {}, {"model.temperature": ()}, r"grid of model 'mine' has no value of 'model\.temperature'\. Give one or"),
+        ("ease", {}, {"l2": ()}, r"grid of model 'mine' has no value of 'l2'\. Give one or more, or leave it out\."),
+    ],
+)
+def test_what_a_fit_would_refuse_is_told_before_it(
+    kind: Kind, settings: dict[str, Any], grid: dict[str, tuple[Any, ...]], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        check(ModelSpec(name="mine", kind=kind, settings=settings, grid=grid))
 
 
 def test_no_kind_is_left_out() -> None:

@@ -1,6 +1,7 @@
 """Units of work, resuming, results and their keys, cold start, on a planted data set that takes seconds."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from markupsafe import escape
 
 from components.cllmr.linear.ensemble import Candidates, choose_weights
 from components.errors import ConfigError, DataError
@@ -26,7 +28,7 @@ from components.experiment.tables import grids, markdown
 from components.spectrum.decompose import spectrum
 
 SMALL = {"model.embedding_dim": 8, "model.num_negatives": 32, "max_epochs": 2, "batch_size": 512, "evaluate_every": 1}
-FACTS = {"protocol": run.PROTOCOL, "seeds": [1], "text_encoder": "e", "versions": {"numpy": "2"}, "hardware": {"cores": 2}}
+FACTS = {"seeds": [1], "text_encoder": "e", "versions": {"numpy": "2"}, "hardware": {"cores": 2}}
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +68,7 @@ def test_a_result_has_its_keys_and_its_figures_agree(source: Source, tmp_path: P
     assert [row[0] for row in grids(study)[0].rows] == ["CLLMR", "Popularity", "EASE", "Text cosine"]
     page = render([study], FACTS)
     assert page.count("<svg") == 1
+    assert page.count(str(escape(run.PROTOCOL))) == 1
     assert "http" not in page.replace("http-equiv", "")
     assert "| EASE |" in markdown([study])
 
@@ -297,7 +300,7 @@ def test_a_data_set_without_text_leaves_out_what_needs_it(tmp_path: Path) -> Non
         experiment(source, config, Runner(Results(tmp_path)))
     with pytest.raises(DataError, match=r"no variant of the study can be fitted on 'bare': the items have no text\."):
         run_suite("rank", Setup([source], config, Runner(Results(tmp_path))))
-    bare = ModelSpec(name="cllmr", kind="graph", settings={**SMALL, "model.side_encoder": "none"})
+    bare = ModelSpec(name="cllmr", kind="graph", settings={**SMALL, "model": {"side_encoder": "none"}})
     result = experiment(source, config.model_copy(update={"model": bare}), Runner(Results(tmp_path)))
     assert list(result["baselines"]) == ["ease"]
     assert result["skipped"] == dict.fromkeys(("text_cosine", "ease_text"), "the items have no text")
@@ -321,6 +324,73 @@ def test_models_by_name() -> None:
     assert (config.model.embedding_dim, config.max_epochs, config.seed, effect, spectrum_rank) == (12, 3, 7, "none", 12)
 
 
+def test_two_models_of_one_name_are_refused(source: Source, tmp_path: Path) -> None:
+    assert [spec.name for spec in small_config(rival="ease").rivals()] == ["popularity", "ease"]
+    mine = {"name": "ease", "kind": "ease", "settings": {"l2": 3.0}}
+    for twice in ({"baselines": ["ease", mine]}, {"model": mine, "baselines": ["ease"]}, {"model": mine, "rival": "ease"}):
+        with pytest.raises(ConfigError, match=r"two models are named 'ease'\. Give one of them another name, or leave it out"):
+            experiment(source, small_config(**{"baselines": [], **twice}), Runner(Results(tmp_path)))
+    setup = Setup([source], small_config(study={"ranks": [4, 4]}), Runner(Results(tmp_path)))
+    with pytest.raises(ConfigError, match="two models are named 'rank 4'"):
+        run_suite("rank", setup)
+
+
+def test_variants_of_a_study_differ_with_base_settings_as_a_tree_and_checking_them_changes_none(
+    source: Source, tmp_path: Path
+) -> None:
+    class Noted(Runner):
+        def run(self, units: Sequence[run.Unit]) -> list[Outcome]:
+            assert [unit.settings["spec"] for unit in units] == planned
+            raise KeyboardInterrupt
+
+    config = small_config(study={"base": {"model": {"num_negatives": 32}, "max_epochs": 2}})
+    setup = Setup([source], config, Noted(Results(tmp_path)))
+    assert setup.study.base == {"model.embedding_dim": 32, "model.num_negatives": 32, "max_epochs": 2}
+    changes: list[dict[str, Any]] = [{"model__side_encoder": "mlp"}, {"model__spectrum_noise": 0.0}, {"effect": "tnie"}, {}]
+    specs = [setup.graph(f"variant {number}", **change) for number, change in enumerate(changes)]
+    planned = [spec.identity() for spec in specs]
+    with pytest.raises(KeyboardInterrupt):
+        run.measure_models(source, specs, config, setup.runner)
+    found = [graph_settings(spec.settings, 0) for spec in specs]
+    assert [config.model.side_encoder for config, *_ in found] == ["mlp", "sse", "sse", "sse"]
+    assert [config.model.spectrum_noise == 0 for config, *_ in found] == [False, True, False, False]
+    assert [effect for _, effect, _ in found] == ["none", "none", "tnie", "none"]
+    assert {(config.model.embedding_dim, config.model.num_negatives, rank) for config, _, rank in found} == {(32, 32, 32)}
+
+
+def test_settings_as_a_tree_are_not_written_into_and_those_that_are_no_tree_are_told() -> None:
+    given = {"model": {"embedding_dim": 8}, "model.side_encoder": "mlp", "effect": "tnie"}
+    config, *_ = graph_settings(given, 0)
+    assert (config.model.embedding_dim, config.model.side_encoder) == (8, "mlp")
+    assert given["model"] == {"embedding_dim": 8}
+    with pytest.raises(ConfigError, match=r"'model.settings.model' = 3: Input should be a valid dictionary"):
+        graph_settings({"model": 3, "model.side_encoder": "mlp"}, 0)
+
+
+def test_the_bias_study_leaves_out_seeds_of_which_there_is_no_percentage_and_says_so(source: Source, tmp_path: Path) -> None:
+    class Told(Runner):
+        def run(self, units: Sequence[run.Unit]) -> list[Outcome]:
+            shares = dict.fromkeys(("lured_share", "exposure_clean", "exposure_inflated", "exposure_debiased"), 0.5)
+            change = {("inflated", 2023): 3.0}
+            return [
+                Outcome(
+                    {**shares, "removed_percent": None, "ndcg_change_percent": change.get((unit.settings["kind"], unit.seed))},
+                    {},
+                )
+                for unit in units
+            ]
+
+    config = small_config(study={"formulations": ["lift"], "propensity_strengths": [1.0]})
+    (found,) = run_suite("bias", Setup([source], config, Told(Results(tmp_path))))
+    inflated, generic = found.datasets["blocks"]["propensity"]
+    assert inflated["ndcg_change_percent"]["per_seed"] == [3.0]
+    assert generic["ndcg_change_percent"] is None
+    (table,) = grids(found)
+    assert [row[-2:] for row in table.rows] == [["nothing to remove", "3.0 %"], ["nothing to remove", "N@10 was 0"]]
+    assert "an N@10 of 0 before, are left out" in table.notes[0]
+    assert "N@10 was 0" in render([found], FACTS)
+
+
 def test_the_noise_study_analyses_its_grid(source: Source, tmp_path: Path) -> None:
     study = {"base": SMALL, "ranks": [4, 8], "noises": [0.0, 0.5]}
     config = small_config(study=study)
@@ -329,7 +399,12 @@ def test_the_noise_study_analyses_its_grid(source: Source, tmp_path: Path) -> No
     assert found.extra["anova"]["interaction"]["df"] == 1
     assert grids(found)[-1].notes == ["The error is between seeds: this speaks for blocks alone."]
     assert np.shape(found.extra["cells_percent"]) == (2, 2)
-    assert render([found], FACTS).count("<svg") == 1
+    page = render([found], FACTS)
+    assert page.count("<svg") == 1
+    assert str(escape(found.protocol)) in page
+    assert found.as_json()["protocol"] == found.protocol
+    assert "none is tuned" in page
+    assert "tuned on validation" not in page
     assert len(found.datasets["blocks"]["models"]) == 4
 
 
