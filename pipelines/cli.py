@@ -462,8 +462,8 @@ def submit(
     Credentials: a projected service-account token (cluster.token_file, KF_PIPELINES_SA_TOKEN_PATH), or a token in
     CLLMR_KFP_TOKEN, or a browser's cookies in CLLMR_KFP_COOKIES.
 
-    [dim]cllmr submit --host https://kfp.example.org/pipeline --storage s3://bucket/cllmr
-    cllmr submit --host https://kfp.example.org/pipeline -n team-a --wait --deadline 14400
+    [dim]cllmr submit --host https://kfp.example.org/pipeline --storage s3://bucket/cllmr --config mine.yaml
+    cllmr submit --host https://kfp.example.org/pipeline -n team-a --config mine.yaml --wait --deadline 14400
     cllmr submit --pipeline batch --set batch.k=50 --storage s3://bucket/cllmr[/dim]
     """
     from pipelines import cluster as clusters
@@ -510,7 +510,7 @@ def schedule(
 
     Says what should be: the same again changes nothing, other settings or other code replace the schedule of that name.
 
-    [dim]cllmr schedule --cron "0 3 * * *" --storage s3://bucket/cllmr
+    [dim]cllmr schedule --cron "0 3 * * *" --storage s3://bucket/cllmr --config mine.yaml
     cllmr schedule --pipeline batch --cron "0 6 * * *" --set batch.to_feast=true --storage s3://bucket/cllmr
     cllmr schedule --remove[/dim]
     """

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.cluster import pipeline_of
+from pipelines.cluster import parameters_of, pipeline_of
 from pipelines.config import load
 from tests.k8s.manifests import (
     K8S,
@@ -87,6 +87,7 @@ def test_a_pipeline_step_has_the_account_the_templates_and_all_the_secrets_of_a_
     objects, file = overlay(name), tmp_path / "settings.yaml"
     file.write_text(config_of(objects, "pipeline", "settings.yaml"), encoding="utf-8")
     settings = load("cluster", [file])
+    assert parameters_of(settings, pipeline_of(settings))["storage_root"].startswith("s3://")  # so it can be submitted
     platforms = pipeline_of(settings).platforms
     assert platforms is not None
     steps = platforms["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
