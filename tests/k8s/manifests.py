@@ -68,6 +68,19 @@ def overlay(name: str) -> list[Object]:
     return [*objects, *templates(objects)]
 
 
+def with_component(directory: Path, component: str) -> list[Object]:
+    """The base and the job templates with one component; kustomize takes relative paths only."""
+    target = directory / "top"
+    target.mkdir()
+    base = os.path.relpath(K8S, target.resolve())
+    own = [(K8S / "rayjobs" / f"{name}.yaml").read_text(encoding="utf-8") for name in ("train", "sideinfo")]
+    (target / "jobs.yaml").write_text("---\n".join(own))
+    components = ["gpu", "spot"] if component == "spot" else [component]  # it extends what the other has put there
+    parts = {"resources": [f"{base}/base", "jobs.yaml"], "components": [f"{base}/components/{one}" for one in components]}
+    (target / "kustomization.yaml").write_text(yaml.safe_dump(parts))
+    return load(build(target))
+
+
 def templates(objects: list[Object]) -> list[Object]:
     """The RayJobs in the ConfigMap that pipeline steps read."""
     return [load(text)[0] for text in named(objects, "ConfigMap", "cllmr-rayjobs")["data"].values()]

@@ -21,6 +21,7 @@ from tests.k8s.manifests import (
     pods,
     ray_cluster,
     title,
+    with_component,
 )
 from tests.k8s.references import dangling, known, of_objects, references, selected
 
@@ -266,6 +267,11 @@ def test_a_queue_that_would_not_admit_a_job_is_found(change: Callable[[list[Obje
     assert queue_problems(objects) == []
     change(objects)
     assert re.search(told, "\n".join(queue_problems(objects))), queue_problems(objects)
+
+
+def test_the_queue_admits_the_jobs_with_gpus_too(tmp_path: Path) -> None:
+    jobs = of_kind(with_component(tmp_path, "gpu"), "RayJob")
+    assert queue_problems([*of_kind(overlay("prod"), "ClusterQueue"), *jobs]) == []
 
 
 def test_the_quota_of_the_namespace_holds_serving_twice_and_both_jobs() -> None:
