@@ -105,6 +105,8 @@ BROKEN: list[tuple[str, Callable[[Pod], object], str]] = [
     (WORKER, lambda pod: first(pod)["volumeMounts"].append({"name": "n", "mountPath": "/n"}), "mounts n, which is no volume"),
     (WORKER, lambda pod: pod.spec["volumes"][0].update(emptyDir={}), "has no sizeLimit"),
     (WORKER, lambda pod: drop(pod.spec["volumes"][1]["emptyDir"], "medium"), "no memory volume at /dev/shm"),
+    (WORKER, lambda pod: drop(pod.ray_start, "object-store-memory"), "no object-store-memory"),
+    (WORKER, lambda pod: pod.spec["volumes"][1]["emptyDir"].update(sizeLimit="1Gi"), "is above the 1Gi of /dev/shm"),
     (WORKER, lambda pod: first(pod)["ports"].pop(), "no port metrics 8080"),
     (WORKER, lambda pod: first(pod).update(command=["ray", "start"]), "a command of its own"),
     (WORKER, lambda pod: pod.spec.update(tolerations=[{"key": "nvidia.com/gpu"}]), "asks for no GPU"),

@@ -19,6 +19,7 @@ from tests.k8s.manifests import (
     of_kind,
     overlay,
     pods,
+    quantity,
     ray_cluster,
     title,
     with_component,
@@ -205,14 +206,6 @@ def test_a_budget_that_does_not_work_is_found(change: Callable[[list[Object]], o
 
 
 # -- Kueue ------------------------------------------------------------------------------------------------------------------
-
-UNITS = {"m": 1e-3, "": 1, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
-
-
-def quantity(text: object) -> float:
-    found = re.fullmatch(r"([\d.]+)(m|[KMGT]i)?", str(text))
-    assert found, text
-    return float(found[1]) * UNITS[found[2] or ""]
 
 
 def queue_problems(objects: list[Object]) -> list[str]:
