@@ -422,10 +422,12 @@ def compile_(
 ) -> None:
     """Write the pipeline as a file that Kubeflow Pipelines runs, or that GitOps applies (--kubernetes).
 
+    The settings are its parameters' defaults; those that a cluster could not run with are named.
+
     [dim]cllmr compile --preset cluster --storage s3://bucket/cllmr --output retraining.yaml
     cllmr compile --preset cluster --kubernetes -n kubeflow --output objects.yaml && kubectl apply -f objects.yaml[/dim]
     """
-    from pipelines.cluster import source_revision, version_name
+    from pipelines.cluster import parameters_of, source_revision, version_name
     from pipelines.plan import compiled
 
     if not kubernetes and (namespace or revision):
@@ -438,6 +440,10 @@ def compile_(
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(text, encoding="utf-8")
     make_console().print(f"wrote {output}", soft_wrap=True)
+    try:
+        parameters_of(settings, pipeline)
+    except ConfigError as error:  # a default, which whoever starts a run may still replace
+        make_console(stderr=True).print(f"note: the defaults do for no cluster: {escape(str(error))}", soft_wrap=True)
 
 
 @command
