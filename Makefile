@@ -16,6 +16,7 @@ OUTPUT := build/retraining.yaml
 
 # Settings: make run PRESET=local ARGS="--set train.max_epochs=5"   make test ARGS="-k ingest"
 PRESET ?= smollm2
+COMPILE_PRESET ?= cluster
 ARGS ?=
 # Processes that share the tests, a file at a time (tests/scheduling.py).
 JOBS ?= 2
@@ -58,7 +59,7 @@ lint: $(VENV)/.installed-dev  ## style, formatting and types
 
 .PHONY: compile
 compile: $(VENV)/.installed  ## the pipeline as a file for a KFP cluster (build/retraining.yaml)
-	@$(BIN)/cllmr compile --preset $(PRESET) --output $(OUTPUT) $(ARGS)
+	@$(BIN)/cllmr compile --preset $(COMPILE_PRESET) --output $(OUTPUT) $(ARGS)
 
 .PHONY: manifests
 manifests: $(VENV)/.installed-dev  ## render what is derived of the Kubernetes manifests (k8s/), after a change of them

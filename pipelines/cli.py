@@ -422,10 +422,12 @@ def compile_(
 ) -> None:
     """Write the pipeline as a file that Kubeflow Pipelines runs, or that GitOps applies (--kubernetes).
 
+    The settings are its parameters' defaults; those that a cluster could not run with are named.
+
     [dim]cllmr compile --preset cluster --storage s3://bucket/cllmr --output retraining.yaml
     cllmr compile --preset cluster --kubernetes -n kubeflow --output objects.yaml && kubectl apply -f objects.yaml[/dim]
     """
-    from pipelines.cluster import source_revision, version_name
+    from pipelines.cluster import parameters_of, source_revision, version_name
     from pipelines.plan import compiled
 
     if not kubernetes and (namespace or revision):
@@ -438,6 +440,10 @@ def compile_(
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(text, encoding="utf-8")
     make_console().print(f"wrote {output}", soft_wrap=True)
+    try:
+        parameters_of(settings, pipeline)
+    except ConfigError as error:  # a default, which whoever starts a run may still replace
+        make_console(stderr=True).print(f"note: the defaults do for no cluster: {escape(str(error))}", soft_wrap=True)
 
 
 @command
@@ -462,8 +468,8 @@ def submit(
     Credentials: a projected service-account token (cluster.token_file, KF_PIPELINES_SA_TOKEN_PATH), or a token in
     CLLMR_KFP_TOKEN, or a browser's cookies in CLLMR_KFP_COOKIES.
 
-    [dim]cllmr submit --host https://kfp.example.org/pipeline --storage s3://bucket/cllmr
-    cllmr submit --host https://kfp.example.org/pipeline -n team-a --wait --deadline 14400
+    [dim]cllmr submit --host https://kfp.example.org/pipeline --storage s3://bucket/cllmr --config mine.yaml
+    cllmr submit --host https://kfp.example.org/pipeline -n team-a --config mine.yaml --wait --deadline 14400
     cllmr submit --pipeline batch --set batch.k=50 --storage s3://bucket/cllmr[/dim]
     """
     from pipelines import cluster as clusters
@@ -510,7 +516,7 @@ def schedule(
 
     Says what should be: the same again changes nothing, other settings or other code replace the schedule of that name.
 
-    [dim]cllmr schedule --cron "0 3 * * *" --storage s3://bucket/cllmr
+    [dim]cllmr schedule --cron "0 3 * * *" --storage s3://bucket/cllmr --config mine.yaml
     cllmr schedule --pipeline batch --cron "0 6 * * *" --set batch.to_feast=true --storage s3://bucket/cllmr
     cllmr schedule --remove[/dim]
     """

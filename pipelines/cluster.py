@@ -362,13 +362,19 @@ def pipeline_of(
 def parameters_of(settings: "PlatformConfig", pipeline: CompiledPipeline) -> dict[str, Any]:
     """A run's parameters; those of stages that were cut off are left out.
 
-    Raises ConfigError when the storage root is a directory that only this machine has.
+    Raises ConfigError when the storage root is a directory that only this machine has, or the data are the sample.
     """
     root = settings.storage_root
     if "://" not in root and not Path(root).is_absolute():
         raise ConfigError(
             f"storage root '{root}' is a directory of this machine, which the tasks of a cluster do not see.",
             "Give --storage s3://bucket/prefix, or the absolute path of a volume that all tasks mount.",
+        )
+    if "ingest" in pipeline.stages() and settings.ingest.source == "sample":
+        raise ConfigError(
+            "ingest.source 'sample' is a data set of a Python package that the images of a cluster do not have.",
+            "Give --set ingest.source=files --set ingest.interactions=s3://bucket/raw/interactions.csv, or a --config file "
+            "with them.",
         )
     from pipelines.config import BATCH
 

@@ -23,6 +23,7 @@ from pipelines.cli import app
 from pipelines.cluster import Cluster, Version
 from pipelines.cluster_config import ClusterConfig
 from pipelines.config import PlatformConfig, load
+from pipelines.names import PipelineName
 from pipelines.plan import NEVER_CACHED, CompiledPipeline, compile_pipeline
 from tests import crds
 from tests.kfp_server import KfpServer, kfp_server
@@ -30,6 +31,7 @@ from tests.servers import Page, serving
 
 REPOSITORY = Path(__file__).parents[2]
 ROOT = "s3://bucket/cllmr"
+DATA = ["ingest.source=files", "ingest.interactions=s3://bucket/raw/interactions.csv"]
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +48,7 @@ def server() -> Iterator[KfpServer]:
 
 @pytest.fixture(scope="module")
 def settings() -> PlatformConfig:
-    return load("cluster", overrides=[f"storage_root={ROOT}"])
+    return load("cluster", overrides=[f"storage_root={ROOT}", *DATA])
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +133,14 @@ def test_batch_scoring_is_never_cached_because_its_inputs_do_not_name_the_champi
 def test_a_directory_of_this_machine_is_refused_before_anything_is_asked(settings: PlatformConfig) -> None:
     with pytest.raises(ConfigError, match=r"storage root '\.cllmr' is a directory of this machine.*Give --storage s3://"):
         clusters.parameters_of(load("local"), clusters.pipeline_of(settings))
+
+
+def test_the_sample_which_is_in_no_image_is_refused_where_it_would_be_read(settings: PlatformConfig) -> None:
+    sample = load("cluster")
+    with pytest.raises(ConfigError, match=r"ingest\.source 'sample' is .* do not have\. Give --set ingest\.source=files"):
+        clusters.parameters_of(sample, clusters.pipeline_of(settings))
+    batch = clusters.pipeline_of(sample, name=PipelineName.BATCH)
+    assert "batch_config" in clusters.parameters_of(sample, batch)
 
 
 def test_a_version_is_named_after_its_revision_in_the_letters_kubernetes_allows(pipeline: CompiledPipeline) -> None:
@@ -451,7 +461,8 @@ def call(*arguments: str) -> Result:
     return CliRunner().invoke(app, list(arguments), env={"COLUMNS": "200"})
 
 
-QUICK = ["--set", "cluster.poll_s=0.05", "--storage", ROOT]
+OWN = [part for one in DATA for part in ("--set", one)]
+QUICK = ["--set", "cluster.poll_s=0.05", "--storage", ROOT, *OWN]
 
 
 def test_submit_prints_the_url_waits_and_ends_with_the_result(server: KfpServer, tmp_path: Path) -> None:
@@ -504,7 +515,7 @@ def test_runs_are_listed_newest_first_over_several_pages(
 
 
 def test_schedule_says_what_it_changed(server: KfpServer) -> None:
-    arguments = ["schedule", "--host", server.url, "--storage", ROOT, "--revision", "r1", "--cron"]
+    arguments = ["schedule", "--host", server.url, "--storage", ROOT, *OWN, "--revision", "r1", "--cron"]
     assert "schedule cllmr-retraining: created, '0 0 3 * * *' UTC, version r1-" in call(*arguments, "0 3 * * *").stdout
     assert "schedule cllmr-retraining: unchanged" in call(*arguments, "0 3 * * *").stdout
     assert "schedule cllmr-retraining: replaced" in call(*arguments, "0 4 * * *").stdout

@@ -2,11 +2,12 @@
 
 import copy
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ needs_kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kube
 
 RAY_KINDS = {"RayCluster": (), "RayService": ("rayClusterConfig",), "RayJob": ("rayClusterSpec",)}
 
+UNITS = {"m": 1e-3, "": 1, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+
 Object = dict[str, Any]
 
 
@@ -35,6 +38,8 @@ class Pod:
     spec: Object
     submits: bool = False
     """Whether it is a RayJob's submitter."""
+    ray_start: Object = field(default_factory=dict)
+    """What Ray is started with in it (rayStartParams)."""
 
     @property
     def containers(self) -> list[Object]:
@@ -66,6 +71,19 @@ def overlay(name: str) -> list[Object]:
     """The objects of one overlay, and the jobs that pipeline steps make from its templates."""
     objects = render(f"overlays/{name}")
     return [*objects, *templates(objects)]
+
+
+def with_component(directory: Path, component: str) -> list[Object]:
+    """The base and the job templates with one component; kustomize takes relative paths only."""
+    target = directory / "top"
+    target.mkdir()
+    base = os.path.relpath(K8S, target.resolve())
+    own = [(K8S / "rayjobs" / f"{name}.yaml").read_text(encoding="utf-8") for name in ("train", "sideinfo")]
+    (target / "jobs.yaml").write_text("---\n".join(own))
+    components = ["gpu", "spot"] if component == "spot" else [component]  # it extends what the other has put there
+    parts = {"resources": [f"{base}/base", "jobs.yaml"], "components": [f"{base}/components/{one}" for one in components]}
+    (target / "kustomization.yaml").write_text(yaml.safe_dump(parts))
+    return load(build(target))
 
 
 def templates(objects: list[Object]) -> list[Object]:
@@ -123,12 +141,12 @@ def _pod(owner: str, template: Object, **more: Any) -> Pod:
 def _ray_pods(item: Object) -> Iterator[Pod]:
     """As KubeRay 1.7 makes them: its labels, the autoscaler beside the head, the init container that waits for the head."""
     cluster, owner = ray_cluster(item), title(item)
-    head = cluster["headGroupSpec"]["template"]
+    head, start = cluster["headGroupSpec"]["template"], cluster["headGroupSpec"].get("rayStartParams", {})
     if cluster.get("enableInTreeAutoscaling"):
         _add_autoscaler(cluster, head)
-    yield _ray_pod(f"{owner} head", item, head, "head", "headgroup")
+    yield _ray_pod(f"{owner} head", item, head, "head", "headgroup", start)
     if "gcsFaultToleranceOptions" in cluster:
-        yield _ray_pod(f"{owner} redis-cleanup", item, _cleanup(head), "redis-cleanup", "headgroup")
+        yield _ray_pod(f"{owner} redis-cleanup", item, _cleanup(head), "redis-cleanup", "headgroup", start)
     for group in cluster.get("workerGroupSpecs", []):
         template = group["template"]
         ray = template["spec"]["containers"][0]
@@ -147,7 +165,8 @@ def _ray_pods(item: Object) -> Iterator[Pod]:
                 },
             }
         )
-        yield _ray_pod(f"{owner} worker {group['groupName']}", item, template, "worker", group["groupName"])
+        start = group.get("rayStartParams", {})
+        yield _ray_pod(f"{owner} worker {group['groupName']}", item, template, "worker", group["groupName"], start)
     if item["kind"] == "RayJob" and item["spec"].get("submissionMode", "K8sJobMode") == "K8sJobMode":
         default = {"metadata": {}, "spec": {"containers": [{"name": "ray-job-submitter", "image": "", "resources": {}}]}}
         yield _pod(f"{owner} submitter", item["spec"].get("submitterPodTemplate", default), submits=True)
@@ -182,7 +201,7 @@ def _add_autoscaler(cluster: Object, head: Object) -> None:
     )
 
 
-def _ray_pod(owner: str, item: Object, template: Object, node_type: str, group: str) -> Pod:
+def _ray_pod(owner: str, item: Object, template: Object, node_type: str, group: str, start: Object) -> Pod:
     labels = {
         "ray.io/is-ray-node": "yes",
         "ray.io/cluster": f"{item['metadata']['name']}-x7k2p",
@@ -192,7 +211,7 @@ def _ray_pod(owner: str, item: Object, template: Object, node_type: str, group: 
     if item["kind"] == "RayService" and not (node_type == "head" and item["spec"].get("excludeHeadPodFromServeSvc")):
         labels["ray.io/serve"] = "true"
     pod = _pod(owner, template)
-    return Pod(pod.owner, {**pod.labels, **labels}, pod.spec)
+    return Pod(pod.owner, {**pod.labels, **labels}, pod.spec, ray_start=start)
 
 
 def services(objects: list[Object]) -> set[str]:
@@ -209,6 +228,13 @@ def declared_secrets() -> dict[str, Object]:
     """The Secrets that somebody has to make, by name, with their keys."""
     documents = load((K8S / "secrets.example.yaml").read_text(encoding="utf-8"))
     return {item["metadata"]["name"]: item["stringData"] for item in documents}
+
+
+def quantity(text: object) -> float:
+    """A Kubernetes quantity as a number: 500m, 8Gi."""
+    found = re.fullmatch(r"([\d.]+)(m|[KMGT]i)?", str(text))
+    assert found, text
+    return float(found[1]) * UNITS[found[2] or ""]
 
 
 def config_of(objects: list[Object], name: str, key: str) -> str:

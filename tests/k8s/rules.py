@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from packaging.version import InvalidVersion, Version
 
-from tests.k8s.manifests import RAY_KINDS, Object, Pod, ray_cluster
+from tests.k8s.manifests import RAY_KINDS, Object, Pod, quantity, ray_cluster
 
 DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 NAME_LENGTH = {"RayCluster": 53, "RayService": 47, "RayJob": 47, "RayCronJob": 36}
@@ -346,7 +346,7 @@ def digest_problems(pod: Pod) -> list[str]:
 
 
 def ray_pod_problems(pod: Pod) -> list[str]:
-    """What Ray's own containers need: shared memory, named metrics ports, a head that runs no tasks."""
+    """What Ray's own containers need: shared memory that holds the object store, named metrics ports, no command."""
     found = []
     ray = pod.spec["containers"][0]
     mounts = {mount["mountPath"]: mount["name"] for mount in ray.get("volumeMounts", [])}
@@ -354,6 +354,10 @@ def ray_pod_problems(pod: Pod) -> list[str]:
     shm = volumes.get(mounts.get("/dev/shm", ""), {}).get("emptyDir", {})
     if shm.get("medium") != "Memory":
         found.append("no memory volume at /dev/shm: the object store would fall back to the disk")
+    elif (store := int(pod.ray_start.get("object-store-memory", 0))) == 0:
+        found.append("no object-store-memory: Ray takes 30 % of the memory, whatever /dev/shm holds")
+    elif store > quantity(shm["sizeLimit"]):
+        found.append(f"object-store-memory {store} is above the {shm['sizeLimit']} of /dev/shm: it would lie on the disk")
     ports = {port["name"]: port["containerPort"] for port in ray.get("ports", [])}
     wanted = {"metrics": 8080}
     if pod.labels["ray.io/node-type"] == "head":

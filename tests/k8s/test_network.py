@@ -30,6 +30,7 @@ def own_pods(objects: list[Object]) -> dict[str, End]:
 
 OTHERS = {
     "pipeline step": End("pipeline step", labels={"workflows.argoproj.io/workflow": "retraining-x"}),
+    "weights": End("weights", labels={"app.kubernetes.io/instance": "weights"}),
     "stranger": End("stranger", labels={"app": "anything"}),
     "stranger elsewhere": End("stranger elsewhere", namespace="default"),
     "dns": End("dns", "kube-system", {"k8s-app": "kube-dns"}),
@@ -136,6 +137,7 @@ FLOWS = [
     (CLEAN, FEATURES, 6379),
     (CLEAN, MLFLOW, 5000),
     (CLEAN, "object store", 443),
+    ("weights", "object store", 443),
 ]
 
 CLOSED = [
@@ -166,6 +168,8 @@ CLOSED = [
     (FEATURES, "object store", 443),
     (POSTGRES, "object store", 443),
     ("stranger", "object store", 443),
+    ("weights", MLFLOW, 5000),
+    ("weights", "api server", 443),
     ("stranger elsewhere", "stranger", 80),
     (WORKER, "kubelet's neighbour", 10250),
     ("prometheus", POSTGRES, 5432),

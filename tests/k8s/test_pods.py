@@ -3,10 +3,11 @@
 import copy
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from tests.k8s.manifests import OVERLAYS, Object, Pod, needs_kubectl, of_kind, overlay, pods, pods_of
+from tests.k8s.manifests import OVERLAYS, Object, Pod, needs_kubectl, of_kind, overlay, pods, pods_of, with_component
 from tests.k8s.rules import (
     digest_problems,
     gpu_problems,
@@ -104,18 +105,14 @@ BROKEN: list[tuple[str, Callable[[Pod], object], str]] = [
     (WORKER, lambda pod: first(pod)["volumeMounts"].append({"name": "n", "mountPath": "/n"}), "mounts n, which is no volume"),
     (WORKER, lambda pod: pod.spec["volumes"][0].update(emptyDir={}), "has no sizeLimit"),
     (WORKER, lambda pod: drop(pod.spec["volumes"][1]["emptyDir"], "medium"), "no memory volume at /dev/shm"),
+    (WORKER, lambda pod: drop(pod.ray_start, "object-store-memory"), "no object-store-memory"),
+    (WORKER, lambda pod: pod.spec["volumes"][1]["emptyDir"].update(sizeLimit="1Gi"), "is above the 1Gi of /dev/shm"),
     (WORKER, lambda pod: first(pod)["ports"].pop(), "no port metrics 8080"),
     (WORKER, lambda pod: first(pod).update(command=["ray", "start"]), "a command of its own"),
     (WORKER, lambda pod: pod.spec.update(tolerations=[{"key": "nvidia.com/gpu"}]), "asks for no GPU"),
     (HEAD, lambda pod: drop(pod.spec["containers"][1], "securityContext"), "container autoscaler: allowPrivilegeEscalation"),
     (HEAD, lambda pod: pod.spec.update(serviceAccountName="serving"), "serviceAccountName on an autoscaling head"),
     (HEAD, lambda pod: first(pod)["ports"].pop(), "no port dash-metrics 44227"),
-    ("RayJob/train worker workers", lambda pod: drop(pod.spec, "tolerations"), "does not tolerate"),
-    (
-        "RayJob/train worker workers",
-        lambda pod: first(pod)["resources"]["requests"].pop("nvidia.com/gpu"),
-        "nvidia.com/gpu differs between requests and limits",
-    ),
     (
         "RayJob/train submitter",
         lambda pod: drop(first(pod), "securityContext"),
@@ -148,11 +145,22 @@ def test_serving_goes_before_training_and_training_before_batch() -> None:
     assert priority["RayService/serving worker replicas"] > priority["RayJob/train head"] > priority["RayJob/sideinfo head"]
 
 
-def test_only_workers_of_jobs_ask_for_a_gpu() -> None:
-    asking = {
-        pod.owner
-        for pod in pods(overlay("prod"))
+def asking_for_a_gpu(objects: list[Object]) -> dict[str, Pod]:
+    return {
+        pod.owner: pod
+        for pod in pods(objects)
         for container in pod.containers
         if "nvidia.com/gpu" in container["resources"].get("requests", {})
     }
-    assert asking == {"RayJob/train worker workers", "RayJob/sideinfo worker workers"}
+
+
+def test_without_the_component_no_pod_waits_for_a_gpu_and_with_it_the_jobs_workers_do(tmp_path: Path) -> None:
+    assert asking_for_a_gpu(overlay("prod")) == {}
+    asking = asking_for_a_gpu(with_component(tmp_path, "gpu"))
+    assert set(asking) == {"RayJob/train worker workers", "RayJob/sideinfo worker workers"}
+    for pod in asking.values():
+        assert gpu_problems(pod) == []
+        first(pod)["resources"]["requests"].pop("nvidia.com/gpu")
+        assert "container ray-worker: nvidia.com/gpu differs between requests and limits" in pod_problems(pod)
+        drop(pod.spec, "tolerations")
+        assert gpu_problems(pod) == ["asks for a GPU and does not tolerate its nodes' taint"]

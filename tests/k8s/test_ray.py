@@ -190,6 +190,14 @@ def test_what_is_served_is_what_the_serve_stage_writes_for_the_preset_cluster(na
     assert document == serve_document(settings.serve, champion, args.features, *registry)
 
 
+def test_settings_of_replicas_that_a_runbook_names_are_some() -> None:
+    text = "".join(file.read_text(encoding="utf-8") for file in K8S.glob("runbooks/*.md"))
+    told = re.findall(r"`(gateway|scorer|scoring)\.(\w+)", text)
+    assert told
+    for part, field in told:
+        assert hasattr(getattr(AppArgs(storage_root="", train="", model_version=""), part), field), f"{part}.{field}"
+
+
 def test_replicas_fit_on_the_workers_that_are_always_there() -> None:
     item = named(overlay("prod"), "RayService", "serving")
     args = AppArgs.model_validate(yaml.safe_load(item["spec"]["serveConfigV2"])["applications"][0]["args"])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.cluster import pipeline_of
+from pipelines.cluster import parameters_of, pipeline_of
 from pipelines.config import load
 from tests.k8s.manifests import (
     K8S,
@@ -19,8 +19,10 @@ from tests.k8s.manifests import (
     of_kind,
     overlay,
     pods,
+    quantity,
     ray_cluster,
     title,
+    with_component,
 )
 from tests.k8s.references import dangling, known, of_objects, references, selected
 
@@ -87,6 +89,7 @@ def test_a_pipeline_step_has_the_account_the_templates_and_all_the_secrets_of_a_
     objects, file = overlay(name), tmp_path / "settings.yaml"
     file.write_text(config_of(objects, "pipeline", "settings.yaml"), encoding="utf-8")
     settings = load("cluster", [file])
+    assert parameters_of(settings, pipeline_of(settings))["storage_root"].startswith("s3://")  # so it can be submitted
     platforms = pipeline_of(settings).platforms
     assert platforms is not None
     steps = platforms["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
@@ -204,14 +207,6 @@ def test_a_budget_that_does_not_work_is_found(change: Callable[[list[Object]], o
 
 # -- Kueue ------------------------------------------------------------------------------------------------------------------
 
-UNITS = {"m": 1e-3, "": 1, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
-
-
-def quantity(text: object) -> float:
-    found = re.fullmatch(r"([\d.]+)(m|[KMGT]i)?", str(text))
-    assert found, text
-    return float(found[1]) * UNITS[found[2] or ""]
-
 
 def queue_problems(objects: list[Object]) -> list[str]:
     """Jobs that the queue could never admit, and pods that would be put on the wrong nodes."""
@@ -265,6 +260,11 @@ def test_a_queue_that_would_not_admit_a_job_is_found(change: Callable[[list[Obje
     assert queue_problems(objects) == []
     change(objects)
     assert re.search(told, "\n".join(queue_problems(objects))), queue_problems(objects)
+
+
+def test_the_queue_admits_the_jobs_with_gpus_too(tmp_path: Path) -> None:
+    jobs = of_kind(with_component(tmp_path, "gpu"), "RayJob")
+    assert queue_problems([*of_kind(overlay("prod"), "ClusterQueue"), *jobs]) == []
 
 
 def test_the_quota_of_the_namespace_holds_serving_twice_and_both_jobs() -> None:

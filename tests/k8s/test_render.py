@@ -4,7 +4,6 @@ After a change that is meant: python -m tests.k8s.test_render (writes the golden
 """
 
 import copy
-import os
 import re
 from collections.abc import Iterable, Mapping
 from itertools import product
@@ -25,7 +24,6 @@ from tests.k8s.manifests import (
     build,
     crd_directory,
     declared_secrets,
-    load,
     named,
     needs_kubectl,
     of_kind,
@@ -34,6 +32,7 @@ from tests.k8s.manifests import (
     ray_cluster,
     render,
     title,
+    with_component,
 )
 
 pytestmark = needs_kubectl
@@ -63,19 +62,6 @@ def test_an_overlay_is_its_golden_file(name: str) -> None:
 def test_a_component_renders_alone_on_the_base(tmp_path: Path, component: str) -> None:
     top = with_component(tmp_path, component)
     assert len(yaml.safe_dump_all(top)) > len(yaml.safe_dump_all(render("base")))
-
-
-def with_component(directory: Path, component: str) -> list[Object]:
-    """The base and the job templates with one component; kustomize takes relative paths only."""
-    target = directory / "top"
-    target.mkdir()
-    base = os.path.relpath(K8S, target.resolve())
-    own = [(K8S / "rayjobs" / f"{name}.yaml").read_text(encoding="utf-8") for name in ("train", "sideinfo")]
-    (target / "jobs.yaml").write_text("---\n".join(own))
-    components = ["gpu", "spot"] if component == "spot" else [component]  # it extends what the other has put there
-    parts = {"resources": [f"{base}/base", "jobs.yaml"], "components": [f"{base}/components/{one}" for one in components]}
-    (target / "kustomization.yaml").write_text(yaml.safe_dump(parts))
-    return load(build(target))
 
 
 def test_mtls_reaches_every_ray_cluster(tmp_path: Path) -> None:

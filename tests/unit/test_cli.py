@@ -142,6 +142,16 @@ def test_compile_writes_the_pipeline_that_kfp_reads(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert components.load_component_from_file(str(output)).name == "cllmr-retraining"
     assert "s3://bucket/cllmr" in output.read_text()
+    assert "note: the defaults do for no cluster: ingest.source 'sample' is a data set" in result.stderr
+
+
+def test_compile_tells_which_defaults_no_cluster_could_run_with(tmp_path: Path) -> None:
+    output = ["--output", str(tmp_path / "retraining.yaml")]
+    result = call("compile", "--preset", "local", *output)
+    assert (result.exit_code, result.stderr.count("\n")) == (0, 1)
+    assert "note: the defaults do for no cluster: storage root '.cllmr' is a directory of this machine" in result.stderr
+    own = [part for one in ("source=files", "interactions=s3://b/i.csv") for part in ("--set", f"ingest.{one}")]
+    assert call("compile", "--preset", "cluster", *own, *output).stderr == ""
 
 
 def test_compile_names_a_file_that_cannot_be_written(tmp_path: Path) -> None:
