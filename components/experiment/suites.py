@@ -389,7 +389,7 @@ def _bias(setup: Setup) -> Study:
         rows = []
         for kind, strength, formulation in conditions:
             facts = [next(outcomes).facts for _ in seeds]
-            known = {
+            percents = {
                 name: [one[name] for one in facts if one[name] is not None]
                 for name in ("removed_percent", "ndcg_change_percent")
             }
@@ -398,7 +398,7 @@ def _bias(setup: Setup) -> Study:
                     "kind": kind,
                     "strength": strength,
                     "formulation": formulation,
-                    **{name: statistics.spread(values) if values else None for name, values in known.items()},
+                    **{name: statistics.spread(values) if values else None for name, values in percents.items()},
                     **{
                         name: statistics.spread([one[name] for one in facts])
                         for name in ("lured_share", "exposure_clean", "exposure_inflated", "exposure_debiased")
