@@ -96,6 +96,7 @@ class Answered(NamedTuple, Generic[_T]):
     answer: _T
     model_version: str
     feature_set: FeatureSet | None
+    """Of the model that answers where no challenger is tried: histories are looked up for all users alike."""
     live_version: str
     """Of the model that answers where no challenger is tried; it tells what is popular."""
 
@@ -338,7 +339,8 @@ class ScorerReplica:
         return sent
 
     def _answered(self, answer: _T, model: Live) -> Answered[_T]:
-        return Answered(answer, model.target.model_version, model.feature_set, self._follower.live.target.model_version)
+        live = self._follower.live
+        return Answered(answer, model.target.model_version, live.feature_set, live.target.model_version)
 
     def _model_of(self, user_id: str) -> Live:
         """What answers one user."""

@@ -1,18 +1,20 @@
-"""A scorer replica, without Ray: what new items cost others, and texts that are damaged."""
+"""A scorer replica, without Ray: what new items cost others, texts that are damaged, and a challenger on trial."""
 
 import asyncio
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from components.cllmr.linear import kernel
 from components.cllmr.linear.kernel import NewItems
-from serving.deployments import ScorerReplica
-from serving.lifecycle import Target
+from serving.deployments import Answered, ScorerReplica
+from serving.feature_set import FeatureSet
+from serving.lifecycle import Target, load
 from serving.recommender import Recommender
-from serving.schemas import ItemsRequest, ItemsResponse, NewItem
+from serving.schemas import ExplainRequest, ItemsRequest, ItemsResponse, NewItem, ScoreRequest
 from tests.bundles import write_bundle, write_text
 
 REQUEST = ItemsRequest(items=[NewItem(item_id="new", text="A film.")], users=["bob"])
@@ -79,3 +81,25 @@ def test_similarities_are_held_a_block_at_a_time(monkeypatch: pytest.MonkeyPatch
     assert blocks is not None
     assert whole[1] is not None
     np.testing.assert_allclose(blocks.scores, whole[1].scores, rtol=1e-5)
+
+
+# -- a challenger on trial ------------------------------------------------------------------------------------------------
+
+
+def tried(tmp_path: Path, **trial: Any) -> ScorerReplica:
+    """A replica whose champion is "7", with a challenger "8" that was trained on other features and debiases more."""
+    replica = scorer_of(write_bundle(tmp_path / "champion", header={"feature_fingerprint": "of 7"}))
+    bundle = write_bundle(tmp_path / "challenger", header={"feature_fingerprint": "of 8", "debias_strength": 0.9})
+    replica.reconfigure(trial)
+    replica._follower.challenger = load(Target("8", "8" * 16, "/store", str(bundle)))
+    return replica
+
+
+def test_what_a_challenger_scores_and_explains_leaves_the_champions_features_for_all(tmp_path: Path) -> None:
+    replica = tried(tmp_path, mode="canary", share=1.0)
+    for asking in (
+        replica.score(ScoreRequest(user_id="ann", item_ids=["i0"])),
+        replica.explain(ExplainRequest(user_id="ann", item_id="i1"), []),
+    ):
+        told: Answered[Any] = asyncio.run(asking)
+        assert (told.model_version, told.live_version, told.feature_set) == ("8", "7", FeatureSet("/store", "of 7"))
