@@ -303,10 +303,19 @@ class ScorerReplica:
         return await self._together.ask(Question(request, histories, profiles))
 
     async def _answers(self, asked: list[Question]) -> list[Answered[RecommendResponse]]:
-        """Answers to several requests, scored together; users of the share that a challenger is tried on are answered by it."""
+        """Answers to several requests, scored together; users of the share that a challenger is tried on are answered by it,
+        but by the champion where the challenger's items do not have what a request filters by."""
         self._metrics.batch_size.observe(len(asked))
         live, challenger, trial = self._follower.live, self._follower.challenger, self._trial
         split = [parts(trial, live, challenger, question.request.users) for question in asked]
+        unfit = [
+            number
+            for number, found in enumerate(split)
+            for by, _ in found
+            if by is challenger and not by.recommender.filters.know(asked[number].request.filters)
+        ]
+        for number in unfit:
+            split[number] = parts(trial, live, None, asked[number].request.users)
         answers: list[list[tuple[list[int], RecommendResponse]]] = [[] for _ in asked]
         given: list[tuple[Live, list[RecommendResponse]]] = []
         for model in (live, challenger):
@@ -327,6 +336,9 @@ class ScorerReplica:
         told = [joined(one) for one in answers]
         sent = [Answered(answer, answer.model_version, live.feature_set, live.target.model_version) for answer in told]
         # from here on nothing fails for a request: a batch that did is answered again, and must not be counted twice
+        if challenger is not None:
+            for _ in unfit:
+                self._metrics.left_out(challenger.target.model_version)
         if challenger is not None and trial.mode == "shadow":
             for question, answer in zip(asked, told, strict=True):
                 asking = enumerate(question.request.users)

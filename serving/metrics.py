@@ -180,7 +180,8 @@ class ScorerMetrics:
         )
         self.shadow_left_out = Counter(
             "cllmr_shadow_left_out",
-            description="Requests whose rankings were not compared, as too many waited.",
+            description="Requests that a challenger on trial had no part in: too many comparisons waited, or its items do not "
+            "have what was filtered by.",
             tag_keys=_labels("model_version"),
         )
         self.overlap = LastingGauge(

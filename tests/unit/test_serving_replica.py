@@ -14,8 +14,16 @@ from serving.deployments import Answered, ScorerReplica
 from serving.feature_set import FeatureSet
 from serving.lifecycle import Target, load
 from serving.recommender import Recommender
-from serving.schemas import ExplainRequest, ItemsRequest, ItemsResponse, NewItem, ScoreRequest
-from tests.bundles import write_bundle, write_text
+from serving.schemas import (
+    ExplainRequest,
+    ItemsRequest,
+    ItemsResponse,
+    NewItem,
+    RecommendRequest,
+    RecommendResponse,
+    ScoreRequest,
+)
+from tests.bundles import write_bundle, write_item_columns, write_text
 
 REQUEST = ItemsRequest(items=[NewItem(item_id="new", text="A film.")], users=["bob"])
 TEXT = np.array([[1, 0.1], [0, 1], [1, -0.1], [0.1, 1]], dtype=np.float32)
@@ -88,7 +96,9 @@ def test_similarities_are_held_a_block_at_a_time(monkeypatch: pytest.MonkeyPatch
 
 def tried(tmp_path: Path, **trial: Any) -> ScorerReplica:
     """A replica whose champion is "7", with a challenger "8" that was trained on other features and debiases more."""
-    replica = scorer_of(write_bundle(tmp_path / "champion", header={"feature_fingerprint": "of 7"}))
+    champion = write_bundle(tmp_path / "champion", header={"feature_fingerprint": "of 7"})
+    write_item_columns(champion, genres=["Horror", "Comedy", "Romance", "Romance"])  # the challenger has none
+    replica = scorer_of(champion)
     bundle = write_bundle(tmp_path / "challenger", header={"feature_fingerprint": "of 8", "debias_strength": 0.9})
     replica.reconfigure(trial)
     replica._follower.challenger = load(Target("8", "8" * 16, "/store", str(bundle)))
@@ -103,3 +113,22 @@ def test_what_a_challenger_scores_and_explains_leaves_the_champions_features_for
     ):
         told: Answered[Any] = asyncio.run(asking)
         assert (told.model_version, told.live_version, told.feature_set) == ("8", "7", FeatureSet("/store", "of 7"))
+
+
+def test_what_a_challenger_cannot_filter_by_is_answered_by_the_champion_and_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica, left_out = tried(tmp_path, mode="canary", share=0.5), []
+    monkeypatch.setattr(replica._metrics, "left_out", left_out.append)
+    users = [f"u{number}" for number in range(20)]
+
+    async def ask(**filters: list[str]) -> list[RecommendResponse]:
+        asked = [RecommendRequest(users=users, k=2, filters=filters), RecommendRequest(users=users, k=2)]
+        together = await asyncio.gather(*(replica.recommend_here(request, [[]] * len(users)) for request in asked))
+        return [told.answer for told in together]
+
+    filtered, plain = asyncio.run(ask(genres=["Romance"]))
+    assert {result.model_version for result in filtered.results} == {"7"}
+    assert [item.item_id for item in filtered.results[0].items] == ["i2", "i3"]
+    assert {result.model_version for result in plain.results} == {"7", "8"}  # another request of the same batch
+    assert left_out == ["8"]
