@@ -323,10 +323,9 @@ class ScorerReplica:
             if model is None or not mine:
                 continue
             questions = [part(asked[number], places) for number, places in mine]
-            users = sum(len(question.request.users) for question in questions)
             self._metrics.profiles_refused(sum(map(model.recommender.refused, questions)), model.target.model_version)
             with self._metrics.timed("model"):
-                if users * model.recommender.scorer.products_per_user <= PRODUCTS_AT_ONCE:
+                if sum(map(model.recommender.products, questions)) <= PRODUCTS_AT_ONCE:
                     found = model.recommender.recommend_all(questions)
                 else:
                     found = await asyncio.to_thread(model.recommender.recommend_all, questions)

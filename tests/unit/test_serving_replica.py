@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import pytest
 
 from components.cllmr.linear import kernel
 from components.cllmr.linear.kernel import NewItems
+from serving import deployments
 from serving.deployments import Answered, ScorerReplica
 from serving.feature_set import FeatureSet
 from serving.lifecycle import Target, load
-from serving.recommender import Recommender
+from serving.recommender import Question, Recommender
 from serving.schemas import (
     ExplainRequest,
     ItemsRequest,
@@ -69,6 +71,25 @@ def test_new_items_hold_up_nobody_else_and_are_scored_one_request_at_a_time(
 
     asyncio.run(ask())
     assert at_once == ["begun", "done"] * 3
+
+
+def test_a_comparison_counts_for_more_of_what_is_done_where_requests_come_in(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica, threads = scorer_of(bundle), []
+    real = Recommender.recommend_all
+
+    def recommend_all(self: Recommender, asked: Sequence[Question]) -> list[RecommendResponse]:
+        threads.append(threading.current_thread())
+        return real(self, asked)
+
+    monkeypatch.setattr(Recommender, "recommend_all", recommend_all)
+    users = ["ann", "bob", "cat"]
+    limit = len(users) * replica._follower.live.recommender.scorer.products_per_user
+    monkeypatch.setattr(deployments, "PRODUCTS_AT_ONCE", limit)
+    for compare in (False, True):
+        asyncio.run(replica.recommend_here(RecommendRequest(users=users, k=2, compare=compare), [[]] * len(users)))
+    assert [thread is threading.current_thread() for thread in threads] == [True, False]
 
 
 def test_texts_that_are_damaged_are_told_as_texts_that_are_not_there(bundle: Path) -> None:
