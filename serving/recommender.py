@@ -179,6 +179,7 @@ class Recommender:
             yield UserRecommendations(
                 user_id=task.user_id,
                 model_version=self.model_version,
+                debias=task.strength,
                 cold=task.query.user == UNKNOWN,
                 method=task.rung.method,
                 reason=task.reason,

@@ -62,7 +62,7 @@ def part(question: Question, places: Sequence[int]) -> Question:
 
 
 def joined(answers: Sequence[tuple[Sequence[int], RecommendResponse]]) -> RecommendResponse:
-    """Answers to the parts of a request as one, named after the first."""
+    """Answers to the parts of a request as one, whose version and debias strength are the first's."""
     if len(answers) == 1:
         return answers[0][1]
     results: dict[int, UserRecommendations] = {}

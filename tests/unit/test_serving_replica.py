@@ -153,3 +153,13 @@ def test_what_a_challenger_cannot_filter_by_is_answered_by_the_champion_and_coun
     assert [item.item_id for item in filtered.results[0].items] == ["i2", "i3"]
     assert {result.model_version for result in plain.results} == {"7", "8"}  # another request of the same batch
     assert left_out == ["8"]
+
+
+def test_every_user_is_told_the_strength_of_his_own_model(tmp_path: Path) -> None:
+    replica = tried(tmp_path, mode="canary", share=0.5)
+    users = [f"u{number}" for number in range(20)]
+    for asked, expected in ((None, {("7", 0.5), ("8", 0.9)}), (0.3, {("7", 0.3), ("8", 0.3)})):
+        request = RecommendRequest(users=users, k=2, debias=asked)
+        told = asyncio.run(replica.recommend_here(request, [[]] * len(users))).answer
+        assert {(result.model_version, result.debias) for result in told.results} == expected
+        assert (told.model_version, told.debias) == ("7", asked or 0.5)

@@ -103,7 +103,9 @@ def test_every_user_is_answered_by_his_own_model_in_the_order_asked(bundles: lis
 
 def ranking(*items: tuple[str, float]) -> UserRecommendations:
     ranked = [RankedItem(rank=at, item_id=item, title="", score=score) for at, (item, score) in enumerate(items, start=1)]
-    return UserRecommendations(user_id="u", model_version="1", cold=False, method="personalised", reason=None, items=ranked)
+    return UserRecommendations(
+        user_id="u", model_version="1", debias=0.5, cold=False, method="personalised", reason=None, items=ranked
+    )
 
 
 def test_two_rankings_differ_by_what_only_one_names_and_by_the_scores_of_what_both_name() -> None:
