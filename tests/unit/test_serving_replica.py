@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from serving.lifecycle import Target, load
 from serving.recommender import Question, Recommender
 from serving.schemas import (
     ExplainRequest,
+    Filter,
     ItemsRequest,
     ItemsResponse,
     NewItem,
@@ -76,7 +77,8 @@ def test_new_items_hold_up_nobody_else_and_are_scored_one_request_at_a_time(
 def test_a_comparison_counts_for_more_of_what_is_done_where_requests_come_in(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    replica, threads = scorer_of(bundle), []
+    replica = scorer_of(bundle)
+    threads: list[threading.Thread] = []
     real = Recommender.recommend_all
 
     def recommend_all(self: Recommender, asked: Sequence[Question]) -> list[RecommendResponse]:
@@ -128,27 +130,28 @@ def tried(tmp_path: Path, **trial: Any) -> ScorerReplica:
 
 def test_what_a_challenger_scores_and_explains_leaves_the_champions_features_for_all(tmp_path: Path) -> None:
     replica = tried(tmp_path, mode="canary", share=1.0)
-    for asking in (
+    asked: list[Coroutine[Any, Any, Answered[Any]]] = [
         replica.score(ScoreRequest(user_id="ann", item_ids=["i0"])),
         replica.explain(ExplainRequest(user_id="ann", item_id="i1"), []),
-    ):
-        told: Answered[Any] = asyncio.run(asking)
+    ]
+    for told in map(asyncio.run, asked):
         assert (told.model_version, told.live_version, told.feature_set) == ("8", "7", FeatureSet("/store", "of 7"))
 
 
 def test_what_a_challenger_cannot_filter_by_is_answered_by_the_champion_and_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    replica, left_out = tried(tmp_path, mode="canary", share=0.5), []
+    replica = tried(tmp_path, mode="canary", share=0.5)
+    left_out: list[str] = []
     monkeypatch.setattr(replica._metrics, "left_out", left_out.append)
     users = [f"u{number}" for number in range(20)]
 
-    async def ask(**filters: list[str]) -> list[RecommendResponse]:
+    async def ask(filters: dict[str, Filter]) -> list[RecommendResponse]:
         asked = [RecommendRequest(users=users, k=2, filters=filters), RecommendRequest(users=users, k=2)]
         together = await asyncio.gather(*(replica.recommend_here(request, [[]] * len(users)) for request in asked))
         return [told.answer for told in together]
 
-    filtered, plain = asyncio.run(ask(genres=["Romance"]))
+    filtered, plain = asyncio.run(ask({"genres": ["Romance"]}))
     assert {result.model_version for result in filtered.results} == {"7"}
     assert [item.item_id for item in filtered.results[0].items] == ["i2", "i3"]
     assert {result.model_version for result in plain.results} == {"7", "8"}  # another request of the same batch
