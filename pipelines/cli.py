@@ -663,8 +663,8 @@ def recommend(
         answer = ranked.model_copy(update={"results": found.said_of(ranked.results)}).model_dump(mode="json")
     out = make_console()
     for result in answer["results"]:
-        out.print(f"[bold]user {escape(result['user_id'])}[/bold], model {escape(answer['model_version'])}")
-        out.print(side_by_side(result, answer["debias"]) if compare else ranking_table(result))
+        out.print(f"[bold]user {escape(result['user_id'])}[/bold], model {escape(result['model_version'])}")
+        out.print(side_by_side(result, result["debias"]) if compare else ranking_table(result))
     write_result(json_file, answer)
 
 

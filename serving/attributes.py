@@ -211,6 +211,14 @@ class Filters:
                     self._found[key] = found
         return found
 
+    def know(self, filters: Mapping[str, Filter]) -> bool:
+        """Whether there are such columns and values; `matching` raises otherwise."""
+        try:
+            self.matching(filters)
+        except FilterError:
+            return False
+        return True
+
 
 def _column(column: pa.Array) -> Values | Numbers:
     if column.type == NUMBERS:

@@ -1,5 +1,6 @@
 """A typed client of the endpoint: time limits, retries where nothing was answered, errors a person can act on."""
 
+import ipaddress
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -41,11 +42,19 @@ def _is_overloaded(response: httpx.Response) -> bool:
     return response.status_code == 503
 
 
+def _is_loopback(host: str) -> bool:
+    """Whether a host is this machine: a proxy would look for it on its own, and be shown the token."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return False
+
+
 class Client:
     """Asks one endpoint; use it as a context manager, or call `close`.
 
     Every question only reads, and events that are written twice are there once, so all are asked again after a dropped
-    connection and after 503.
+    connection and after 503. An endpoint on this machine is asked directly, others through a proxy that HTTP_PROXY names.
 
     Args:
         url: base URL, for example ``http://127.0.0.1:8000``.
@@ -75,7 +84,13 @@ class Client:
             raise ServingError("the token has characters that no token has.", "Copy it again.")
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         try:
-            self._http = httpx.Client(base_url=self._url, timeout=timeout, headers=headers, transport=transport)
+            self._http = httpx.Client(
+                base_url=self._url,
+                timeout=timeout,
+                headers=headers,
+                transport=transport,
+                trust_env=not _is_loopback(httpx.URL(self._url).host),
+            )
         except httpx.InvalidURL as error:
             raise ServingError(f"'{url}' is no address: {error}.", "Give one such as http://127.0.0.1:8000.") from None
 

@@ -224,6 +224,7 @@ class Static:
                     method="static",
                     reason=reason,
                     model_version=self.model_version,
+                    debias=0.0,
                     items=items,
                     factual=items if request.compare else None,
                 )

@@ -96,6 +96,7 @@ class Answered(NamedTuple, Generic[_T]):
     answer: _T
     model_version: str
     feature_set: FeatureSet | None
+    """Of the model that answers where no challenger is tried: histories are looked up for all users alike."""
     live_version: str
     """Of the model that answers where no challenger is tried; it tells what is popular."""
 
@@ -302,10 +303,19 @@ class ScorerReplica:
         return await self._together.ask(Question(request, histories, profiles))
 
     async def _answers(self, asked: list[Question]) -> list[Answered[RecommendResponse]]:
-        """Answers to several requests, scored together; users of the share that a challenger is tried on are answered by it."""
+        """Answers to several requests, scored together; users of the share that a challenger is tried on are answered by it,
+        but by the champion where the challenger's items do not have what a request filters by."""
         self._metrics.batch_size.observe(len(asked))
         live, challenger, trial = self._follower.live, self._follower.challenger, self._trial
         split = [parts(trial, live, challenger, question.request.users) for question in asked]
+        unfit = [
+            number
+            for number, found in enumerate(split)
+            for by, _ in found
+            if by is challenger and not by.recommender.filters.know(asked[number].request.filters)
+        ]
+        for number in unfit:
+            split[number] = parts(trial, live, None, asked[number].request.users)
         answers: list[list[tuple[list[int], RecommendResponse]]] = [[] for _ in asked]
         given: list[tuple[Live, list[RecommendResponse]]] = []
         for model in (live, challenger):
@@ -313,10 +323,9 @@ class ScorerReplica:
             if model is None or not mine:
                 continue
             questions = [part(asked[number], places) for number, places in mine]
-            users = sum(len(question.request.users) for question in questions)
             self._metrics.profiles_refused(sum(map(model.recommender.refused, questions)), model.target.model_version)
             with self._metrics.timed("model"):
-                if users * model.recommender.scorer.products_per_user <= PRODUCTS_AT_ONCE:
+                if sum(map(model.recommender.products, questions)) <= PRODUCTS_AT_ONCE:
                     found = model.recommender.recommend_all(questions)
                 else:
                     found = await asyncio.to_thread(model.recommender.recommend_all, questions)
@@ -326,6 +335,9 @@ class ScorerReplica:
         told = [joined(one) for one in answers]
         sent = [Answered(answer, answer.model_version, live.feature_set, live.target.model_version) for answer in told]
         # from here on nothing fails for a request: a batch that did is answered again, and must not be counted twice
+        if challenger is not None:
+            for _ in unfit:
+                self._metrics.left_out(challenger.target.model_version)
         if challenger is not None and trial.mode == "shadow":
             for question, answer in zip(asked, told, strict=True):
                 asking = enumerate(question.request.users)
@@ -338,7 +350,8 @@ class ScorerReplica:
         return sent
 
     def _answered(self, answer: _T, model: Live) -> Answered[_T]:
-        return Answered(answer, model.target.model_version, model.feature_set, self._follower.live.target.model_version)
+        live = self._follower.live
+        return Answered(answer, model.target.model_version, live.feature_set, live.target.model_version)
 
     def _model_of(self, user_id: str) -> Live:
         """What answers one user."""

@@ -32,6 +32,7 @@ _SHARES = [0.01, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1]
 _DIFFERENCES = [0.001, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 1, 2, 5]
 _BATCH_SIZES: list[float] = [1, 2, 4, 8, 16, 32]
 _STRENGTHS = [0.01, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99, 1]
+_OVERLAPS = ("storage", "index", "lists")
 
 
 def _tags_of(target: "Target") -> dict[str, str]:
@@ -180,13 +181,15 @@ class ScorerMetrics:
         )
         self.shadow_left_out = Counter(
             "cllmr_shadow_left_out",
-            description="Requests whose rankings were not compared, as too many waited.",
+            description="Requests that a challenger on trial had no part in: too many comparisons waited, or its items do not "
+            "have what was filtered by.",
             tag_keys=_labels("model_version"),
         )
         self.overlap = LastingGauge(
             "cllmr_ranking_overlap",
             description="Share of the twenty best items that compact item vectors keep (storage) and that the approximate "
-            "index finds (index), measured when the model was loaded; 1 where neither is used.",
+            "index finds (index), measured when the model was loaded; 1 where neither is used. For some seconds 0 for "
+            "the model before.",
             tag_keys=_labels("model_version", "by"),
         )
         self.off_champion = LastingGauge(
@@ -204,13 +207,16 @@ class ScorerMetrics:
         if before is not None:
             self.model_info.end(_tags_of(before))
             self.swaps.inc()
+            if before.model_version != now.model_version:
+                for by in _OVERLAPS:
+                    self.overlap.end({"model_version": before.model_version, "by": by})
         self.model_info.set(1, _tags_of(now))
 
     def measured(self, target: "Target", exactness: "Exactness") -> None:
         """See serving.lifecycle.Events."""
         index = exactness.ann_recall if exactness.ann == "on" else None
         lists = exactness.lists_recall if exactness.lists == "on" else None
-        for by, share in (("storage", exactness.storage_overlap), ("index", index), ("lists", lists)):
+        for by, share in zip(_OVERLAPS, (exactness.storage_overlap, index, lists), strict=True):
             self.overlap.set(1.0 if share is None else share, tags={"model_version": target.model_version, "by": by})
 
     def refused(self, target: "Target") -> None:

@@ -127,9 +127,12 @@ def _worth_a_look(scores: Floats, k: int) -> Rows:
 
 
 def rank_of(scores: Floats, rows: Rows, candidates: Candidates) -> Rows:
-    """Rank (1 = best) of given items in the whole ranking of the candidates, ties by item row: (len(rows),)."""
-    order = np.lexsort((np.arange(len(scores)), -scores))
-    order = order[candidates.contains(order)]
-    ranks = np.zeros(len(scores), dtype=np.int64)
-    ranks[order] = np.arange(1, len(order) + 1)
-    return ranks[rows]
+    """Rank (1 = best) of given items in the whole ranking of the candidates, ties by item row, 0 for one that is none:
+    (len(rows),)."""
+    masked = candidates.masked(scores)
+    ordered, values = np.sort(masked), masked[rows]  # sorting rows by their scores takes ten times as long
+    least, most = (np.searchsorted(ordered, values, side) for side in ("left", "right"))
+    ranks = len(ordered) - most + 1
+    for place in np.flatnonzero(most - least > 1):
+        ranks[place] += np.count_nonzero(masked[: rows[place]] == values[place])
+    return np.where(values > -np.inf, ranks, 0)

@@ -7,7 +7,7 @@ have none; what counts as seen is the history and the training interactions in t
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import NamedTuple
 
 import numpy as np
@@ -45,6 +45,8 @@ from serving.scorer import Scorer
 from serving.texts import Texts
 
 UNKNOWN_ITEM = "unknown_item"
+COMPARED_PRODUCTS = 256
+"""Products of an item and user that take as long as ranks among all items in two rankings do."""
 SCORES_AT_ONCE = 1 << 22  # of a block of users and all items: 16 MiB, whatever a batch and a catalogue are
 
 _NO_ROWS = np.empty(0, dtype=np.int64)
@@ -137,6 +139,13 @@ class Recommender:
             for request, *_ in asked
         ]
 
+    def products(self, question: Question) -> int:
+        """How many numbers are multiplied to answer, or could be while other work is done; history blocks aside."""
+        per_user = self.scorer.products_per_user
+        if question.request.compare:
+            per_user = 2 * per_user + COMPARED_PRODUCTS * self.scorer.num_items
+        return len(question.request.users) * per_user
+
     def refused(self, question: Question) -> int:
         """Users whose side information is of another feature set than the bundle: it may be of another encoder."""
         profiles = question.profiles
@@ -170,6 +179,7 @@ class Recommender:
             yield UserRecommendations(
                 user_id=task.user_id,
                 model_version=self.model_version,
+                debias=task.strength,
                 cold=task.query.user == UNKNOWN,
                 method=task.rung.method,
                 reason=task.reason,
@@ -222,18 +232,14 @@ class Recommender:
         self, debiased: Floats, factual: Floats, k: int, candidates: Candidates
     ) -> tuple[list[RankedItem], list[RankedItem]]:
         """The debiased and the factual ranking, every item with its rank in both."""
-        rankings = []
-        for scores in (debiased, factual):
-            ranking = top_k(scores, k, candidates)
-            ranks = [rank_of(other, ranking.rows, candidates).tolist() for other in (factual, debiased)]
-            items = zip(self._ranked(ranking), *ranks, strict=True)
-            rankings.append(
-                [
-                    item.model_copy(update={"factual_rank": before, "debiased_rank": after, "rank_change": before - after})
-                    for item, before, after in items
-                ]
-            )
-        return rankings[0], rankings[1]
+        rankings = [top_k(scores, k, candidates) for scores in (debiased, factual)]
+        rows = np.concatenate([ranking.rows for ranking in rankings])
+        ranks = [rank_of(scores, rows, candidates).tolist() for scores in (factual, debiased)]  # one sort each
+        items = [
+            item.model_copy(update={"factual_rank": before, "debiased_rank": after, "rank_change": before - after})
+            for item, before, after in zip(chain.from_iterable(map(self._ranked, rankings)), *ranks, strict=True)
+        ]
+        return items[: len(rankings[0].rows)], items[len(rankings[0].rows) :]
 
     def _ranked(self, ranking: Ranking) -> list[RankedItem]:
         ids, titles = self.scorer.item_vocabulary.ids, self.scorer.titles

@@ -214,6 +214,7 @@ class UserRecommendations(_Strict):
 
     user_id: str
     model_version: str = Field(description="Of the model that made it: the champion, or a challenger.")
+    debias: float = Field(description="The debias strength used: where none is asked for, that of this model.")
     cold: bool = Field(description="Whether the user was not in the training data; true where no model could be asked.")
     method: Method = Field(
         description="How the ranking was made, best first: the model; its members that need a history alone; texts "
@@ -234,7 +235,7 @@ class Answer(_Strict):
 class RecommendResponse(Answer):
     """Rankings, in the order the users were given."""
 
-    debias: float = Field(description="The debias strength used.")
+    debias: float = Field(description="The debias strength of model_version; results of a challenger have their own.")
     results: list[UserRecommendations]
 
 

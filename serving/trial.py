@@ -62,7 +62,7 @@ def part(question: Question, places: Sequence[int]) -> Question:
 
 
 def joined(answers: Sequence[tuple[Sequence[int], RecommendResponse]]) -> RecommendResponse:
-    """Answers to the parts of a request as one, named after the first."""
+    """Answers to the parts of a request as one, whose version and debias strength are the first's."""
     if len(answers) == 1:
         return answers[0][1]
     results: dict[int, UserRecommendations] = {}
@@ -79,7 +79,7 @@ class Told(Protocol):
         ...
 
     def left_out(self, model_version: str) -> None:
-        """A comparison that was not made, as too many waited."""
+        """A request that a challenger had no part in: too many comparisons waited, or it does not know a filter."""
         ...
 
 
@@ -103,6 +103,9 @@ class Shadow:
         self._thread.submit(self._compare, challenger, question, answer).add_done_callback(self._done)
 
     def _compare(self, challenger: Live, question: Question, answer: RecommendResponse) -> None:
+        if not challenger.recommender.filters.know(question.request.filters):
+            self._told.left_out(challenger.target.model_version)
+            return
         other = challenger.recommender.recommend(*question)
         for ours, theirs in zip(answer.results, other.results, strict=True):
             self._told.compared(challenger.target.model_version, *difference(ours, theirs))

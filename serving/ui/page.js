@@ -16,7 +16,7 @@ const HISTORIES = {
 const SLIDER_PAUSE_MS = 120;
 const FEW_COLUMNS = 4; // up to which their fields are in sight without being asked for
 const NOTHING_LEFT = "No item is left: none passes the filters, or the user knows them all.";
-const shown = { user: "", debias: null, chosenItem: null, asked: 0, strangers: false, filters: {}, columns: [] };
+const shown = { user: "", debias: null, chosenItem: null, asked: 0, explained: 0, strangers: false, filters: {}, columns: [] };
 
 // -- questions ------------------------------------------------------------------------------------------------------
 
@@ -74,6 +74,7 @@ function tell(message) {
 
 function show(answer, degraded) {
   tell("");
+  shown.explained++; // what is still asked for was of the ranking before
   const result = answer.results[0];
   const strength = answer.debias.toFixed(2);
   find("debias").value = answer.debias;
@@ -115,12 +116,12 @@ function place(item, moves) {
 async function explain(id, title) {
   shown.chosenItem = { id, title };
   for (const button of document.querySelectorAll(".item")) button.setAttribute("aria-pressed", String(button.dataset.item === id));
-  const number = shown.asked;
+  const number = ++shown.explained; // as with `asked`
   try {
     const { answer } = await post("explain", { user_id: shown.user, item_id: id, debias: shown.debias });
-    if (number === shown.asked && shown.chosenItem?.id === id) why(answer, title);
+    if (number === shown.explained) why(answer, title);
   } catch (error) {
-    tell(error.message);
+    if (number === shown.explained) tell(error.message);
   }
 }
 
@@ -292,6 +293,7 @@ let pause;
 find("ask").addEventListener("submit", (event) => {
   event.preventDefault();
   shown.chosenItem = null;
+  shown.explained++;
   find("why").replaceChildren(element("h2", "Why"), element("p", "Choose an item to see what its score is made of.", "hint"));
   ask();
 });

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvicorn
@@ -157,6 +158,44 @@ def test_a_chosen_item_is_taken_apart(page: Page, url: str) -> None:
     expect(page.locator("#why dd").first).to_have_text(f"{explanation['total_effect']:.3f}")
     expect(page.locator("#why")).to_contain_text(f"{explanation['factual_rank']} → {explanation['debiased_rank']}")
     expect(page.locator("#debiased .item").first).to_have_attribute("aria-pressed", "true")
+
+
+@pytest.mark.parametrize("late", [{"status": 200}, {"status": 503, "json": {"message": "Too late."}}])
+def test_an_explanation_that_another_ranking_overtook_is_dropped_and_so_is_its_error(
+    page: Page, url: str, late: dict[str, Any]
+) -> None:
+    waiting: dict[str, Route] = {}
+
+    def hold(route: Route) -> None:
+        asked = route.request.post_data_json
+        waiting[asked.get("user_id", "ranking")] = route
+
+    def held(name: str) -> Route:
+        while name not in waiting:
+            page.wait_for_timeout(10)
+        return waiting[name]
+
+    def explain(user: str, **answer: Any) -> None:
+        with page.expect_response("**/v1/explain") as answered:
+            held(user).fulfill(**answer)
+        answered.value.finished()
+        page.evaluate("new Promise((done) => setTimeout(done))")  # what waited for it has gone on
+
+    page.goto(f"{url}#user=u3")
+    expect(page.locator("#debiased .title")).to_have_count(10)
+    page.route("**/v1/recommend", hold)
+    page.route("**/v1/explain", hold)
+    page.fill("#user", "u5")
+    page.click("text=Show")
+    ranking = held("ranking")
+    page.locator("#debiased .item").first.click()  # still of u3
+    told = held("u3").fetch().json()
+    ranking.continue_()
+    explain("u5", json={**told, "title": "Of u5"})
+    expect(page.locator("#why")).to_contain_text("Of u5")
+    explain("u3", **{"json": {**told, "title": "Of u3"}, **late})
+    expect(page.locator("#why")).to_contain_text("Of u5")
+    expect(page.get_by_role("alert")).to_be_hidden()
 
 
 def test_somebody_new_is_ranked_from_pasted_items_and_from_nothing(page: Page, url: str) -> None:

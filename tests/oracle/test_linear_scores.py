@@ -1,5 +1,6 @@
 """The served form of a score against dense NumPy: sums, standardisation, mixtures, truncation, and the file."""
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -43,6 +44,18 @@ def test_either_kind_stands_alone() -> None:
     np.testing.assert_allclose(factors.score(EVERYBODY) + weights.score(EVERYBODY), found.score(EVERYBODY), atol=1e-5)
     items = np.arange(NUM_ITEMS)
     np.testing.assert_allclose(factors.pairs(2, items) + weights.pairs(2, items), found.pairs(2, items), atol=1e-6)
+
+
+def test_pairs_of_a_user_read_the_weights_of_his_own_items_alone() -> None:
+    num_items = 1_000
+    history = sp.csr_array((np.ones(2, np.float32), ([0, 0], [7, 30])), shape=(1, num_items))
+    found = LinearScores.of_weights(history, sp.csr_array(np.ones((num_items, num_items), dtype=np.float32)))
+    tracemalloc.start()
+    scores = found.pairs(0, np.arange(num_items))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    np.testing.assert_array_equal(scores, 2.0)
+    assert most < found.weights.data.nbytes / 10
 
 
 def test_joined_models_are_the_weighted_sum_of_their_standardised_scores() -> None:

@@ -153,6 +153,18 @@ def test_the_best_of_many_are_those_of_a_full_sort_ties_and_filters_included(num
             np.testing.assert_array_equal(scores, given)
 
 
+@pytest.mark.parametrize("values", [2, 50, None])
+def test_ranks_are_those_of_a_full_sort_ties_and_filters_included(values: int | None) -> None:
+    rng = np.random.default_rng(3)
+    scores = (rng.standard_normal(300) if values is None else rng.integers(-values, values, 300)).astype(np.float32)
+    scores[::7] *= np.float32(-0.0)  # equal to 0
+    for share in (0.0, 0.002, 0.5, 1.0):
+        wanted = rng.random(300) < share
+        ordered = sorted(np.flatnonzero(wanted).tolist(), key=lambda row: (-scores[row], row))
+        expected = [ordered.index(row) + 1 if row in ordered else 0 for row in range(300)]
+        assert rank_of(scores, np.arange(300), Candidates(300, np.flatnonzero(~wanted))).tolist() == expected
+
+
 def test_a_history_is_scored_by_the_members_that_need_nothing_else(random_dir: Path) -> None:
     """One such member of weight 1: the standardised sum of its rows, for the factual and the counterfactual model."""
     scorer = Scorer.load(random_dir)

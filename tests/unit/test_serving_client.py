@@ -1,7 +1,10 @@
 """The client: what it asks, when it asks again, and what it says when it cannot be answered."""
 
 import json
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import httpx
@@ -10,6 +13,7 @@ from pydantic import ValidationError
 
 from components.errors import ServingError
 from serving.client import Client
+from serving.run import wait_until_ready
 
 SCORES: dict[str, Any] = {
     "model_version": "7",
@@ -142,6 +146,46 @@ def test_a_wrong_argument_is_refused_before_anything_is_sent() -> None:
 
     with pytest.raises(ValidationError, match="debias"):
         client(answer).recommend(["ann"], debias=2.0)
+
+
+@contextmanager
+def listening(seen: list[tuple[str, str | None]]) -> Iterator[int]:
+    """A server that answers everything, and remembers what it was asked and with which token."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append((self.path, self.headers["Authorization"]))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def log_message(self, *message: Any) -> None:
+            return
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_an_endpoint_on_this_machine_is_asked_through_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    by_proxy: list[tuple[str, str | None]] = []
+    direct: list[tuple[str, str | None]] = []
+    for name in ("NO_PROXY", "no_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with listening(by_proxy) as proxy, listening(direct) as endpoint:
+        for name in ("HTTP_PROXY", "http_proxy"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{proxy}")
+        wait_until_ready(f"http://127.0.0.1:{endpoint}", 5)
+        for host in (f"127.0.0.1:{endpoint}", f"localhost:{endpoint}", "recommender.example"):
+            with Client(f"http://{host}", token="secret") as asking, pytest.raises(ServingError, match="something else"):
+                asking.model()
+    assert direct == [("/readyz", None), *[("/v1/model", "Bearer secret")] * 2]
+    assert by_proxy == [("http://recommender.example/v1/model", "Bearer secret")]
 
 
 def test_a_port_where_nothing_listens_is_said_so() -> None:

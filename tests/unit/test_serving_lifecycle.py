@@ -18,7 +18,7 @@ from serving import deployments, lifecycle
 from serving.approximate import Exactness, ScoringArgs
 from serving.deployments import RegistryReplica
 from serving.lifecycle import Follower, Live, Target
-from serving.metrics import Head
+from serving.metrics import Head, ScorerMetrics
 from tests.bundles import write_bundle
 
 
@@ -280,3 +280,14 @@ def test_the_head_is_that_of_the_evaluation(num_items: int) -> None:
     head = Head(popularity)
     np.testing.assert_array_equal(head.members, head_items(popularity))
     assert head.count(np.arange(num_items)) == head_items(popularity).sum()
+
+
+def test_what_was_measured_of_a_model_is_told_until_another_version_answers() -> None:
+    metrics, before = ScorerMetrics(), None
+    for version, fingerprint in (("1", "a"), ("2", "b"), ("2", "c")):
+        now = Target(version, fingerprint, "/store")
+        metrics.swapped(before, now)
+        metrics.measured(now, Exactness())
+        told = sorted(dict(tags)["by"] for tags in metrics.overlap._values if dict(tags)["model_version"] == version)
+        assert (len(metrics.overlap._values), told) == (3, ["index", "lists", "storage"])
+        before = now

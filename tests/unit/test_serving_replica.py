@@ -1,19 +1,32 @@
-"""A scorer replica, without Ray: what new items cost others, and texts that are damaged."""
+"""A scorer replica, without Ray: what new items cost others, texts that are damaged, and a challenger on trial."""
 
 import asyncio
 import threading
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from components.cllmr.linear import kernel
 from components.cllmr.linear.kernel import NewItems
-from serving.deployments import ScorerReplica
-from serving.lifecycle import Target
-from serving.recommender import Recommender
-from serving.schemas import ItemsRequest, ItemsResponse, NewItem
-from tests.bundles import write_bundle, write_text
+from serving import deployments
+from serving.deployments import Answered, ScorerReplica
+from serving.feature_set import FeatureSet
+from serving.lifecycle import Target, load
+from serving.recommender import Question, Recommender
+from serving.schemas import (
+    ExplainRequest,
+    Filter,
+    ItemsRequest,
+    ItemsResponse,
+    NewItem,
+    RecommendRequest,
+    RecommendResponse,
+    ScoreRequest,
+)
+from tests.bundles import write_bundle, write_item_columns, write_text
 
 REQUEST = ItemsRequest(items=[NewItem(item_id="new", text="A film.")], users=["bob"])
 TEXT = np.array([[1, 0.1], [0, 1], [1, -0.1], [0.1, 1]], dtype=np.float32)
@@ -61,6 +74,26 @@ def test_new_items_hold_up_nobody_else_and_are_scored_one_request_at_a_time(
     assert at_once == ["begun", "done"] * 3
 
 
+def test_a_comparison_counts_for_more_of_what_is_done_where_requests_come_in(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica = scorer_of(bundle)
+    threads: list[threading.Thread] = []
+    real = Recommender.recommend_all
+
+    def recommend_all(self: Recommender, asked: Sequence[Question]) -> list[RecommendResponse]:
+        threads.append(threading.current_thread())
+        return real(self, asked)
+
+    monkeypatch.setattr(Recommender, "recommend_all", recommend_all)
+    users = ["ann", "bob", "cat"]
+    limit = len(users) * replica._follower.live.recommender.scorer.products_per_user
+    monkeypatch.setattr(deployments, "PRODUCTS_AT_ONCE", limit)
+    for compare in (False, True):
+        asyncio.run(replica.recommend_here(RecommendRequest(users=users, k=2, compare=compare), [[]] * len(users)))
+    assert [thread is threading.current_thread() for thread in threads] == [True, False]
+
+
 def test_texts_that_are_damaged_are_told_as_texts_that_are_not_there(bundle: Path) -> None:
     replica = scorer_of(bundle)
     assert asyncio.run(replica.text_encoder()).answer == "MiniLM"
@@ -79,3 +112,57 @@ def test_similarities_are_held_a_block_at_a_time(monkeypatch: pytest.MonkeyPatch
     assert blocks is not None
     assert whole[1] is not None
     np.testing.assert_allclose(blocks.scores, whole[1].scores, rtol=1e-5)
+
+
+# -- a challenger on trial ------------------------------------------------------------------------------------------------
+
+
+def tried(tmp_path: Path, **trial: Any) -> ScorerReplica:
+    """A replica whose champion is "7", with a challenger "8" that was trained on other features and debiases more."""
+    champion = write_bundle(tmp_path / "champion", header={"feature_fingerprint": "of 7"})
+    write_item_columns(champion, genres=["Horror", "Comedy", "Romance", "Romance"])  # the challenger has none
+    replica = scorer_of(champion)
+    bundle = write_bundle(tmp_path / "challenger", header={"feature_fingerprint": "of 8", "debias_strength": 0.9})
+    replica.reconfigure(trial)
+    replica._follower.challenger = load(Target("8", "8" * 16, "/store", str(bundle)))
+    return replica
+
+
+def test_what_a_challenger_scores_and_explains_leaves_the_champions_features_for_all(tmp_path: Path) -> None:
+    replica = tried(tmp_path, mode="canary", share=1.0)
+    asked: list[Coroutine[Any, Any, Answered[Any]]] = [
+        replica.score(ScoreRequest(user_id="ann", item_ids=["i0"])),
+        replica.explain(ExplainRequest(user_id="ann", item_id="i1"), []),
+    ]
+    for told in map(asyncio.run, asked):
+        assert (told.model_version, told.live_version, told.feature_set) == ("8", "7", FeatureSet("/store", "of 7"))
+
+
+def test_what_a_challenger_cannot_filter_by_is_answered_by_the_champion_and_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica = tried(tmp_path, mode="canary", share=0.5)
+    left_out: list[str] = []
+    monkeypatch.setattr(replica._metrics, "left_out", left_out.append)
+    users = [f"u{number}" for number in range(20)]
+
+    async def ask(filters: dict[str, Filter]) -> list[RecommendResponse]:
+        asked = [RecommendRequest(users=users, k=2, filters=filters), RecommendRequest(users=users, k=2)]
+        together = await asyncio.gather(*(replica.recommend_here(request, [[]] * len(users)) for request in asked))
+        return [told.answer for told in together]
+
+    filtered, plain = asyncio.run(ask({"genres": ["Romance"]}))
+    assert {result.model_version for result in filtered.results} == {"7"}
+    assert [item.item_id for item in filtered.results[0].items] == ["i2", "i3"]
+    assert {result.model_version for result in plain.results} == {"7", "8"}  # another request of the same batch
+    assert left_out == ["8"]
+
+
+def test_every_user_is_told_the_strength_of_his_own_model(tmp_path: Path) -> None:
+    replica = tried(tmp_path, mode="canary", share=0.5)
+    users = [f"u{number}" for number in range(20)]
+    for asked, expected in ((None, {("7", 0.5), ("8", 0.9)}), (0.3, {("7", 0.3), ("8", 0.3)})):
+        request = RecommendRequest(users=users, k=2, debias=asked)
+        told = asyncio.run(replica.recommend_here(request, [[]] * len(users))).answer
+        assert {(result.model_version, result.debias) for result in told.results} == expected
+        assert (told.model_version, told.debias) == ("7", asked or 0.5)

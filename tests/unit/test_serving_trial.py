@@ -2,17 +2,19 @@
 
 import hashlib
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
 from serving.approximate import Exactness
 from serving.lifecycle import Follower, Target, load
 from serving.recommender import Question
 from serving.schemas import RankedItem, RecommendRequest, UserRecommendations
 from serving.trial import MAX_WAITING, Shadow, Trial, difference, joined, part, parts, place
-from tests.bundles import write_random_bundle
+from tests.bundles import write_item_columns, write_random_bundle
 
 USERS = [f"user {number}" for number in range(20_000)]
 
@@ -101,7 +103,9 @@ def test_every_user_is_answered_by_his_own_model_in_the_order_asked(bundles: lis
 
 def ranking(*items: tuple[str, float]) -> UserRecommendations:
     ranked = [RankedItem(rank=at, item_id=item, title="", score=score) for at, (item, score) in enumerate(items, start=1)]
-    return UserRecommendations(user_id="u", model_version="1", cold=False, method="personalised", reason=None, items=ranked)
+    return UserRecommendations(
+        user_id="u", model_version="1", debias=0.5, cold=False, method="personalised", reason=None, items=ranked
+    )
 
 
 def test_two_rankings_differ_by_what_only_one_names_and_by_the_scores_of_what_both_name() -> None:
@@ -127,6 +131,19 @@ def test_a_shadow_compares_and_leaves_out_what_would_pile_up(bundles: list[Targe
     other = challenger.recommender.recommend(request, [[], []])
     expected = [difference(*pair)[0] for pair in zip(answer.results, other.results, strict=True)]
     assert told.overlaps == expected * MAX_WAITING
+
+
+def test_what_a_challenger_cannot_filter_by_is_left_out_of_the_comparison(bundles: list[Target], tmp_path: Path) -> None:
+    bundle = write_random_bundle(tmp_path / "filtered", seed=0)
+    write_item_columns(bundle, genres=["Drama"] * 200)
+    champion, challenger = load(replace(bundles[0], bundle_dir=str(bundle))), load(bundles[1])
+    asked = Question(RecommendRequest(users=["u1"], k=5, filters={"genres": ["Drama"]}), [[]])
+    told = Told()
+    shadow = Shadow(told)
+    with capture_logs() as logged:
+        shadow.compare(challenger, asked, champion.recommender.recommend(*asked))
+        shadow._thread.shutdown()
+    assert (told.missed, told.overlaps, logged) == (1, [], [])
 
 
 # -- the challenger of a replica ------------------------------------------------------------------------------------------

@@ -67,8 +67,9 @@ class LinearScores:
         """Scores of one user with some items, in double precision: (len(items),)."""
         scores = self.items[items].astype(np.float64) @ self.users[user].astype(np.float64)
         if self.weights.nnz:
-            history = self.history[[user]].astype(np.float64)
-            scores += (history @ self.weights[:, items]).toarray()[0]
+            history = self.history[[user]]
+            rows = self.weights[history.indices]  # to choose columns first would look at every weight there is
+            scores += (history.data.astype(np.float64) @ rows)[items]
         return np.asarray(scores)
 
     def folded(self, block_weights: Sequence[float], items: Rows) -> Floats:
