@@ -32,7 +32,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help:  ## this list
 	@echo "usage: make TARGET"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo 'variables: PRESET=$(PRESET)  ARGS="further arguments"  JOBS=$(JOBS)  PYTHON=/path/to/python3.11  PIP_ARGS="--extra-index-url ..."'
+	@echo 'variables: PRESET=$(PRESET)  ARGS="further arguments"  JOBS=$(JOBS)  COMPILE_PRESET=$(COMPILE_PRESET)  PYTHON=/path/to/python3.11  PIP_ARGS="--extra-index-url ..."'
 
 .PHONY: run
 run: $(VENV)/.installed  ## the whole pipeline on MovieLens-100k, then a question to the endpoint

@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlparse
 
 import yaml
 
-from feature_repo.lean import import_feast
+from feature_repo.feast_import import import_feast
 
 if TYPE_CHECKING:
     from feast import FeatureStore

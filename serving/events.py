@@ -130,7 +130,7 @@ def open_history(storage_root: str, feature_fingerprint: str) -> OnlineHistory:
     from feature_repo.store import open_shared_store
 
     store = open_shared_store(find_feature_set(storage_root, feature_fingerprint), storage_root)
-    from feature_repo.feature_views import EVENTS_TTL  # Feast is imported by now, see `feature_repo.lean`
+    from feature_repo.feature_views import EVENTS_TTL  # Feast is imported by now, see `feature_repo.feast_import`
 
     history = OnlineHistory(store, EVENTS_TTL)
     history.read([""])

@@ -78,7 +78,7 @@ def test_the_recommender_beats_its_backbone_and_debiasing_costs_nothing_where_no
     assert abs(ndcg["debiased"] / ndcg["factual"] - 1) < 0.03  # five seeds: at most 0.017
 
 
-def test_held_out_interactions_are_in_no_training_feature(first: tuple[str, dict[str, Any]], storage: Path) -> None:
+def test_no_interaction_is_both_trained_on_and_tested(first: tuple[str, dict[str, Any]], storage: Path) -> None:
     dataset = Dataset.load(next(path for path in storage.glob("ingest/*") if not path.name.startswith(".")))
     assert dataset.matrix(TRAIN).multiply(dataset.matrix(TEST)).nnz == 0
 

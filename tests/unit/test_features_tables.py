@@ -260,7 +260,7 @@ def test_importing_the_stage_and_the_repository_loads_no_heavy_library() -> None
 def test_feast_is_imported_without_torch_and_without_type_checks_and_leaves_both_as_they_were() -> None:
     script = (
         "import sys, typeguard; before = typeguard.typechecked\n"
-        "from feature_repo.lean import import_feast; import_feast()\n"
+        "from feature_repo.feast_import import import_feast; import_feast()\n"
         "assert 'torch' not in sys.modules and typeguard.typechecked is before\n"
         "from feast import Entity; assert 'TypeCheckMemo' not in Entity.__init__.__code__.co_names\n"
         "import torch; assert torch.ones(1).item() == 1"
