@@ -16,9 +16,7 @@ from components import jobs_api
 from components.artifacts import Manifest
 from components.errors import ConfigError, LaunchError
 from components.launch import launch
-from components.sideinfo import encoder
 from components.spectrum.stage import run as run_spectrum
-from tests.contract.test_train_run import CONFIG, WAIT, HashEncoder, Run
 from tests.ray_nodes import HEADERS, REPOSITORY, TOKEN, ray_cluster
 from tests.sideinfo_parents import SMALL, write_ingest
 from tests.stores import free_ports, until
@@ -40,8 +38,8 @@ from components import jobs_api
 from components.artifacts import Manifest
 from components.launch import launch
 jobs_api.ENTRYPOINT = os.environ.get("TEST_ENTRYPOINT", jobs_api.ENTRYPOINT)
-stage, config, root, *parents = sys.argv[1:]
-print(launch(stage, json.loads(config), root, {one.stage: one for one in map(Manifest.read, parents)}).fingerprint)
+config, ingest = json.loads(sys.argv[1]), Manifest.read(sys.argv[2])
+print(launch("spectrum", config, ingest.storage_root, {"ingest": ingest}).fingerprint)
 """
 
 
@@ -53,25 +51,8 @@ def ingest(tmp_path: Path) -> Manifest:
 def start(
     cluster: str, ingest: Manifest, run: str, rank: int = 2, token: str = TOKEN, entrypoint: str | None = None, **settings: Any
 ) -> "subprocess.Popen[str]":
-    """A launcher of the spectrum stage."""
-    return start_stage(cluster, run, "spectrum", {"rank": rank}, [ingest], token, entrypoint, **settings)
-
-
-def start_stage(
-    cluster: str,
-    run: str,
-    stage: str,
-    config: dict[str, Any],
-    parents: list[Manifest],
-    token: str = TOKEN,
-    entrypoint: str | None = None,
-    **settings: Any,
-) -> "subprocess.Popen[str]":
-    """A launcher, in a process of its own as under a pipeline."""
-    root = parents[0].storage_root
-    files = [Path(root) / f"{parent.stage}.json" for parent in parents]
-    for parent, file in zip(parents, files, strict=True):
-        parent.write(file)
+    """A launcher of the spectrum stage, in a process of its own as under a pipeline."""
+    ingest.write(file := Path(ingest.storage_root) / "ingest.json")
     launch_config = {"backend": "jobs", "address": cluster, "resync_s": 0.2, "grace_s": 10, **settings}
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "CLLMR_"))},
@@ -83,7 +64,7 @@ def start_stage(
         **({"TEST_ENTRYPOINT": entrypoint} if entrypoint else {}),
     }
     return subprocess.Popen(
-        [sys.executable, "-c", LAUNCHER, stage, json.dumps(config), root, *map(str, files)],
+        [sys.executable, "-c", LAUNCHER, json.dumps({"rank": rank}), str(file)],
         cwd=REPOSITORY,
         env=environment,
         stdout=subprocess.PIPE,
@@ -161,24 +142,6 @@ def test_a_launcher_killed_and_started_again_finds_its_job_and_sigterm_stops_it(
     second.communicate(timeout=300)
     assert second.returncode == 143
     assert list(jobs(cluster, "killed").values()) == ["STOPPED"]
-
-
-@pytest.mark.slow
-def test_a_model_trained_by_a_ray_job_is_the_model_trained_here(
-    cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Ray Train on the workers of the cluster, joined by its token, and Ray Train in a process: one seed, one bundle."""
-    monkeypatch.setattr(encoder, "load", lambda name, truncate_dim: HashEncoder())
-    here = Run(tmp_path / "here").prepare().start()
-    there = Run(tmp_path / "there").prepare()
-    parents = [Manifest.read(there.root / f"{name}.json") for name in ("ingest", "features")]
-    _, err = (process := start_stage(cluster, "train", "train", CONFIG, parents)).communicate(timeout=WAIT)
-    assert process.returncode == 0, err[-4000:]
-    (file,) = (there.root / "store" / "train").glob("*/manifest.json")
-    trained, expected = Manifest.read(file), here.finish()
-    bundle = {name: entry for name, entry in trained.files.items() if name.endswith(".safetensors")}
-    assert bundle
-    assert bundle == {name: entry for name, entry in expected.files.items() if name.endswith(".safetensors")}
 
 
 def test_a_wrong_token_is_refused_and_told_so(cluster: str, ingest: Manifest) -> None:

@@ -196,15 +196,12 @@ def digests(manifest: Manifest) -> dict[str, str]:
     return {name: entry.sha256 for name, entry in manifest.files.items()}
 
 
-def test_two_runs_from_scratch_in_two_places_write_the_same_bytes(unbroken: tuple[Manifest, list[int]], prepared: Run) -> None:
+def test_a_run_tells_every_epoch_and_writes_a_bundle_and_its_curve(unbroken: tuple[Manifest, list[int]]) -> None:
+    """That the same run in another place writes the same bytes, those that are killed below show."""
     manifest, epochs = unbroken
     assert epochs == list(range(1, EPOCHS + 1))
-    again = prepared.start().finish()
-    assert again.storage_root != manifest.storage_root
-    assert again.fingerprint == manifest.fingerprint
-    assert digests(again) == digests(manifest)
     bundle = {"model.safetensors", "bundle.json", "golden.json", "text.safetensors", "attributes.parquet"}
-    assert {"curve.json", *(f"bundle/{name}" for name in bundle)} <= set(again.files)
+    assert {"curve.json", *(f"bundle/{name}" for name in bundle)} <= set(manifest.files)
 
 
 def test_the_bundle_has_the_texts_that_training_had_and_names_their_encoder(unbroken: tuple[Manifest, list[int]]) -> None:
@@ -251,6 +248,7 @@ def test_a_run_whose_worker_is_killed_ends_with_the_same_bundle(unbroken: tuple[
     after = prepared.epochs()[before:]
     assert after[-1] == EPOCHS
     assert min(after) > 1, "it started over instead of going on from a checkpoint"
+    assert manifest.storage_root != unbroken[0].storage_root
     assert digests(manifest) == digests(unbroken[0])
 
 
@@ -275,7 +273,8 @@ def test_what_the_llm_writes_without_evidence_is_taken_out_by_the_counterfactual
     monkeypatch.setattr(encoder, "load", lambda name, truncate_dim: HashEncoder())
     with llm_server() as llm:
         run = Run(tmp_path / "run").prepare(backend="openai", model="tiny", base_url=llm.base_url)
-    done = run.start({**CONFIG, "effect": "reference_texts", "max_epochs": 2}).finish()
+    recipe = {**CONFIG["recipe"], "members": ["ease"]}  # so that no workers are started
+    done = run.start({**CONFIG, "effect": "reference_texts", "recipe": recipe}).finish()
     scorer = Scorer.load(done.path() / "bundle")
     assert scorer.bundle["effect"] == "reference_texts"
     assert 0 < scorer.propensity.mean() < 1

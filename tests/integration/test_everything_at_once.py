@@ -309,7 +309,8 @@ def test_a_worker_node_that_is_taken_away_costs_the_epochs_since_the_newest_chec
     trained, store = artifact(there, "train"), Store("s3://cllmr/preempted")
     variables = {**os.environ, **steps(world), "PYTHONPATH": str(REPOSITORY)}
     variables |= {"CLLMR_LAUNCH": json.dumps(world.launch), "CLLMR_RUN_ID": "preempted"}
-    command = [sys.executable, "-c", TRAIN, json.dumps(trained.config), store.root, *parents]
+    config = {**trained.config, "effect": "none"}  # the first of the two trainings of before, which is enough to lose a node
+    command = [sys.executable, "-c", TRAIN, json.dumps(config), store.root, *parents]
     with open(tmp_path / "log.txt", "w") as log:
         launcher = subprocess.Popen(command, cwd=tmp_path, env=variables, stdout=log, stderr=subprocess.STDOUT)
     try:
@@ -326,8 +327,7 @@ def test_a_worker_node_that_is_taken_away_costs_the_epochs_since_the_newest_chec
     assert len(before) < 8, "too late to say anything"  # the log lags behind the checkpoints
     assert (told.count(1), told[-1]) == (1, 8), f"it started over: {told}"
     (again,) = store.outputs("train")
-    tensors = [name for name in trained.files if name.endswith(".safetensors")]
-    assert [again.files[name] for name in tensors] == [trained.files[name] for name in tensors], "the same bytes"
+    assert again.files["side_representations.safetensors"] == trained.files["side_representations.safetensors"]
 
 
 def epochs(log: Path) -> list[int]:
