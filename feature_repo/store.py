@@ -11,6 +11,7 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
@@ -33,7 +34,12 @@ CONFIG_FILE = "feature_store.yaml"
 REGISTRY_FILE = "registry.db"
 
 SHARED_PROJECT = "cllmr"
-"""Feast project of what belongs to no feature set: that of a cluster's shared catalogue."""
+"""Feast project of what belongs to no feature set: that of a cluster's shared catalogue. Its rows are kept by raw user
+id, so that two products need two storage roots, and with Redis two databases."""
+
+UNTIMED = int(datetime(2000, 1, 1, tzinfo=UTC).timestamp())
+"""Event time, Unix seconds, of data without timestamps: fixed, so that a run does not depend on when it is made. Such rows have
+no age, so no ``ttl`` makes them stale."""
 
 _TEMPLATES = {SQLITE: "feature_store.yaml", REDIS: "feature_store.redis.yaml"}
 _REDIS_ADDRESS = re.compile(r"[^\s,:=@/]+:\d{1,5}(,\w+=[^,]*)*")

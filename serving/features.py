@@ -7,8 +7,9 @@ that fails again and again is left alone for a while (`serving.breaker`): nobody
 
 Feast does not apply a view's ``ttl`` to what it reads online, so event timestamps are looked at here. A history that is older
 is used all the same, as what a user has seen stays true; the user's result says so (``history``), and it is counted as stale:
-many of them say that no feature set was built for long. A history holds raw item ids, so it needs no certain bundle either:
-when another bundle begins to answer, histories come from the feature set of the one before until the new one's is open.
+many of them say that no feature set was built for long. Data without timestamps have no age and are fresh. A history holds raw
+item ids, so it needs no certain bundle either: when another bundle begins to answer, histories come from the feature set of the
+one before until the new one's is open.
 
 A request of many users is one look-up: histories and side information are in the feature set's Feast project, what users did
 since (`serving.events`) in another that a new feature set must not forget, and both are read together (`feature_repo.joint`).
@@ -30,6 +31,7 @@ import numpy.typing as npt
 import structlog
 from cachetools import TTLCache
 
+from feature_repo.store import UNTIMED
 from serving.breaker import Breaker, State
 from serving.events import FIELDS as EVENT_FIELDS
 from serving.events import VIEW as EVENTS
@@ -392,10 +394,10 @@ def age_of(event_time: float, ttl: float, now: float) -> Age:
     """Of a row that was looked up.
 
     Args:
-        event_time: Unix seconds, 0 where there is no row.
+        event_time: Unix seconds, 0 where there is no row; `UNTIMED` has no age and is fresh.
         ttl: of its view, seconds; 0 is without end, as Feast has it.
         now: Unix seconds.
     """
     if not event_time:
         return "missing"
-    return "stale" if 0 < ttl < now - event_time else "fresh"
+    return "stale" if event_time != UNTIMED and 0 < ttl < now - event_time else "fresh"

@@ -91,7 +91,7 @@ class GatewayMetrics:
         )
         self.feature_rows = Counter(
             "cllmr_feature_rows",
-            description="Rows looked up, by age: fresh, stale (older than the view's ttl), missing.",
+            description="Rows looked up, by age: fresh (or without timestamps), stale (older than the view's ttl), missing.",
             tag_keys=_labels("view", "age"),
         )
         self.circuit(False)

@@ -35,9 +35,9 @@ Method = Literal["personalised", "fold_in", "side_information", "popularity", "s
 EventStatus = Literal["stored", "duplicate", "too_old", "in_the_future"]
 HistoryAge = Literal["fresh", "stale", "last_good"] | None
 _HISTORY_AGE = (
-    "How current the user's history from the feature store is: fresh; stale, older than its view allows, as the user was away "
-    "or no features were built for long; last_good, the one last seen, as the store did not answer (X-Degraded says why). The "
-    "worst where parts differ; null where nothing is known from there."
+    "How current the user's history from the feature store is: fresh, also where data have no timestamps; stale, older than "
+    "its view allows, as the user was away or no features were built for long; last_good, the one last seen, as the store did "
+    "not answer (X-Degraded says why). The worst where parts differ; null where nothing is known from there."
 )
 
 

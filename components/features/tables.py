@@ -17,11 +17,9 @@ from safetensors.numpy import load_file
 
 from components.errors import ArtifactError
 from components.ids import ITEM, ITEM_ID, SPLIT, TIMESTAMP, TRAIN, USER, USER_ID
+from feature_repo.store import UNTIMED
 
 EVENT_TIMESTAMP = "event_timestamp"
-
-UNTIMED = int(datetime(2000, 1, 1, tzinfo=UTC).timestamp())
-"""Event time, Unix seconds, of data without timestamps: fixed, so that a run does not depend on when it is made."""
 
 _REBUILD = "Build it again: cllmr run --from {stage}"
 

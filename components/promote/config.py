@@ -13,7 +13,9 @@ class PromoteConfig(StageConfig):
     """What a challenger must show before it is served. All checks are on the test interactions, for the debiased score."""
 
     model_name: str = Field(default="cllmr", min_length=1, pattern=r"^[\w][\w .-]*$")
-    """Name in the model registry: letters, digits, '_', '-', '.' and spaces. Champions of different names do not meet."""
+    """Name in the model registry: letters, digits, '_', '-', '.' and spaces. Champions of different names do not meet, but what
+    users do online and their rankings by batch scoring are kept by user id alone: another product, whose user 44 is somebody
+    else, needs a storage root of its own, and with Redis a database of its own."""
     tracking_uri: Uri = ""
     """MLflow server or database (http://..., sqlite:///...), without a password; empty: SQLite in mlflow.db below the storage
     root. Passwords are taken from the environment: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or PGPASSWORD."""

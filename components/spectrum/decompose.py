@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import sparse
-from scipy.sparse.linalg import svds
+from scipy import linalg, sparse
+from scipy.sparse.linalg import LinearOperator, eigsh
 
 from components.errors import ConfigError, DataError
 from components.spectrum.config import Normalisation
@@ -96,13 +96,32 @@ def decompose(matrix: sparse.csr_array, rank: int) -> tuple[Floats, Floats, Floa
     if rank >= smaller - 1:
         left, values, right = np.linalg.svd(matrix.toarray(), full_matrices=False)
     else:
-        # a random start meets every component; a fixed one makes two runs the same to the last bit
-        start = np.random.default_rng(0).standard_normal(smaller)
-        left, values, right = svds(matrix, k=rank, solver="arpack", v0=start)
+        left, values, right = _lanczos(matrix, rank)
     order = np.argsort(-values, kind="stable")[:rank]
     left, values, right = left[:, order], values[order], right[order].T
     signs = component_signs(right)
     return left * signs, values, right * signs
+
+
+def _lanczos(matrix: sparse.csr_array, rank: int) -> tuple[Floats, Floats, Floats]:
+    """U (m, rank), sigma (rank,) and V^T (rank, n), smallest value first.
+
+    scipy's `svds` step by step, so that the last bits are its own, but for the vectors that ARPACK starts again with where
+    singular values are equal or 0: `svds` has them drawn from the system's entropy.
+    """
+    is_wide = matrix.shape[0] < matrix.shape[1]
+    tall = matrix.T if is_wide else matrix
+    smaller = tall.shape[1]
+    gram = LinearOperator((smaller, smaller), matvec=lambda vector: tall.T @ (tall @ vector), dtype=matrix.dtype)
+    # random starts meet every component; fixed ones make two runs the same to the last bit
+    rng = np.random.default_rng(0)
+    _, basis = eigsh(gram, k=rank, v0=rng.standard_normal(smaller), rng=rng)
+    basis, _ = np.linalg.qr(basis)  # not quite orthonormal where eigenvalues lie close together
+    left, values, right = linalg.svd(tall @ basis, full_matrices=False)
+    left, values, right = left[:, ::-1], values[::-1], right[::-1]
+    if is_wide:
+        return basis @ right.T, values, left.T
+    return left, values, right @ basis.T
 
 
 def component_signs(vectors: Floats) -> Floats:

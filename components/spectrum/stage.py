@@ -9,7 +9,7 @@ from components.artifacts import Manifest, Stage, run_stage, write_json
 from components.ids import TRAIN
 from components.spectrum.config import SpectrumConfig
 
-STAGE = Stage("spectrum", version=1)
+STAGE = Stage("spectrum", version=2)
 
 SPECTRUM_FILE = "spectrum.safetensors"
 ENERGY_FILE = "energy.json"

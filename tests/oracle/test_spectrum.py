@@ -81,6 +81,20 @@ def test_separate_complete_blocks_have_one_unit_singular_value_each_and_no_other
     assert found.total_energy == pytest.approx(3.0)
 
 
+@pytest.mark.parametrize("is_wide", [False, True])
+def test_equal_blocks_and_pairs_of_their_own_give_the_same_bytes_twice(is_wide: bool) -> None:
+    # singular values that many components share, and fewer that are not 0 than asked for: Lanczos has to start anew
+    dense = np.zeros((90, 80), dtype=np.float32)
+    dense[:60, :50] = np.kron(np.eye(10), np.ones((6, 5)))
+    dense[60:80, 50:70] = np.eye(20)
+    matrix = normalise(sparse.csr_array(dense.T if is_wide else dense), "sym")
+    first, second = decompose(matrix, 40), decompose(matrix, 40)
+    assert [array.tobytes() for array in first] == [array.tobytes() for array in second]
+    u, sigma, v = first
+    np.testing.assert_allclose(sigma, [1] * 30 + [0] * 10, atol=1e-7)
+    np.testing.assert_allclose(u * sigma @ v.T, matrix.toarray(), atol=1e-7)
+
+
 def test_in_a_block_world_users_lie_nearest_to_the_items_of_their_block() -> None:
     world = block_world()
     found = spectrum(sparse.csr_array(world.matrix(world.train)), 6)

@@ -5,6 +5,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from collections import Counter
 from contextlib import closing
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from components.features.reader import _entity_features, training_features
 from components.features.repository import check_view
 from components.features.stage import is_live, run
 from feature_repo.store import FeatureStoreError, feature_refs, open_store, sqlite_path
+from serving.features import Age, open_history_reader
 from tests.features_parents import EVENTS, ITEMS, USERS, Event, Small, embeddings, spectrum
 
 VIEWS = {
@@ -260,6 +262,9 @@ def test_untimed_data_and_a_user_without_interactions_are_materialised(tmp_path:
     store = open_store(manifest.path(), manifest.storage_root)
     found = store.get_online_features(["user_history:item_ids"], [{"user_id": raw_id} for raw_id in USERS]).to_dict()
     assert found["item_ids"] == [["5", "31"], [], ["5", "31"]]
+    ages: dict[str, Counter[Age]] = {}
+    open_history_reader(manifest.storage_root, manifest.fingerprint, ages.__setitem__)(USERS)
+    assert ages == {"user_history": {"fresh": 3}, "user_side_information": {"fresh": 3}}
 
 
 def test_a_directory_that_is_no_feature_set_is_refused(tmp_path: Path) -> None:

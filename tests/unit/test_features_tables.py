@@ -18,8 +18,8 @@ from components.features.config import FeaturesConfig
 from components.features.reader import in_vocabulary_order
 from components.features.repository import check_view, evenly_spaced
 from components.features.stage import run
-from components.features.tables import UNTIMED, Inputs, Window, build_tables, load_inputs, window_of
-from feature_repo.store import FeatureStoreError, redis_connection, sqlite_path
+from components.features.tables import Inputs, Window, build_tables, load_inputs, window_of
+from feature_repo.store import UNTIMED, FeatureStoreError, redis_connection, sqlite_path
 from tests.features_parents import EVENTS, Event, Small, embeddings
 
 

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from feature_repo.store import UNTIMED
 from serving import features as features_module
 from serving.feature_set import FeatureSet
 from serving.features import UNAVAILABLE, FollowingFeatures, Histories, HistoryReader, NoFeatures, OnlineFeatures, Profiles
 from tests.stores import until
 
 DEADLINE = 0.5  # seconds, where it passes
+NOW = 1_800_000_000  # Unix seconds
 PATIENCE = 60.0  # seconds, where it does not: the machine may be busy
 
 
@@ -192,10 +194,15 @@ def test_of_a_store_that_is_away_events_and_side_information_are_what_was_last_k
 
 
 @pytest.mark.parametrize(
-    ("event_time", "ttl", "age"), [(0, 100, "missing"), (900, 100, "fresh"), (899, 100, "stale"), (1, 0, "fresh")]
+    ("seconds_ago", "ttl", "age"), [(NOW, 100, "missing"), (100, 100, "fresh"), (101, 100, "stale"), (NOW - 1, 0, "fresh")]
 )
-def test_rows_older_than_their_view_allows_are_stale(event_time: int, ttl: int, age: str) -> None:
-    assert features_module.age_of(event_time, ttl, now=1000) == age
+def test_rows_older_than_their_view_allows_are_stale(seconds_ago: int, ttl: int, age: str) -> None:
+    assert features_module.age_of(NOW - seconds_ago, ttl, NOW) == age
+
+
+def test_rows_of_data_without_timestamps_have_no_age() -> None:
+    assert features_module.age_of(UNTIMED, 100, NOW) == "fresh"
+    assert features_module.age_of(UNTIMED + 1, 100, NOW) == "stale"
 
 
 def test_an_endpoint_without_a_feature_store_is_not_degraded() -> None:
