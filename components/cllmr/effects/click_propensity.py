@@ -207,14 +207,18 @@ def match_percentiles(
 ) -> FloatArray:
     """Percentile of each click's match among the crowd's matches with the same item, in [0, 1].
 
-    Match: cosine of the item's text and the weighted sum of the texts of the *other* items of the user's history.
+    Match: cosine of the item's text and the weighted sum of the texts of the *other* items of the user's history, for the
+    crowd as for who clicked: with the item in their own histories, those of the crowd who clicked it would match it best, and
+    every popular item would look lured.
 
     Returns:
         (num_clicks,), NaN where the item has no text, and where the user's history holds nothing else.
     """
     profile = np.asarray(log @ text, dtype=np.float64)
     crowd_profile = unit_rows(profile[crowd])
-    crowd_profile = crowd_profile[np.linalg.norm(crowd_profile, axis=1) > 0]
+    crowd_profile[~crowd_profile.any(axis=1)] = np.nan  # NaN: of whom nothing is known
+    place = np.full(log.shape[0], -1)
+    place[crowd] = np.arange(len(crowd))
     order = np.argsort(items, kind="stable")
     bounds = np.searchsorted(items[order], np.arange(len(text) + 1))
     result = np.full(len(users), np.nan)
@@ -222,10 +226,12 @@ def match_percentiles(
         of_item = order[bounds[item] : bounds[item + 1]]
         others = profile[users[of_item]] - weights[of_item, None] * text[item]
         length = np.linalg.norm(others, axis=1)
-        match = others @ text[item] / np.maximum(length, 1e-9)
-        of_crowd = np.sort(crowd_profile @ text[item])
+        match = np.where(length < 1e-6, np.nan, others @ text[item] / np.maximum(length, 1e-9))
+        of_crowd, places = crowd_profile @ text[item], place[users[of_item]]
+        of_crowd[places[places >= 0]] = match[places >= 0]
+        of_crowd = np.sort(of_crowd[~np.isnan(of_crowd)])
         rank = np.searchsorted(of_crowd, match) / max(len(of_crowd), 1)
-        result[of_item] = np.where(length < 1e-6, np.nan, rank)
+        result[of_item] = np.where(np.isnan(match), np.nan, rank)
     return result
 
 
