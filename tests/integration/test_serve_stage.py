@@ -169,7 +169,7 @@ def test_a_damaged_champion_is_refused(world: World) -> None:
 @pytest.mark.parametrize(
     ("config", "told"),
     [
-        ({"target": "rayservice"}, "setting 'serve.target' = 'rayservice': Input should be 'config'"),
+        ({"composition": "alone"}, "setting 'serve.composition' = 'alone': Input should be 'apart' or 'together'"),
         ({"prt": 1}, r"unknown setting 'serve.prt'\. Did you mean 'port'\?"),
         ({"scorer": {"replicas": 2}}, r"unknown setting 'serve.scorer.replicas'\. Did you mean 'num_replicas'\?"),
         ({"port": 70000}, "setting 'serve.port' = 70000"),
