@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from components.errors import ConfigError, UserError
+from components.errors import ConfigError, UserError, first_line
 from components.progress import emit
 
 CHAMPION = "champion"
@@ -627,7 +627,7 @@ def _warn(error: Exception, stage: str) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    return without_password((str(error) or type(error).__name__).splitlines()[0].rstrip("."))
+    return without_password(first_line(error))
 
 
 def without_password(uri: str) -> str:
