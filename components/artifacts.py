@@ -30,7 +30,7 @@ import pyarrow.fs as pafs
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from pydantic_core import PydanticCustomError
 
-from components.errors import ArtifactError, ConfigError, StorageError, UserError, did_you_mean
+from components.errors import ArtifactError, ConfigError, StorageError, UserError, did_you_mean, first_line
 from components.job import AGAIN_VARIABLE
 from components.progress import configure_logging, emit
 
@@ -195,7 +195,7 @@ class Manifest(BaseModel):
         try:
             return cls.model_validate_json(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise ArtifactError(f"manifest {path} cannot be read: {_first_line(error)}.", "Run the stage again.") from None
+            raise ArtifactError(f"manifest {path} cannot be read: {first_line(error)}.", "Run the stage again.") from None
 
 
 def fingerprint(stage: Stage, identity: Mapping[str, Any], parents: Mapping[str, str]) -> str:
@@ -229,7 +229,7 @@ class Store:
                 self._fs, self._base = pafs.LocalFileSystem(), str(Path(self.root).absolute())
         except (OSError, ValueError) as error:
             raise StorageError(
-                f"storage root '{root}' is not usable: {_first_line(error)}.",
+                f"storage root '{root}' is not usable: {first_line(error)}.",
                 "Use a local path or an s3://, gs://, abfs:// or file:// URI.",
             ) from None
 
@@ -264,11 +264,11 @@ class Store:
             return None
         except OSError as error:
             raise StorageError(
-                f"'{_join(self.root, stage, name, MANIFEST)}' cannot be read: {_first_line(error)}.",
+                f"'{_join(self.root, stage, name, MANIFEST)}' cannot be read: {first_line(error)}.",
                 "Check that the storage root can be reached and read, then try again, or choose another with --storage.",
             ) from None
         except ValueError as error:
-            emit("manifest refused", stage=stage, fingerprint=name, reason=_first_line(error))
+            emit("manifest refused", stage=stage, fingerprint=name, reason=first_line(error))
             return None
 
     def write_note(self, text: str, *path: str) -> None:
@@ -473,7 +473,7 @@ def failure_told(stage: Stage) -> Iterator[None]:
         emit("stage failed", stage=stage.name, code=error.code, message=error.message, hint=error.hint)
         raise
     except OSError as error:
-        emit("stage failed", stage=stage.name, code=StorageError.code, message=_first_line(error), hint=_STORAGE_HINT)
+        emit("stage failed", stage=stage.name, code=StorageError.code, message=first_line(error), hint=_STORAGE_HINT)
         raise
 
 
@@ -552,7 +552,7 @@ def _make_directory(path: Path) -> Path:
         if not os.access(path, os.W_OK):
             raise PermissionError(f"Permission denied: '{path}'")
     except OSError as error:
-        raise StorageError(f"'{path}' cannot be written: {_first_line(error)}.", _STORAGE_HINT) from None
+        raise StorageError(f"'{path}' cannot be written: {first_line(error)}.", _STORAGE_HINT) from None
     return path
 
 
@@ -614,10 +614,6 @@ def _is_as_told(directory: Path, manifest: Manifest) -> bool:
     except ArtifactError:
         return False
     return True
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def _join(*parts: str) -> str:

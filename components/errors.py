@@ -81,6 +81,11 @@ def error_of(code: str, message: str, hint: str) -> UserError:
     return kinds.get(code, UserError)(message, hint)
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, without its full stop; the error's class where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(" .")
+
+
 def did_you_mean(seen: str, allowed: Iterable[str]) -> str:
     """Allowed values as text, the closest one to `seen` first: ``did you mean 'x'? Allowed: x, y.``"""
     names = sorted(allowed)

@@ -17,7 +17,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from tenacity import Retrying, retry_if_result, stop_after_delay
 from tenacity import wait_fixed as every
 
-from components.errors import ConfigError, LaunchError
+from components.errors import ConfigError, LaunchError, first_line
 from components.job import ENTRYPOINT, Backend, Job, LaunchConfig, Phase, Seen
 from components.progress import emit
 from components.retry import retrying
@@ -95,7 +95,7 @@ class JobsApi(Backend):
             )
         except RuntimeError as error:
             if self._status() is None:  # else another launcher, or a lost answer, was first
-                raise LaunchError(f"{self.title} was not accepted: {_first_line(error)}.", "Check the cluster.") from None
+                raise LaunchError(f"{self.title} was not accepted: {first_line(error)}.", "Check the cluster.") from None
 
     def _status(self) -> JobStatus | None:
         """None: there is no job of this id."""
@@ -108,7 +108,7 @@ class JobsApi(Backend):
         except RuntimeError as error:
             if "404" in str(error):
                 return None
-            raise LaunchError(f"{self.title} cannot be looked up: {_first_line(error)}.", "Check the cluster.") from None
+            raise LaunchError(f"{self.title} cannot be looked up: {first_line(error)}.", "Check the cluster.") from None
 
     def look(self, longest_s: Callable[[], float]) -> Iterator[Seen]:
         """See Backend."""
@@ -148,7 +148,7 @@ class JobsApi(Backend):
                     return
             except (aiohttp.ClientError, RuntimeError, OSError) as error:
                 if last:
-                    emit("warning", stage=self.job.stage, message=f"the log of {self.title} ends early: {_first_line(error)}")
+                    emit("warning", stage=self.job.stage, message=f"the log of {self.title} ends early: {first_line(error)}")
             if last:
                 return
             await asyncio.sleep(0.5)
@@ -173,19 +173,15 @@ class JobsApi(Backend):
             return retrying(_is_transient, _PATIENCE_S)(function)
         except (ConnectionError, requests.RequestException) as error:
             raise LaunchError(
-                f"the Ray cluster at {self.config.address} does not answer: {_first_line(error)}.",
+                f"the Ray cluster at {self.config.address} does not answer: {first_line(error)}.",
                 "Check the address, and that its dashboard runs.",
             ) from None
         except AuthenticationError as error:
             raise LaunchError(
-                f"the Ray cluster at {self.config.address} refused the token: {_first_line(error)}.",
+                f"the Ray cluster at {self.config.address} refused the token: {first_line(error)}.",
                 f"Name its Secret in placement.{self.job.stage}.launch.token_secret, or set RAY_AUTH_MODE and RAY_AUTH_TOKEN.",
             ) from None
 
 
 def _is_transient(error: BaseException) -> bool:
     return isinstance(error, ConnectionError | requests.ConnectionError | requests.Timeout)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")

@@ -27,7 +27,7 @@ import psutil
 from tenacity import RetryCallState, Retrying, stop_after_attempt
 
 from components.artifacts import Manifest, Stage, StageConfig, Store, failure_told, fingerprint, is_asked_again, is_whole
-from components.errors import ConfigError, LaunchError, UserError, error_of
+from components.errors import ConfigError, LaunchError, UserError, error_of, first_line
 from components.job import ENDED, LAUNCH_VARIABLE, REQUEST_VARIABLE, RUN_ID_VARIABLE, Backend, Job, LaunchConfig, Seen
 from components.progress import configure_logging, emit
 
@@ -337,7 +337,7 @@ def start_local_ray(num_cpus: int, num_gpus: int = 0) -> None:
         Retrying(stop=stop_after_attempt(RAY_STARTS), before_sleep=_tell_of_start, reraise=True)(start)
     except Exception as error:  # of many kinds: Ray's own processes may die of anything, on a machine that is too busy too
         raise LaunchError(
-            f"Ray cannot start on this machine: {_first_line(error)}",
+            f"Ray cannot start on this machine: {first_line(error)}.",
             "See the logs in /tmp/ray/session_latest/logs; run: cllmr doctor",
         ) from error
     finally:
@@ -348,7 +348,7 @@ def start_local_ray(num_cpus: int, num_gpus: int = 0) -> None:
 def _tell_of_start(state: RetryCallState) -> None:
     error = state.outcome.exception() if state.outcome else None
     if error is not None:
-        emit("warning", message=f"Ray did not start and is started again: {_first_line(error)}")
+        emit("warning", message=f"Ray did not start and is started again: {first_line(error)}")
 
 
 @contextmanager
@@ -374,10 +374,6 @@ def _ended_unless_whole(package: Path) -> Iterator[None]:
                 process.kill()
         psutil.wait_procs(left, timeout=30)
         raise
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0].strip()
 
 
 def join_ray(num_cpus: int, num_gpus: int = 0) -> None:

@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from components.errors import ConfigError, UserError
+from components.errors import ConfigError, UserError, first_line
 from components.progress import emit
 
 CHAMPION = "champion"
@@ -404,8 +404,8 @@ class Run(Protocol):
         """Notes figures, at one step of a curve."""
         ...
 
-    def curve(self, rows: Sequence[Mapping[str, Any]], step_key: str = "epoch") -> None:
-        """Notes a learning curve: one mapping per step; values that are no numbers are left out."""
+    def curve(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Notes a learning curve: one mapping per epoch, which it names; values that are no numbers are left out."""
         ...
 
 
@@ -420,7 +420,7 @@ class NullRun:
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """See Run.metrics."""
 
-    def curve(self, rows: Sequence[Mapping[str, Any]], step_key: str = "epoch") -> None:
+    def curve(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """See Run.curve."""
 
 
@@ -452,14 +452,14 @@ class MlflowRun:
         """See Run.metrics."""
         self._note([(name, value, step) for name, value in flat(values).items()])
 
-    def curve(self, rows: Sequence[Mapping[str, Any]], step_key: str = "epoch") -> None:
+    def curve(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """See Run.curve."""
         self._note(
             [
-                (name, value, int(row.get(step_key, number)))
+                (name, value, int(row.get("epoch", number)))
                 for number, row in enumerate(rows)
                 for name, value in flat(row).items()
-                if name != step_key
+                if name != "epoch"
             ]
         )
 
@@ -493,7 +493,7 @@ class MlflowRun:
 
 
 @contextmanager
-def open_run(tracking_uri: str, experiment: str, key: str, name: str = "", stage: str = "") -> Iterator[Run]:
+def open_run(tracking_uri: str, experiment: str, key: str, stage: str = "") -> Iterator[Run]:
     """A run to note things in; the same `key` (a stage's fingerprint) resumes the same run, in this process or another.
 
     When the tracker cannot be reached, one warning is told and a `NullRun` is given. The run ends as FINISHED, or as FAILED
@@ -502,13 +502,12 @@ def open_run(tracking_uri: str, experiment: str, key: str, name: str = "", stage
     Args:
         tracking_uri: of MLflow.
         experiment: name of the experiment, created on first use.
-        key: what makes this run the same one.
-        name: shown in the tracker; `key` when empty.
+        key: what makes this run the same one, and its name in the tracker.
         stage: named in the warning.
     """
     run: MlflowRun | None = None
     try:
-        run = _start_run(tracking_uri, experiment, key, name or key, stage)
+        run = _start_run(tracking_uri, experiment, key, stage)
     except ImportError as error:
         _warn(error, stage)
     except _tracker_errors() as error:
@@ -535,7 +534,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return result
 
 
-def _start_run(tracking_uri: str, experiment: str, key: str, name: str, stage: str) -> MlflowRun:
+def _start_run(tracking_uri: str, experiment: str, key: str, stage: str) -> MlflowRun:
     client = _connect(tracking_uri)
     known = client.get_experiment_by_name(experiment)
     experiment_id = known.experiment_id if known else client.create_experiment(experiment)
@@ -543,7 +542,7 @@ def _start_run(tracking_uri: str, experiment: str, key: str, name: str, stage: s
     if found:
         client.update_run(found[0].info.run_id, status="RUNNING")
         return MlflowRun(client, found[0].info.run_id, found[0].info.start_time, stage)
-    created = client.create_run(experiment_id, run_name=name, tags={_RUN_KEY_TAG: key})
+    created = client.create_run(experiment_id, run_name=key, tags={_RUN_KEY_TAG: key})
     return MlflowRun(client, created.info.run_id, created.info.start_time, stage)
 
 
@@ -628,7 +627,7 @@ def _warn(error: Exception, stage: str) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    return without_password((str(error) or type(error).__name__).splitlines()[0].rstrip("."))
+    return without_password(first_line(error))
 
 
 def without_password(uri: str) -> str:

@@ -22,7 +22,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from components.errors import ClusterError, ConfigError
+from components.errors import ClusterError, ConfigError, first_line
 from components.retry import TRANSIENT, retrying
 from pipelines.cluster_config import ClusterConfig
 from pipelines.names import PipelineName
@@ -299,7 +299,7 @@ class Cluster:
     def _tell(self, error: BaseException) -> None:
         status = getattr(error, "status", None)
         if status != _CONFLICT:  # which the next look resolves
-            reason = status or _first_line(_cause(error))
+            reason = status or first_line(_cause(error))
             self._told(f"KFP at {self.host} does not answer ({reason}); asked again for {self.config.patience_s:g} s")
 
     @contextmanager
@@ -326,7 +326,7 @@ class Cluster:
             raise ClusterError(f"KFP at {self.host} failed: {error.status}, {said}.", "Try again later.") from None
         except HTTPError as error:
             raise ClusterError(
-                f"KFP at {self.host} does not answer: {_first_line(_cause(error))}.", "Check --host and the network."
+                f"KFP at {self.host} does not answer: {first_line(_cause(error))}.", "Check --host and the network."
             ) from None
 
     def _not_kfp(self, seen: str) -> ClusterError:
@@ -519,7 +519,3 @@ def _said(error: Any) -> str:
 def _cause(error: BaseException) -> BaseException:
     """Why a request was given up, without what urllib3 wraps round it."""
     return getattr(error, "reason", None) or error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")

@@ -26,7 +26,7 @@ from safetensors.numpy import load_file
 from components.artifacts import Store, write_json
 from components.cllmr.linear.compact import CompactItems, ItemStorage
 from components.cllmr.linear.scores import LinearScores, from_tensors, mixed, products, standardised
-from components.errors import ArtifactError, ConfigError, did_you_mean
+from components.errors import ArtifactError, ConfigError, did_you_mean, first_line
 from components.ids import UNKNOWN, Vocabulary
 from serving.ranking import Candidates, Floats, Matching, Ranking, Rows, top_k
 
@@ -137,7 +137,7 @@ class Scorer:
         try:
             model = _read_model(path, storage)
         except (OSError, SafetensorError, ValueError) as error:
-            raise _damaged(path, f"cannot be read: {str(error).splitlines()[0]}") from None
+            raise _damaged(path, f"cannot be read: {first_line(error)}") from None
         models = _check_model(model, path)
         _check_blocks(bundle["history_blocks"], models, directory / BUNDLE_FILE)
         _check_ids(user_ids, len(model["factual.users"]), directory / USERS_FILE)
@@ -447,7 +447,7 @@ def _read_json(path: Path, kind: type[_Json]) -> _Json:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise _damaged(path, f"cannot be read: {str(error).splitlines()[0]}") from None
+        raise _damaged(path, f"cannot be read: {first_line(error)}") from None
     if not isinstance(value, kind):
         raise _damaged(path, f"holds a {type(value).__name__}, expected a {kind.__name__}")
     return value

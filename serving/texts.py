@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from components.cllmr.linear.kernel import NewItems
 from components.cllmr.linear.newcomers import Newcomers
-from components.errors import ArtifactError
+from components.errors import ArtifactError, first_line
 from serving.ranking import Floats
 from serving.scorer import NEWCOMERS_FILE, TEXT_FILE, Scorer
 
@@ -85,7 +85,7 @@ def read_newcomers(directory: Path, scorer: Scorer) -> Newcomers | None:
     try:
         return Newcomers.of_tensors(load_file(path), models)
     except (OSError, SafetensorError, ValueError) as error:
-        log.error("users' own texts cannot be answered", reason=f"{path} cannot be read: {str(error).splitlines()[0]}")
+        log.error("users' own texts cannot be answered", reason=f"{path} cannot be read: {first_line(error)}")
         return None
 
 

@@ -9,26 +9,19 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
 from components.cllmr.linear.ease import Ease, EaseSettings, centred_unit_rows
+from components.cllmr.linear.ensemble import Scores
 from components.evaluate.config import LABELS, BaselineName, EvaluateConfig
 from components.evaluate.metrics import PRIMARY, IntArray, Ranking, rank
 
 FloatMatrix = npt.NDArray[np.float32]
 Settings = dict[str, Any]
-
-
-class Baseline(Protocol):
-    """A fitted baseline."""
-
-    def score(self, users: IntArray) -> FloatMatrix:
-        """Scores of all items: rows of the users (n,) -> (n, num_items)."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -51,7 +44,7 @@ class Inputs:
 class Tuned:
     """The best setting of one baseline on validation."""
 
-    baseline: Baseline
+    baseline: Scores
     settings: Settings
     validation: Ranking
     grid: list[dict[str, Any]]
@@ -103,12 +96,12 @@ class ItemToItem:
         return np.asarray(scores.toarray() if sp.issparse(scores) else scores, dtype=np.float32)
 
 
-def popularity(inputs: Inputs) -> Baseline:
+def popularity(inputs: Inputs) -> Scores:
     """Items by their number of training interactions."""
     return FixedScores(np.asarray(inputs.train.sum(axis=0), dtype=np.float32).ravel())
 
 
-def text_cosine(inputs: Inputs, centred: bool) -> Baseline:
+def text_cosine(inputs: Inputs, centred: bool) -> Scores:
     """Cosine of the user's text and the item's text.
 
     Args:
@@ -120,7 +113,7 @@ def text_cosine(inputs: Inputs, centred: bool) -> Baseline:
     return Factors(users, items)
 
 
-def bm25_knn(inputs: Inputs, neighbours: int, b: float) -> Baseline:
+def bm25_knn(inputs: Inputs, neighbours: int, b: float) -> Scores:
     """Item-kNN on BM25-weighted interactions (implicit's, K1 = 1.2)."""
     from implicit.nearest_neighbours import BM25Recommender
     from implicit.utils import ParameterWarning
@@ -150,7 +143,7 @@ def ials(inputs: Inputs, factors: int, alpha: float, regularization: float, iter
     return Factors(np.asarray(model.user_factors), np.asarray(model.item_factors))
 
 
-def ease(inputs: Inputs, l2: float, text_weight: float = 0.0) -> Baseline:
+def ease(inputs: Inputs, l2: float, text_weight: float = 0.0) -> Scores:
     """EASE (Steck 2019).
 
     Args:
@@ -160,14 +153,14 @@ def ease(inputs: Inputs, l2: float, text_weight: float = 0.0) -> Baseline:
     return Ease(inputs.train, inputs.item_text if text_weight else None).fit(EaseSettings(l2, text_weight))
 
 
-def alpharec(inputs: Inputs, temperature: float, seed: int) -> Baseline:
+def alpharec(inputs: Inputs, temperature: float, seed: int) -> Scores:
     """The items' text through an MLP and a graph convolution."""
     from components.evaluate.alpharec import AlphaRecSettings, fit
 
     return fit(inputs.train, inputs.validation, inputs.item_text, AlphaRecSettings(temperature), seed)
 
 
-def lightgcn_base(inputs: Inputs, on_progress: Callable[..., None]) -> Baseline:
+def lightgcn_base(inputs: Inputs, on_progress: Callable[..., None]) -> Scores:
     """The backbone without side information, by the train stage's own loop and settings, in this process."""
     from components.train.loop import fit_base
 
@@ -210,7 +203,7 @@ def fit(
     inputs: Inputs,
     config: EvaluateConfig,
     on_progress: Callable[..., None] = lambda **figures: None,
-) -> Baseline:
+) -> Scores:
     """One fitted baseline."""
     if name == "popularity":
         return popularity(inputs)
@@ -247,7 +240,7 @@ def tune(
 ) -> Tuned:
     """Fits a baseline with every setting of its grid and keeps the one with the best validation NDCG@10 (first of equals)."""
     tried: list[dict[str, Any]] = []
-    best: tuple[float, Baseline, Settings, Ranking] | None = None
+    best: tuple[float, Scores, Settings, Ranking] | None = None
     for settings in grid(name, config):
         baseline = fit(name, settings, inputs, config, on_progress)
         ranking = rank(baseline.score, inputs.train, inputs.validation, config.block_size)

@@ -1,10 +1,10 @@
 """What the evaluate stage does: the bundle's scores and their rivals on held-out interactions, as figures and one page."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -100,42 +100,19 @@ def evaluate(
     rank = partial(metrics.rank, seen=seen, block_size=config.block_size)
     inputs = baselines.Inputs(seen, validation, text["users"], text["items"], train_config)
     labels = baselines.labels(config.baselines, train_config)
-    tested: dict[str, Ranking] = {}
-    on_validation: dict[str, Ranking] = {}
-    grids: dict[str, Any] = {}
-    skipped: dict[str, str] = {}
     with progress("evaluate", len(config.baselines) + len(SCORES) + len(LAMBDAS), "rankings") as bar:
-        for rival in config.baselines:
-            if reason := baselines.skip_reason(rival, inputs, config):
-                emit("warning", stage="evaluate", message=f"{labels[rival]} is left out: {reason}")
-                skipped[rival] = reason
-            else:
-                tuned = baselines.tune(rival, inputs, config, partial(_tell_epoch, bar, labels[rival]))
-                tested[rival], on_validation[rival] = rank(tuned.baseline.score, held_out=test), tuned.validation
-                grids[rival] = {"tried": tuned.grid, "best": tuned.settings, "at_edge": sorted(baselines.is_at_edge(tuned))}
-            bar.advance(model=labels[rival])
+        rivals = _rank_rivals(config, inputs, labels, rank, test, bar)
+        tested, on_validation = dict(rivals.tested), dict(rivals.on_validation)
         for name in SCORES:
             score = partial(scorer.score_all, effect=name)
             tested[name], on_validation[name] = rank(score, held_out=test), rank(score, held_out=validation)
             bar.advance(model=labels[name])
-        new_users: dict[str, Any] = {name: tested[name].mean() for name in NEW_USERS if name in tested}
-        if scorer.folds_in:
-            new_users["fold_in"] = rank(partial(_as_new, scorer), held_out=test).mean()
-        if described := scorer.bundle.get("newcomers"):
-            fits = CrossFits(text["introductions"][: dataset.num_users], config.seed, scorer.factual)
-            as_new = fits.fit(scorer.popularity, **described)
-            new_users["side_information"] = rank(as_new.score, held_out=test).mean()
-        curve = []
-        for debias in LAMBDAS:
-            ranking = rank(partial(scorer.score_all, debias=debias), held_out=validation)
-            summary = bias.exposure_summary(ranking.top_items[:, :10], scorer.popularity)
-            curve.append({"debias": debias, PRIMARY: round(ranking.mean()[PRIMARY], 6), **summary})
-            bar.advance(debias=debias)
+        new_users = _new_users(config, dataset, text, scorer, rank, test, tested)
+        curve = _lambda_curve(scorer, rank, validation, bar)
     tested = {name: tested[name] for name in LABELS if name in tested}  # the order of the result table
     users = tested["debiased"].users
     bootstrap = Bootstrap.draw(len(users), config.bootstrap_samples, config.seed)
     activity = _activity(seen.indptr, users)
-    factual, debiased = (partial(scorer.score_all, effect=name) for name in SCORES)
     per_user = {f"{name}.{metric}": values for name, found in tested.items() for metric, values in found.per_user.items()}
     figures = {
         "dataset": {
@@ -148,7 +125,7 @@ def evaluate(
         "users_evaluated": len(users),
         "debias_strength": scorer.debias_strength,
         "embedding_dim": int(scorer.bundle["embedding_dim"]),
-        "labels": {name: labels[name] for name in [*tested, *skipped]},
+        "labels": {name: labels[name] for name in [*tested, *rivals.skipped]},
         "results": {name: metrics.summarise(found, bootstrap) for name, found in tested.items()},
         "validation": {name: {key: round(value, 6) for key, value in on_validation[name].mean().items()} for name in tested},
         "comparison": _comparison(tested, bootstrap),
@@ -158,38 +135,107 @@ def evaluate(
             for group, chosen in activity.items()
             if chosen.any()
         },
-        "baselines_grid": grids,
-        "baselines_skipped": skipped,
-        "bias": {
-            "exposure": {
-                name: bias.exposure_summary(found.top_items[:, :10], scorer.popularity) for name, found in tested.items()
-            },
-            "exposure_by_popularity_decile": {
-                name: bias.exposure_by_decile(tested[name].top_items[:, :10], scorer.popularity) for name in SCORES
-            },
-            "propensity": bias.propensity_report(
-                scorer.propensity,
-                scorer.popularity,
-                text["items"],
-                tested["factual"].top_items[:, :10],
-                tested["debiased"].top_items[:, :10],
-            ),
-            "profiles": _profiles_report(
-                dataset.only(TRAIN),
-                text["items"],
-                item_references,
-                item_side,
-                scorer,
-                {name: tested[name].top_items[:, :10] for name in SCORES},
-            ),
-            "rank_shift": bias.rank_shift(factual, debiased, seen, _some(users), config.block_size),
-        },
+        "baselines_grid": rivals.grids,
+        "baselines_skipped": rivals.skipped,
+        "bias": _bias_report(config, dataset, text, item_references, item_side, scorer, tested, seen),
         "lambda_curve": curve,
         "new_users": {name: {key: round(value, 6) for key, value in mean.items()} for name, mean in new_users.items()},
         # an LLM's profile may rest on reviews by those who chose the item, and an item that is new has its own text alone
         "new_items": None if uses_llm else _new_items(config, scorer, text, seen, test),
     }
     return figures, {"users": users, **per_user}
+
+
+class _Rivals(NamedTuple):
+    """What the baselines came to, by name."""
+
+    tested: dict[str, Ranking]
+    on_validation: dict[str, Ranking]
+    grids: dict[str, Any]
+    skipped: dict[str, str]
+    """Why those that are left out are."""
+
+
+def _rank_rivals(
+    config: EvaluateConfig,
+    inputs: baselines.Inputs,
+    labels: Mapping[str, str],
+    rank: Callable[..., Ranking],
+    test: sp.csr_array,
+    bar: Progress,
+) -> _Rivals:
+    """Tunes every baseline on validation and tests it."""
+    found = _Rivals({}, {}, {}, {})
+    for name in config.baselines:
+        if reason := baselines.skip_reason(name, inputs, config):
+            emit("warning", stage="evaluate", message=f"{labels[name]} is left out: {reason}")
+            found.skipped[name] = reason
+        else:
+            tuned = baselines.tune(name, inputs, config, partial(_tell_epoch, bar, labels[name]))
+            found.tested[name], found.on_validation[name] = rank(tuned.baseline.score, held_out=test), tuned.validation
+            at_edge = sorted(baselines.is_at_edge(tuned))
+            found.grids[name] = {"tried": tuned.grid, "best": tuned.settings, "at_edge": at_edge}
+        bar.advance(model=labels[name])
+    return found
+
+
+def _new_users(
+    config: EvaluateConfig,
+    dataset: Dataset,
+    text: Mapping[str, npt.NDArray[np.float32]],
+    scorer: Scorer,
+    rank: Callable[..., Ranking],
+    test: sp.csr_array,
+    tested: Mapping[str, Ranking],
+) -> dict[str, dict[str, float]]:
+    """Mean metrics of the ways to answer users who are not in the training data."""
+    found = {name: tested[name].mean() for name in NEW_USERS if name in tested}
+    if scorer.folds_in:
+        found["fold_in"] = rank(partial(_as_new, scorer), held_out=test).mean()
+    if described := scorer.bundle.get("newcomers"):
+        fits = CrossFits(text["introductions"][: dataset.num_users], config.seed, scorer.factual)
+        as_new = fits.fit(scorer.popularity, **described)
+        found["side_information"] = rank(as_new.score, held_out=test).mean()
+    return found
+
+
+def _lambda_curve(
+    scorer: Scorer, rank: Callable[..., Ranking], validation: sp.csr_array, bar: Progress
+) -> list[dict[str, float]]:
+    """Validation accuracy and exposure at each debias strength."""
+    curve = []
+    for debias in LAMBDAS:
+        ranking = rank(partial(scorer.score_all, debias=debias), held_out=validation)
+        exposure = bias.exposure_summary(ranking.top_items[:, :10], scorer.popularity)
+        curve.append({"debias": debias, PRIMARY: round(ranking.mean()[PRIMARY], 6), **exposure})
+        bar.advance(debias=debias)
+    return curve
+
+
+def _bias_report(
+    config: EvaluateConfig,
+    dataset: Dataset,
+    text: Mapping[str, npt.NDArray[np.float32]],
+    item_references: npt.NDArray[np.float32] | None,
+    item_side: npt.NDArray[np.float32],
+    scorer: Scorer,
+    tested: Mapping[str, Ranking],
+    seen: sp.csr_array,
+) -> dict[str, Any]:
+    """What the rankings show, by popularity and by propensity, and what debiasing moves."""
+    tops = {name: found.top_items[:, :10] for name, found in tested.items()}
+    ours = {name: tops[name] for name in SCORES}
+    factual, debiased = (partial(scorer.score_all, effect=name) for name in SCORES)
+    users = _some(tested["debiased"].users)
+    return {
+        "exposure": {name: bias.exposure_summary(top, scorer.popularity) for name, top in tops.items()},
+        "exposure_by_popularity_decile": {name: bias.exposure_by_decile(top, scorer.popularity) for name, top in ours.items()},
+        "propensity": bias.propensity_report(
+            scorer.propensity, scorer.popularity, text["items"], ours["factual"], ours["debiased"]
+        ),
+        "profiles": _profiles_report(dataset.only(TRAIN), text["items"], item_references, item_side, scorer, ours),
+        "rank_shift": bias.rank_shift(factual, debiased, seen, users, config.block_size),
+    }
 
 
 def _profiles_report(

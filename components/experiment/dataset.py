@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
-from components.errors import DataError
+from components.errors import DataError, first_line
 from components.experiment.store import write_atomically
 from components.ids import SPLITS
 from components.ingest.dataset import DATA_CARD_FILE, INTERACTIONS_FILE, Dataset
@@ -194,7 +194,7 @@ def _read_matrix(path: Path) -> sp.csr_array:
         expected = f"Give a folder with {', '.join(FILES.values())}, or the output of ingest ({DATA_CARD_FILE} and so on)."
         raise DataError(f"{path} is missing.", expected) from None
     except (OSError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        reason = first_line(error)
         raise DataError(f"{path} cannot be read: {reason}.", "Write row, col and shape as integers with numpy.savez.") from None
     if missing:
         raise DataError(f"{path} has no array '{missing[0]}'; seen: {seen}.", "Write row, col and shape with numpy.savez.")
@@ -263,7 +263,7 @@ def _read_rows(folder: Path, kind: str, count: int) -> list[dict[str, Any]]:
     except (OSError, ValueError) as error:
         if isinstance(error, DataError):
             raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise DataError(
             f"{path} cannot be read: {reason}.",
             "Write one JSON object a line, in UTF-8; a name with .gz is compressed by gzip.",

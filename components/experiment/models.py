@@ -15,6 +15,7 @@ import numpy.typing as npt
 from pydantic import ConfigDict, create_model
 
 from components.artifacts import StageConfig
+from components.cllmr.effects.base import gated, reference
 from components.cllmr.linear.ease import Ease, EaseSettings, centred_unit_rows
 from components.cllmr.linear.ensemble import Scores
 from components.errors import ConfigError, did_you_mean
@@ -163,11 +164,10 @@ def _with_effect(
 ) -> tuple[Factors, float | None]:
     """Scores of an effect of the side information, and λ where it was chosen on validation (E13-E16)."""
     if effect in ("none", "factual"):
-        return Factors(factors.users, factors.items * gate[:, None]), None
-    mean = factors.items.mean(axis=0)
+        return Factors(factors.users, gated(factors.items, gate, 0.0)), None
     if effect == "pnde":
-        return Factors(factors.users, gate[:, None] * mean), None
-    tried = {debias: Factors(factors.users, gate[:, None] * (factors.items - debias * mean)) for debias in config.debias_grid}
+        return Factors(factors.users, gate[:, None] * reference(factors.items)), None
+    tried = {debias: Factors(factors.users, gated(factors.items, gate, debias)) for debias in config.debias_grid}
     value = {debias: rank(one.score, data.train, data.validation).mean()[PRIMARY] for debias, one in tried.items()}
     best = max(value, key=lambda debias: (value[debias], debias))
     return tried[best], best

@@ -24,8 +24,10 @@ import scipy.sparse as sp
 from components.cllmr.effects.base import Effect, Evidence, Factors, Refit
 from components.cllmr.linear.ease import Ease, EaseSettings
 from components.errors import ConfigError
+from components.evaluate import baselines
 from components.evaluate.bias import exposure_share
-from components.evaluate.metrics import PRIMARY, IntArray, Ranking, ScoreBlock, rank
+from components.evaluate.metrics import PRIMARY, IntArray, ScoreBlock, rank
+from components.experiment.dataset import unit_rows
 
 FloatMatrix = npt.NDArray[np.float32]
 Kind = Literal["inflated", "generic", "none"]
@@ -101,7 +103,7 @@ def inject(
     praise = (direction / np.linalg.norm(direction)).astype(np.float32)
     if kind == "none":
         return Injected(data, items, praise, 0)
-    text = unit(data.item_text + strength * items[:, None] * praise)
+    text = unit_rows(data.item_text + strength * items[:, None] * praise)
     if kind == "generic":
         return Injected(Data(data.train, data.validation, data.test, text), items, praise, 0)
     taken = data.train + data.validation + data.test
@@ -123,7 +125,7 @@ def _lured(
     """
     train = data.train
     activity = np.diff(train.indptr).astype(np.float64)
-    profile = unit(train @ data.item_text)
+    profile = unit_rows(train @ data.item_text)
     rows: list[IntArray] = []
     columns: list[IntArray] = []
     by_item = sp.csc_array(taken)
@@ -180,7 +182,7 @@ def measure(
     ]
     on_clean = sp.csr_array(original.test.multiply(~injected.items[None, :]))
     on_clean.eliminate_zeros()
-    before, after = (_ranked(score, injected.data.train, on_clean).mean()[PRIMARY] for score in (inflated, debiased))
+    before, after = (rank(score, injected.data.train, on_clean).mean()[PRIMARY] for score in (inflated, debiased))
     return Removal(
         exposure_clean=exposure[0],
         exposure_inflated=exposure[1],
@@ -194,22 +196,12 @@ def measure(
 
 def injected_share(score: ScoreBlock, seen: sp.csr_array, test: sp.csr_array, items: npt.NDArray[np.bool_]) -> float:
     """Share of the top ten that `items` hold in the lists of the users with test interactions, 0 to 1."""
-    return exposure_share(_ranked(score, seen, test).top_items[:, :TOP], items)
+    return exposure_share(rank(score, seen, test).top_items[:, :TOP], items)
 
 
 def removed_percent(induced: float, remaining: float, smallest: float = SMALLEST) -> float | None:
     """How much of an induced exposure share is gone where `remaining` of it is left; None where too little was induced."""
     return 100 * (1 - remaining / induced) if induced >= smallest else None
-
-
-def _ranked(score: ScoreBlock, seen: sp.csr_array, held_out: sp.csr_array) -> Ranking:
-    return rank(score, seen, held_out)
-
-
-def unit(rows: npt.NDArray[np.floating]) -> FloatMatrix:
-    """Rows scaled to length 1; zero rows stay zero."""
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.asarray(rows / np.where(lengths > 0, lengths, 1.0), dtype=np.float32)
 
 
 def study(original: Data, injected: Injected, effect: Effect, model: Refit) -> Removal:
@@ -224,7 +216,8 @@ def study(original: Data, injected: Injected, effect: Effect, model: Refit) -> R
     # a language model that praises does so where it knows nothing too: its reference text is the praise itself
     references = np.broadcast_to(injected.direction, injected.data.item_text.shape)
     found = effect(Evidence(factual, injected.data.train, injected.data.item_text, model, references))
-    return measure(scores(clean), scores(factual), scores(found.debiased(1.0)), injected, original)
+    asked = (baselines.Factors(*one).score for one in (clean, factual, found.debiased(1.0)))
+    return measure(*asked, injected, original)
 
 
 def ease(settings: EaseSettings) -> Refit:
@@ -234,8 +227,3 @@ def ease(settings: EaseSettings) -> Refit:
         return Factors(log.toarray().astype(np.float32), np.ascontiguousarray(Ease(log, text).fit(settings).weights.T))
 
     return fit
-
-
-def scores(factors: Factors) -> ScoreBlock:
-    """Scores of all items for a block of users."""
-    return lambda users: np.asarray(factors.users[users] @ factors.items.T, dtype=np.float32)

@@ -16,7 +16,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from components.errors import StorageError
+from components.errors import StorageError, first_line
 from components.progress import emit
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -53,7 +53,7 @@ class Results:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             emit("warning", stage="experiment", message=f"{path} cannot be read ({reason}): it is measured again")
             return None
 

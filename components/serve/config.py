@@ -77,8 +77,6 @@ class ScoringConfig(BaseModel):
 class ServeConfig(StageConfig):
     """The HTTP endpoint."""
 
-    target: Literal["config"] = "config"
-    """What the stage writes: ``config``, a Ray Serve configuration file for ``serve deploy`` or the CLI."""
     host: str = Field(default="127.0.0.1", min_length=1)
     """Address the CLI's endpoint listens on; 0.0.0.0 opens it to the network. Without effect on the written configuration."""
     port: int = Field(default=8000, ge=0, le=65535)

@@ -6,17 +6,16 @@ from typing import Any
 
 import yaml
 
-from components.artifacts import Manifest, Stage, Store, run_stage, write_json
+from components.artifacts import Manifest, Stage, Store, run_stage
 from components.errors import ArtifactError
 from components.promote.config import PromoteConfig
 from components.serve.config import ServeConfig
 from components.tracking import default_tracking_uri
 from serving import APPLICATION
 
-STAGE = Stage("serve", version=3)
+STAGE = Stage("serve", version=4)
 
 CONFIG_FILE = "serve.yaml"
-CHECK_FILE = "check.json"
 ENDPOINT = "/v1/recommend"
 
 
@@ -25,7 +24,8 @@ def run(config: dict[str, Any], storage_root: str, features: Manifest, promote: 
 
     The champion may be of an earlier run: its own feature set is used, found by the fingerprint in its bundle.
 
-    Facts of the manifest: ``model_version``, ``bundle`` (its URI), ``train``, ``features`` (fingerprints), ``endpoint`` (path).
+    Facts of the manifest: ``model_version``, ``bundle`` (its URI), ``train``, ``features`` (fingerprints),
+    ``golden_requests`` (how many were replayed), ``endpoint`` (path).
 
     Raises:
         ConfigError: an unknown or wrong setting.
@@ -41,23 +41,12 @@ def run(config: dict[str, Any], storage_root: str, features: Manifest, promote: 
         check_document(document)
         text = yaml.safe_dump(document, sort_keys=False)
         (directory / CONFIG_FILE).write_text(text, encoding="utf-8")
-        bundle = "/".join([champion["storage_root"].rstrip("/"), champion["bundle"]])
-        write_json(
-            directory / CHECK_FILE,
-            {
-                "model_version": champion["version"],
-                "bundle": bundle,
-                "train": champion["fingerprint"],
-                "features": feature_fingerprint,
-                "golden_requests": golden_requests,
-                "configuration_valid": True,
-            },
-        )
         return {
             "model_version": champion["version"],
-            "bundle": bundle,
+            "bundle": "/".join([champion["storage_root"].rstrip("/"), champion["bundle"]]),
             "train": champion["fingerprint"],
             "features": feature_fingerprint,
+            "golden_requests": golden_requests,
             "endpoint": ENDPOINT,
         }
 

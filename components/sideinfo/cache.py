@@ -25,7 +25,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from components.artifacts import Store
-from components.errors import StorageError
+from components.errors import StorageError, first_line
 from components.progress import emit
 from components.sideinfo.backends import Answer, Space
 
@@ -74,7 +74,7 @@ class AnswerCache:
         try:
             found = self._shelf.get_file_info(pafs.FileSelector("", allow_not_found=True, recursive=True))
         except OSError as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+            reason = first_line(error)
             raise StorageError(f"the answers below '{self._store.root}' cannot be listed: {reason}.", "Check it.") from None
         names = sorted(info.path for info in found if info.path.endswith(".json"))
         return hashlib.sha256("\n".join(names).encode()).hexdigest()
@@ -135,7 +135,7 @@ class AnswerCache:
                 raise ValueError(f"sha256 {seen}, expected {expected}")
             return pq.read_table(pa.BufferReader(content), schema=_SCHEMA)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            emit("shard refused", shard=f"{DIRECTORY}/{name}", reason=(str(error) or type(error).__name__).splitlines()[0])
+            emit("shard refused", shard=f"{DIRECTORY}/{name}", reason=first_line(error))
             return None
 
     def _journals(self) -> Path:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
-from components.errors import ConfigError
+from components.errors import ConfigError, first_line
 from components.launch import ray_session
 from components.sideinfo.config import DEFAULT_ENCODER, ENCODER_DISTRIBUTION, SideinfoConfig
 
@@ -63,7 +63,7 @@ def _load(encoder: str) -> "SentenceTransformer":
     try:
         return SentenceTransformer(encoder, local_files_only=Path(encoder).is_dir())
     except Exception as error:  # each loader below sentence-transformers has errors of its own; all mean the same here
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        reason = first_line(error)
         raise ConfigError(
             f"setting 'sideinfo.encoder' = '{encoder}' cannot be loaded: {reason}.",
             f"Give '{DEFAULT_ENCODER}' (comes with the platform), the directory of a sentence-transformers model, or the name "

@@ -40,7 +40,6 @@ _FUNCTION_WORDS = {
     "Dutch": "de het een en van met voor die dat is zijn op aan niet ook wie als door worden naar deze",
 }
 _FUNCTION_SETS = {name: frozenset(words.split()) for name, words in _FUNCTION_WORDS.items()}
-LANGUAGES = tuple(_FUNCTION_WORDS)
 
 
 class Profile(BaseModel):
@@ -161,7 +160,7 @@ def _spans(words: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 def _other_language(text: str, words: Sequence[str], expected: str) -> str | None:
-    """The language a text is in when that is another one of `LANGUAGES`, or another alphabet; None when it seems right."""
+    """The language a text is in when that is another `Language`, or another alphabet; None when it seems right."""
     letters = [character for character in text if character.isalpha()]
     if sum(character < "ɐ" for character in letters) < 0.7 * len(letters):  # Latin letters end there
         return "another alphabet"

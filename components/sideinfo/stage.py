@@ -1,5 +1,6 @@
 """The sideinfo stage: a profile text for every item and user, and its embedding."""
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from components.sideinfo.config import SideinfoConfig
 if TYPE_CHECKING:
     from components.ingest.dataset import Dataset
     from components.sideinfo.ondisk import Texts
-    from components.sideinfo.profiles import ProfileWriter, Side
+    from components.sideinfo.profiles import Account, ProfileWriter, Side
 
 STAGE = Stage("sideinfo", version=6)
 
@@ -49,7 +50,6 @@ def run(config: dict[str, Any], storage_root: str, ingest: Manifest) -> Manifest
 
 def _build(built: Path, config: SideinfoConfig, storage_root: str, ingest: Manifest) -> dict[str, Any]:
     import pandas as pd
-    import pyarrow as pa
     import pyarrow.parquet as pq
     from safetensors.numpy import save_file
 
@@ -58,15 +58,7 @@ def _build(built: Path, config: SideinfoConfig, storage_root: str, ingest: Manif
     from components.sideinfo.metadata import introductions
 
     writer = make_writer(config, storage_root)
-    if writer.account is None:
-        emit(
-            "warning",
-            stage=STAGE.name,
-            message=f"no LLM is used: backend '{config.backend}' puts the items' own text and summaries of the users' training "
-            "items into sentences; results say nothing about an LLM's knowledge or its bias",
-        )
-    elif config.backend == "replay":
-        emit("warning", stage=STAGE.name, message=f"no LLM is asked: the texts are what '{config.model}' has answered before")
+    _tell_who_writes(writer, config)
     text_encoder = encoder.TextEncoder(config)  # before the texts: a wrong name is told at once
     dataset = Dataset.load(ingest.path())
     training = dataset.only(TRAIN)
@@ -78,43 +70,23 @@ def _build(built: Path, config: SideinfoConfig, storage_root: str, ingest: Manif
         ("users", "user", USER, USER_ID, dataset.users),
     )
     for name, side, row, raw_id, frame in tables:
-        texts = profiles[name]
-        columns = {row: frame[row], raw_id: frame[raw_id], encoder.PROFILE: texts}
+        columns = {row: frame[row], raw_id: frame[raw_id], encoder.PROFILE: profiles[name]}
         columns |= {encoder.OWN_TEXT: own[name]} if own else {}
-        columns |= writer.columns(training, side)
-        types = {row: pa.int32(), raw_id: pa.string(), **report.PROFILE_TYPES}
-        rows = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
-        report.write_table(built / f"{name}.parquet", pa.schema({column: types[column] for column in columns}), rows)
-        learnt = "the model learns what stands for it" if own.get(name, texts).known() else "the model does without"
-        known = writer.account.sides[name]["known"] if writer.account else texts.known()
-        if failed := known - texts.known():
-            assert writer.account is not None, "without an LLM nothing fails"
-            again = "" if config.backend == "replay" else "; `cllmr run --from sideinfo` asks again for what did not come"
-            emit(
-                "warning",
-                stage=STAGE.name,
-                message=f"{failed} of {len(texts)} {name} have no usable answer ({writer.account.sides[name]['why_not']}): see "
-                f"{QUARANTINE_FILE}; {'their own text stands alone' if own else learnt}{again}",
-            )
-        if unknown := len(texts) - known:
-            message = f"{unknown} of {len(texts)} {name} have no text: no profile; {learnt}"
-            emit("warning", stage=STAGE.name, message=message)
+        _write_columns(built / f"{name}.parquet", columns | writer.columns(training, side))
+        _tell_of_missing(name, profiles[name], own.get(name), writer.account, config)
     embedded = list(profiles)
     introduced = pd.concat([dataset.users.drop(columns=USER), load_newcomers(ingest.path())], ignore_index=True)
     told = introductions(introduced, config.max_words, writer.guarded, dataset.num_users)
     if told.known():
-        columns = {raw_id: introduced[raw_id], encoder.PROFILE: told}
-        rows = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
-        schema = pa.schema({column: types[column] for column in columns})
-        report.write_table(built / INTRODUCTIONS_FILE, schema, rows)
+        _write_columns(built / INTRODUCTIONS_FILE, {USER_ID: introduced[USER_ID], encoder.PROFILE: told})
         embedded.append("introductions")
     if writer.account:
         pq.write_table(report.references_table(references), built / REFERENCES_FILE)
     if references:
         embedded.append("references")
-    known = sum(map(_with_either, profiles.values(), (own or profiles).values()))
-    known += sum(one.profile is not None for one in references) + told.known()
-    with progress(STAGE.name, known, "texts") as bar:
+    num_texts = sum(map(_with_either, profiles.values(), (own or profiles).values()))
+    num_texts += sum(one.profile is not None for one in references) + told.known()
+    with progress(STAGE.name, num_texts, "texts") as bar:
         arrays = encoder.embed(text_encoder, {name: built / f"{name}.parquet" for name in embedded}, bar.advance)
     save_file(arrays, built / EMBEDDINGS_FILE)
     facts: dict[str, Any] = {
@@ -135,6 +107,51 @@ def _build(built: Path, config: SideinfoConfig, storage_root: str, ingest: Manif
         report.write_quarantine(account, built / QUARANTINE_FILE)
     report.write(built, dataset, facts, account, writer.guarded, references, profiles)
     return facts
+
+
+def _tell_who_writes(writer: "ProfileWriter", config: SideinfoConfig) -> None:
+    """Warns where no LLM is asked."""
+    if writer.account is None:
+        emit(
+            "warning",
+            stage=STAGE.name,
+            message=f"no LLM is used: backend '{config.backend}' puts the items' own text and summaries of the users' training "
+            "items into sentences; results say nothing about an LLM's knowledge or its bias",
+        )
+    elif config.backend == "replay":
+        emit("warning", stage=STAGE.name, message=f"no LLM is asked: the texts are what '{config.model}' has answered before")
+
+
+def _write_columns(path: Path, columns: Mapping[str, Iterable[Any]]) -> None:
+    """A Parquet file of columns, each read once, in the order of the rows."""
+    import pyarrow as pa
+
+    from components.sideinfo import report
+
+    types = {ITEM: pa.int32(), USER: pa.int32(), ITEM_ID: pa.string(), USER_ID: pa.string(), **report.PROFILE_TYPES}
+    rows = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
+    report.write_table(path, pa.schema({column: types[column] for column in columns}), rows)
+
+
+def _tell_of_missing(
+    name: str, profiles: "Texts", own: "Texts | None", account: "Account | None", config: SideinfoConfig
+) -> None:
+    """Warns of the rows of a table without a profile: of which an LLM wrote nothing usable, and of which nothing is known."""
+    known = account.sides[name]["known"] if account else profiles.known()
+    some = (profiles if own is None else own).known()
+    learnt = "the model learns what stands for it" if some else "the model does without"
+    if failed := known - profiles.known():
+        assert account is not None, "without an LLM nothing fails"
+        again = "" if config.backend == "replay" else "; `cllmr run --from sideinfo` asks again for what did not come"
+        emit(
+            "warning",
+            stage=STAGE.name,
+            message=f"{failed} of {len(profiles)} {name} have no usable answer ({account.sides[name]['why_not']}): see "
+            f"{QUARANTINE_FILE}; {learnt if own is None else 'their own text stands alone'}{again}",
+        )
+    if unknown := len(profiles) - known:
+        message = f"{unknown} of {len(profiles)} {name} have no text: no profile; {learnt}"
+        emit("warning", stage=STAGE.name, message=message)
 
 
 def _own_texts(config: SideinfoConfig, training: "Dataset") -> dict[str, "Texts"]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from components.errors import ConfigError
+from components.errors import ConfigError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -85,7 +85,7 @@ def load_tokens(directory: str | None) -> Tokens:
         if not tokenizer.is_fast:
             raise ValueError("it has no tokenizer.json")
     except Exception as error:  # each format has errors of its own; all mean the same here
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        reason = first_line(error)
         raise ConfigError(
             f"setting 'sideinfo.tokenizer' = '{directory}' cannot be loaded: {reason}.",
             "Give the model's directory (tokenizer.json, tokenizer_config.json), or null to estimate.",

@@ -1,4 +1,4 @@
-"""The spectrum of the interactions: where the training matrix places each user and item (CLLMR, E1-E3), and fold-in.
+"""The spectrum of the interactions: where the training matrix places each user and item (CLLMR, E1-E3).
 
 Everything is computed in float64; the stage rounds to float32 when it writes.
 """
@@ -135,48 +135,6 @@ def component_signs(vectors: Floats) -> Floats:
     return signs
 
 
-def fold_in_users(
-    interactions: sparse.csr_array,
-    item_spectrum: npt.NDArray[np.floating],
-    singular_values: npt.NDArray[np.floating],
-    item_degrees: npt.NDArray[np.integer] | None,
-) -> Floats:
-    """Spectrum rows of users that the decomposition has not seen: p_u = r_u V, on the scale of E3 (METHOD f-13).
-
-    Exact for a user of the decomposition, since R V = U sigma. The scale cancels: V = item_spectrum * scale / sigma.
-
-    Args:
-        interactions: 0/1, (num_new_users, num_items).
-        item_spectrum: `Spectrum.items`, (num_items, q).
-        singular_values: (q,).
-        item_degrees: training interactions of each item, (num_items,), for normalisation "sym"; None for "raw".
-
-    Returns:
-        (num_new_users, q); 0 for a user without interactions.
-    """
-    return _fold_in(interactions, item_spectrum, singular_values, item_degrees)
-
-
-def fold_in_items(
-    interactions: sparse.csr_array,
-    user_spectrum: npt.NDArray[np.floating],
-    singular_values: npt.NDArray[np.floating],
-    user_degrees: npt.NDArray[np.integer] | None,
-) -> Floats:
-    """Spectrum rows of new items: p_i = r_i^T U, on the scale of E3 (METHOD f-13); the mirror of `fold_in_users`.
-
-    Args:
-        interactions: 0/1, (num_users, num_new_items).
-        user_spectrum: `Spectrum.users`, (num_users, q).
-        singular_values: (q,).
-        user_degrees: training interactions of each user, (num_users,), for normalisation "sym"; None for "raw".
-
-    Returns:
-        (num_new_items, q); 0 for an item without interactions.
-    """
-    return _fold_in(sparse.csr_array(interactions.T), user_spectrum, singular_values, user_degrees)
-
-
 def energy_report(found: Spectrum, normalisation: Normalisation) -> dict[str, object]:
     """What energy.json says: singular values and how much of the matrix the first 1, 2, 4, ... components hold."""
     return {
@@ -192,20 +150,6 @@ def energy_report(found: Spectrum, normalisation: Normalisation) -> dict[str, ob
 def _ranks(largest: int) -> Iterable[int]:
     """1, 2, 4, 8, ... and the largest."""
     return sorted({1 << power for power in range(largest.bit_length())} | {largest})
-
-
-def _fold_in(
-    interactions: sparse.csr_array,
-    known: npt.NDArray[np.floating],
-    singular_values: npt.NDArray[np.floating],
-    known_degrees: npt.NDArray[np.integer] | None,
-) -> Floats:
-    rows = interactions.astype(np.float64)
-    if known_degrees is not None:
-        own = sparse.diags_array(_inverse_root(rows.sum(axis=1)))
-        rows = own @ rows @ sparse.diags_array(_inverse_root(known_degrees))
-    folded: Floats = rows @ (known.astype(np.float64) * inverse(singular_values))
-    return folded
 
 
 def inverse(singular_values: npt.NDArray[np.floating]) -> Floats:

@@ -30,6 +30,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
+from components.cllmr.effects.base import gated
 from components.cllmr.effects.click_propensity import ClickPropensity, estimate
 from components.cllmr.effects.reference_texts import share_written_anyway, without_carried
 from components.cllmr.effects.subspace import project_out
@@ -101,14 +102,15 @@ class GraphFit(NamedTuple):
     @property
     def factual(self) -> LinearScores:
         """TE = (g_u a_u) . (g_i b_i) (E13)."""
-        return LinearScores.of_factors(self.users * self.user_gate[:, None], self.items * self.item_gate[:, None])
+        return self._scores(0.0)
 
     @property
     def counterfactual(self) -> LinearScores:
         """TNIE = (g_u a_u) . [g_i (b_i - mean b)] (E16 with λ = 1): the match alone."""
-        factual = self.factual
-        reference = self.items.mean(axis=0, dtype=np.float64).astype(np.float32)
-        return replace(factual, items=(self.items - reference) * self.item_gate[:, None])
+        return self._scores(1.0)
+
+    def _scores(self, strength: float) -> LinearScores:
+        return LinearScores.of_factors(self.user_gate[:, None] * self.users, gated(self.items, self.item_gate, strength))
 
 
 TrainGraph = Callable[[RecipeData, TrainConfig, str], GraphFit]

@@ -15,7 +15,7 @@ from components.launch import RAY_STARTS, start_local_ray
 
 pytestmark = pytest.mark.ray
 
-TOO_LATE = "The current node timed out during startup."
+TOO_LATE = "The current node timed out during startup"
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def late(monkeypatch: pytest.MonkeyPatch, times: int, bystanders: "list[subproce
         running.append({child for child in psutil.Process().children() if "/ray/" in " ".join(child.cmdline())})
         bystanders.append(subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE))
         if len(running) <= times:
-            raise TimeoutError(TOO_LATE)
+            raise TimeoutError(f"{TOO_LATE}.")
         return look(*args)
 
     monkeypatch.setattr(services, "get_node", looked)

@@ -1,6 +1,5 @@
 """From promote's verdict to an endpoint that uses the feature store: the serve stage, and what it wrote, run."""
 
-import json
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -107,6 +106,7 @@ def test_the_configuration_names_the_champion_and_its_feature_set(world: World) 
         "bundle": f"{world.root}/train/{world.train.fingerprint}/bundle",
         "train": world.train.fingerprint,
         "features": world.features.fingerprint,
+        "golden_requests": 3,
         "endpoint": "/v1/recommend",
     }
     document = yaml.safe_load((manifest.path() / "serve.yaml").read_text())
@@ -131,11 +131,6 @@ def test_no_champion_is_followed_where_that_is_set() -> None:
     champion = {"version": "1", "fingerprint": "0" * 16, "storage_root": "/store", "bundle": "b"}
     document = stage.serve_document(ServeConfig(poll_interval_s=0), champion, None, "http://mlflow:5000", "cllmr")
     assert document["applications"][0]["args"]["registry"] is None
-
-
-def test_the_check_is_recorded(world: World) -> None:
-    check = json.loads((world.serve().path() / "check.json").read_text())
-    assert (check["golden_requests"], check["configuration_valid"], check["model_version"]) == (3, True, "3")
 
 
 def test_host_and_port_decide_nothing_that_the_stage_writes(world: World) -> None:
@@ -169,7 +164,7 @@ def test_a_damaged_champion_is_refused(world: World) -> None:
 @pytest.mark.parametrize(
     ("config", "told"),
     [
-        ({"target": "rayservice"}, "setting 'serve.target' = 'rayservice': Input should be 'config'"),
+        ({"composition": "alone"}, "setting 'serve.composition' = 'alone': Input should be 'apart' or 'together'"),
         ({"prt": 1}, r"unknown setting 'serve.prt'\. Did you mean 'port'\?"),
         ({"scorer": {"replicas": 2}}, r"unknown setting 'serve.scorer.replicas'\. Did you mean 'num_replicas'\?"),
         ({"port": 70000}, "setting 'serve.port' = 70000"),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from components.spectrum.decompose import component_signs, decompose, fold_in_items, fold_in_users, normalise, spectrum
+from components.spectrum.decompose import component_signs, decompose, inverse, normalise, spectrum
 from tests.planted import block_world
 
 
@@ -102,33 +102,6 @@ def test_in_a_block_world_users_lie_nearest_to_the_items_of_their_block() -> Non
     assert (world.item_block[nearest] == world.user_block).all()
 
 
-@pytest.mark.parametrize("normalisation", ["sym", "raw"])
-def test_folding_in_the_training_rows_gives_back_the_spectrum(normalisation: str) -> None:
-    matrix = _random_matrix()
-    found = spectrum(matrix, 10, normalisation)  # type: ignore[arg-type]  # a str by parametrize
-    by_user, by_item = (np.diff(matrix.tocsr().indptr), np.diff(matrix.tocsc().indptr))
-    degrees = (by_item, by_user) if normalisation == "sym" else (None, None)
-    users = fold_in_users(matrix, found.items, found.singular_values, degrees[0])
-    items = fold_in_items(matrix, found.users, found.singular_values, degrees[1])
-    np.testing.assert_allclose(users, found.users, atol=1e-9)
-    np.testing.assert_allclose(items, found.items, atol=1e-9)
-
-
-def test_a_new_user_of_a_block_folds_in_among_its_users_and_one_without_interactions_at_zero() -> None:
-    world = block_world()
-    matrix = sparse.csr_array(world.matrix(world.train))
-    found = spectrum(matrix, 6)
-    new = np.zeros((2, world.num_items), dtype=np.float32)
-    new[0, np.flatnonzero(world.item_block == 4)[:5]] = 1
-    rows = fold_in_users(sparse.csr_array(new), found.items, found.singular_values, np.diff(matrix.tocsc().indptr))
-    assert world.user_block[np.argmax(found.users @ rows[0])] == 4
-    np.testing.assert_array_equal(rows[1], 0)
-
-
-def test_components_without_energy_fold_nobody_in() -> None:
-    dense = np.zeros((6, 8), dtype=np.float32)
-    dense[:3, :4] = dense[3:, 4:] = 1  # rank 2
-    matrix = sparse.csr_array(dense)
-    found = spectrum(matrix, 5)
-    rows = fold_in_users(matrix, found.items, found.singular_values, np.diff(matrix.tocsc().indptr))
-    np.testing.assert_allclose(rows, found.users, atol=1e-7)
+def test_a_component_without_energy_has_no_inverse_but_zero() -> None:
+    np.testing.assert_array_equal(inverse(np.array([2.0, 0.5, 1e-9])), [0.5, 2.0, 0.0])
+    np.testing.assert_array_equal(inverse(np.zeros(2)), 0.0)

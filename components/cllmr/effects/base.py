@@ -113,6 +113,22 @@ class Evidence:
 Effect = Callable[[Evidence], EffectFactors]
 
 
+def reference(items: FloatMatrix) -> FloatMatrix:
+    """b̄, the mean of all b_j, whose product with a_u is the reference state of a mediator a_u . b_i: (dim,)."""
+    return items.mean(axis=0, dtype=np.float64).astype(np.float32)
+
+
+def gated(items: FloatMatrix, gate: FloatMatrix, strength: float) -> FloatMatrix:
+    """g_i (b_i - λ b̄), what g_u a_u is multiplied by for y = TE - λ NDE of gates (E13-E16); λ = 0 is the total effect.
+
+    Args:
+        items: b_i of the mediator, (num_items, dim).
+        gate: g_i, (num_items,).
+        strength: λ.
+    """
+    return gate[:, None] * (items - np.float32(strength) * reference(items))
+
+
 def contrast(factual: Factors, counterfactual: Factors) -> EffectFactors:
     """The direct effect as the difference of two models: NDE = TE - Y(counterfactual), hence y(λ = 1) = Y(counterfactual)."""
     return EffectFactors(

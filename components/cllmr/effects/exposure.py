@@ -12,21 +12,25 @@ from components.cllmr.effects.click_propensity import estimate
 
 TEMPERATURE = 0.25
 """Of the softmax, in standard deviations of the user's scores: most of the exposure goes to the top few."""
+STEPS = 30
+"""Of the fixed point."""
+MAX_USERS = 1000
+"""Users that the offsets are solved for, by lot."""
 
 
-def exposure(evidence: Evidence, steps: int = 30, max_users: int = 1000, seed: int = 0) -> EffectFactors:
+def exposure(evidence: Evidence) -> EffectFactors:
     """Solves for the offsets d_i on a sample of users."""
     share = estimate(evidence.train, evidence.text).share
     users, items = evidence.factual
     blocks = [np.std(users[start : start + 512] @ items.T, axis=1) for start in range(0, len(users), 512)]
     spread = np.maximum(np.concatenate(blocks), 1e-12)
-    sample = np.random.default_rng(seed).permutation(len(users))[:max_users]
+    sample = np.random.default_rng(0).permutation(len(users))[:MAX_USERS]
     logits = users[sample] @ items.T / spread[sample][:, None] / TEMPERATURE
     logits[evidence.train[sample].toarray() > 0] = -np.inf
     offset = np.zeros(len(items))
     wanted = _exposure(logits) * (1 - share)
     affected = share > 0
-    for _ in range(steps):
+    for _ in range(STEPS):
         found = _exposure(logits - offset[None, :] / TEMPERATURE)
         step = TEMPERATURE * np.log(np.maximum(found, 1e-12) / np.maximum(wanted, 1e-12))
         offset[affected] = np.maximum(offset[affected] + step[affected], 0.0)

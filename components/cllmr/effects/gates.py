@@ -9,7 +9,7 @@ user and item (``m_ui``). With ``m*`` the mediator's reference state (here each 
     y_ui   = TE - λ NDE = (m_ui - λ m*_u) * g_u * g_i, λ the debias strength                              (E16)
 
 The mediator is an inner product, m_ui = a_u . b_i, hence m*_u = a_u . mean_j b_j and y_ui = g_u * a_u . [g_i (b_i - λ b̄)]:
-debiased scores are served by one matrix product or any index for inner products.
+debiased scores are served by one matrix product or any index for inner products (`base.gated`).
 
 Why the mediator has an offset: a match score that is centred at zero (cosine) has a reference state of about zero, which
 makes the direct effect, and so the whole correction, vanish; and for a negative match a larger gate would lower the score.
@@ -21,33 +21,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-
-from components.cllmr.effects.base import EffectFactors
-
-
-class Effects(NamedTuple):
-    """Effects on a set of user-item pairs; all tensors have the shape of the broadcast inputs."""
-
-    total: Tensor
-    natural_direct: Tensor
-    total_natural_indirect: Tensor
-    debiased: Tensor
-
-
-def effects(mediator: Tensor, reference: Tensor, user_gate: Tensor, item_gate: Tensor, debias: float) -> Effects:
-    """The mediation algebra of this module's docstring (E13-E16).
-
-    Args:
-        mediator: m_ui.
-        reference: m*_u, the mediator's reference state.
-        user_gate: g_u.
-        item_gate: g_i.
-        debias: λ in [0, 1].
-    """
-    gate = user_gate * item_gate
-    total = mediator * gate
-    direct = reference * gate
-    return Effects(total, direct, total - direct, total - debias * direct)
 
 
 class PropensityHeads(nn.Module):
@@ -103,17 +76,3 @@ def mediator_factors(users: Tensor, items: Tensor, *, cosine: bool, scale: float
         torch.cat([users, ones], dim=1),
         torch.cat([scale * items, torch.full_like(items[:, :1], scale * offset)], dim=1),
     )
-
-
-def effect_factors(mediator: MediatorFactors, user_gate: Tensor, item_gate: Tensor) -> EffectFactors:
-    """TE = (g_u a_u) . (g_i b_i) and NDE = (g_u a_u) . (g_i b̄), b̄ the mean of all b_j (E13, E15).
-
-    Args:
-        mediator: a_u (num_users, dim) and b_i (num_items, dim).
-        user_gate: g_u, (num_users,).
-        item_gate: g_i, (num_items,).
-    """
-    users = (user_gate[:, None] * mediator.users).float().numpy()
-    items = (item_gate[:, None] * mediator.items).float().numpy()
-    reference = (item_gate[:, None] * mediator.items.mean(dim=0)).float().numpy()
-    return EffectFactors(users, items, users, reference)

@@ -64,7 +64,7 @@ class AnalyticSSE:
             text: a zero row where there is no text, (num_nodes, text_dim).
             spectrum: (num_nodes, rank).
             degrees: number of interactions of each node, (num_nodes,). At least one must have both text and interactions.
-            half_degree: k, positive. `log_likelihood` compares values of it.
+            half_degree: k, positive.
             ridge: penalty on W, relative to the spectrum's mean square; nodes weigh n / (n + k).
             num_shared: columns of F; 0 is diagonal noise.
             iterations: of EM; each of them raises the likelihood.
@@ -106,18 +106,6 @@ class AnalyticSSE:
         axes, gain = self._gain(_prior_scale(degrees, self.half_degree))
         update: Floats = gain * (self._evidence(self._residual(text, mean)) @ axes) @ axes.T
         return mean + update
-
-    def log_likelihood(self, text: Numbers, spectrum: Numbers, degrees: Numbers) -> Floats:
-        """log p(text | spectrum) of each node, (num_nodes,), z integrated out; 0 for a node without text."""
-        told = np.any(text != 0, axis=1)
-        residual = self._residual(text, _prior_mean(spectrum, degrees))
-        scale = _prior_scale(degrees, self.half_degree)
-        axes, gain = self._gain(scale)
-        whitened = self._precision_times(residual)
-        _, log_volume = np.linalg.slogdet(self.shared @ self.shared.T + np.diag(self.specific))
-        distance = (residual * whitened).sum(axis=1) - (gain * (whitened @ self.weight @ axes) ** 2).sum(axis=1)
-        volume = len(self.bias) * np.log(2 * np.pi) + log_volume + np.log1p(scale[:, None] * self._precisions()[0]).sum(axis=1)
-        return np.where(told, -0.5 * (distance + volume), 0.0)
 
     def _residual(self, text: Numbers, mean: Floats) -> Floats:
         """s - b - W p of nodes with text, and zero, which is no evidence, of the others: (num_nodes, text_dim)."""
