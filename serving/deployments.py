@@ -28,7 +28,6 @@ from components.tracking import ModelVersion, Registry, RegistryError
 from serving import admission
 from serving.admission import Admission
 from serving.api import create_app
-from serving.approximate import ScoringArgs
 from serving.attributes import FilterError
 from serving.auth import read_tokens
 from serving.backend import Answered, Inside, RayBackend
@@ -67,9 +66,10 @@ from serving.schemas import (
     ScoreRequest,
     ScoreResponse,
 )
+from serving.settings import Scoring, Trial
 from serving.texts import TextEncoder
 from serving.together import Together
-from serving.trial import Shadow, Trial, joined, part, parts
+from serving.trial import Shadow, joined, part, parts
 
 PRODUCTS_AT_ONCE = 1 << 27
 """Products, some 20 ms of one core, up to which a ranking is made where requests come in: in a thread beside it everything took
@@ -217,7 +217,7 @@ class ScorerReplica:
         deployed: Target,
         registry: DeploymentHandle[Any] | None,
         poll_interval_s: float,
-        scoring: ScoringArgs = EXACT,
+        scoring: Scoring = EXACT,
     ) -> None:
         configure_replica_logging()
         self._metrics = ScorerMetrics()
