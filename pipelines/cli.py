@@ -12,7 +12,6 @@ import re
 import signal
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -23,19 +22,17 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from components.errors import ConfigError, StorageError, UserError
+from components.errors import ConfigError, UserError
+from pipelines.champion import asked_of_the_endpoint, champion_endpoint, champion_recommender, endpoint, registry
 from pipelines.names import PipelineName
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from components.tracking import ModelVersion, Registry
-    from pipelines.cluster import Cluster
+    from components.tracking import ModelVersion
+    from pipelines.cluster import Cluster, Version
     from pipelines.config import PlatformConfig
     from pipelines.local import PlatformRun
-    from serving.client import Client
-    from serving.features import HistoryReader
-    from serving.recommender import Recommender
     from serving.schemas import Range
 
 P = ParamSpec("P")
@@ -475,10 +472,7 @@ def submit(
     from pipelines import cluster as clusters
 
     settings = load_config(preset, config, set_, storage, host=host, namespace=namespace)
-    pipeline = clusters.pipeline_of(settings, until, cache, which)
-    parameters = clusters.parameters_of(settings, pipeline)
-    cluster = connected(settings)
-    version = cluster.ensure_version(pipeline, revision or clusters.source_revision())
+    cluster, version, parameters = prepared(settings, until, cache, which, revision)
     name = clusters.run_name(version.name)
     with ended_with_the_command(cluster, lambda: cluster.find_run(name), terminate):
         run_id = cluster.submit(version, parameters, name)
@@ -532,10 +526,7 @@ def schedule(
         write_result(json_file, {"name": name, "change": "removed" if count else "unchanged"})
         return
     times = clusters.cron_of(cron)
-    pipeline = clusters.pipeline_of(settings, until, cache, which)
-    parameters = clusters.parameters_of(settings, pipeline)
-    cluster = connected(settings)
-    version = cluster.ensure_version(pipeline, revision or clusters.source_revision())
+    cluster, version, parameters = prepared(settings, until, cache, which, revision)
     schedule_id, change = cluster.ensure_schedule(name, times, version, parameters)
     out.print(f"schedule {escape(name)}: {change}, '{times}' UTC, version {version.name}", soft_wrap=True)
     write_result(
@@ -991,6 +982,18 @@ def connected(settings: "PlatformConfig") -> "Cluster":
     return Cluster(settings.cluster, lambda text: errors.print(escape(text), soft_wrap=True))
 
 
+def prepared(
+    settings: "PlatformConfig", until: str | None, cache: bool, which: PipelineName, revision: str | None
+) -> "tuple[Cluster, Version, dict[str, Any]]":
+    """The pipeline of these settings, there to be run: where, which version of it, and with which parameters."""
+    from pipelines import cluster as clusters
+
+    pipeline = clusters.pipeline_of(settings, until, cache, which)
+    parameters = clusters.parameters_of(settings, pipeline)  # it may refuse: before anything is uploaded
+    cluster = connected(settings)
+    return cluster, cluster.ensure_version(pipeline, revision or clusters.source_revision()), parameters
+
+
 @contextmanager
 def crash_told(progress: Console) -> Iterator[None]:
     """Ends the command with the last lines of a stage that crashed, and where the whole log is."""
@@ -1054,25 +1057,6 @@ def exit_with(state: str, deadline: float, run_id: str) -> None:
     raise typer.Exit(124)
 
 
-def endpoint(url: str) -> "Client":
-    """A client of an endpoint, with the token of the environment."""
-    from serving.client import Client
-
-    return Client(url, token=os.environ.get("CLLMR_TOKEN"))
-
-
-def registry(settings: "PlatformConfig") -> "Registry":
-    """The model registry of these settings; raises StorageError where it would lie in a directory that does not exist."""
-    from components.tracking import Registry, default_tracking_uri
-    from pipelines.local import absolute_root
-
-    root = absolute_root(settings.storage_root)
-    if not settings.promote.tracking_uri and "://" not in root and not Path(root).is_dir():
-        raise StorageError(f"there is no storage directory '{root}'.", "Check --storage, or make a model there: cllmr run")
-    uri = default_tracking_uri(root, settings.promote.tracking_uri)
-    return Registry(uri, settings.promote.model_name)
-
-
 def report(
     settings: "PlatformConfig", run: "PlatformRun", out: Console, progress: Console, ask_user: bool, user: str | None
 ) -> dict[str, Any] | None:
@@ -1098,80 +1082,6 @@ def report(
     for line in summary.next_commands(settings, user_id):
         out.print(line, soft_wrap=True)
     return {"user_id": user_id, "last_liked": titles, "answer": answer}
-
-
-def asked_of_the_endpoint(
-    settings: "PlatformConfig", run: "PlatformRun", example: Callable[[], tuple[str, list[str]]], progress: Console
-) -> tuple[str, list[str], dict[str, Any]]:
-    """Starts the endpoint for the run's champion, asks it for one user, shuts it down: the user, their titles, the answer."""
-    from components.progress import configure_logging
-    from serving.run import running_endpoint
-
-    configure_logging()
-    progress.print("starting the endpoint to ask it one question", soft_wrap=True)
-    config = run.manifest("serve").path() / "serve.yaml"
-    with ThreadPoolExecutor(1) as meanwhile:
-        chosen = meanwhile.submit(example)  # takes a second or two, which the endpoint needs to start anyway
-        # port 0: beside an endpoint that may be up on its own port
-        with (
-            running_endpoint(config, settings.serve.host, port=0, follows=False) as url,
-            endpoint(url) as client,
-        ):
-            user_id, titles = chosen.result()
-            return user_id, titles, client.recommend([user_id], k=10, compare=True).model_dump(mode="json")
-
-
-@contextmanager
-def champion_endpoint(settings: "PlatformConfig") -> Iterator[str]:
-    """The endpoint for whatever is champion now, also after a promotion or rollback by hand; yields its URL."""
-    from tempfile import TemporaryDirectory
-
-    import yaml
-
-    from components.progress import configure_logging
-    from components.serve.stage import check_bundle, serve_document
-    from serving.run import running_endpoint
-
-    configure_logging()
-    champion = the_champion(settings)
-    _, feature_fingerprint = check_bundle(champion.storage_root, champion.fingerprint)
-    served = {name: getattr(champion, name) for name in ("version", "fingerprint", "storage_root", "bundle")}
-    models = registry(settings)
-    document = serve_document(settings.serve, served, feature_fingerprint, models.tracking_uri, models.model_name)
-    with TemporaryDirectory() as folder:
-        file = Path(folder) / "serve.yaml"
-        file.write_text(yaml.safe_dump(document), encoding="utf-8")
-        with running_endpoint(file, settings.serve.host, settings.serve.port) as url:
-            yield url
-
-
-def the_champion(settings: "PlatformConfig") -> "ModelVersion":
-    """The registry's champion; raises ArtifactError when there is none."""
-    from components.errors import ArtifactError
-
-    champion = registry(settings).champion()
-    if champion is None:
-        raise ArtifactError(f"no model is champion below '{settings.storage_root}'.", "Make one: cllmr run")
-    return champion
-
-
-def champion_recommender(settings: "PlatformConfig") -> "tuple[Recommender, HistoryReader]":
-    """What answers as the endpoint would, and the histories it would see; raises ArtifactError for a damaged bundle."""
-    from serving.attributes import Attributes
-    from serving.features import Histories, open_history_reader
-    from serving.recommender import Recommender
-    from serving.scorer import Scorer, find_bundle
-    from serving.texts import Texts, read_newcomers
-
-    champion = the_champion(settings)
-    bundle = find_bundle(champion.storage_root, champion.fingerprint)
-    scorer = Scorer.load(bundle)
-    attributes, newcomers = Attributes.read(bundle, scorer.num_items), read_newcomers(bundle, scorer)
-    recommender = Recommender(scorer, champion.version, Texts(bundle, scorer), attributes=attributes, newcomers=newcomers)
-    fingerprint = scorer.bundle.get("feature_fingerprint")
-    if fingerprint is None:
-        return recommender, lambda user_ids: Histories([[] for _ in user_ids])
-    return recommender, open_history_reader(champion.storage_root, fingerprint)
 
 
 def validated(model: type[M], values: dict[str, Any]) -> M:

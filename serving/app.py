@@ -8,10 +8,9 @@ from ray import serve
 from ray.serve import Application
 
 from serving import RATE
-from serving.approximate import ScoringArgs
 from serving.deployments import EncoderReplica, GatewayReplica, HistoryReplica, RegistryReplica, ScorerReplica
 from serving.lifecycle import Target
-from serving.trial import Trial
+from serving.settings import Gateway, Replica, Scoring, Trial
 
 IMPORT_PATH = "serving.app:build_app"
 GATEWAY, SCORER = "Gateway", "Scorer"
@@ -21,62 +20,45 @@ TARGET_ONGOING = 8.0
 """Requests that a replica works on at a time, above which there should be more replicas."""
 
 
-class ReplicaArgs(BaseModel):
-    """How many replicas a deployment has and how much each takes on."""
+def options(replicas: Replica, drain_interval_s: float) -> dict[str, Any]:
+    """The settings of a deployment as Ray Serve names them.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    num_replicas: int = 1
-    max_replicas: int | None = None
-    num_cpus: float = 0.5
-    max_ongoing_requests: int = 256
-    max_queued_requests: int = 128
-
-    def options(self, drain_interval_s: float) -> dict[str, Any]:
-        """As Ray Serve names them.
-
-        With `max_replicas`, replicas are added within seconds and taken away after ten minutes: a replica too many costs less
-        than a queue. A quarter of what a replica works on at a time is what it is meant to have: from there to the limit
-        requests wait for those before them.
-        """
-        scaling: dict[str, Any] = {"num_replicas": self.num_replicas}
-        if self.max_replicas is not None:
-            autoscaling = {
-                "min_replicas": self.num_replicas,
-                "max_replicas": self.max_replicas,
-                "target_ongoing_requests": min(TARGET_ONGOING, self.max_ongoing_requests / 4),
-                "upscale_delay_s": UPSCALE_SECONDS,
-                "downscale_delay_s": DOWNSCALE_SECONDS,
-            }
-            scaling = {"autoscaling_config": autoscaling}
-        return {
-            **scaling,
-            "max_ongoing_requests": self.max_ongoing_requests,
-            "max_queued_requests": self.max_queued_requests,
-            "ray_actor_options": {"num_cpus": self.num_cpus},
-            "logging_config": {"enable_access_log": False},  # the gateway writes a line per request, and of more use
-            "graceful_shutdown_wait_loop_s": drain_interval_s,
+    With `max_replicas`, replicas are added within seconds and taken away after ten minutes: a replica too many costs less
+    than a queue. A quarter of what a replica works on at a time is what it is meant to have: from there to the limit
+    requests wait for those before them.
+    """
+    scaling: dict[str, Any] = {"num_replicas": replicas.num_replicas}
+    if replicas.max_replicas is not None:
+        autoscaling = {
+            "min_replicas": replicas.num_replicas,
+            "max_replicas": replicas.max_replicas,
+            "target_ongoing_requests": min(TARGET_ONGOING, replicas.max_ongoing_requests / 4),
+            "upscale_delay_s": UPSCALE_SECONDS,
+            "downscale_delay_s": DOWNSCALE_SECONDS,
         }
-
-
-class GatewayArgs(ReplicaArgs):
-    """Likewise, of gateways, which refuse what is more than they take on."""
-
-    max_ongoing_requests: int = 64
+        scaling = {"autoscaling_config": autoscaling}
+    return {
+        **scaling,
+        "max_ongoing_requests": replicas.max_ongoing_requests,
+        "max_queued_requests": replicas.max_queued_requests,
+        "ray_actor_options": {"num_cpus": replicas.num_cpus},
+        "logging_config": {"enable_access_log": False},  # the gateway writes a line per request, and of more use
+        "graceful_shutdown_wait_loop_s": drain_interval_s,
+    }
 
 
 HEADROOM = 8
 """How many times the requests that a gateway works on reach it: the rest it refuses itself, at once and with Retry-After, where
 Serve's proxy would ask again with growing pauses, and then refuse without."""
 
-REGISTRY = ReplicaArgs(num_cpus=0.1, max_ongoing_requests=1_000, max_queued_requests=-1)
+REGISTRY = Replica(num_cpus=0.1, max_ongoing_requests=1_000, max_queued_requests=-1)
 """The one replica that asks the registry; while it is away, models stay as they are."""
 
-HISTORY = ReplicaArgs(num_cpus=0.04, max_ongoing_requests=64)
+HISTORY = Replica(num_cpus=0.04, max_ongoing_requests=64)
 """The one replica that writes the online history; while it is away, events are refused with 503."""
 
 
-ENCODER = ReplicaArgs(num_cpus=0.04, max_ongoing_requests=4, max_queued_requests=16)
+ENCODER = Replica(num_cpus=0.04, max_ongoing_requests=4, max_queued_requests=16)
 """The one replica that reads the texts of new items, there while they are asked for; when it is busy they are refused."""
 
 
@@ -119,11 +101,11 @@ class AppArgs(BaseModel):
     """How long a starting gateway waits for the feature store."""
     composition: Literal["apart", "together"] = "apart"
     """Whether scorers are processes of their own, or each gateway holds the model itself."""
-    gateway: GatewayArgs = GatewayArgs()
+    gateway: Gateway = Gateway()
     """Replicas that speak HTTP."""
-    scorer: ReplicaArgs = ReplicaArgs()
+    scorer: Replica = Replica()
     """Replicas that hold the model, where they are apart."""
-    scoring: ScoringArgs = ScoringArgs()
+    scoring: Scoring = Scoring()
     """How they keep item vectors and look through them."""
 
 
@@ -138,15 +120,15 @@ def application(args: AppArgs, trial: Trial) -> Application:
     registry, poll_interval_s = None, 0.0
     if args.registry is not None:
         poll_interval_s = args.registry.poll_interval_s
-        registry = serve.deployment(name="Registry", **REGISTRY.options(args.drain_interval_s))(RegistryReplica).bind(
+        registry = serve.deployment(name="Registry", **options(REGISTRY, args.drain_interval_s))(RegistryReplica).bind(
             tracking_uri=args.registry.tracking_uri, model_name=args.registry.model_name, max_age_s=poll_interval_s / 2
         )
     history = None
     if args.features is not None:
-        history = serve.deployment(name="History", **HISTORY.options(args.drain_interval_s))(HistoryReplica).bind(
+        history = serve.deployment(name="History", **options(HISTORY, args.drain_interval_s))(HistoryReplica).bind(
             storage_root=args.storage_root, feature_fingerprint=args.features
         )
-    encoder = ENCODER.options(args.drain_interval_s)
+    encoder = options(ENCODER, args.drain_interval_s)
     del encoder["num_replicas"]
     encoder["autoscaling_config"] = {"min_replicas": 0, "max_replicas": 1, "upscale_delay_s": 0, "downscale_delay_s": 1800}
     bundle_dir = None if args.bundle_dir is None else str(args.bundle_dir)
@@ -157,13 +139,13 @@ def application(args: AppArgs, trial: Trial) -> Application:
         "scoring": args.scoring,
     }
     tried = {"user_config": trial.model_dump()}
-    gateway = args.gateway.options(args.drain_interval_s)
+    gateway = options(args.gateway, args.drain_interval_s)
     gateway["max_ongoing_requests"] *= HEADROOM
     if args.composition == "together":
         gateway |= tried
     else:
-        options = args.scorer.options(args.drain_interval_s) | tried
-        scorer = serve.deployment(name=SCORER, **options)(ScorerReplica).bind(**scorer)
+        apart = options(args.scorer, args.drain_interval_s) | tried
+        scorer = serve.deployment(name=SCORER, **apart)(ScorerReplica).bind(**scorer)
     return serve.deployment(name=GATEWAY, **gateway)(GatewayReplica).bind(
         scorer,
         storage_root=args.storage_root,

@@ -10,13 +10,14 @@ from typing import Any, Literal
 
 import numpy as np
 import structlog
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 from safetensors import safe_open
 
 from components.cllmr.linear.compact import READ_ROWS, ItemStorage
 from components.errors import ConfigError
 from serving.ranking import Candidates, Floats, Ranking, Rows, top_k
 from serving.scorer import MODEL_FILE, Scorer
+from serving.settings import IndexKind, Scoring
 
 MEASURED_K = 20
 _MOST_SCORES = 1 << 23  # of the users that are measured on, and all items: 32 MiB
@@ -24,33 +25,7 @@ _TRAINING_ROWS = 40  # for each cell of the index
 _LINKS, _BUILDING_EFFORT = 16, 100  # of each item in a graph (M, efConstruction)
 _MOST_FETCHED = 1_000  # where more items than this are left out, the exact ranking is no slower
 
-IndexKind = Literal["cells", "hnsw"]
-
 log = structlog.get_logger()
-
-
-class ScoringArgs(BaseModel):
-    """How a replica keeps item vectors and looks for the best."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    item_storage: ItemStorage = "float32"
-    """Of the item vectors in memory; float16 and int8 take a half and a quarter, and scores are off by as little as is measured
-    when the bundle is loaded."""
-    ann_above: int | None = Field(default=None, ge=1)
-    """Number of items from which on an approximate index (faiss) answers instead of a look at every item; None: never. A
-    request with another debias strength, an allow list, a filter that leaves out more than a thousand items, `compare` or items
-    of just now is answered exactly all the same; so are all where item vectors are compact and the bundle's strength is neither
-    0 nor 1, as two matrices are scored then."""
-    ann_index: IndexKind = "cells"
-    """``cells`` (an inverted file) is trained in seconds; ``hnsw`` (a graph) takes ten times as long and is worth a try where
-    factors have more structure than those that we measured, on which it found no more for the same time."""
-    ann_recall: float = Field(default=0.95, gt=0, lt=1)
-    """Share of the twenty best items that the index, and lists, must have on users of the bundle; else the exact ranking is
-    served."""
-    lists: bool = False
-    """Whether rankings that ``cllmr batch`` made with the model that is served are looked up, once they are there. Requests
-    that an index does not answer, that want seen items too, or more of them than a list holds, are answered exactly."""
 
 
 class Exactness(BaseModel):
@@ -79,7 +54,7 @@ class ItemIndex:
     Args:
         scorer: whose items; at the bundle's own debias strength.
         storage: of the items in the index.
-        kind: see `ScoringArgs.ann_index`.
+        kind: see `Scoring.ann_index`.
         num_cells: four times the root of the number of items when None; without effect on a graph.
         seed: of the rows that the index is trained on.
     """
@@ -199,7 +174,7 @@ def _blocks(count: int) -> Iterator[slice]:
         yield slice(start, min(start + READ_ROWS, count))
 
 
-def build_index(scorer: Scorer, args: ScoringArgs) -> tuple[ItemIndex | None, float]:
+def build_index(scorer: Scorer, args: Scoring) -> tuple[ItemIndex | None, float]:
     """An index that finds the share that is asked for, with the least effort that does, and that share; None: none does."""
     index = ItemIndex(scorer, args.item_storage, args.ann_index)
     users = _sample(scorer)
@@ -214,7 +189,7 @@ def build_index(scorer: Scorer, args: ScoringArgs) -> tuple[ItemIndex | None, fl
     return None, share
 
 
-def prepare(scorer: Scorer, args: ScoringArgs, bundle_dir: Path) -> tuple[ItemIndex | None, Exactness]:
+def prepare(scorer: Scorer, args: Scoring, bundle_dir: Path) -> tuple[ItemIndex | None, Exactness]:
     """What a replica needs beside the scorer, and what was measured."""
     figures: dict[str, Any] = {"item_storage": args.item_storage}
     if args.item_storage != "float32":

@@ -35,7 +35,7 @@ class Query:
     user: int
     """User row, `UNKNOWN` for a user who is not in the bundle."""
     history: npt.NDArray[np.int64]
-    """Item rows of what is known of the user beside the training data, newest or oldest first."""
+    """Item rows of what is known of the user beside the training data, ascending, each once."""
     recent: npt.NDArray[np.int64]
     """Of these, the ones that came with the request."""
     text: Floats | None = None

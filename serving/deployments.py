@@ -2,8 +2,9 @@
 of one replica: one asks the model registry for all scorers, one writes the online history for all gateways, and one
 reads the texts of new items.
 
-They are thin: the gateway runs the API of `serving.api` over a handle to the scorer, the scorer runs `serving.recommender` and
-follows the registry's champion with `serving.lifecycle`.
+They are thin: the gateway runs the API of `serving.api` over handles to the others (`serving.backend`), the scorer runs
+`serving.recommender`, for all who ask at about the same time (`serving.together`), and follows the registry's champion with
+`serving.lifecycle`.
 A full queue in front of the scorer refuses a request at once (503, Retry-After) instead of letting everybody wait.
 """
 
@@ -11,29 +12,25 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextvars import Context, copy_context
 from functools import partial
 from itertools import islice
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import structlog
 from fastapi import FastAPI
 from ray import serve
-from ray.exceptions import RayActorError, RayTaskError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from components.errors import ConfigError
 from components.ids import UNKNOWN
 from components.tracking import ModelVersion, Registry, RegistryError
 from serving import admission
-from serving.admission import OVERLOADED, Admission
-from serving.api import Impossible, Unavailable, create_app
-from serving.approximate import ScoringArgs
+from serving.admission import Admission
+from serving.api import create_app
 from serving.attributes import FilterError
 from serving.auth import read_tokens
+from serving.backend import Answered, Inside, RayBackend
 from serving.breaker import Breaker
 from serving.callers import Callers
 from serving.degrade import Static
@@ -42,10 +39,8 @@ from serving.feature_set import FeatureSet
 from serving.features import (
     BREAKER_FAILURES,
     BREAKER_SECONDS,
-    UNAVAILABLE,
     FeatureSource,
     FollowingFeatures,
-    Histories,
     NoFeatures,
     OnlineFeatures,
     Profiles,
@@ -60,26 +55,22 @@ from serving.ranking import Floats
 from serving.recommender import Question
 from serving.schemas import (
     Event,
-    EventsRequest,
-    EventsResponse,
     EventStatus,
     ExplainRequest,
     ExplainResponse,
     ItemsRequest,
     ItemsResponse,
     ModelInfo,
-    ModelResponse,
     RecommendRequest,
     RecommendResponse,
     ScoreRequest,
     ScoreResponse,
 )
+from serving.settings import Scoring, Trial
 from serving.texts import TextEncoder
-from serving.trial import Shadow, Trial, joined, part, parts
+from serving.together import Together
+from serving.trial import Shadow, joined, part, parts
 
-SCORER_DEADLINE_SECONDS = 10.0  # a request that waited so long for the scorer is refused: its caller has given up
-STATIC_ITEMS = 1_000  # kept for when no scorer answers: the longest ranking, and what may have to be left out of it
-MAX_BATCH = 32  # requests that are worked on together at most
 PRODUCTS_AT_ONCE = 1 << 27
 """Products, some 20 ms of one core, up to which a ranking is made where requests come in: in a thread beside it everything took
 two to three times the CPU (both wait for Python's lock at every step). Longer work may not hold up health checks."""
@@ -88,17 +79,6 @@ REGISTRY_DEADLINE_SECONDS = 10.0  # a registry that is slower is asked again lat
 _T = TypeVar("_T")
 
 log = structlog.get_logger()
-
-
-class Answered(NamedTuple, Generic[_T]):
-    """What a scorer sends: the answer and whose it is."""
-
-    answer: _T
-    model_version: str
-    feature_set: FeatureSet | None
-    """Of the model that answers where no challenger is tried: histories are looked up for all users alike."""
-    live_version: str
-    """Of the model that answers where no challenger is tried; it tells what is popular."""
 
 
 class RegistryReplica:
@@ -237,7 +217,7 @@ class ScorerReplica:
         deployed: Target,
         registry: DeploymentHandle[Any] | None,
         poll_interval_s: float,
-        scoring: ScoringArgs = EXACT,
+        scoring: Scoring = EXACT,
     ) -> None:
         configure_replica_logging()
         self._metrics = ScorerMetrics()
@@ -417,228 +397,6 @@ class ScorerReplica:
         """See Recommender."""
         live = self._follower.live
         return self._answered(live.recommender.describe(live.golden_requests), live)
-
-
-class _Asked(NamedTuple, Generic[_T]):
-    question: Question
-    answer: "asyncio.Future[_T]"
-    context: Context
-
-
-class Together(Generic[_T]):
-    """Answers questions in batches: what has come while one was worked on is the next, with whoever comes as long as every turn
-    of the event loop brings somebody. Who is alone does not wait for company.
-
-    That is what `serve.batch` is for, which takes 0.2 ms for a batch of one, as much as its ranking among 10,000 items.
-
-    Args:
-        answer: to several questions at once.
-    """
-
-    def __init__(self, answer: Callable[[list[Question]], Awaitable[list[_T]]]) -> None:
-        self._answer = answer
-        self._waiting: list[_Asked[_T]] = []
-        self._working: asyncio.Task[None] | None = None
-
-    async def ask(self, question: Question) -> _T:
-        """The answer to one question; raises what it fails with, and not what others do."""
-        asked = _Asked(question, asyncio.get_running_loop().create_future(), copy_context())
-        self._waiting.append(asked)
-        if self._working is None:
-            self._begin()
-        return await asked.answer
-
-    def _begin(self) -> None:
-        """In the context, and so in the trace, of who has waited longest."""
-        self._working = asyncio.create_task(self._work(), context=self._waiting[0].context) if self._waiting else None
-
-    async def _work(self) -> None:
-        come = 0
-        while come < len(self._waiting) < MAX_BATCH:
-            come = len(self._waiting)
-            await asyncio.sleep(0)
-        batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
-        batch = [asked for asked in batch if not asked.answer.done()]  # the others have given up
-        try:
-            answers = await each_for_itself(self._answer, [asked.question for asked in batch]) if batch else []
-            for asked, answer in zip(batch, answers, strict=True):
-                if asked.answer.done():
-                    continue
-                if isinstance(answer, Exception):
-                    asked.answer.set_exception(answer)
-                else:
-                    asked.answer.set_result(answer)
-        finally:
-            self._begin()
-
-
-async def each_for_itself(
-    answer: Callable[[list[Question]], Awaitable[list[_T]]], asked: list[Question]
-) -> list[_T | Exception]:
-    """Answers to several requests at once; where that fails, to each alone, so that only the ones that fail have none.
-
-    An error is a result here, so that it reaches the one whose question it is.
-    """
-    try:
-        return list(await answer(asked))
-    except Exception as error:  # of whichever request
-        if len(asked) == 1:
-            return [error]
-        log.warning("a batch failed, each of its requests is tried alone", requests=len(asked), error=type(error).__name__)
-    return [found for question in asked for found in await each_for_itself(answer, [question])]
-
-
-class Inside:
-    """A scorer in this very process, asked as a handle asks one elsewhere: by ``method.remote(...)``."""
-
-    def __init__(self, scorer: ScorerReplica) -> None:
-        self._scorer = scorer
-
-    def __getattr__(self, method: str) -> "_Method":
-        return _Method(getattr(self._scorer, method))
-
-
-class _Method(NamedTuple):
-    remote: Callable[..., Awaitable[Any]]
-
-
-class RayBackend:
-    """The API's backend over handles to the scorer and to the writer of the online history, if there is one."""
-
-    def __init__(
-        self,
-        scorer: DeploymentHandle[Any] | Inside,
-        features: FeatureSource,
-        deployed_version: str,
-        history: DeploymentHandle[Any] | None,
-        encoder: DeploymentHandle[Any],
-        metrics: GatewayMetrics,
-    ) -> None:
-        self.model_version = deployed_version
-        self._deployed_version = deployed_version
-        self._features = features
-        self._scorer, self._history, self._encoder = scorer, history, encoder
-        self._metrics = metrics
-        self._static: Static | None = None
-        self._keeping: asyncio.Task[None] | None = None
-
-    async def histories(self, user_ids: list[str]) -> Histories:
-        """See Backend."""
-        with self._metrics.timed("features"):
-            histories = await self._features.histories(user_ids)
-        self._metrics.count_degraded(histories.degraded)
-        return histories
-
-    async def recommend(
-        self, request: RecommendRequest, histories: list[list[str]], profiles: Profiles | None = None
-    ) -> RecommendResponse:
-        """See Backend."""
-        try:
-            if isinstance(self._scorer, Inside):
-                return await self._ask(self._scorer.recommend_here.remote(request, histories, profiles))
-            answer: str | FilterError = await self._ask(self._scorer.recommend.remote(request, histories, profiles))
-        except Unavailable as error:
-            if self._static is None or error.code == OVERLOADED:  # who comes back later gets a model's answer
-                raise
-            self._metrics.count_degraded(error.code)
-            return self._static.recommend(request, histories, error.code)
-        if isinstance(answer, FilterError):
-            raise answer
-        return RecommendResponse.model_validate_json(answer)
-
-    async def score(self, request: ScoreRequest) -> ScoreResponse:
-        """See Backend."""
-        return await self._ask(self._scorer.score.remote(request))
-
-    async def explain(self, request: ExplainRequest, history: list[str]) -> ExplainResponse:
-        """See Backend."""
-        return await self._ask(self._scorer.explain.remote(request, history))
-
-    async def items(self, request: ItemsRequest, histories: list[list[str]]) -> ItemsResponse:
-        """See Backend."""
-        encoder: str | None = await self._ask(self._scorer.text_encoder.remote())
-        if encoder is None:
-            raise Impossible(
-                "no_texts",
-                "the model was trained without texts, or before new items could be scored, or they are damaged.",
-                "Give the items texts and train again: cllmr run --from train",
-            )
-        with self._metrics.timed("encoder"):
-            texts: Awaitable[Floats | str] = self._encoder.encode.remote(encoder, [item.text for item in request.items])
-            embeddings = await _answer(texts, "encoder")
-        if isinstance(embeddings, str):
-            raise Impossible("no_encoder", embeddings, "Install it: pip install 'cllmr-platform[embed]'")
-        answer: ItemsResponse | None = await self._ask(self._scorer.new_items.remote(request, histories, encoder, embeddings))
-        if answer is None:
-            raise Unavailable("model_changed", "another model has taken over meanwhile.")
-        return answer
-
-    async def events(self, request: EventsRequest) -> EventsResponse:
-        """See Backend."""
-        if self._history is None:
-            raise Impossible(
-                "no_feature_store",
-                "this endpoint has no feature store, so it keeps no events.",
-                "Send them with the question, as 'recent', or serve a model that was trained with features.",
-            )
-        item_ids = list(dict.fromkeys(event.item_id for event in request.events))
-        writing: Awaitable[list[EventStatus] | None] = self._history.write.remote(request.events)
-        asking: Awaitable[Answered[list[str]]] = self._scorer.unknown_items.remote(item_ids)
-        statuses, unknown = await asyncio.gather(_answer(writing, "history"), _answer(asking))
-        if statuses is None:
-            raise Unavailable(UNAVAILABLE, "the feature store cannot be written.")
-        return EventsResponse(
-            model_version=unknown.model_version,
-            stored=statuses.count("stored"),
-            statuses=statuses,
-            unknown_items=unknown.answer,
-        )
-
-    async def model(self) -> ModelResponse:
-        """See Backend."""
-        info: ModelInfo = await self._ask(self._scorer.model.remote())
-        return ModelResponse(
-            model_version=self.model_version,
-            deployed_version=self._deployed_version,
-            model=info,
-            features=self._features.state(),
-        )
-
-    async def _ask(self, response: Awaitable[Answered[_T]]) -> _T:
-        with self._metrics.timed("scorer"):
-            answer, self.model_version, feature_set, live_version = await _answer(response)
-        self._features.follow(feature_set)
-        if self._keeping is None and (self._static is None or self._static.model_version != live_version):
-            self._keeping = asyncio.create_task(self._keep_popular())
-        return answer
-
-    async def _keep_popular(self) -> None:
-        """Asks the model that answers for what to answer when it does not."""
-        try:
-            self._static = (await _answer(self._popular())).answer
-        except Unavailable as error:
-            log.warning("popular items cannot be asked for", reason=error.message)
-        finally:
-            self._keeping = None
-
-    def _popular(self) -> Awaitable[Answered[Static]]:
-        return self._scorer.popular.remote(STATIC_ITEMS)
-
-
-async def _answer(response: Awaitable[_T], who: str = "scorer") -> _T:
-    """Waits for another deployment; raises Unavailable when it is overloaded, gone or too slow."""
-    try:
-        async with asyncio.timeout(SCORER_DEADLINE_SECONDS):
-            return await response
-    except BackPressureError:
-        raise Unavailable(OVERLOADED, "too many requests are waiting.") from None
-    except TimeoutError:
-        raise Unavailable(f"{who}_timeout", f"the {who} did not answer within {SCORER_DEADLINE_SECONDS:g} s.") from None
-    except RayTaskError:
-        raise  # its own code failed: a bug, not an outage
-    except (RayActorError, DeploymentUnavailableError, RayServeException) as error:
-        log.warning(f"{who} unavailable", error=type(error).__name__)
-        raise Unavailable(f"{who}_unavailable", f"no {who} replica answers.") from None
 
 
 @serve.ingress()

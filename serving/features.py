@@ -44,7 +44,6 @@ TIMEOUT = "features_timeout"
 CIRCUIT_OPEN = "features_circuit_open"
 UNAVAILABLE = "features_unavailable"
 
-SERVICE = "serving"
 HISTORY, ITEM_IDS = "user_history", "item_ids"
 SIDE_INFORMATION, INTRODUCTION = "user_side_information", "introduction"
 

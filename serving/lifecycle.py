@@ -17,20 +17,21 @@ from typing import Protocol
 import structlog
 
 from components.errors import UserError
-from serving.approximate import Exactness, ScoringArgs, prepare
+from serving.approximate import Exactness, prepare
 from serving.attributes import Attributes
 from serving.feature_set import FeatureSet
 from serving.lists import ready_made
 from serving.metrics import Head
 from serving.recommender import Recommender
 from serving.scorer import Scorer, find_bundle
+from serving.settings import Scoring
 from serving.texts import Texts, read_newcomers
 
 JITTER = 0.25  # of the interval: replicas that started together do not ask together
 RETRY_SECONDS = (30.0, 120.0, 600.0)  # between tries of one refused bundle
 LISTS_SECONDS = 30.0  # between two looks for lists of the model that is served, or for better ones
 
-EXACT = ScoringArgs()
+EXACT = Scoring()
 
 log = structlog.get_logger()
 
@@ -66,7 +67,7 @@ class Live:
         return None if fingerprint is None else FeatureSet(self.target.storage_root, fingerprint)
 
 
-def load(target: Target, scoring: ScoringArgs = EXACT) -> Live:
+def load(target: Target, scoring: Scoring = EXACT) -> Live:
     """Loads a bundle and replays its golden requests; raises ArtifactError when it is missing or damaged."""
     directory = Path(target.bundle_dir) if target.bundle_dir else find_bundle(target.storage_root, target.fingerprint)
     scorer = Scorer.load(directory, scoring.item_storage)
@@ -161,7 +162,7 @@ class Follower:
         events: Events,
         interval: float,
         read_challenger: Callable[[], Target | None] = _nobody,
-        scoring: ScoringArgs = EXACT,
+        scoring: Scoring = EXACT,
     ) -> None:
         self._scoring = scoring
         self._read_champion, self._read_challenger = read_champion, read_challenger

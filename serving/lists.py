@@ -17,9 +17,10 @@ import structlog
 from components.artifacts import Manifest, Store
 from components.errors import UserError
 from components.ids import UNKNOWN, USER_ID, Vocabulary
-from serving.approximate import MEASURED_K, Exactness, ScoringArgs, overlap
+from serving.approximate import MEASURED_K, Exactness, overlap
 from serving.ranking import Candidates, Ranking
 from serving.scorer import Scorer
+from serving.settings import Scoring
 
 BATCH = "batch"
 """Stage that makes them."""
@@ -60,7 +61,7 @@ class Looked(NamedTuple):
 
 
 def ready_made(
-    storage_root: str, train: str, scorer: Scorer, args: ScoringArgs, exactness: Exactness, known: str | None = None
+    storage_root: str, train: str, scorer: Scorer, args: Scoring, exactness: Exactness, known: str | None = None
 ) -> Looked:
     """Lists of the model `train`, if there are any and they have the share of the best items that is asked for.
 

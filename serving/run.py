@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import yaml
 
-from components.errors import ArtifactError, ConfigError, ServingError, did_you_mean
+from components.artifacts import config_error
+from components.errors import ArtifactError, ConfigError, ServingError
 from components.launch import prepare_ray_environment, start_local_ray
 from serving import APPLICATION
 from serving.admission import CALLBACK, CALLBACK_VARIABLE
@@ -242,11 +243,8 @@ def parse_app_args(args: dict[str, Any]) -> "AppArgs":
     try:
         return AppArgs.model_validate(args)
     except ValidationError as error:
-        problem = error.errors()[0]
-        name = ".".join(str(part) for part in problem["loc"])
-        raise ConfigError(
-            f"'{name}' of the serving configuration: {problem['msg']}.", did_you_mean(name, AppArgs.model_fields)
-        ) from None
+        problem = config_error(AppArgs, error, "args")
+        raise ConfigError(f"in the serving configuration: {problem.message}", problem.hint) from None
 
 
 def _deploy(args: dict[str, Any], trial: dict[str, Any]) -> None:
@@ -254,7 +252,7 @@ def _deploy(args: dict[str, Any], trial: dict[str, Any]) -> None:
     from ray.serve.exceptions import RayServeException
 
     from serving.app import application
-    from serving.trial import Trial
+    from serving.settings import Trial
 
     # When this endpoint stops nothing routes to it any more, so its replicas need not linger.
     app = application(parse_app_args({**args, "drain_interval_s": 0.2}), Trial.model_validate(trial))

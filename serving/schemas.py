@@ -411,7 +411,7 @@ class ModelResponse(Answer):
 class Health(_Strict):
     """Liveness or readiness."""
 
-    status: Literal["ok", "unavailable"]
+    status: Literal["ok"]
     reason: str | None = None
 
 

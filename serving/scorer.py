@@ -23,7 +23,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
-from components.artifacts import Store, write_json
+from components.artifacts import Store
 from components.cllmr.linear.compact import CompactItems, ItemStorage
 from components.cllmr.linear.scores import LinearScores, from_tensors, mixed, products, standardised
 from components.errors import ArtifactError, ConfigError, did_you_mean, first_line
@@ -378,18 +378,6 @@ def make_golden(scorer: Scorer, num_users: int = 8, k: int = 10, seed: int = 0) 
             }
         )
     return entries
-
-
-def write_golden(bundle_dir: str | Path, num_users: int = 8, k: int = 10, seed: int = 0) -> list[dict[str, Any]]:
-    """Completes a bundle: loads it, answers the golden requests, writes golden.json, and replays it.
-
-    Raises:
-        ArtifactError: the bundle is not valid.
-    """
-    golden = make_golden(Scorer.load(bundle_dir), num_users, k, seed)
-    write_json(Path(bundle_dir) / GOLDEN_FILE, golden)
-    Scorer.load(bundle_dir).replay_golden()
-    return golden
 
 
 def models_of(model: Mapping[str, Any]) -> tuple[LinearScores, LinearScores]:

@@ -4,49 +4,22 @@ A user belongs to the share by a hash of his id and the challenger's fingerprint
 model, a larger share holds everybody of a smaller one, and the next challenger is tried on others.
 """
 
-import hashlib
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import structlog
-from pydantic import BaseModel, ConfigDict, Field
 
 from serving.lifecycle import Live
 from serving.recommender import Question
 from serving.schemas import RecommendResponse, UserRecommendations
+from serving.settings import Trial
 
 MAX_WAITING = 16  # comparisons that may wait; more are left out and counted, as they must not hold up answers
 
 log = structlog.get_logger()
-
-
-class Trial(BaseModel):
-    """What is done with the registry's challenger; a running endpoint takes another one without a restart."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    mode: Literal["off", "canary", "shadow"] = "off"
-    """``canary``: the challenger answers a share of the users; ``shadow``: the champion answers all, and for that share the
-    challenger's rankings are compared with its own. Either needs the memory of two models."""
-    share: float = Field(default=0.0, ge=0.0, le=1.0)
-    """Of the users, 0 to 1."""
-
-    def needs(self) -> bool:
-        """Whether a challenger is to be loaded."""
-        return self.mode != "off" and self.share > 0
-
-    def holds(self, user_id: str, challenger: str) -> bool:
-        """Whether a user belongs to the share for the challenger with this fingerprint."""
-        return place(user_id, challenger) < self.share
-
-
-def place(user_id: str, challenger: str) -> float:
-    """Where a user stands in [0, 1) when a challenger is tried: evenly spread, and another place for another challenger."""
-    digest = hashlib.sha256(f"{challenger}\n{user_id}".encode("utf-8", "surrogatepass")).digest()
-    return int.from_bytes(digest[:8]) / 2**64
 
 
 def part(question: Question, places: Sequence[int]) -> Question:

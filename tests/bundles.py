@@ -18,7 +18,7 @@ from components.train.attributes import attributes_of, write_attributes
 from components.train.bundle import model_tensors, write_texts
 from components.train.config import TrainConfig
 from components.train.recipe import FittedRecipe, GraphFit
-from serving.scorer import BUNDLE_DIRECTORY, write_golden
+from serving.scorer import BUNDLE_DIRECTORY, Scorer, make_golden
 
 
 class NoSettings(StageConfig):
@@ -129,7 +129,7 @@ def _write(
     write_json(directory / "users.json", users)
     write_json(directory / "items.json", items)
     if golden:
-        write_golden(directory)
+        write_json(directory / "golden.json", make_golden(Scorer.load(directory)))
     return directory
 
 

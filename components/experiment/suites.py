@@ -436,7 +436,7 @@ def _with_text(setup: Setup, study: str) -> list[Source]:
 
 
 def _quick(setup: Setup) -> list[Study]:
-    """Small versions of everything, to see that it works; a minute or two on a small data set."""
+    """Small versions of all studies but the ablation, to see that they work."""
     small = {
         "model.num_negatives": 64,
         "max_epochs": 8,

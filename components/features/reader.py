@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from feast import FeatureStore
 
 Floats = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int64]
 
 SERVICE = "training"
 
@@ -40,10 +39,6 @@ class TrainingFeatures:
     """(num_items, q), scaled spectrum of the training matrix (CLLMR, E1-E3)."""
     user_spectrum: Floats
     """(num_users, q)."""
-    item_counts: Ints
-    """(num_items,), training interactions."""
-    user_counts: Ints
-    """(num_users,), training interactions."""
     item_profiles: list[str]
     """Profile text of every item, empty where there is none."""
 
@@ -70,8 +65,6 @@ def training_features(manifest: Manifest) -> TrainingFeatures:
         user_introductions=_matrix(users, "user_side_information__introduction"),
         item_spectrum=_matrix(items, "item_spectrum__spectrum"),
         user_spectrum=_matrix(users, "user_spectrum__spectrum"),
-        item_counts=items["item_counts__train_interactions"].to_numpy(np.int64),
-        user_counts=users["user_counts__train_interactions"].to_numpy(np.int64),
         item_profiles=items["item_side_information__profile"].to_list(),
     )
 

@@ -107,8 +107,7 @@ def serve_document(
     settings: ServeConfig, champion: dict[str, str], feature_fingerprint: str | None, tracking_uri: str, model_name: str
 ) -> dict[str, Any]:
     """The Ray Serve configuration: one application, whose arguments say which bundle, how many replicas and which registry."""
-    from serving.app import GATEWAY, IMPORT_PATH, SCORER, AppArgs, GatewayArgs, RegistryArgs, ReplicaArgs
-    from serving.approximate import ScoringArgs
+    from serving.app import GATEWAY, IMPORT_PATH, SCORER, AppArgs, RegistryArgs
 
     registry: RegistryArgs | None = None
     if settings.poll_interval_s:
@@ -123,9 +122,9 @@ def serve_document(
         feature_deadline_ms=settings.feature_deadline_ms,
         feature_loading_s=settings.feature_loading_s,
         composition=settings.composition,
-        gateway=GatewayArgs.model_validate(settings.gateway.model_dump()),
-        scorer=ReplicaArgs.model_validate(settings.scorer.model_dump()),
-        scoring=ScoringArgs.model_validate(settings.scoring.model_dump()),
+        gateway=settings.gateway,
+        scorer=settings.scorer,
+        scoring=settings.scoring,
     )
     holds_model = GATEWAY if settings.composition == "together" else SCORER
     application = {

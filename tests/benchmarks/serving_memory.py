@@ -25,10 +25,11 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from serving.approximate import ScoringArgs, prepare
+from serving.approximate import prepare
 from serving.recommender import Recommender
 from serving.schemas import RecommendRequest
 from serving.scorer import Scorer
+from serving.settings import Scoring
 from tests.bundles import write_factor_bundle
 
 STORAGES = ("float32", "float16", "int8")
@@ -84,7 +85,7 @@ def measure(bundle: Path, storage: Any) -> dict[str, Any]:
     recommender = Recommender(scorer, "1")
     asked = [RecommendRequest(users=[f"u{row}" for row in range(count)], k=20) for count in (1, 16)]
     one, sixteen = (cpu_ms(lambda ask=ask: recommender.recommend(ask, [[]] * len(ask.users))) for ask in asked)
-    _, exactness = prepare(scorer, ScoringArgs(item_storage=storage), bundle)
+    _, exactness = prepare(scorer, Scoring(item_storage=storage), bundle)
     return {
         "private_mib": private / 2**20,
         "most_private_mib": most_private(),

@@ -307,9 +307,7 @@ def test_a_configuration_that_is_none_of_ours_is_refused(tmp_path: Path) -> None
 
 def test_an_unknown_argument_is_refused_with_the_nearest_one(bundle: Path, tmp_path: Path) -> None:
     args = read_app_args(write_config(tmp_path, bundle, feature_deadline=5))
-    with pytest.raises(
-        ConfigError, match=r"'feature_deadline' of the serving configuration.*Did you mean 'feature_deadline_ms'"
-    ):
+    with pytest.raises(ConfigError, match=r"unknown setting 'args.feature_deadline'.*Did you mean 'feature_deadline_ms'"):
         parse_app_args(args)
 
 

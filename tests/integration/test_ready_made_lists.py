@@ -11,18 +11,19 @@ from components.artifacts import Manifest
 from components.batch import stage
 from components.ids import UNKNOWN
 from serving import lifecycle, lists
-from serving.approximate import Exactness, ScoringArgs
+from serving.approximate import Exactness
 from serving.lifecycle import Follower, Target, load
 from serving.lists import RankedLists
 from serving.recommender import Recommender
 from serving.schemas import RecommendRequest
 from serving.scorer import Scorer
+from serving.settings import Scoring
 from tests.bundles import stored_bundle, write_random_bundle
 
 pytestmark = pytest.mark.ray
 
 NUM_USERS, NUM_ITEMS, LENGTH = 80, 150, 30
-LISTS = ScoringArgs(lists=True)
+LISTS = Scoring(lists=True)
 
 
 @pytest.fixture(scope="module")

@@ -14,13 +14,13 @@ from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
 from components.artifacts import Manifest
-from components.serve.config import ServeConfig, TrialConfig
+from components.serve.config import ServeConfig
 from components.serve.stage import serve_document
 from components.tracking import Registry, default_tracking_uri
 from serving.client import Client
 from serving.run import prepare_endpoint, stop_endpoint, wait_until_ready
 from serving.scorer import Scorer
-from serving.trial import place
+from serving.settings import Trial, place
 from tests.integration.test_model_swap import Load, metric, train, until
 
 pytestmark = pytest.mark.ray
@@ -38,7 +38,7 @@ class World:
 
     def deploy(self, mode: str, share: float) -> None:
         """As ``serve deploy`` does it."""
-        settings = ServeConfig(trial=TrialConfig.model_validate({"mode": mode, "share": share}), poll_interval_s=0.5)
+        settings = ServeConfig(trial=Trial.model_validate({"mode": mode, "share": share}), poll_interval_s=0.5)
         champion = {"version": "1", "fingerprint": self.trained[0].fingerprint, "storage_root": self.root, "bundle": ""}
         document = serve_document(settings, champion, None, self.registry.tracking_uri, self.registry.model_name)
         client: Any = _get_global_client()

@@ -80,31 +80,17 @@ def test_training_reads_every_feature_in_vocabulary_order(finished: Manifest) ->
     np.testing.assert_array_equal(features.user_embeddings, embeddings(3))
     np.testing.assert_array_equal(features.item_spectrum, -spectrum(4))
     np.testing.assert_array_equal(features.user_spectrum, spectrum(3))
-    np.testing.assert_array_equal(features.item_counts, [1, 1, 1, 1])
-    np.testing.assert_array_equal(features.user_counts, [2, 1, 1])
     assert features.item_embeddings.dtype == features.user_spectrum.dtype == np.float32
-    assert features.user_counts.dtype == np.int64
 
 
-def test_serving_reads_histories_counts_and_side_information_online(finished: Manifest) -> None:
+def test_serving_reads_histories_and_introductions_online(finished: Manifest) -> None:
     store = open_store(finished.path(), finished.storage_root)
     refs = feature_refs(store, "serving", "user_id")
-    assert refs == [
-        "user_history:item_ids",
-        "user_history:timestamps",
-        "user_counts:train_interactions",
-        "user_counts:last_train_timestamp",
-        "user_side_information:embedding",
-        "user_side_information:introduction",
-        "user_side_information:profile",
-    ]
+    assert refs == ["user_history:item_ids", "user_side_information:introduction"]
     found = store.get_online_features(refs, [{"user_id": "7"}, {"user_id": "nobody"}]).to_dict()
     assert found["item_ids"] == [["5", "31"], None]
-    assert found["timestamps"] == [[1_000_000_200, 1_000_000_300], None]
-    assert found["train_interactions"] == [2, None]
-    assert found["profile"] == ["profile of user 7", None]
-    items = store.get_online_features(feature_refs(store, "serving", "item_id"), [{"item_id": "30"}]).to_dict()
-    assert items["last_train_timestamp"] == [1_000_000_400]
+    assert found["introduction"] == [[], None]
+    assert feature_refs(store, "serving", "item_id") == []
 
 
 def test_the_training_service_has_no_history_and_both_entities_at_once_are_refused_by_feast(finished: Manifest) -> None:
@@ -112,7 +98,7 @@ def test_the_training_service_has_no_history_and_both_entities_at_once_are_refus
 
     store = open_store(finished.path(), finished.storage_root)
     views = {projection.name for projection in store.get_feature_service("training").feature_view_projections}
-    assert views == set(VIEWS) - {"user_history"}
+    assert views == set(VIEWS) - {"user_history", "item_counts", "user_counts"}
     users = pd.DataFrame({"user_id": USERS, "event_timestamp": pd.Timestamp(finished.facts["snapshot"])})
     with pytest.raises(KeyError, match="item_id"):  # why a service's features are read one entity at a time
         store.get_historical_features(users, store.get_feature_service("training"), full_feature_names=True).to_df()
@@ -163,7 +149,7 @@ def test_nothing_that_changes_lies_in_the_artifact(finished: Manifest) -> None:
 
 
 def test_a_feature_set_is_read_after_its_storage_root_has_moved(copied: Manifest) -> None:
-    np.testing.assert_array_equal(training_features(copied).user_counts, [2, 1, 1])
+    np.testing.assert_array_equal(training_features(copied).user_spectrum, spectrum(3))
     store = open_store(copied.path(), copied.storage_root)
     assert store.get_online_features(["user_counts:train_interactions"], [{"user_id": "9"}]).to_dict()[
         "train_interactions"
@@ -175,7 +161,7 @@ def test_a_storage_root_that_is_a_uri_is_read_through_the_cache(tmp_path: Path, 
     root = f"file://{tmp_path / 'root'}"
     manifest = run({}, root, **Small(root).write().as_arguments())
     assert manifest.path().is_relative_to(tmp_path / "cache")
-    assert training_features(manifest).user_counts.tolist() == [2, 1, 1]
+    np.testing.assert_array_equal(training_features(manifest).user_spectrum, spectrum(3))
     store = open_store(manifest.path(), root)
     assert store.get_online_features(["item_counts:train_interactions"], [{"item_id": "2"}]).to_dict()[
         "train_interactions"
@@ -238,8 +224,8 @@ def test_a_value_that_changed_online_is_an_error_naming_it(copied: Manifest) -> 
 
 def test_an_entity_that_the_offline_table_lost_is_named(copied: Manifest) -> None:
     directory = copied.path()
-    table = pq.read_table(directory / "data/item_counts.parquet")
-    pq.write_table(table.take([0, 2, 3]), directory / "data/item_counts.parquet")
+    table = pq.read_table(directory / "data/item_spectrum.parquet")
+    pq.write_table(table.take([0, 2, 3]), directory / "data/item_spectrum.parquet")
     store = open_store(directory, copied.storage_root, online=False)
     with pytest.raises(ArtifactError, match=r"4 items; 1 lack features: '5'"):
         _entity_features(
@@ -247,9 +233,9 @@ def test_an_entity_that_the_offline_table_lost_is_named(copied: Manifest) -> Non
             directory,
             "items",
             "item_id",
-            pq.read_table(directory / "data/item_counts.parquet")["event_timestamp"][0].as_py(),
+            pq.read_table(directory / "data/item_spectrum.parquet")["event_timestamp"][0].as_py(),
         )
-    with pytest.raises(ArtifactError, match=r"item_counts.parquet is not what its manifest says"):
+    with pytest.raises(ArtifactError, match=r"item_spectrum.parquet is not what its manifest says"):
         training_features(copied)
 
 
@@ -258,9 +244,11 @@ def test_untimed_data_and_a_user_without_interactions_are_materialised(tmp_path:
     manifest = build(tmp_path, untimed, "untimed")
     assert manifest.facts["views"] == VIEWS
     assert manifest.facts["window"] == {"start": "2000-01-01T00:00:00+00:00", "end": "2000-01-01T00:00:00+00:00"}
-    assert training_features(manifest).user_counts.tolist() == [2, 0, 1]
+    np.testing.assert_array_equal(training_features(manifest).user_spectrum, spectrum(3))
     store = open_store(manifest.path(), manifest.storage_root)
-    found = store.get_online_features(["user_history:item_ids"], [{"user_id": raw_id} for raw_id in USERS]).to_dict()
+    refs = ["user_history:item_ids", "user_counts:train_interactions"]
+    found = store.get_online_features(refs, [{"user_id": raw_id} for raw_id in USERS]).to_dict()
+    assert found["train_interactions"] == [2, 0, 1]
     assert found["item_ids"] == [["5", "31"], [], ["5", "31"]]
     ages: dict[str, Counter[Age]] = {}
     open_history_reader(manifest.storage_root, manifest.fingerprint, ages.__setitem__)(USERS)

@@ -5,23 +5,23 @@ from ray import serve
 
 from components.errors import ConfigError
 from components.serve.config import ServeConfig
-from serving.app import DOWNSCALE_SECONDS, UPSCALE_SECONDS, GatewayArgs, ReplicaArgs
+from serving.app import DOWNSCALE_SECONDS, UPSCALE_SECONDS, options
+from serving.run import parse_app_args
+from serving.settings import Gateway, Replica
 
 
-def deployed(args: ReplicaArgs) -> serve.Deployment:
-    return serve.deployment(name="Some", **args.options(drain_interval_s=2.0))(type("Some", (), {}))
+def deployed(replicas: Replica) -> serve.Deployment:
+    return serve.deployment(name="Some", **options(replicas, drain_interval_s=2.0))(type("Some", (), {}))
 
 
 def test_a_fixed_number_of_replicas_is_not_scaled() -> None:
-    deployment = deployed(ReplicaArgs(num_replicas=3, max_ongoing_requests=7))
+    deployment = deployed(Replica(num_replicas=3, max_ongoing_requests=7))
     assert (deployment.num_replicas, deployment._deployment_config.autoscaling_config) == (3, None)
     assert deployment.max_ongoing_requests == 7
 
 
 def test_replicas_are_added_fast_and_taken_away_slowly() -> None:
-    scaling = deployed(
-        ReplicaArgs(num_replicas=2, max_replicas=6, max_ongoing_requests=32)
-    )._deployment_config.autoscaling_config
+    scaling = deployed(Replica(num_replicas=2, max_replicas=6, max_ongoing_requests=32))._deployment_config.autoscaling_config
     assert scaling is not None
     assert (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests) == (2, 6, 8)
     assert (scaling.upscale_delay_s, scaling.downscale_delay_s) == (UPSCALE_SECONDS, DOWNSCALE_SECONDS)
@@ -30,9 +30,17 @@ def test_replicas_are_added_fast_and_taken_away_slowly() -> None:
 
 def test_a_gateways_queue_stays_short_whatever_else_is_set() -> None:
     assert ServeConfig.parse({"gateway": {"num_replicas": 2}}, "serve").gateway.max_ongoing_requests == 64
-    assert GatewayArgs(num_replicas=2).max_ongoing_requests == 64
+    assert Gateway(num_replicas=2).max_ongoing_requests == 64
 
 
 def test_most_replicas_below_the_fewest_are_refused() -> None:
     with pytest.raises(ConfigError, match="max_replicas = 1 is less than num_replicas = 2"):
         ServeConfig.parse({"scorer": {"num_replicas": 2, "max_replicas": 1}}, "serve")
+
+
+def test_what_is_written_into_the_configuration_by_hand_has_the_same_limits() -> None:
+    args = {"storage_root": "/store", "train": "0" * 16, "model_version": "1"}
+    with pytest.raises(ConfigError, match=r"setting 'args.gateway.num_replicas' = -3: .*greater than or equal to 1"):
+        parse_app_args({**args, "gateway": {"num_replicas": -3}})
+    with pytest.raises(ConfigError, match="max_replicas = 1 is less than num_replicas = 2"):
+        parse_app_args({**args, "scorer": {"num_replicas": 2, "max_replicas": 1}})

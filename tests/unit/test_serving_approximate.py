@@ -8,12 +8,13 @@ import pytest
 from components.cllmr.linear.compact import CompactItems, ItemStorage
 from components.cllmr.linear.scores import LinearScores, as_tensors
 from components.errors import ArtifactError
-from serving.approximate import MEASURED_K, IndexKind, ItemIndex, ScoringArgs, build_index, exact_scores, ndcg, overlap, prepare
+from serving.approximate import MEASURED_K, ItemIndex, build_index, exact_scores, ndcg, overlap, prepare
 from serving.lifecycle import Target, load
 from serving.ranking import top_k
 from serving.recommender import Question, Recommender
 from serving.schemas import RecommendRequest
 from serving.scorer import Scorer
+from serving.settings import IndexKind, Scoring
 from tests.bundles import write_factor_bundle, write_random_bundle
 
 STORAGES: list[ItemStorage] = ["float32", "float16", "int8"]
@@ -104,7 +105,7 @@ def test_what_compact_items_lose_is_measured_against_the_file(
     scorer, exact = Scorer.load(directory, storage), Scorer.load(directory)
     users = np.arange(10)
     np.testing.assert_allclose(exact_scores(scorer, directory, users), exact.score_all(users), atol=1e-5)
-    _, measured = prepare(scorer, ScoringArgs(item_storage=storage), directory)
+    _, measured = prepare(scorer, Scoring(item_storage=storage), directory)
     assert measured.storage_overlap is not None
     assert measured.storage_ndcg is not None
     assert measured.storage_overlap > (0.99 if storage == "float16" else 0.93)
@@ -121,7 +122,7 @@ def test_the_measures_on_lists_one_can_follow() -> None:
 
 
 def test_without_options_nothing_is_measured_and_everything_is_exact(factors: Path) -> None:
-    index, measured = prepare(Scorer.load(factors), ScoringArgs(), factors)
+    index, measured = prepare(Scorer.load(factors), Scoring(), factors)
     assert index is None
     assert measured.model_dump() == {
         "item_storage": "float32",
@@ -151,12 +152,10 @@ def test_an_index_finds_the_share_that_is_asked_for_also_on_other_users(
 ) -> None:
     scorer = Scorer.load(request.getfixturevalue(bundle), storage)
     if scorer.debiased is None:  # of two compact matrices there is no mixture to look through
-        assert (
-            prepare(scorer, ScoringArgs(item_storage=storage, ann_above=1), request.getfixturevalue(bundle))[1].ann == "refused"
-        )
+        assert prepare(scorer, Scoring(item_storage=storage, ann_above=1), request.getfixturevalue(bundle))[1].ann == "refused"
         scorer.debias_strength = 1.0
         scorer.debiased = scorer.counterfactual
-    index, share = build_index(scorer, ScoringArgs(item_storage=storage, ann_above=1, ann_index=kind, ann_recall=wanted))
+    index, share = build_index(scorer, Scoring(item_storage=storage, ann_above=1, ann_index=kind, ann_recall=wanted))
     assert index is not None
     assert ("HNSW" in type(index._index).__name__) == (kind == "hnsw")
     assert share >= wanted
@@ -200,18 +199,18 @@ def test_a_graph_that_is_looked_through_far_enough_finds_the_exact_ranking(facto
 @pytest.mark.usefixtures("faiss")
 def test_an_index_that_finds_too_little_is_refused_and_the_answer_is_exact(factors: Path) -> None:
     scorer = Scorer.load(factors)
-    index, measured = prepare(scorer, ScoringArgs(ann_above=6_000, ann_recall=0.999999), factors)
+    index, measured = prepare(scorer, Scoring(ann_above=6_000, ann_recall=0.999999), factors)
     assert index is None
     assert measured.ann == "refused"
     assert measured.ann_recall is not None
     assert measured.ann_recall < 0.999999
-    assert prepare(scorer, ScoringArgs(ann_above=6_001), factors)[1].ann == "off"
+    assert prepare(scorer, Scoring(ann_above=6_001), factors)[1].ann == "off"
 
 
 @pytest.mark.usefixtures("faiss")
 def test_requests_that_an_index_cannot_answer_are_answered_exactly(factors: Path) -> None:
     target = Target("1", "0" * 16, "", str(factors))
-    quick, exact = load(target, ScoringArgs(ann_above=1, ann_recall=0.7)).recommender, Recommender(Scorer.load(factors), "1")
+    quick, exact = load(target, Scoring(ann_above=1, ann_recall=0.7)).recommender, Recommender(Scorer.load(factors), "1")
     assert quick.describe(8).ann == "on"
     asked = [
         {"debias": 0.9},

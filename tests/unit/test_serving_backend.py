@@ -8,8 +8,8 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from serving.api import Unavailable
 from serving.attributes import Attributes
+from serving.backend import Answered, RayBackend
 from serving.degrade import Static
-from serving.deployments import Answered, RayBackend
 from serving.features import NoFeatures
 from serving.metrics import GatewayMetrics
 from serving.recommender import Recommender

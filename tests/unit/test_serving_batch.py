@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from serving.deployments import MAX_BATCH, Together, each_for_itself
 from serving.recommender import Question, Recommender
 from serving.schemas import RecommendRequest, RecommendResponse
 from serving.scorer import Scorer
+from serving.together import MAX_BATCH, Together, each_for_itself
 from tests.bundles import write_bundle
 
 GOOD: list[Question] = [Question(RecommendRequest(users=[user], k=3), [["i2"]]) for user in ("ann", "bob", "new")]

@@ -15,10 +15,11 @@ from components.errors import ArtifactError
 from components.evaluate.bias import head_items
 from components.tracking import Registry, default_tracking_uri
 from serving import deployments, lifecycle
-from serving.approximate import Exactness, ScoringArgs
+from serving.approximate import Exactness
 from serving.deployments import RegistryReplica
 from serving.lifecycle import Follower, Live, Target
 from serving.metrics import Head, ScorerMetrics
+from serving.settings import Scoring
 from tests.bundles import write_bundle
 
 
@@ -215,7 +216,7 @@ def test_there_are_never_three_models_when_the_champion_changes_during_a_trial(
     held: list[int] = []
     real = lifecycle.load
 
-    def load(target: Target, scoring: ScoringArgs) -> Live:
+    def load(target: Target, scoring: Scoring) -> Live:
         held.append(sum(model is not None for model in (follower.live, follower.challenger)))
         return real(target, scoring)
 

@@ -13,7 +13,8 @@ from serving.approximate import Exactness
 from serving.lifecycle import Follower, Target, load
 from serving.recommender import Question
 from serving.schemas import RankedItem, RecommendRequest, UserRecommendations
-from serving.trial import MAX_WAITING, Shadow, Trial, difference, joined, part, parts, place
+from serving.settings import Trial, place
+from serving.trial import MAX_WAITING, Shadow, difference, joined, part, parts
 from tests.bundles import write_item_columns, write_random_bundle
 
 USERS = [f"user {number}" for number in range(20_000)]

@@ -196,6 +196,6 @@ def test_reference_texts_that_have_been_removed_are_told_with_what_to_do(tmp_pat
     costs = {"seconds": 0.0, "peak_memory_mb": 0.0, "created_at": "2026-01-01T00:00:00Z"}
     features = Manifest(**known, **costs, storage_root=str(tmp_path), parents={"sideinfo": "fedcba9876543210"})
     nobody = np.zeros((0, 2), np.float32)
-    inputs = TrainingFeatures(nobody, nobody, nobody, nobody, nobody, np.zeros(0, np.int64), np.zeros(0, np.int64), [])
+    inputs = TrainingFeatures(nobody, nobody, nobody, nobody, nobody, [])
     with pytest.raises(ArtifactError, match=r"sideinfo fedcba9876543210 has been removed\. Run the pipeline from sideinfo"):
         stage._item_references(features, inputs)
