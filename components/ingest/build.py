@@ -217,6 +217,12 @@ def _tell(data_card: dict[str, Any], late: pd.DataFrame) -> None:
             stage="ingest",
             message=f"{missing} of {data_card['items']} items have no row in the table of items: their id is their title",
         )
+    if missing := data_card["users_without_row"]:
+        emit(
+            "warning",
+            stage="ingest",
+            message=f"{missing} of {data_card['users']} users have no row in the table of users: they have no text",
+        )
     if len(late):
         emit(
             "warning",

@@ -21,6 +21,7 @@ from components.errors import DataError
 SAMPLE_DISTRIBUTION = "recbole"
 SAMPLE_HINT = "pip install --no-deps recbole==1.2.1"
 OWN_DATA = "own-data"
+Quoting = Literal["minimal", "none"]
 
 
 class ColumnsConfig(BaseModel):
@@ -75,12 +76,16 @@ class IngestConfig(StageConfig):
     """CSV, TSV or Parquet file, one row per user; null: users have no text of their own."""
     columns: ColumnsConfig = ColumnsConfig()
     """Column names of the user's files (not of the sample)."""
+    quoting: Quoting = "minimal"
+    """minimal: a value of the user's CSV and TSV files may stand in quotation marks, and then hold separators and line ends.
+    none: a quotation mark is a character like any other, as in files whose texts may begin with one."""
     item_text_columns: tuple[str, ...] | None = None
     """Columns of items that describe them; null: all but id and title (the sample: release_year, genres); []: none."""
     user_text_columns: tuple[str, ...] | None = None
     """Columns of users that describe them; null and []: none."""
     min_rating: float | None = 4.0
-    """Implicit-feedback threshold: interactions rated below it are removed; null: all count. No effect without a rating."""
+    """Implicit-feedback threshold: interactions rated below it are removed, as are those whose rating is missing;
+    null: all count, rated or not. No effect without a column of ratings."""
     k_core: PositiveInt = 5
     """Every user and item keeps at least this many interactions; 1 = off."""
     split: SplitConfig = SplitConfig()
@@ -124,7 +129,7 @@ class IngestConfig(StageConfig):
         described = self.model_dump(mode="json")
         if self.source == "sample":
             described["sample"] = f"{SAMPLE_DISTRIBUTION}=={sample_version()}"
-            del described["columns"]
+            del described["columns"], described["quoting"]
         for field in ("interactions", "items", "users"):
             path = described[field]
             # the extension says how the bytes are read, so it belongs to the identity

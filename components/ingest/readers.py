@@ -6,6 +6,7 @@ business of ``components.ingest.validation``.
 
 import csv
 import hashlib
+import io
 import os
 from collections.abc import Iterator, Mapping
 from typing import IO, Any, cast
@@ -16,10 +17,14 @@ import pyarrow.fs as pafs
 
 from components.errors import DataError, did_you_mean
 from components.ids import TIMESTAMP
+from components.ingest.config import Quoting
+from components.progress import emit
 
 CHUNK_ROWS = 500_000
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 PARQUET = ".parquet"
+_QUOTING: dict[Quoting, int] = {"minimal": csv.QUOTE_MINIMAL, "none": csv.QUOTE_NONE}
+_UNQUOTED_HINT = "if values are not quoted: --set ingest.quoting=none"
 _OTHER_SEPARATORS = ";\t|"
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
@@ -60,12 +65,12 @@ def extension(path: str) -> str:
     return found
 
 
-def column_names(path: str) -> list[str]:
-    """The table's column names; raises DataError when there is no table."""
+def column_names(path: str, quoting: Quoting = "minimal") -> list[str]:
+    """The table's column names, see `read_chunks`; raises DataError when there is no table."""
     if extension(path) == PARQUET:
         with open_source(path) as file:
             return list(_parquet(path, file).schema_arrow.names)
-    return list(next(_csv_chunks(path, 1)).columns)
+    return list(next(_csv_chunks(path, 1, quoting)).columns)
 
 
 def resolve(path: str, names: list[str], column: str, setting: str) -> str:
@@ -88,21 +93,25 @@ def resolve_text(where: str, names: list[str], column: str, setting: str) -> str
     return column
 
 
-def read_chunks(path: str, columns: Mapping[str, str], chunk_rows: int = CHUNK_ROWS) -> Iterator[Any]:
+def read_chunks(
+    path: str, columns: Mapping[str, str], chunk_rows: int = CHUNK_ROWS, quoting: Quoting = "minimal"
+) -> Iterator[Any]:
     """The chosen columns as text.
 
     Args:
         path: of a CSV, TSV or Parquet file.
         columns: the platform's name of a column -> the file's.
         chunk_rows: rows per frame.
+        quoting: see ``IngestConfig.quoting``.
 
     Yields:
         DataFrames with the platform's names and str values; the index is the 0-based data row in the file.
 
     Raises:
-        DataError: the file is empty, not UTF-8, or not a table.
+        DataError: the file is empty, not UTF-8, or not a table; two columns have one name.
     """
-    chunks = _parquet_chunks(path, columns, chunk_rows) if extension(path) == PARQUET else _csv_chunks(path, chunk_rows)
+    is_parquet = extension(path) == PARQUET
+    chunks = _parquet_chunks(path, columns, chunk_rows) if is_parquet else _csv_chunks(path, chunk_rows, quoting)
     seen = 0
     for chunk in chunks:
         seen += len(chunk)
@@ -111,55 +120,95 @@ def read_chunks(path: str, columns: Mapping[str, str], chunk_rows: int = CHUNK_R
         raise DataError(f"file '{path}' has column names but no rows.", "Give it at least one row.")
 
 
-def _csv_chunks(path: str, chunk_rows: int, quoting: int = csv.QUOTE_MINIMAL) -> Iterator[Any]:
+def _csv_chunks(path: str, chunk_rows: int, quoting: Quoting) -> Iterator[Any]:
     import pandas as pd
 
+    separator = SEPARATORS[extension(path)]
+    options: dict[str, Any] = {"sep": separator, "dtype": str, "na_filter": False, "quoting": _QUOTING[quoting]}
+    swallowed: list[tuple[int, int]] = []
     try:
-        with (
-            open_source(path) as file,
-            pd.read_csv(  # type: ignore[call-overload]  # the stubs do not know a chunked read with these arguments
-                file,
-                sep=SEPARATORS[os.path.splitext(path)[1].lower()],
-                dtype=str,
-                na_filter=False,
-                encoding="utf-8-sig",  # with or without the mark that spreadsheets put first
-                chunksize=chunk_rows,
-                quoting=quoting,
-            ) as reader,
-        ):
-            for chunk in reader:
+        with open_source(path) as file, _Text(path, file) as text:
+            # apart from the rows: pandas renames a column whose name it has seen
+            first = pd.read_csv(text, header=None, nrows=1, **options).iloc[0]
+            _refuse_twice(path, [name.strip() for name in first if name])
+            text.seek(0)
+            for chunk in pd.read_csv(text, chunksize=chunk_rows, **options):
                 # not usecols: pandas then accepts rows with too many fields, and their values are in the wrong columns
                 if not isinstance(chunk.index, pd.RangeIndex):
                     raise DataError(
                         f"file '{path}' has more fields in its rows than in its first line.",
                         "Name every column in the first line, and quote values that contain the separator.",
                     )
-                chunk.columns = names = [str(name).strip() for name in chunk.columns]
-                _refuse_twice(path, names)
-                yield chunk.fillna("")  # a row with too few fields
+                chunk.columns = [str(name).strip() for name in chunk.columns]
+                chunk = chunk.fillna("")  # a row with too few fields
+                swallowed += _looks_like_rows(chunk, separator)
+                yield chunk
     except pd.errors.EmptyDataError:
         raise DataError(f"file '{path}' is empty.", "Give a first line of column names and one row per entry.") from None
     except UnicodeDecodeError:
         raise _not_utf8(path) from None
     except pd.errors.ParserError as error:
         reason = str(error).splitlines()[0].removeprefix("Error tokenizing data. C error: ")
-        raise DataError(f"file '{path}' is not a table: {reason}.", "Quote values that contain the separator.") from None
+        otherwise = _UNQUOTED_HINT if quoting == "minimal" else "quoted values need: --set ingest.quoting=minimal"
+        raise DataError(
+            f"file '{path}' is not a table: {reason}.", f"Quote values that contain the separator; {otherwise}"
+        ) from None
+    if swallowed:
+        (row, lines), rows = swallowed[0], sum(lines - 1 for _, lines in swallowed)
+        emit(
+            "warning",
+            stage="ingest",
+            message=f"file '{path}' has {len(swallowed)} value(s) that hold whole rows, the first in row {row}, which spans "
+            f"{lines} lines: looks like {rows} rows swallowed by a quotation mark; {_UNQUOTED_HINT}",
+        )
+
+
+class _Text(io.TextIOWrapper):
+    """A file's text without NUL: pandas ends a field there, and ids that differ after it become one."""
+
+    def __init__(self, path: str, file: IO[bytes]) -> None:
+        super().__init__(file, encoding="utf-8-sig", newline="")  # with or without the mark that spreadsheets put first
+        self._path = path
+
+    def read(self, size: int | None = -1, /) -> str:
+        text = super().read(size)
+        if "\0" in text:
+            number = next(number for number, line in enumerate(_lines(self._path), start=1) if b"\0" in line)
+            raise DataError(
+                f"file '{self._path}' has a NUL byte in line {number}, which no text has.",
+                f"Remove it, for example: tr -d '\\000' < '{self._path}' > clean.csv (many of them: the file may be UTF-16)",
+            )
+        return text
+
+
+def _looks_like_rows(chunk: Any, separator: str) -> Iterator[tuple[int, int]]:
+    """Row and number of lines of each value in which a line has as many fields as the table has columns."""
+    for _, column in chunk.items():
+        if "\n" not in "".join(column):  # most columns, and much faster than to ask each value
+            continue
+        for row, value in column[column.str.contains("\n", regex=False)].items():
+            lines = value.split("\n")
+            if any(line.count(separator) == chunk.shape[1] - 1 for line in lines):
+                yield row, len(lines)
+
+
+def _lines(path: str) -> Iterator[bytes]:
+    with open_source(path) as file:
+        yield from io.BufferedReader(cast(io.RawIOBase, file))  # a file of pyarrow's has no lines
 
 
 def _not_utf8(path: str) -> DataError:
     """Says which byte of which line cannot be decoded."""
     offset = 0
-    with open_source(path) as file:
-        if file.read(2) in _UTF16_MARKS:
+    for number, line in enumerate(_lines(path), start=1):
+        if number == 1 and line[:2] in _UTF16_MARKS:
             return _encoding_error(path, "it begins with the mark of UTF-16", "UTF-16")
-        file.seek(0)
-        for number, line in enumerate(file, start=1):
-            try:
-                line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                where = f"byte 0x{line[error.start]:02x} at offset {offset + error.start}, line {number}"
-                return _encoding_error(path, where, "ISO-8859-1")
-            offset += len(line)
+        try:
+            line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            where = f"byte 0x{line[error.start]:02x} at offset {offset + error.start}, line {number}"
+            return _encoding_error(path, where, "ISO-8859-1")
+        offset += len(line)
     return _encoding_error(path, "its end is cut off", "ISO-8859-1")
 
 

@@ -88,31 +88,45 @@ def _load_sample(config: IngestConfig) -> Source:
 
 def _load_files(config: IngestConfig) -> Source:
     assert config.interactions is not None  # the config's validator says so
-    columns, removed = config.columns, list[pd.DataFrame]()
+    removed: list[pd.DataFrame] = []
     rows_read: dict[str, int] = {}
 
     # headers first: a misspelt column is told at once, not after a long read
-    names = readers.column_names(config.interactions)
-    chosen = _interaction_columns(config.interactions, names, columns)
-    item_columns = _item_columns(config.items, columns, config.item_text_columns) if config.items is not None else {}
-    user_columns = _user_columns(config.users, columns, config.user_text_columns or ()) if config.users is not None else {}
+    chosen = _interaction_columns(config.interactions, config)
+    item_columns = _item_columns(config.items, config) if config.items is not None else {}
+    user_columns = _user_columns(config.users, config) if config.users is not None else {}
 
-    chunks = _counted(readers.read_chunks(config.interactions, chosen), "interactions", rows_read)
+    def chunks(table: str, path: str, columns: dict[str, str]) -> Iterator[pd.DataFrame]:
+        return _counted(readers.read_chunks(path, columns, quoting=config.quoting), table, rows_read)
+
     has_rating, has_timestamp = RATING in chosen, TIMESTAMP in chosen
-    interactions, unit = typed_interactions(chunks, has_rating, has_timestamp, f"file '{config.interactions}'", removed)
+    interactions, unit = typed_interactions(
+        chunks("interactions", config.interactions, chosen),
+        has_rating,
+        has_timestamp,
+        f"file '{config.interactions}'",
+        removed,
+        needs_rating=config.min_rating is not None,
+    )
     items = users = Entities(pd.DataFrame(index=pd.Index([], dtype=object)), [])
     if config.items is not None:
-        frame = pd.concat(_counted(readers.read_chunks(config.items, item_columns), "items", rows_read))
-        items = entities(frame, ITEM_ID, [name for name in item_columns if name not in (ITEM_ID, TITLE)], "items", removed)
-        _check_ids_meet(interactions[ITEM_ID], items.table.index, config)
+        frame = pd.concat(chunks("items", config.items, item_columns))
+        items = entities(frame, ITEM_ID, tuple(item_columns), "items", removed)
+        _check_ids_meet("item", interactions[ITEM_ID], items.table.index, config.interactions, config.items)
     if config.users is not None:
-        frame = pd.concat(_counted(readers.read_chunks(config.users, user_columns), "users", rows_read))
-        users = entities(frame, USER_ID, config.user_text_columns or (), "users", removed)
+        frame = pd.concat(chunks("users", config.users, user_columns))
+        users = entities(frame, USER_ID, tuple(user_columns), "users", removed)
+        _check_ids_meet("user", interactions[USER_ID], users.table.index, config.interactions, config.users)
     return Source(interactions, items, users, has_rating, has_timestamp, unit, rows_read, removed)
 
 
 def typed_interactions(
-    chunks: Iterable[pd.DataFrame], has_rating: bool, has_timestamp: bool, where: str, removed: list[pd.DataFrame]
+    chunks: Iterable[pd.DataFrame],
+    has_rating: bool,
+    has_timestamp: bool,
+    where: str,
+    removed: list[pd.DataFrame],
+    needs_rating: bool = True,
 ) -> tuple[pd.DataFrame, str]:
     """Validates chunks of text and gives them types.
 
@@ -122,6 +136,7 @@ def typed_interactions(
         has_timestamp: whether there is a timestamp.
         where: name of the source in an error.
         removed: rejected rows are appended here.
+        needs_rating: whether a row without a rating is rejected where there is a column of them.
 
     Returns:
         `Source.interactions`, and the unit in which the timestamps were given.
@@ -129,7 +144,7 @@ def typed_interactions(
     Raises:
         DataError: no row is usable.
     """
-    schema, parts = interactions_schema(has_rating, has_timestamp), []
+    schema, parts = interactions_schema(has_rating, has_timestamp, needs_rating), []
     reasons: dict[str, int] = {}
     for chunk in chunks:
         chunk = chunk.assign(**{name: chunk[name].str.strip() for name in (USER_ID, ITEM_ID)})
@@ -208,7 +223,7 @@ def entities(frame: pd.DataFrame, id_column: str, texts: Sequence[str], table: s
     Args:
         frame: text columns; indexed by row of the file.
         id_column: ITEM_ID or USER_ID.
-        texts: the text columns to keep.
+        texts: the text columns to keep; the id and the title are none, and twice is once.
         table: "items" or "users", for `removed`.
         removed: rejected rows are appended here.
     """
@@ -218,8 +233,9 @@ def entities(frame: pd.DataFrame, id_column: str, texts: Sequence[str], table: s
         ids = {id_column: frame.loc[bad.index, id_column]}
         removed.append(removal(table, bad.index, ids.get(USER_ID, ""), ids.get(ITEM_ID, ""), bad[REASON], bad[VALUE]))
     kept = frame.drop(index=bad.index).set_index(id_column)
+    texts = [name for name in dict.fromkeys(texts) if name not in (id_column, TITLE)]
     shown = [name for name in (TITLE, *texts) if name in kept.columns]
-    return Entities(kept[shown].apply(lambda column: column.map(clean_text)), list(texts))
+    return Entities(kept[shown].apply(lambda column: column.map(clean_text)), texts)
 
 
 def removal(table: str, rows: object, user_id: object, item_id: object, reason: object, value: object) -> pd.DataFrame:
@@ -236,7 +252,8 @@ def clean_text(text: str) -> str:
     return "" if line.casefold() in _NO_TEXT else line
 
 
-def _interaction_columns(path: str, names: list[str], columns: ColumnsConfig) -> dict[str, str]:
+def _interaction_columns(path: str, config: IngestConfig) -> dict[str, str]:
+    names, columns = readers.column_names(path, config.quoting), config.columns
     chosen = {
         USER_ID: readers.resolve(path, names, columns.user_id, "ingest.columns.user_id"),
         ITEM_ID: readers.resolve(path, names, columns.item_id, "ingest.columns.item_id"),
@@ -248,19 +265,19 @@ def _interaction_columns(path: str, names: list[str], columns: ColumnsConfig) ->
     return chosen
 
 
-def _item_columns(path: str, columns: ColumnsConfig, texts: Sequence[str] | None) -> dict[str, str]:
-    names = readers.column_names(path)
+def _item_columns(path: str, config: IngestConfig) -> dict[str, str]:
+    names, columns, texts = readers.column_names(path, config.quoting), config.columns, config.item_text_columns
     chosen = {ITEM_ID: readers.resolve(path, names, columns.item_id, "ingest.columns.item_id")}
     if columns.title is not None:
         chosen[TITLE] = readers.resolve(path, names, columns.title, "ingest.columns.title")
     if texts is None:
-        texts = [name for name in names if not _NAMELESS.fullmatch(name)]
+        texts = tuple(name for name in names if not _NAMELESS.fullmatch(name))
     return chosen | _own_names(path, _listed(f"file '{path}'", names, texts, "item"), chosen, "item")
 
 
-def _user_columns(path: str, columns: ColumnsConfig, texts: Sequence[str]) -> dict[str, str]:
-    names = readers.column_names(path)
-    chosen = {USER_ID: readers.resolve(path, names, columns.user_id, "ingest.columns.user_id")}
+def _user_columns(path: str, config: IngestConfig) -> dict[str, str]:
+    names, texts = readers.column_names(path, config.quoting), config.user_text_columns or ()
+    chosen = {USER_ID: readers.resolve(path, names, config.columns.user_id, "ingest.columns.user_id")}
     return chosen | _own_names(path, _listed(f"file '{path}'", names, texts, "user"), chosen, "user")
 
 
@@ -285,14 +302,14 @@ def _counted(chunks: Iterator[pd.DataFrame], table: str, rows_read: dict[str, in
         yield chunk
 
 
-def _check_ids_meet(item_ids: pd.Series, described: pd.Index, config: IngestConfig) -> None:
-    """Not one id in common means that the files use different ids, and every item would be without text."""
-    seen = item_ids.cat.categories
+def _check_ids_meet(entity: str, ids: pd.Series, described: pd.Index, interactions: str, path: str) -> None:
+    """Not one id in common means that the files use different ids, and every item (or user) would be without text."""
+    seen = ids.cat.categories
     if seen.isin(described).any():
         return
     raise DataError(
-        f"no item of file '{config.interactions}' (ids {_some(seen)}) is in file '{config.items}' (ids {_some(described)}).",
-        "Check ingest.columns.item_id: both files must use the same ids.",
+        f"no {entity} of file '{interactions}' (ids {_some(seen)}) is in file '{path}' (ids {_some(described)}).",
+        f"Check ingest.columns.{entity}_id: both files must use the same ids.",
     )
 
 

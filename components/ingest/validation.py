@@ -32,6 +32,11 @@ def is_number(texts: pd.Series) -> pd.Series:
     return pd.Series(np.isfinite(numbers(texts)), index=texts.index)
 
 
+def is_number_or_empty(texts: pd.Series) -> pd.Series:
+    """Whether each text is a finite number, or stands for none."""
+    return is_number(texts) | ~is_present(texts.str.strip())
+
+
 def is_time(texts: pd.Series) -> pd.Series:
     """Whether each text is a number of (milli-, micro-, nano-) seconds since 1970; other texts are `is_number`'s business."""
     values = numbers(texts)
@@ -53,11 +58,12 @@ def _id_column(column: str, unique: bool = False) -> pandera.Column:
     return pandera.Column(checks=checks)
 
 
-def interactions_schema(has_rating: bool, has_timestamp: bool) -> pandera.DataFrameSchema:
-    """Schema of a chunk of interactions, all columns text."""
+def interactions_schema(has_rating: bool, has_timestamp: bool, needs_rating: bool = True) -> pandera.DataFrameSchema:
+    """Schema of a chunk of interactions, all columns text; where there are ratings, `needs_rating`: each row has one."""
     columns = {USER_ID: _id_column(USER_ID), ITEM_ID: _id_column(ITEM_ID)}
     if has_rating:
-        columns[RATING] = pandera.Column(checks=[pandera.Check(is_number, name="rating_not_a_number")])
+        is_rating = is_number if needs_rating else is_number_or_empty
+        columns[RATING] = pandera.Column(checks=[pandera.Check(is_rating, name="rating_not_a_number")])
     if has_timestamp:
         checks = [
             pandera.Check(is_number, name="timestamp_not_a_number"),

@@ -90,6 +90,18 @@ FILES = {
         r"Convert it, for example: iconv -f ISO-8859-1 -t UTF-8 'bad\.csv'",
     ),
     "text in UTF-16": ((HEADER + ROWS).encode("utf-16"), r"begins with the mark of UTF-16\. .*iconv -f UTF-16"),
+    "two columns of one name": (
+        "user_id,item_id,item_id\n1,2,3\n",
+        r"'bad\.csv' has more than one column 'item_id'\. Give each column a name of its own",
+    ),
+    "a NUL byte, at which pandas ends a field": (
+        HEADER + ROWS.replace("1,2,", "1,2\x00a,"),
+        r"'bad\.csv' has a NUL byte in line 9, which no text has\. Remove it, for example: tr -d '\\000' < 'bad\.csv'",
+    ),
+    "a quotation mark that is never closed": (
+        'user_id,item_id\n1,"2\n1,3\n',
+        r"not a table: EOF inside string .*if values are not quoted: --set ingest\.quoting=none",
+    ),
     "ids of another catalogue": (
         HEADER + "1,tt01,5,1\n2,tt02,5,1\n",
         r"no item of file 'bad\.csv' \(ids 'tt01', 'tt02'\) is in file 'items\.csv' \(ids '0', '1', .*"
@@ -114,6 +126,20 @@ def test_interactions_that_cannot_be_used_are_refused(own_data, content, message
 )
 def test_items_that_cannot_be_used_are_refused(own_data, content, message):
     refused({**own_data, "items": put("bad.csv", content)}, DataError, message)
+
+
+def test_users_of_another_system_are_refused(own_data):
+    message = (
+        r"no user of file 'interactions\.csv' \(ids '0', '1', '2', '3'\) is in file 'users\.csv' \(ids '0\.0', '1\.0'\)\. "
+        r"Check ingest\.columns\.user_id: both files must use the same ids"
+    )
+    refused({**own_data, "users": put("users.csv", "user_id,age\n0.0,30\n1.0,40\n")}, DataError, message)
+
+
+@pytest.mark.parametrize(("content", "message"), [(b"a\n1\x00\n", "a NUL.*line 2"), (b"a\n\xfc\n", "byte 0xfc .*line 2")])
+def test_bytes_that_are_no_text_are_found_behind_a_uri_too(own_data, content, message):
+    uri = Path(put("bad.csv", content)).absolute().as_uri()
+    refused({**own_data, "interactions": uri}, DataError, message)
 
 
 def test_a_file_that_does_not_exist_is_named(own_data):

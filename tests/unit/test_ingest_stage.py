@@ -15,7 +15,7 @@ from components.artifacts import sha256_file
 from components.errors import ArtifactError, ConfigError
 from components.ids import SPLITS, TEST, TRAIN, VALIDATION
 from components.ingest import build as builder
-from components.ingest import tables
+from components.ingest import readers, tables
 from components.ingest.config import IngestConfig
 from components.ingest.dataset import Dataset, load_newcomers
 from components.ingest.stage import STAGE, run
@@ -283,13 +283,87 @@ def test_a_threshold_without_ratings_is_ignored_and_says_so(tmp_path, monkeypatc
     assert ("warning", message) in told
 
 
-def warnings_of(folder: Path, monkeypatch: pytest.MonkeyPatch, lines: list[str]) -> tuple[list[str], Dataset, dict]:
+def warnings_of(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, lines: list[str] | None = None, **more: object
+) -> tuple[list[str], Dataset, dict]:
     told = []
-    for module in (builder, tables):
+    for module in (builder, tables, readers):
         monkeypatch.setattr(module, "emit", lambda event, **fields: told.append(fields["message"]))
-    dataset, card, removed = build(folder, lines)
+    dataset, card, removed = build(folder, lines, **more)
     assert removed.empty
     return told, dataset, card
+
+
+def reviewed(folder: Path, *reviews: str) -> str:
+    """20 interactions in a file without quoting, the last column of each a review."""
+    rows = [line.replace(",", "\t") for line in block()]
+    texts = [*reviews, *["fine"] * (len(rows) - len(reviews))]
+    lines = [HEADER.replace(",", "\t") + "\treview", *map("\t".join, zip(rows, texts, strict=True))]
+    return write(folder, "reviewed.tsv", lines)
+
+
+def test_rows_that_a_quotation_mark_swallows_are_told_and_without_quoting_all_arrive(tmp_path, monkeypatch):
+    interactions = reviewed(tmp_path, "fine", '"Great read', "fine", "fine", "fine", '"Great again', "fine", '"Great" it is')
+    told, dataset, card = warnings_of(tmp_path, monkeypatch, interactions=interactions)
+    (line,) = [one for one in told if "swallowed" in one]
+    assert line == (
+        f"file '{interactions}' has 1 value(s) that hold whole rows, the first in row 1, which spans 5 lines: looks like 4 "
+        "rows swallowed by a quotation mark; if values are not quoted: --set ingest.quoting=none"
+    )
+    assert (card["rows_read"]["interactions"], len(dataset.interactions)) == (16, 16)
+    told, dataset, card = warnings_of(tmp_path, monkeypatch, interactions=interactions, quoting="none")
+    assert not [one for one in told if "swallowed" in one]
+    assert (card["rows_read"]["interactions"], len(dataset.interactions)) == (20, 20)
+    found = dataset.interactions.set_index(["user_id", "item_id"])["review"]
+    assert [found["0", item] for item in "01"] == ["fine", '"Great read']
+    assert found["1", "2"] == '"Great" it is'
+    # a column that is not read swallows as well
+    told, _, _ = warnings_of(tmp_path, monkeypatch, interactions=interactions, columns={"review": None})
+    assert line in told
+
+
+def test_a_text_of_several_lines_in_which_none_looks_like_a_row_is_no_warning(tmp_path, monkeypatch):
+    interactions = reviewed(tmp_path, '"two\nlines, and ""more"""')
+    told, dataset, _ = warnings_of(tmp_path, monkeypatch, interactions=interactions)
+    assert not [one for one in told if "swallowed" in one]
+    assert len(dataset.interactions) == 20
+
+
+def test_the_quoting_decides_the_fingerprint_of_files_and_not_that_of_the_sample(tmp_path):
+    files = [IngestConfig(**settings(tmp_path), quoting=quoting).identity() for quoting in ("minimal", "none")]
+    assert files[0] != files[1]
+    assert IngestConfig(quoting="none").identity() == IngestConfig().identity()
+
+
+def test_without_a_threshold_a_row_without_a_rating_counts_and_one_with_a_text_for_it_does_not(tmp_path):
+    lines = [line.replace(",5,", f",{'' if line.startswith('0') else 5},") for line in block()]
+    lines += ["7,0,null,1", "7,1,good,1", "1,0,,1000"]
+    for method in ("random", "temporal", "stable"):
+        dataset, card, _ = build(tmp_path, lines, min_rating=None, split={"method": method})
+        assert card["removed_by_reason"] == {"duplicate_interaction": 1, "rating_not_a_number": 1}
+        ratings = dataset.interactions.set_index(["user_id", "item_id"])["rating"]
+        assert ratings.isna().groupby("user_id").sum().to_dict() == {"0": 5, "1": 0, "2": 0, "3": 0, "7": 1}
+    _, card, _ = build(tmp_path, lines)
+    assert card["removed_by_reason"] == {"rating_not_a_number": 8}
+
+
+def test_users_without_a_row_are_told(tmp_path, monkeypatch):
+    users = write(tmp_path, "users.csv", ["user_id,job", "0,writer", "1,painter"])
+    told, _, card = warnings_of(tmp_path, monkeypatch, users=users, user_text_columns=["job"])
+    assert card["users_without_row"] == 2
+    assert "2 of 4 users have no row in the table of users: they have no text" in told
+
+
+def test_a_text_column_named_twice_counts_once_and_id_and_title_are_none(tmp_path):
+    users = write(tmp_path, "users.csv", ["user_id,job", "0,writer"])
+    twice = {"item_text_columns": ["title", "genre", "genre"], "user_text_columns": ["job", "user_id", "job"]}
+    dataset, card, _ = build(tmp_path, users=users, **twice)
+    assert (dataset.item_text_columns, dataset.user_text_columns) == (["genre"], ["job"])
+    assert (card["item_text_columns"], card["user_text_columns"]) == (["genre"], ["job"])
+    sample = {"item_text_columns": ["title", "genres", "item_id"], "user_text_columns": ["age", "age"]}
+    source = tables.load(IngestConfig(**sample))
+    assert (source.items.text_columns, source.users.text_columns) == (["genres"], ["age"])
+    assert list(source.items.table.columns) == ["title", "genres"]
 
 
 def test_interactions_of_the_future_are_kept_counted_and_told_with_an_example(tmp_path, monkeypatch):
