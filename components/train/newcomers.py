@@ -5,6 +5,7 @@ map of profiles looks far better on validation than it is: on MovieLens-100k, ND
 """
 
 from collections.abc import Callable
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -18,17 +19,17 @@ from components.evaluate.metrics import PRIMARY, rank
 L2 = (0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
 POPULARITY_WEIGHTS = (0.0, 1.0)
 FEWEST_USERS = 50
-"""With a text: fewer say nothing about others."""
+"""That choose, with a text and a validation interaction: fewer say nothing about others."""
 MOST_RANKED = 2000
 """Users that choose."""
-STANDARD_ERRORS = 2.0
-"""Of the difference, which a gain over popularity must exceed: a dozen settings are tried, and one of them is always best."""
+LEVEL = 0.05
+"""Chance at most of a map being used that is no better than popularity."""
 
 
 def fit_newcomers(
     texts: Floats, train: sp.csr_array, validation: sp.csr_array, models: dict[str, LinearScores], seed: int
 ) -> tuple[Newcomers | None, dict[str, Any]]:
-    """The best map from texts to scores, None where there are too few texts or popularity does as well.
+    """The best map from texts to scores, None where too few users can choose or popularity does as well.
 
     Args:
         texts: embeddings of the users' own texts, (num_users, dim), rows of zeros where there is none.
@@ -38,18 +39,17 @@ def fit_newcomers(
         seed: of the folds and of the users that choose.
 
     Returns:
-        And what was found: "users" with a text, and, where they were enough, validation NDCG@10 of "popularity" and of the best
-        map, "side_information", with its "l2" and "popularity_weight", and whether it is "used".
+        And what was found: "users" with a text, and, where enough can choose, validation NDCG@10 of "popularity" and of the
+        best map, "side_information", with its "l2" and "popularity_weight", and whether it is "used".
     """
-    found: dict[str, Any] = {"users": int(texts.any(axis=1).sum()), "used": False}
-    if found["users"] < FEWEST_USERS:
+    told = texts.any(axis=1)
+    found: dict[str, Any] = {"users": int(told.sum()), "used": False}
+    users = np.flatnonzero(told & (np.diff(validation.indptr) > 0))
+    if len(users) < FEWEST_USERS:
         return None, found
     fits, popularity = CrossFits(texts, seed, models["factual"]), np.bincount(train.indices, minlength=train.shape[1])
-    users = fits.users[np.diff(validation.indptr)[fits.users] > 0]
     users = np.sort(np.random.default_rng(seed).permutation(users)[:MOST_RANKED])
     seen, held_out = sp.csr_array(train[users]), sp.csr_array(validation[users])
-    if not held_out.nnz:
-        return None, found
 
     def ranked(score: Callable[[Rows], Floats]) -> npt.NDArray[np.float64]:
         values: npt.NDArray[np.float64] = rank(lambda rows: score(users[rows]), seen, held_out).per_user[PRIMARY]
@@ -60,10 +60,12 @@ def fit_newcomers(
     tried = {(l2, weight): ranked(fits.fit(popularity, l2, weight).score) for l2 in L2 for weight in POPULARITY_WEIGHTS}
     best = max(tried, key=lambda setting: tried[setting].mean())
     gain = tried[best] - by_popularity
+    # one of the settings tried is always best: each may pass by chance at its share of the level alone
+    least = NormalDist().inv_cdf(1 - LEVEL / len(tried)) * gain.std(ddof=1) / np.sqrt(len(gain))
     found |= {
         "popularity": round(float(by_popularity.mean()), 6),
         "side_information": round(float(tried[best].mean()), 6),
         **dict(zip(("l2", "popularity_weight"), best, strict=True)),
-        "used": bool(gain.mean() > STANDARD_ERRORS * gain.std() / np.sqrt(len(gain))),
+        "used": bool(gain.mean() > least),
     }
     return (Fits(texts, fits.users, models).fit(*best) if found["used"] else None), found

@@ -190,7 +190,8 @@ def fit_recipe(
         on_progress: told the member and its figures.
 
     Raises:
-        DataError: there are no validation interactions, by which everything is chosen, or no texts that the effect needs.
+        DataError: there are no validation interactions, by which everything is chosen, no texts that the effect needs, or no
+            member that the data allow.
     """
     if not data.validation.nnz:
         raise DataError(
@@ -206,6 +207,12 @@ def fit_recipe(
         name: reason for name in config.recipe.members if (reason := _reason_against(name, data, config))
     }
     names = [name for name in config.recipe.members if name not in left_out]
+    if not names:
+        reasons = ", ".join(f"'{name}' ({reason})" for name, reason in left_out.items())
+        raise DataError(
+            f"train.recipe.members has none that these data allow: without {reasons}.",
+            "Add 'graph', 'factors' or 'popularity', which need neither text nor a small catalogue.",
+        )
     seconds: dict[str, float] = {}
     members = _fit_members(names, data, config, train_graph, settings, seconds, on_progress)
     start = time.process_time()
@@ -305,7 +312,7 @@ class _Other(NamedTuple):
 def _gates(task: _Counterfactual) -> _Other:
     """The graph member with its match alone, in the factual standardisation; the others as they are."""
     graph = task.members["graph"].graph if "graph" in task.members else None
-    if graph is None:
+    if graph is None or not graph.item_side.shape[1]:  # gates are told from side representations
         return task.nothing
     standards = [Standard.of(member.scores) for member in task.members.values()]
     scores = [graph.counterfactual if name == "graph" else member.scores for name, member in task.members.items()]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from components.train.recipe import FittedRecipe, FloatMatrix, RecipeData
     from components.train.workers import Place
 
-STAGE = Stage("train", version=11)
+STAGE = Stage("train", version=12)
 
 
 def run(config: dict[str, Any], storage_root: str, ingest: Manifest, features: Manifest) -> Manifest:

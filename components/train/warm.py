@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.artifacts import Manifest, Store, failure_told
+from components.artifacts import Manifest, Store, failure_told, fingerprint
 from components.errors import ArtifactError, ConfigError
 from components.ids import ITEM_ID, SPLIT, TEST, TRAIN, USER_ID, VALIDATION
 from components.progress import emit
@@ -64,8 +64,8 @@ def _start(settings: TrainConfig, storage_root: str, parents: Mapping[str, Manif
     if champion is None:
         return NONE  # the first run
     found = Store(champion.storage_root).find("train", champion.fingerprint)
-    if found is not None and found.parents == {name: parent.fingerprint for name, parent in parents.items()}:
-        return str(found.config.get("warm_start", NONE))
+    if found is not None and found.parents == _fingerprints(parents):
+        return _start_of(found, champion.version, settings, storage_root, parents)
     reason = _reason_against(found, settings, parents["ingest"])
     if found is not None and Store(storage_root).find("train", found.fingerprint) is None:
         reason = f"it lies below another storage root, '{champion.storage_root}'"
@@ -73,6 +73,28 @@ def _start(settings: TrainConfig, storage_root: str, parents: Mapping[str, Manif
         emit("warning", stage="train", message=f"training begins without champion version {champion.version}: {reason}")
         return NONE
     return champion.fingerprint
+
+
+def _start_of(
+    champion: Manifest, version: str, settings: TrainConfig, storage_root: str, parents: Mapping[str, Manifest]
+) -> str:
+    """What a champion of the same data began with, if a training with these settings can begin with it too."""
+    from components.train.stage import STAGE
+
+    begun, store = str(champion.config.get("warm_start", NONE)), Store(storage_root)
+    again = settings.model_copy(update={"warm_start": begun}).identity()
+    # an output that is there is not trained again, and what it began with may be gone
+    if begun == NONE or store.find("train", fingerprint(STAGE, again, _fingerprints(parents))):
+        return begun
+    if reason := _reason_against(store.find("train", begun), settings, parents["ingest"]):
+        said = f"training begins without train/{begun}, with which champion version {version} began: {reason}"
+        emit("warning", stage="train", message=said)
+        return NONE
+    return begun
+
+
+def _fingerprints(parents: Mapping[str, Manifest]) -> dict[str, str]:
+    return {name: parent.fingerprint for name, parent in parents.items()}
 
 
 def _reason_against(found: Manifest | None, settings: TrainConfig, ingest: Manifest) -> str | None:

@@ -46,6 +46,10 @@ class TestDCCF(BackboneContract):
     name = "dccf"
     settings: ClassVar[dict[str, Any]] = {"ssl_weight": 1e-3}
 
+    def test_without_layers_no_parameter_is_left_without_a_gradient(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(self, "settings", {**self.settings, "num_layers": 0})
+        self.test_the_gradient_of_a_step_reaches_the_table_and_every_parameter("softmax")
+
 
 class TestAutoCF(BackboneContract):
     name = "autocf"

@@ -48,6 +48,14 @@ class TestMaskedGenerative(EncoderContract):
         assert encoder.alignment(hidden, hidden, text) < encoder.alignment(hidden.roll(1, 0), hidden, text)
 
 
+class TestMaskedGenerativeThatHidesNothing(EncoderContract):
+    name = "generative"
+    settings: ClassVar[dict[str, Any]] = {"mask_ratio": 0.0}
+    test_alignment_is_least_for_representations_that_agree = (
+        TestMaskedGenerative.test_alignment_is_least_for_representations_that_agree
+    )
+
+
 class TestAttentionPooling(EncoderContract):
     name = "attention"
 

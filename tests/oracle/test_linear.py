@@ -151,6 +151,19 @@ def test_the_metric_over_candidates_is_the_one_over_all_items() -> None:
     assert found == pytest.approx(rank(Ensemble(members, weights).score, seen, held_out).mean()["ndcg@10"], abs=1e-6)
 
 
+def test_where_there_are_fewer_items_than_places_none_is_found_twice() -> None:
+    rng = np.random.default_rng(0)
+    order = rng.permuted(np.tile(np.arange(NUM_ITEMS), (NUM_USERS, 1)), axis=1)
+    seen, held_out = np.zeros((2, NUM_USERS, NUM_ITEMS), dtype=np.float32)
+    np.put_along_axis(seen, order[:, :8], 1.0, axis=1)
+    np.put_along_axis(held_out, order[:, 8:10], 1.0, axis=1)  # among four that are left
+    members = [Table(rng.normal(size=seen.shape)) for _ in range(2)]
+    matrices, weights = (sp.csr_array(seen), sp.csr_array(held_out)), [0.6, 0.4]
+    found = Candidates.collect(members, *matrices).ndcg(np.array(weights))
+    of_all = rank(Ensemble(members, weights).score, *matrices).per_user["ndcg@10"]
+    np.testing.assert_allclose(found, of_all, atol=1e-6)
+
+
 def test_an_ensemble_of_inner_products_is_an_inner_product() -> None:
     rng = np.random.default_rng(0)
     factors = [(rng.normal(size=(9, d)), rng.normal(size=(20, d))) for d in (3, 5)]

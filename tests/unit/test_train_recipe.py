@@ -127,6 +127,29 @@ def test_a_catalogue_that_is_too_large_for_item_matrices_does_without_them_and_s
 
 
 @pytest.mark.parametrize(
+    ("text", "settings", "said"),
+    [
+        (False, {"members": ["text"]}, r"without 'text' \(the items have no text\)\. Add 'graph', 'factors' or 'popularity'"),
+        (True, {"members": ["ease", "text"], "max_items": 35}, r"without 'ease' \(36 items .* = 35\), 'text' \(36 items .*Add"),
+    ],
+)
+def test_where_the_data_allow_no_member_the_message_says_why_and_which_they_allow(
+    text: bool, settings: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(DataError, match=rf"train\.recipe\.members has none that these data allow: {said}"):
+        fitted(world(text)[0], recipe=settings)
+
+
+@pytest.mark.parametrize("model", [{}, {"side_encoder": "none"}])
+def test_gates_without_side_representations_are_no_second_model(model: dict[str, Any]) -> None:
+    data, _ = world(text=bool(model))
+    settings = {**SMALL["model"], "counterfactual": True, **model}
+    found = fitted(data, recipe={"members": ["graph", "popularity"]}, effect="gates", model=settings)
+    assert found.counterfactual is found.factual
+    np.testing.assert_array_equal(found.propensity, 0)
+
+
+@pytest.mark.parametrize(
     ("settings", "said"),
     [
         ({"recipe.members": ["graph", "esae"]}, r"model\.settings\.recipe\.members\.1' = 'esae'"),

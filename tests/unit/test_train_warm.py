@@ -25,6 +25,7 @@ from components.train.config import TrainConfig
 from components.train.graph import as_arrays, trained_here
 from components.train.loop import SingleProcess, Start, TrainData, build_model, fit
 from components.train.recipe import RecipeData, fit_recipe
+from components.train.stage import STAGE
 from components.train.workers import pack, unpack
 from tests.behaviour.training import SMALL_RECIPE, small_config, small_data
 from tests.planted import World, block_world
@@ -85,7 +86,7 @@ class Days:
             return {}
 
         parents = {"ingest": ingest, "features": self.features(ingest.fingerprint)}
-        return run_stage(Stage("train", 5), config, self.root, parents, build)
+        return run_stage(STAGE, config, self.root, parents, build)
 
     def champion(self, trained: Manifest) -> None:
         registry = Registry(default_tracking_uri(self.root), "cllmr")
@@ -138,6 +139,22 @@ def test_on_the_data_of_the_champion_it_begins_as_the_champion_did_so_that_nothi
     second = days.train(days.ingest(1.0), warm_start=champion.fingerprint)
     days.champion(second)
     assert days.resolve(days.ingest(1.0)) == champion.fingerprint
+    shutil.rmtree(champion.path())
+    assert days.resolve(days.ingest(1.0)) == champion.fingerprint, "nothing is trained, so nothing is begun with"
+    assert "begins without" not in told(days)
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_on_the_data_of_the_champion_other_settings_begin_as_it_did_only_where_they_can(days: Days, gone: bool) -> None:
+    first = days.train(days.ingest(0.7))
+    days.champion(days.train(days.ingest(1.0), warm_start=first.fingerprint))
+    other: dict[str, Any] = {"learning_rate": 0.5} if gone else {"model": {**MODEL, "embedding_dim": 4}}
+    if gone:
+        assert days.resolve(days.ingest(1.0), **other) == first.fingerprint
+        shutil.rmtree(first.path())
+    assert days.resolve(days.ingest(1.0), **other) == "none"
+    reason = "its output is not in the store any more" if gone else "its graph member has other settings (train.model)"
+    assert f"begins without train/{first.fingerprint}, with which champion version 1 began: {reason}" in told(days)
 
 
 def test_a_champion_that_has_learned_from_what_is_held_out_today_is_left_aside_and_told_of(days: Days) -> None:

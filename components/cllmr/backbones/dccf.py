@@ -23,10 +23,11 @@ class DCCF(Backbone):
 
     def __init__(self, graph: Graph, config: ModelConfig) -> None:
         super().__init__(graph, config)
-        self.user_intents = nn.Parameter(torch.empty(config.embedding_dim, config.num_intents))
-        self.item_intents = nn.Parameter(torch.empty(config.embedding_dim, config.num_intents))
-        for intents in (self.user_intents, self.item_intents):
-            nn.init.xavier_normal_(intents)
+        if config.num_layers:  # parameters that nothing uses would stop data-parallel training
+            self.user_intents = nn.Parameter(torch.empty(config.embedding_dim, config.num_intents))
+            self.item_intents = nn.Parameter(torch.empty(config.embedding_dim, config.num_intents))
+            for intents in (self.user_intents, self.item_intents):
+                nn.init.xavier_normal_(intents)
         self._views: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
 
     def nodes(self, embedding: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -20,12 +20,13 @@ class MaskedGenerative(SideEncoder):
     def __init__(self, text_dim: int, rank: int, output_dim: int, config: ModelConfig) -> None:
         super().__init__(config)
         self.mask_ratio = config.mask_ratio
-        self.mask_token = nn.Parameter(torch.empty(1, config.embedding_dim))
         hidden = (text_dim + output_dim) // 2
         self.to_text = nn.Sequential(nn.Linear(output_dim, hidden), nn.LeakyReLU(), nn.Linear(hidden, text_dim))
         self.from_text = two_layers(text_dim, output_dim, output_dim)
         xavier(self)
-        nn.init.normal_(self.mask_token, std=config.embedding_std)  # as the table it stands in for
+        if config.mask_ratio:  # a parameter that nothing uses would stop data-parallel training
+            self.mask_token = nn.Parameter(torch.empty(1, config.embedding_dim))
+            nn.init.normal_(self.mask_token, std=config.embedding_std)  # as the table it stands in for
 
     def encode(self, text: Tensor, spectrum: Tensor) -> Tensor:
         z: Tensor = self.from_text(text)

@@ -74,7 +74,8 @@ class Candidates:
     excluded: npt.NDArray[np.bool_]
     """Places that hold a masked item, or one that an earlier place holds, (num_users, num_candidates)."""
     relevant: npt.NDArray[np.bool_]
-    """(num_users, num_candidates)."""
+    """Places that hold an item to find; none that is excluded, as these are among the ten where there are fewer items,
+    (num_users, num_candidates)."""
     ideal: npt.NDArray[np.float64]
     """DCG@10 of an ideal ranking, (num_users,)."""
 
@@ -107,7 +108,7 @@ class Candidates:
             out[:, 1:] |= columns[:, 1:] == columns[:, :-1]
             scores.append(np.stack([np.take_along_axis(part, columns, axis=1) for part in parts]))
             excluded.append(out)
-            relevant.append(np.take_along_axis(held_out[block].toarray() > 0, columns, axis=1))
+            relevant.append(np.take_along_axis(held_out[block].toarray() > 0, columns, axis=1) & ~out)
         ideal = np.cumsum(_DISCOUNT)[np.minimum(size[users], _CUTOFF) - 1]
         return cls(np.concatenate(scores, axis=1), np.concatenate(excluded), np.concatenate(relevant), ideal)
 
