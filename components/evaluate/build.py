@@ -193,9 +193,13 @@ def _new_users(
     if scorer.folds_in:
         found["fold_in"] = rank(partial(_as_new, scorer), held_out=test).mean()
     if described := scorer.bundle.get("newcomers"):
-        fits = CrossFits(text["introductions"][: dataset.num_users], config.seed, scorer.factual)
-        as_new = fits.fit(scorer.popularity, **described)
-        found["side_information"] = rank(as_new.score, held_out=test).mean()
+        texts, shares = text["introductions"][: dataset.num_users], (1 - scorer.debias_strength, scorer.debias_strength)
+        parts = [
+            (np.float32(share), CrossFits(texts, config.seed, model).fit(scorer.popularity, **described))
+            for share, model in zip(shares, (scorer.factual, scorer.counterfactual), strict=True)
+            if share
+        ]
+        found["side_information"] = rank(lambda users: sum(w * fit.score(users) for w, fit in parts), held_out=test).mean()
     return found
 
 
@@ -224,7 +228,7 @@ def _bias_report(
 ) -> dict[str, Any]:
     """What the rankings show, by popularity and by propensity, and what debiasing moves."""
     tops = {name: found.top_items[:, :10] for name, found in tested.items()}
-    ours = {name: tops[name] for name in SCORES}
+    ours: dict[str, npt.NDArray[np.int64]] = {name: tops[name] for name in SCORES}
     factual, debiased = (partial(scorer.score_all, effect=name) for name in SCORES)
     users = _some(tested["debiased"].users)
     return {

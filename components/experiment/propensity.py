@@ -216,8 +216,8 @@ def study(original: Data, injected: Injected, effect: Effect, model: Refit) -> R
     # a language model that praises does so where it knows nothing too: its reference text is the praise itself
     references = np.broadcast_to(injected.direction, injected.data.item_text.shape)
     found = effect(Evidence(factual, injected.data.train, injected.data.item_text, model, references))
-    asked = (baselines.Factors(*one).score for one in (clean, factual, found.debiased(1.0)))
-    return measure(*asked, injected, original)
+    clean_scores, inflated, debiased = (baselines.Factors(*one).score for one in (clean, factual, found.debiased(1.0)))
+    return measure(clean_scores, inflated, debiased, injected, original)
 
 
 def ease(settings: EaseSettings) -> Refit:

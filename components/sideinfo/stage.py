@@ -70,7 +70,7 @@ def _build(built: Path, config: SideinfoConfig, storage_root: str, ingest: Manif
         ("users", "user", USER, USER_ID, dataset.users),
     )
     for name, side, row, raw_id, frame in tables:
-        columns = {row: frame[row], raw_id: frame[raw_id], encoder.PROFILE: profiles[name]}
+        columns: dict[str, Iterable[Any]] = {row: frame[row], raw_id: frame[raw_id], encoder.PROFILE: profiles[name]}
         columns |= {encoder.OWN_TEXT: own[name]} if own else {}
         _write_columns(built / f"{name}.parquet", columns | writer.columns(training, side))
         _tell_of_missing(name, profiles[name], own.get(name), writer.account, config)
