@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,10 +13,11 @@ from matplotlib.figure import Figure
 from safetensors.numpy import load_file, save_file
 
 from components.artifacts import Manifest, Stage, StageConfig, Store, run_stage, write_json
+from components.cllmr.linear.newcomers import CrossFits
 from components.errors import ArtifactError, ConfigError, DataError
 from components.evaluate import baselines, metrics, report, stage, summary
 from components.evaluate import figures as drawings
-from components.evaluate.build import _collapse_report, _new_items
+from components.evaluate.build import _collapse_report, _new_items, _new_users
 from components.evaluate.config import LABELS, EvaluateConfig
 from components.ids import TEST, TRAIN, VALIDATION
 from components.ingest.dataset import Dataset
@@ -561,3 +563,19 @@ def test_the_verdict_says_who_is_ahead_also_when_it_is_the_baseline(ours, theirs
 def test_the_verdict_says_when_nothing_is_debiased():
     told = summary.sentences(compared(0.2, 0.25, [-0.06, -0.04], strength=0.0))
     assert told[1].startswith("The debias strength is 0, as no propensity was found or validation chose so")
+
+
+def test_users_by_their_own_text_alone_are_ranked_at_the_strength_that_they_are_answered_with(tmp_path: Path) -> None:
+    data = ingest(str(tmp_path), world())
+    dataset, scorer = Dataset.load(data.path()), Scorer.load(train(str(tmp_path), data).path() / "bundle")
+    texts = np.random.default_rng(3).standard_normal((NUM_USERS, 4)).astype(np.float32)
+    scorer.bundle["newcomers"] = {"l2": 1.0, "popularity_weight": 0.5}
+    rank, found = partial(metrics.rank, seen=dataset.matrix(TRAIN)), []
+    for strength, model in ((0.0, scorer.factual), (1.0, scorer.counterfactual)):
+        scorer.debias_strength = strength
+        config = EvaluateConfig()
+        answered = _new_users(config, dataset, {"introductions": texts}, scorer, rank, dataset.matrix(TEST), {})
+        alone = CrossFits(texts, config.seed, model).fit(scorer.popularity, 1.0, 0.5)
+        assert answered["side_information"] == rank(alone.score, held_out=dataset.matrix(TEST)).mean()
+        found.append(answered["side_information"])
+    assert found[0] != found[1]
