@@ -263,10 +263,7 @@ class Store:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            raise StorageError(
-                f"'{_join(self.root, stage, name, MANIFEST)}' cannot be read: {first_line(error)}.",
-                "Check that the storage root can be reached and read, then try again, or choose another with --storage.",
-            ) from None
+            raise self._unreadable(error, stage, name, MANIFEST) from None
         except ValueError as error:
             emit("manifest refused", stage=stage, fingerprint=name, reason=first_line(error))
             return None
@@ -291,17 +288,32 @@ class Store:
 
     def outputs(self, stage: str) -> list[Manifest]:
         """Every committed output of `stage`, oldest first; raises StorageError as `find` does."""
-        found = self._fs.get_file_info(pafs.FileSelector(self._remote(stage), allow_not_found=True))
+        found = self._listed(stage)
         names = sorted(info.base_name for info in found if info.type == pafs.FileType.Directory)
         manifests = [self.find(stage, name) for name in names if not name.startswith(".")]
         return sorted((manifest for manifest in manifests if manifest), key=lambda manifest: manifest.created_at)
 
     def files(self, *parts: str) -> list[tuple[str, int, datetime]]:
-        """Every file below a place: its path below the root, bytes, time of writing."""
-        place = self._remote(*parts)
-        found = self._fs.get_file_info(pafs.FileSelector(place, recursive=True, allow_not_found=True))
+        """Every file below a place: its path below the root, bytes, time of writing; raises StorageError as `find` does."""
+        found = self._listed(*parts, recursive=True)
         base = len(self._remote(""))
         return [(info.path[base:], info.size, info.mtime) for info in found if info.type == pafs.FileType.File]
+
+    def _listed(self, *parts: str, recursive: bool = False) -> list[pafs.FileInfo]:
+        """What lies below a place, nothing if that is not there; raises StorageError as `find` does."""
+        try:
+            found: list[pafs.FileInfo] = self._fs.get_file_info(
+                pafs.FileSelector(self._remote(*parts), allow_not_found=True, recursive=recursive)
+            )
+        except OSError as error:
+            raise self._unreadable(error, *parts) from None
+        return found
+
+    def _unreadable(self, error: OSError, *parts: str) -> StorageError:
+        return StorageError(
+            f"'{_join(self.root, *parts)}' cannot be read: {first_line(error)}.",
+            "Check that the storage root can be reached and read, then try again, or choose another with --storage.",
+        )
 
     def folders(self, stage: str) -> list[tuple[str, int, datetime, bool]]:
         """Every folder of a stage, finished or not: its path below the root, bytes, time of its newest file, and whether there

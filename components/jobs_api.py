@@ -5,6 +5,7 @@ The cluster's token comes from the environment, as Ray has it: RAY_AUTH_MODE=tok
 
 import asyncio
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from tenacity import wait_fixed as every
 from components.errors import ConfigError, LaunchError, first_line
 from components.job import ENTRYPOINT, Backend, Job, LaunchConfig, Phase, Seen
 from components.progress import emit
-from components.retry import retrying
+from components.retry import TRANSIENT, retrying
 
 _PATIENCE_S = 60.0  # of trying again when the cluster is away
 _REQUEST_S = (10.0, 30.0)  # to connect, and to the next byte
@@ -79,23 +80,29 @@ class JobsApi(Backend):
                 continue
             if status is None:
                 forget()
-                self._call(self._submit)
+                self._submit()
             else:
                 emit("job attached", job=self._id)
             return
         raise LaunchError(f"{self.title} has failed 999 times.", "Start another run.")
 
     def _submit(self) -> None:
+        def submit() -> None:
+            try:
+                self._client.submit_job(
+                    entrypoint=ENTRYPOINT,
+                    submission_id=self._id,
+                    runtime_env={"env_vars": self.job.environment()},
+                    metadata={"run": self.job.run_id, "stage": self.job.stage},
+                )
+            except RuntimeError:
+                if self._status() is None:  # else another launcher, or a lost answer, was first
+                    raise
+
         try:
-            self._client.submit_job(
-                entrypoint=ENTRYPOINT,
-                submission_id=self._id,
-                runtime_env={"env_vars": self.job.environment()},
-                metadata={"run": self.job.run_id, "stage": self.job.stage},
-            )
+            self._call(submit)
         except RuntimeError as error:
-            if self._status() is None:  # else another launcher, or a lost answer, was first
-                raise LaunchError(f"{self.title} was not accepted: {first_line(error)}.", "Check the cluster.") from None
+            raise LaunchError(f"{self.title} was not accepted: {first_line(error)}.", "Check the cluster.") from None
 
     def _status(self) -> JobStatus | None:
         """None: there is no job of this id."""
@@ -106,7 +113,7 @@ class JobsApi(Backend):
         try:
             return self._call(lambda: self._client.get_job_info(self._id))
         except RuntimeError as error:
-            if "404" in str(error):
+            if _status_code(error) == 404:
                 return None
             raise LaunchError(f"{self.title} cannot be looked up: {first_line(error)}.", "Check the cluster.") from None
 
@@ -146,7 +153,7 @@ class JobsApi(Backend):
                             self.tell(line)
                 if self._status() not in _UNDER_WAY:
                     return
-            except (aiohttp.ClientError, RuntimeError, OSError) as error:
+            except (aiohttp.ClientError, RuntimeError, OSError, LaunchError) as error:
                 if last:
                     emit("warning", stage=self.job.stage, message=f"the log of {self.title} ends early: {first_line(error)}")
             if last:
@@ -157,7 +164,10 @@ class JobsApi(Backend):
         """See Backend."""
         if self._status() not in _UNDER_WAY:
             return
-        self._call(lambda: self._client.stop_job(self._id))
+        try:
+            self._call(lambda: self._client.stop_job(self._id))
+        except RuntimeError as error:
+            raise LaunchError(f"{self.title} cannot be stopped: {first_line(error)}.", "Check the cluster.") from None
         waiting = Retrying(
             retry=retry_if_result(lambda status: status in _UNDER_WAY),
             wait=every(0.5),
@@ -184,4 +194,12 @@ class JobsApi(Backend):
 
 
 def _is_transient(error: BaseException) -> bool:
-    return isinstance(error, ConnectionError | requests.ConnectionError | requests.Timeout)
+    return isinstance(error, ConnectionError | requests.ConnectionError | requests.Timeout) or _status_code(error) in TRANSIENT
+
+
+def _status_code(error: BaseException) -> int | None:
+    """The HTTP status of an error of Ray's client, which writes it into a text; None: there is none."""
+    if isinstance(error, requests.HTTPError):  # of its first request
+        return error.response.status_code
+    found = re.match(r"Request failed with status code (\d+)", str(error))  # what follows is the answer's body
+    return int(found[1]) if found else None

@@ -84,7 +84,8 @@ def default_tracking_uri(storage_root: str, tracking_uri: str = "") -> str:
     """`tracking_uri`, or SQLite below a local storage root when it is empty.
 
     Raises:
-        ConfigError: it is empty and the storage root is remote, where no SQLite file can live.
+        ConfigError: it is empty and the storage root is remote, where no SQLite file can live, or has a ? or % in its path,
+            which would name another file.
     """
     if tracking_uri:
         return tracking_uri
@@ -94,7 +95,13 @@ def default_tracking_uri(storage_root: str, tracking_uri: str = "") -> str:
             f"setting 'promote.tracking_uri' is empty, and the storage root '{storage_root}' is not a local path.",
             "Name an MLflow server: --set promote.tracking_uri=http://mlflow.example:5000",
         )
-    return f"sqlite:///{Path(local).absolute() / 'mlflow.db'}"
+    path = Path(local).absolute() / "mlflow.db"
+    if set("?%") & set(str(path)):  # they would name another file; MLflow does not read them escaped
+        raise ConfigError(
+            f"storage root '{storage_root}': the address of the SQLite file '{path}' may not hold ? or %.",
+            "Choose another with --storage, or name an MLflow server: --set promote.tracking_uri=http://mlflow.example:5000",
+        )
+    return f"sqlite:///{path}"
 
 
 class Registry:

@@ -24,13 +24,23 @@ if TYPE_CHECKING:
 
 
 def registry(settings: "PlatformConfig") -> "Registry":
-    """The model registry of these settings; raises StorageError where it would lie in a directory that does not exist."""
+    """The model registry of these settings.
+
+    Raises:
+        ConfigError: see `default_tracking_uri`.
+        StorageError: it would lie in a directory that does not exist or cannot be looked at.
+    """
     from components.tracking import Registry, default_tracking_uri
     from pipelines.local import absolute_root
 
     root = absolute_root(settings.storage_root)
-    if not settings.promote.tracking_uri and "://" not in root and not Path(root).is_dir():
-        raise StorageError(f"there is no storage directory '{root}'.", "Check --storage, or make a model there: cllmr run")
+    if not settings.promote.tracking_uri and "://" not in root:
+        try:
+            there = Path(root).is_dir()
+        except OSError as error:  # no permission, or too long a name
+            raise StorageError(f"'{root}' cannot be read: {error.strerror}.", "Check --storage.") from None
+        if not there:
+            raise StorageError(f"there is no storage directory '{root}'.", "Check --storage, or make a model there: cllmr run")
     uri = default_tracking_uri(root, settings.promote.tracking_uri)
     return Registry(uri, settings.promote.model_name)
 

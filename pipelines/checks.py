@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from components.errors import ConfigError
 from components.progress import emit
+from components.tracking import default_tracking_uri
 
 if TYPE_CHECKING:
     from components.ingest.dataset import Dataset
@@ -11,12 +12,14 @@ if TYPE_CHECKING:
 
 
 def check_settings(config: "PlatformConfig") -> None:
-    """Raises ConfigError where one stage would refuse what another one's settings make."""
+    """Raises ConfigError where a stage would refuse what other settings than its own make."""
     if config.train.effect == "reference_texts" and config.sideinfo.backend == "metadata":
         raise ConfigError(
             "setting 'train.effect' = 'reference_texts' needs texts of an LLM, and 'sideinfo.backend' = 'metadata' asks none.",
             "Set sideinfo.backend to openai, vllm or replay, or choose another train.effect.",
         )
+    if "://" not in config.storage_root:
+        default_tracking_uri(config.storage_root, config.promote.tracking_uri)
 
 
 def check_data(config: "PlatformConfig", dataset: "Dataset") -> None:

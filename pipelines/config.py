@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from components.artifacts import FINGERPRINT_LENGTH, StageConfig, Uri, config_error
 from components.batch.config import BatchConfig
-from components.errors import ConfigError, did_you_mean
+from components.errors import ConfigError, did_you_mean, first_line
 from components.evaluate.config import EvaluateConfig
 from components.features.config import FeaturesConfig
 from components.ingest.config import IngestConfig
@@ -138,7 +138,7 @@ def parse_override(text: str) -> dict[str, Any]:
         raise ConfigError(f"'{text}' is not a setting.", "Write --set name=value, for example --set train.max_epochs=5")
     try:
         tree: Any = yaml.safe_load(value)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # ValueError: a date that does not exist
         raise ConfigError(f"the value of '{text}' is not YAML.", f"Quote it: --set '{name}=\"...\"'") from None
     for part in reversed(path):
         tree = {part: tree}
@@ -162,10 +162,11 @@ def _read(path: Path) -> str:
 def _parse(text: str, source: str) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{source} is not valid YAML{where}.", "Settings are nested mappings.") from None
+        reason = "" if isinstance(error, yaml.YAMLError) else f": {first_line(error)}"
+        raise ConfigError(f"{source} is not valid YAML{where}{reason}.", "Settings are nested mappings.") from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):

@@ -5,6 +5,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -131,11 +132,15 @@ def check_storage(storage_root: str) -> Check:
         except StorageError as error:
             return Check("storage", "problem", error.message, error.hint)
         return Check("storage", "ok", f"{storage_root} can be read")
-    place = _existing(Path(storage_root))
+    fix = "Choose a directory you can write with --storage."
+    root, place = Path(storage_root).absolute(), _existing(Path(storage_root))
+    try:
+        there = root.exists()
+    except OSError as error:  # no permission, or too long a name
+        return Check("storage", "problem", f"{root} cannot be read: {error.strerror}", fix)
     if not place.is_dir() or not os.access(place, os.W_OK):
-        return Check("storage", "problem", f"{place} cannot be written", "Choose a directory you can write with --storage.")
-    root = Path(storage_root).absolute()
-    return Check("storage", "ok", f"{root} can be written" if root.exists() else f"{root} does not exist yet; a run makes it")
+        return Check("storage", "problem", f"{place} cannot be written", fix)
+    return Check("storage", "ok", f"{root} can be written" if there else f"{root} does not exist yet; a run makes it")
 
 
 def check_disk(storage_root: str) -> Check:
@@ -189,8 +194,9 @@ def worst(checks: list[Check]) -> str:
 
 
 def _existing(path: Path) -> Path:
-    """The path, or the nearest directory above it that exists."""
-    path = path.absolute()
-    while not path.exists():
-        path = path.parent
-    return path
+    """The path, or the nearest directory above it that exists and can be seen."""
+    for place in (path.absolute(), *path.absolute().parents):
+        with suppress(OSError):
+            if place.exists():
+                return place
+    raise AssertionError("the root exists")

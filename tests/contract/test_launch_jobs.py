@@ -1,23 +1,34 @@
-"""A stage as a job of a Ray cluster that stands: the real Jobs API of a real `ray start --head` on loopback, with a token."""
+"""A stage as a job of a Ray cluster that stands: the real Jobs API of a real `ray start --head` on loopback, with a token.
 
+Its bad days are those of a server of the tests' own.
+"""
+
+import asyncio
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import ray
 
 from components import jobs_api
 from components.artifacts import Manifest
 from components.errors import ConfigError, LaunchError
+from components.job import Job, LaunchConfig
+from components.jobs_api import JobsApi
 from components.launch import launch
 from components.spectrum.stage import run as run_spectrum
 from tests.ray_nodes import HEADERS, REPOSITORY, TOKEN, ray_cluster
+from tests.servers import Faulty, Refused, serving
 from tests.sideinfo_parents import SMALL, write_ingest
 from tests.stores import free_ports, until
 
@@ -186,3 +197,119 @@ def test_settings_that_do_not_fit_are_told_before_anything_is_asked(
     monkeypatch.setenv("CLLMR_LAUNCH", json.dumps({"backend": "jobs", **settings}))
     with pytest.raises(ConfigError, match=message):
         launch("spectrum", {"rank": 2}, ingest.storage_root, {"ingest": ingest})
+
+
+# -- bad days ---------------------------------------------------------------------------------------------------------------
+
+JOB = Job("cllmr-train-0123456789ab", "run", "train", "{}")
+JOBS = "/api/jobs/"
+
+
+@dataclass
+class JobsServer(Faulty):
+    """One job of a Jobs API."""
+
+    status: str | None = None
+    """None: it was not submitted yet."""
+
+    def answer(self, method: str, path: str) -> dict[str, Any]:
+        """What Ray answers to a request."""
+        if path == "/api/version":
+            return {"version": "4", "ray_version": ray.__version__, "ray_commit": "", "session_name": ""}
+        if (method, path) == ("POST", JOBS):
+            if self.status is not None:
+                raise Refused(500, f"ValueError: Job with submission_id {JOB.name} already exists.")
+            self.status = "PENDING"
+            return {"submission_id": JOB.name, "job_id": JOB.name}
+        if self.status is None:
+            raise Refused(404, f"Job {JOB.name} does not exist")
+        return {"type": "SUBMISSION", "submission_id": JOB.name, "status": self.status, "entrypoint": "x"}
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[JobsServer]:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    jobs_server = JobsServer()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            jobs_server.requests.append((self.command, self.path))
+            fault = jobs_server.fault(self.command, self.path)
+            try:
+                if fault and not fault.after:
+                    raise Refused(fault.status, "line 404, in internal_kv_get")
+                answer = jobs_server.answer(self.command, self.path)
+                if fault:
+                    raise Refused(fault.status, "line 404, in internal_kv_get")
+                self.reply(200, json.dumps(answer))
+            except Refused as refused:
+                self.reply(refused.status, refused.message)
+
+        do_POST = do_GET
+
+        def reply(self, status: int, text: str) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, *ignored: Any) -> None:
+            return
+
+    with serving(Handler) as jobs_server.url:
+        yield jobs_server
+
+
+def backend(server: JobsServer) -> JobsApi:
+    return JobsApi(JOB, LaunchConfig(backend="jobs", address=server.url))
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_poll_that_the_dashboard_cannot_answer_now_is_asked_again(server: JobsServer, status: int) -> None:
+    server.status = "RUNNING"
+    server.fail("GET", "/api/version", status)
+    asking = backend(server)
+    server.fail("GET", JOBS + JOB.name, status)
+    assert next(asking.look(lambda: 0.0)).phase == "running"
+    server.status = None
+    assert next(asking.look(lambda: 0.0)).phase == "gone"
+
+
+@pytest.mark.parametrize("arrived", [False, True])
+def test_a_submit_that_is_answered_with_an_error_is_repeated_unless_it_has_arrived(server: JobsServer, arrived: bool) -> None:
+    server.fail("POST", JOBS, 502, after=arrived)
+    backend(server).attach_or_create(lambda: None)
+    assert server.status == "PENDING"
+    assert server.asked("POST", JOBS) == (1 if arrived else 2)
+
+
+def test_a_refusal_is_told_at_once_and_an_answer_that_never_comes_in_the_end(
+    server: JobsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asking = backend(server)
+    server.fail("POST", JOBS, 400)
+    with pytest.raises(LaunchError, match=r"was not accepted: Request failed with status code 400: .*\. Check the cluster"):
+        asking.attach_or_create(lambda: None)
+    assert server.asked("POST", JOBS) == 1
+    monkeypatch.setattr(jobs_api, "_PATIENCE_S", 0.01)
+    server.fail("GET", JOBS + JOB.name, 503)
+    with pytest.raises(LaunchError, match=r"cannot be looked up: Request failed with status code 503: .*\. Check the cluster"):
+        asking.attach_or_create(lambda: None)
+
+
+def test_a_log_whose_job_cannot_be_looked_up_ends_with_a_warning(
+    server: JobsServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async def nothing(job: str) -> AsyncIterator[str]:
+        for line in ():
+            yield line
+
+    monkeypatch.setattr(jobs_api, "_PATIENCE_S", 0.01)
+    monkeypatch.setenv("CLLMR_EVENTS", str(tmp_path / "events.jsonl"))
+    asking = backend(server)
+    monkeypatch.setattr(asking._client, "tail_job_logs", nothing)
+    server.fail("GET", JOBS + JOB.name, 503)
+    (stop := threading.Event()).set()
+    asyncio.run(asking._read_logs(stop))
+    assert "ends early: " in (tmp_path / "events.jsonl").read_text()

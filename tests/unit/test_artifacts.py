@@ -218,6 +218,14 @@ def test_a_manifest_that_the_store_does_not_give_is_an_error_and_not_none(
     assert (manifest.path() / "figures.json").exists()
 
 
+def test_a_listing_that_the_store_does_not_give_is_an_error_and_not_empty(tmp_path: Path) -> None:
+    (tmp_path / "planting").write_text("no directory")
+    store = Store(str(tmp_path))
+    for listing in (store.outputs, store.files, store.folders):
+        with pytest.raises(StorageError, match=r"/planting' cannot be read: .*try again, or choose another with --storage"):
+            listing("planting")
+
+
 def test_a_damaged_manifest_is_replaced_by_the_one_built_again(tmp_path: Path) -> None:
     path = run(tmp_path).path() / "manifest.json"
     path.write_text("{")

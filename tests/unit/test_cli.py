@@ -346,6 +346,23 @@ def test_doctor_does_not_make_the_storage_root_and_says_that_it_is_not_there(tmp
     assert not (tmp_path / "typo").exists()
 
 
+def test_a_storage_root_with_too_long_a_name_is_told(tmp_path: Path) -> None:
+    root, file = tmp_path / ("x" * 300) / "root", tmp_path / "checks.json"
+    fails_in_one_line(call("clean", "--storage", str(root)), f"'{root}' cannot be read: File name too long. Check --storage.")
+    assert call("doctor", "--storage", str(root), "--set", "serve.port=0", "--json", str(file)).exit_code == 1
+    checks = {check["name"]: check for check in json.loads(file.read_text())}
+    assert checks["storage"]["state"] == "problem"
+    assert checks["storage"]["seen"] == f"{root} cannot be read: File name too long"
+    assert checks["disk"]["seen"].endswith(" GiB free")
+
+
+@pytest.mark.parametrize("days", ["1000000", "inf"])
+def test_an_age_that_no_calendar_has_is_refused(days: str) -> None:
+    result = call("clean", "--older-than", days)
+    assert result.exit_code == 2
+    assert "36500" in result.stderr
+
+
 def test_doctor_says_that_a_store_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "x")

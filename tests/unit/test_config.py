@@ -127,6 +127,11 @@ def test_values_of_set_are_read_as_yaml() -> None:
         (["=5"], r"'=5' is not a setting\."),
         (["train..x=5"], r"'train\.\.x=5' is not a setting\."),
         (["train.seed=[1"], r"the value of 'train\.seed=\[1' is not YAML\. Quote it"),
+        (["train.seed=2024-02-30"], r"the value of 'train\.seed=2024-02-30' is not YAML\. Quote it"),
+        (
+            ["storage_root=/data/50%"],
+            r"storage root '/data/50%': the address of the SQLite file '/data/50%/mlflow\.db' may not",
+        ),
     ],
 )
 def test_a_wrong_override_is_named_with_what_is_allowed(overrides: list[str], message: str) -> None:
@@ -145,6 +150,7 @@ def test_an_unknown_preset_is_named_with_the_closest_one() -> None:
     ("text", "message"),
     [
         ("train:\n  max_epochs: [", r"is not valid YAML in line 2"),
+        ("train: {seed: 2024-02-30}", r"is not valid YAML: day is out of range for month\. Settings are nested"),
         ("- train", r"holds a list, not settings\. Begin with a line like 'train:'"),
         ("train: {epoch: 1}", r"unknown setting 'train\.epoch'"),
     ],

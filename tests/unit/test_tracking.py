@@ -231,3 +231,11 @@ def test_the_default_tracker_lies_below_a_local_storage_root_and_a_remote_root_n
         ConfigError, match=r"'promote.tracking_uri' is empty, and the storage root 's3://bucket' is not a local"
     ):
         default_tracking_uri("s3://bucket")
+
+
+@pytest.mark.parametrize("name", ["a?b", "a%20b"])
+def test_a_storage_root_whose_sqlite_address_would_name_another_file_needs_a_server(tmp_path, name):
+    root = str(tmp_path / name)
+    with pytest.raises(ConfigError, match=r"may not hold \? or %\. Choose another with --storage, or name an MLflow server"):
+        default_tracking_uri(root)
+    assert default_tracking_uri(root, "http://mlflow:5000") == "http://mlflow:5000"
