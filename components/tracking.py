@@ -104,6 +104,11 @@ def default_tracking_uri(storage_root: str, tracking_uri: str = "") -> str:
     return f"sqlite:///{path}"
 
 
+def registered_root(storage_root: str) -> str:
+    """A storage root as the registry notes it: it is read later from other working directories."""
+    return storage_root.rstrip("/") if "://" in storage_root else str(Path(storage_root).absolute())
+
+
 class Registry:
     """Model versions of one name and the aliases that say which one is served.
 
@@ -171,8 +176,7 @@ class Registry:
             tags: more to note; names may hold letters, digits, underscores, dots and dashes.
             run_id: the tracking run it came from, when there is one.
         """
-        if "://" not in storage_root:
-            storage_root = str(Path(storage_root).absolute())  # it is read later from other working directories
+        storage_root = registered_root(storage_root)
         noted = {"fingerprint": fingerprint, "storage_root": storage_root, "bundle": bundle, **(tags or {})}
         noted |= {_METRIC_TAG + _safe(name): repr(float(value)) for name, value in metrics.items()}
         with self._call() as client:
@@ -188,6 +192,22 @@ class Registry:
                     client.set_model_version_tag(self.model_name, version, key, value)
             client.set_registered_model_alias(self.model_name, CHALLENGER, version)
             return self._get(client, version)
+
+    def relocate(self, fingerprint: str, storage_root: str) -> ModelVersion:
+        """Notes that a registered bundle lies below another storage root now; no alias moves.
+
+        Raises:
+            RegistryError: no version has this fingerprint.
+        """
+        if not self._may_exist():
+            raise _no_such_version(self.model_name, fingerprint, [])
+        with self._call() as client:
+            versions = self._versions(client)
+            known = next((version for version in versions if version.fingerprint == fingerprint), None)
+            if known is None:
+                raise _no_such_version(self.model_name, fingerprint, versions)
+            client.set_model_version_tag(self.model_name, known.version, "storage_root", registered_root(storage_root))
+            return self._get(client, known.version)
 
     def promote(self, fingerprint: str, over: str | None = None) -> ModelVersion:
         """Makes a registered bundle the champion; the champion until now becomes ``previous``.
@@ -241,15 +261,20 @@ class Registry:
             self._write_history(client, champions)
             return self._get(client, champions[-1])
 
-    def forget(self, fingerprints: Collection[str]) -> list[ModelVersion]:
+    def forget(self, fingerprints: Collection[str], storage_root: str) -> list[ModelVersion]:
         """Deletes the versions of bundles that are to be removed, those apart that an alias points at; the deleted ones.
 
         A rollback then passes them over.
+
+        Args:
+            fingerprints: of the bundles.
+            storage_root: where they lie: one of the same fingerprint below another root stays, with its version.
         """
         if not self._may_exist():
             return []
         with self._call() as client:
-            gone = [one for one in self._versions(client) if one.fingerprint in fingerprints and not one.aliases]
+            here = [one for one in self._versions(client) if one.storage_root == registered_root(storage_root)]
+            gone = [one for one in here if one.fingerprint in fingerprints and not one.aliases]
             names = {one.version for one in gone}
             if gone:
                 self._write_history(client, [version for version in self._history(client) if version not in names])

@@ -147,7 +147,19 @@ Users = Annotated[str | None, typer.Option("--users", help="Your users: id and a
 Columns = Annotated[
     list[str] | None, typer.Option("--column", help="A column's name in your files: user_id=uid; may be repeated.")
 ]
-JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the result to this file as JSON.")]
+
+
+def _writable(path: Path | None) -> Path | None:
+    """Refuses a file that cannot be written before the command acts: told at its end, what was done would be done twice."""
+    if path is not None:
+        with told_to_the_user():
+            check_writable("--json", path)
+    return path
+
+
+JsonFile = Annotated[
+    Path | None, typer.Option("--json", help="Also write the result to this file as JSON.", callback=_writable)
+]
 Url = Annotated[
     str | None,
     typer.Option("--url", help="A running endpoint (token: CLLMR_TOKEN); without it the champion's bundle is read."),
@@ -253,8 +265,19 @@ def write_result(path: Path | None, value: Any) -> None:
     if path is None:
         return
     with writing("--json", path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+
+
+def check_writable(option: str, path: Path) -> None:
+    """Raises ConfigError for a file that cannot be written; makes its folder, and leaves no file that was not there."""
+    if path.is_fifo():  # whoever reads it would take this for the end
+        return
+    with writing(option, path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        was_there = path.exists()
+        path.open("a").close()
+        if not was_there:
+            path.resolve().unlink()
 
 
 @contextmanager
@@ -758,6 +781,8 @@ def experiment(
     flags = {"backbone": backbone, "loss": loss, "dim": dim, "encoder": encoder, "effect": effect}
     settings = experiments.settings(config or [], set_ or [], flags, seeds, rival, baseline or [], suite)
     out, progress = make_console(), make_console(stderr=True)
+    if report_ is not None:
+        check_writable("--report", report_ / "report.html")
     with writing("--work", work):
         work.mkdir(parents=True, exist_ok=True)
     with make_display(progress, ["experiment"]) as display:
@@ -839,15 +864,24 @@ def promote(
 ) -> None:
     """Make a registered model the champion by hand, past the gate; without a fingerprint: list the models.
 
+    A model whose storage root was renamed or is mounted elsewhere is served from where it lies now.
+
     [dim]cllmr promote
     cllmr promote 3f2a9c0d1e4b5a67[/dim]
     """
     from dataclasses import asdict
 
+    from components.artifacts import Store
+    from components.tracking import registered_root
+    from pipelines.local import absolute_root
     from pipelines.summary import versions_table
 
-    models = registry(load_config(preset, config, set_, storage))
+    settings = load_config(preset, config, set_, storage)
+    models = registry(settings)
     if fingerprint is not None:
+        known, root = models.find(fingerprint), registered_root(absolute_root(settings.storage_root))
+        if known is not None and known.storage_root != root and Store(root).find("train", fingerprint) is not None:
+            models.relocate(fingerprint, root)  # registered when its storage root had another name
         tell_champion(models.promote(fingerprint), json_file)
         return
     versions = models.versions()

@@ -60,7 +60,8 @@ def removable(
         deployed: fingerprints of models that endpoints are configured with, whatever the registry says.
 
     Raises:
-        RegistryError: the registry cannot be reached, so nobody knows what is served.
+        RegistryError: the registry cannot be reached, or is not the one that a champion was made in, so nobody knows what is
+            served.
         StorageError: the storage root cannot be read, so nobody knows what was made from what.
         ArtifactError: nor does anybody where a manifest is damaged.
     """
@@ -69,7 +70,10 @@ def removable(
     store, cutoff = Store(storage_root), datetime.now(UTC) - older_than
     folders = [folder for stage in stages for folder in store.folders(stage)]  # first: what is finished meanwhile is no remnant
     outputs = [manifest for stage in stages for manifest in store.outputs(stage)]
-    kept = kept_outputs(outputs, pointed_at(tracking_uri).union(deployed), keep, cutoff)
+    served = pointed_at(tracking_uri)
+    if not served:
+        _check_never_promoted(outputs, storage_root, tracking_uri)
+    kept = kept_outputs(outputs, served.union(deployed), keep, cutoff)
     found = [
         Removable("output", f"{one.stage}/{one.fingerprint}", sum(file.bytes for file in one.files.values()), one)
         for one in outputs
@@ -91,6 +95,23 @@ def removable(
     found += _unused_answers(store, in_use, cutoff)
     found += [Removable("note", place, size) for place, size, newest in store.files(NOTES) if newest < cutoff]
     return found + _old_logs(storage_root, cutoff)
+
+
+def _check_never_promoted(outputs: Iterable[Manifest], storage_root: str, tracking_uri: str) -> None:
+    """Raises RegistryError where a run made a champion that a registry without any model cannot know of."""
+    from components.tracking import RegistryError, without_password
+
+    verdicts = [one for one in outputs if one.stage == "promote" and one.facts.get("champion")]
+    if not verdicts:
+        return
+    last = max(verdicts, key=lambda one: one.created_at)
+    address = without_password(last.config.get("tracking_uri", ""))
+    raise RegistryError(
+        f"the model registry '{without_password(tracking_uri)}' has no model, but promote/{last.fingerprint} below "
+        f"'{storage_root}' names the champion {last.facts['champion']}: this store's models are registered elsewhere.",
+        f"Give the promote.tracking_uri of its runs{f': {address}' if address else ''}. "
+        "If that registry was lost, cllmr run registers the champion again.",
+    )
 
 
 def kept_outputs(outputs: Iterable[Manifest], pointed_at: Collection[str], keep: int, cutoff: datetime) -> set[str]:
@@ -132,7 +153,7 @@ def remove(storage_root: str, tracking_uri: str, found: Iterable[Removable]) -> 
     store, gone, found = Store(storage_root), [], list(found)
     models = [one.manifest.fingerprint for one in found if one.manifest and one.manifest.stage == "train"]
     for name in registered_models(tracking_uri):
-        Registry(tracking_uri, name).forget(models)
+        Registry(tracking_uri, name).forget(models, storage_root)
     for one in found:
         try:
             _remove(store, one, storage_root)

@@ -350,7 +350,11 @@ def find_bundle(storage_root: str, fingerprint: str) -> Path:
     """
     manifest = Store(storage_root).find("train", fingerprint)
     if manifest is None:
-        raise ArtifactError(f"train artifact {fingerprint} is not below '{storage_root}'.", _REBUILD)
+        raise ArtifactError(
+            f"train artifact {fingerprint} is not below '{storage_root}'.",
+            f"If that was renamed or is mounted elsewhere: cllmr promote {fingerprint} --storage WHERE. "
+            "Else build it again: cllmr run --from train",
+        )
     return manifest.path() / BUNDLE_DIRECTORY
 
 

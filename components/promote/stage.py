@@ -7,9 +7,18 @@ from typing import Any
 from components.artifacts import Manifest, Stage, Store, failure_told, fingerprint, is_asked_again, run_stage, write_json
 from components.progress import emit
 from components.promote.config import PromoteConfig
-from components.tracking import ModelVersion, Registry, RegistryError, StateChanged, default_tracking_uri, flat, open_run
+from components.tracking import (
+    ModelVersion,
+    Registry,
+    RegistryError,
+    StateChanged,
+    default_tracking_uri,
+    flat,
+    open_run,
+    registered_root,
+)
 
-STAGE = Stage("promote", version=1)
+STAGE = Stage("promote", version=2)
 
 JUDGEMENTS = 5
 """How often a challenger is judged while others keep changing the champion."""
@@ -61,9 +70,10 @@ def _run(settings: PromoteConfig, registry: Registry, storage_root: str, train: 
     decision = _decision(settings, champion, known, train, Store(storage_root), parents)
 
     def is_live(manifest: Manifest) -> bool:
-        """Whether the registry still serves what this verdict said; if not, the verdict is made again."""
+        """Whether the registry still serves what this verdict said, from there; if not, the verdict is made again."""
         current = registry.champion()
-        return bool(manifest.facts["champion"] == (current.fingerprint if current else None))
+        now = (current.fingerprint, current.storage_root) if current else (None, None)
+        return (manifest.facts["champion"], manifest.facts["champion_root"]) == now and not _has_moved(current, train)
 
     def build(built: Path) -> dict[str, Any]:
         outcome = decide(settings, registry, champion, known, train, evaluate)
@@ -82,6 +92,8 @@ def decide(
     evaluate: Manifest,
 ) -> dict[str, Any]:
     """Runs the gate, notes the run, registers the challenger and moves the alias; returns the contents of verdict.json.
+
+    Where the challenger is the champion, and lies elsewhere than the registry says, its place is brought up to date.
 
     Args:
         settings: of this stage.
@@ -105,6 +117,8 @@ def decide(
         figures = {name: value for name, value in evaluate.facts.items() if isinstance(value, float)}
         tags = {"evaluate": evaluate.fingerprint, "ingest": evaluate.parents["ingest"]}
         registry.register(train.fingerprint, train.storage_root, _bundle_path(train), figures, tags, run_id)
+    if is_whole and _has_moved(champion, train):
+        champion = registry.relocate(train.fingerprint, train.storage_root)
     if outcome == "promoted":
         champion = registry.promote(train.fingerprint, over=champion.fingerprint if champion else "")
     if is_champion and not all(check.passed for check in checks):
@@ -131,8 +145,8 @@ def _decision(
     """The state that this run decides in.
 
     Where the challenger is the champion because this stage promoted it, that very decision is found again; where it is the
-    champion for another reason (by hand, or judged with other settings) or is to be judged again, it stands against itself:
-    ``unchanged``.
+    champion for another reason (by hand, or judged with other settings), is to be judged again or has moved since, it stands
+    against itself: ``unchanged``.
     """
     values = settings.model_dump()
     against = champion.fingerprint if champion else ""
@@ -141,9 +155,17 @@ def _decision(
         earlier = Decision(**values, champion=known.promoted_over)
         inputs = {name: parent.fingerprint for name, parent in parents.items()}
         made = store.find(STAGE.name, fingerprint(STAGE, earlier.identity(), inputs))
-        if made is not None and made.facts["verdict"] == "promoted":
+        is_in_place = made is not None and made.facts["champion_root"] == known.storage_root and not _has_moved(champion, train)
+        if made is not None and made.facts["verdict"] == "promoted" and is_in_place:
             return earlier
     return Decision(**values, champion=against, withdrawn=withdrawn)
+
+
+def _has_moved(champion: ModelVersion | None, train: Manifest) -> bool:
+    """Whether the champion is this bundle, and its storage root was renamed or mounted elsewhere since it was registered."""
+    if champion is None or champion.fingerprint != train.fingerprint:
+        return False
+    return champion.storage_root != registered_root(train.storage_root)
 
 
 def _track(registry: Registry, train: Manifest, evaluate: Manifest) -> str | None:
@@ -181,6 +203,7 @@ def _facts(outcome: dict[str, Any]) -> dict[str, Any]:
         "verdict": outcome["verdict"],
         "challenger": outcome["challenger"],
         "champion": champion["fingerprint"] if champion else None,
+        "champion_root": champion["storage_root"] if champion else None,
         "champion_version": champion["version"] if champion else None,
         "failed": [reason["check"] for reason in outcome["reasons"] if not reason["passed"]],
     }

@@ -34,6 +34,11 @@ def run(config: dict[str, Any], storage_root: str, features: Manifest, promote: 
     settings = ServeConfig.parse(config, STAGE.name)
     parents = {"features": features, "promote": promote}
 
+    def is_live(manifest: Manifest) -> bool:
+        """Whether the champion is where this configuration says: its storage root may have been renamed."""
+        champion = read_champion(promote.path() / "verdict.json", storage_root)
+        return bool(manifest.facts["bundle"] == _bundle_uri(champion))
+
     def build(directory: Path) -> dict[str, Any]:
         champion = read_champion(promote.path() / "verdict.json", storage_root)
         golden_requests, feature_fingerprint = check_bundle(champion["storage_root"], champion["fingerprint"])
@@ -43,14 +48,14 @@ def run(config: dict[str, Any], storage_root: str, features: Manifest, promote: 
         (directory / CONFIG_FILE).write_text(text, encoding="utf-8")
         return {
             "model_version": champion["version"],
-            "bundle": "/".join([champion["storage_root"].rstrip("/"), champion["bundle"]]),
+            "bundle": _bundle_uri(champion),
             "train": champion["fingerprint"],
             "features": feature_fingerprint,
             "golden_requests": golden_requests,
             "endpoint": ENDPOINT,
         }
 
-    return run_stage(STAGE, settings, storage_root, parents, build)
+    return run_stage(STAGE, settings, storage_root, parents, build, is_live)
 
 
 def read_champion(verdict_file: Path, storage_root: str) -> dict[str, str]:
@@ -74,6 +79,10 @@ def read_champion(verdict_file: Path, storage_root: str) -> dict[str, str]:
         "storage_root": root if "://" in root else str(Path(root).absolute()),
         "bundle": str(champion["bundle"]),
     }
+
+
+def _bundle_uri(champion: dict[str, str]) -> str:
+    return "/".join([champion["storage_root"].rstrip("/"), champion["bundle"]])
 
 
 def check_bundle(storage_root: str, fingerprint: str) -> tuple[int, str | None]:

@@ -3,6 +3,7 @@
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -298,6 +299,40 @@ def test_promote_and_rollback_write_what_they_did(champion: Path, tmp_path: Path
     assert (second["version"], second["fingerprint"], second["promoted_over"]) == ("2", "f" * 16, first.fingerprint)
     assert told("rollback")["fingerprint"] == first.fingerprint
     fails_in_one_line(call("rollback", "--storage", str(champion), "--json", str(file)), "there is nothing to roll back to")
+
+
+def test_a_model_whose_storage_root_was_renamed_is_served_again_once_it_is_promoted(champion: Path, tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    shutil.copytree(champion, old)
+    models = Registry(default_tracking_uri(str(old)), "cllmr")
+    (version,) = [one for one in models.versions() if "champion" in one.aliases]
+    models.relocate(version.fingerprint, str(old))
+    old.rename(new)
+    remedy = f"cllmr promote {version.fingerprint} --storage WHERE"
+    fails_in_one_line(call("recommend", "new", "--storage", str(new)), f"is not below '{old}'", remedy)
+    promoted = call(*remedy.removeprefix("cllmr ").replace("WHERE", str(new)).split())
+    assert promoted.exit_code == 0, promoted.output
+    assert call("recommend", "new", "--storage", str(new)).exit_code == 0
+
+
+def test_a_result_that_cannot_be_written_is_told_before_anything_is_done(champion: Path, tmp_path: Path) -> None:
+    models = Registry(default_tracking_uri(str(champion)), "cllmr")
+    before = models.versions()
+    listed = call("promote", before[0].fingerprint, "--storage", str(champion), "--json", "/dev/null/result.json")
+    fails_in_one_line(listed, "--json /dev/null/result.json cannot be written: File exists. Choose another path.")
+    fails_in_one_line(
+        call("rollback", "--storage", str(champion), "--json", str(tmp_path)), "cannot be written: Is a directory."
+    )
+    assert models.versions() == before
+    file = tmp_path / "folder" / "result.json"
+    fails_in_one_line(call("promote", "0" * 16, "--storage", str(champion), "--json", str(file)), "has no version")
+    assert not file.exists(), "a command that fails leaves no empty file"
+    file.write_text("of an earlier run")
+    fails_in_one_line(call("promote", "0" * 16, "--storage", str(champion), "--json", str(file)), "has no version")
+    assert file.read_text() == "of an earlier run"
+    experiment = call("experiment", "--suite", "quick", "--work", str(tmp_path / "work"), "--report", "/dev/null/report")
+    fails_in_one_line(experiment, "--report /dev/null/report/report.html cannot be written: Not a directory.")
+    assert not (tmp_path / "work").exists()
 
 
 def test_recommend_filters_the_items(champion: Path, tmp_path: Path) -> None:

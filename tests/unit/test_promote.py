@@ -342,6 +342,32 @@ def test_a_registry_that_lost_everything_gets_its_champion_back(root, registry, 
     assert registry.champion().fingerprint == trained.fingerprint
 
 
+def test_a_champion_whose_storage_root_was_renamed_is_where_it_lies_now(root, tmp_path):
+    promote(f"{root}/old", "poor", 0.2)
+    trained = train(f"{root}/old", "first")
+    promoted = stage.run({}, f"{root}/old", trained, evaluate(f"{root}/old", trained, 0.3))
+
+    def at(name: str) -> Manifest:
+        """The same run where the store lies now."""
+        place = f"{root}/{name}"
+        return stage.run({}, place, again := train(place, "first"), evaluate(place, again, 0.3))
+
+    def aliases(name: str) -> list:
+        return [version.aliases for version in Registry(f"sqlite:///{root}/{name}/mlflow.db", "cllmr").versions()]
+
+    before = aliases("old")
+    (tmp_path / "old").rename(tmp_path / "new")
+    moved = at("new")
+    assert (verdict(moved)["verdict"], verdict(moved)["champion"]["storage_root"]) == ("unchanged", f"{root}/new")
+    champion = Registry(f"sqlite:///{root}/new/mlflow.db", "cllmr").champion()
+    assert Store(champion.storage_root).find("train", champion.fingerprint) is not None
+    assert aliases("new") == before, "none moved"
+    assert at("new") == moved
+    (tmp_path / "new").rename(tmp_path / "old")
+    assert verdict(at("old"))["champion"]["storage_root"] == f"{root}/old"
+    assert at("old") == promoted
+
+
 USERS, ITEMS = ["ann", "bob", "cat"], ["i0", "i1", "i2", "i3"]
 
 

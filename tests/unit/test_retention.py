@@ -34,6 +34,7 @@ class Named(StageConfig):
     name: str
     warm_start: str = "none"
     users: str | None = None
+    tracking_uri: str = ""
 
 
 @pytest.fixture(scope="module")
@@ -59,12 +60,20 @@ class Place:
     root: str
     tracking_uri: str
 
-    def output(self, stage: str, name: str, days: float, parents: dict[str, Manifest] | None = None, **config: Any) -> Manifest:
+    def output(
+        self,
+        stage: str,
+        name: str,
+        days: float,
+        parents: dict[str, Manifest] | None = None,
+        facts: dict[str, Any] | None = None,
+        **config: Any,
+    ) -> Manifest:
         """An output that was made so many days ago."""
 
         def build(built: Path) -> dict[str, Any]:
             (built / "data.bin").write_bytes(name.encode() * 100)
-            return {}
+            return facts or {}
 
         made = run_stage(Stage(stage, 1), Named(name=name, **config), self.root, parents or {}, build)
         return self.aged(made, days)
@@ -196,6 +205,41 @@ def test_a_registry_that_is_down_removes_nothing(place: Place) -> None:
     with pytest.raises(tracking.RegistryError, match="does not answer"):
         place.clean()
     assert place.left() == before
+
+
+@pytest.mark.parametrize("is_there", [True, False], ids=["an empty registry", "no registry"])
+def test_a_registry_that_knows_nothing_of_a_champion_removes_nothing(place: Place, is_there: bool, tmp_path: Path) -> None:
+    """The runs were given a promote.tracking_uri, the clean-up was not."""
+    address = "postgresql://me:secret@db/mlflow"
+    judged = place.output("promote", "verdict", 90, facts={"champion": "c" * 16}, tracking_uri=address)
+    place.run("first", days=90)
+    place.run("second", days=80)
+    before = place.left()
+    if not is_there:
+        (tmp_path / "mlflow.db").unlink()
+    message = f"has no model, but promote/{judged.fingerprint} below .* champion {'c' * 16}: .* registered elsewhere"
+    with pytest.raises(tracking.RegistryError, match=message) as refused:
+        place.clean()
+    assert "Give the promote.tracking_uri of its runs: postgresql://me:***@db/mlflow." in refused.value.hint
+    assert place.left() == before
+
+
+def test_versions_of_another_storage_root_stay_in_a_shared_registry(place: Place, tmp_path: Path) -> None:
+    old, new = place.run("old", days=90), place.run("new", days=80)
+    place.register(old["train"])
+    place.register(new["train"])
+    theirs = Registry(place.tracking_uri, "production")
+    for name in (old["train"].fingerprint, "b" * 16, "c" * 16):  # no alias points at the first any more, and it is theirs
+        theirs.register(name, f"{tmp_path}/production", f"train/{name}/bundle", {})
+        theirs.promote(name)
+    Registry(place.tracking_uri, "cllmr").promote(new["train"].fingerprint)
+    third = place.run("third", days=70)
+    place.register(third["train"])
+    before = theirs.versions()
+    place.clean()
+    assert old["train"].fingerprint not in place.left()
+    assert theirs.versions() == before
+    assert Registry(place.tracking_uri, "cllmr").find(old["train"].fingerprint) is None
 
 
 def test_unfinished_work_and_notes_go_when_they_are_old(place: Place) -> None:

@@ -120,6 +120,18 @@ def test_promoting_the_champion_again_does_not_make_it_its_own_predecessor(regis
     assert registry.rollback().fingerprint == "aaaa"
 
 
+def test_a_version_is_told_where_its_bundle_lies_now_and_no_alias_moves(registry):
+    register(registry, "a" * 16, "b" * 16)
+    registry.promote("a" * 16)
+    before = registry.versions()
+    assert registry.relocate("a" * 16, "s3://other/cllmr/").storage_root == "s3://other/cllmr"
+    after = registry.versions()
+    assert [version.aliases for version in after] == [version.aliases for version in before]
+    assert after[0] == before[0]
+    with pytest.raises(RegistryError, match="has no version with fingerprint 'cccccccccccccccc'"):
+        registry.relocate("c" * 16, "s3://other/cllmr")
+
+
 def test_an_unknown_fingerprint_is_refused_with_the_known_ones(registry):
     register(registry, "aaaa", "bbbb")
     with pytest.raises(RegistryError, match=r"no version with fingerprint 'zzzz'. Registered, newest first: bbbb, aaaa"):
