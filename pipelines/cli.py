@@ -880,8 +880,10 @@ def promote(
     models = registry(settings)
     if fingerprint is not None:
         known, root = models.find(fingerprint), registered_root(absolute_root(settings.storage_root))
-        if known is not None and known.storage_root != root and Store(root).find("train", fingerprint) is not None:
-            models.relocate(fingerprint, root)  # registered when its storage root had another name
+        if known is not None and known.storage_root != root:
+            at_both = [Store(place).find("train", fingerprint) is not None for place in (known.storage_root, root)]
+            if at_both == [False, True]:  # registered when its storage root had another name
+                models.relocate(fingerprint, root)
         tell_champion(models.promote(fingerprint), json_file)
         return
     versions = models.versions()

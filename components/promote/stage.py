@@ -73,7 +73,7 @@ def _run(settings: PromoteConfig, registry: Registry, storage_root: str, train: 
         """Whether the registry still serves what this verdict said, from there; if not, the verdict is made again."""
         current = registry.champion()
         now = (current.fingerprint, current.storage_root) if current else (None, None)
-        return (manifest.facts["champion"], manifest.facts["champion_root"]) == now and not _has_moved(current, train)
+        return (manifest.facts["champion"], manifest.facts["champion_root"]) == now and not _has_moved(current, train, settings)
 
     def build(built: Path) -> dict[str, Any]:
         outcome = decide(settings, registry, champion, known, train, evaluate)
@@ -117,7 +117,7 @@ def decide(
         figures = {name: value for name, value in evaluate.facts.items() if isinstance(value, float)}
         tags = {"evaluate": evaluate.fingerprint, "ingest": evaluate.parents["ingest"]}
         registry.register(train.fingerprint, train.storage_root, _bundle_path(train), figures, tags, run_id)
-    if is_whole and _has_moved(champion, train):
+    if is_whole and _has_moved(champion, train, settings):
         champion = registry.relocate(train.fingerprint, train.storage_root)
     if outcome == "promoted":
         champion = registry.promote(train.fingerprint, over=champion.fingerprint if champion else "")
@@ -155,15 +155,19 @@ def _decision(
         earlier = Decision(**values, champion=known.promoted_over)
         inputs = {name: parent.fingerprint for name, parent in parents.items()}
         made = store.find(STAGE.name, fingerprint(STAGE, earlier.identity(), inputs))
-        is_in_place = made is not None and made.facts["champion_root"] == known.storage_root and not _has_moved(champion, train)
-        if made is not None and made.facts["verdict"] == "promoted" and is_in_place:
-            return earlier
+        if made is not None and made.facts["verdict"] == "promoted":
+            was_there = made.facts["champion_root"] == known.storage_root
+            if was_there and not _has_moved(champion, train, settings):
+                return earlier
     return Decision(**values, champion=against, withdrawn=withdrawn)
 
 
-def _has_moved(champion: ModelVersion | None, train: Manifest) -> bool:
-    """Whether the champion is this bundle, and its storage root was renamed or mounted elsewhere since it was registered."""
-    if champion is None or champion.fingerprint != train.fingerprint:
+def _has_moved(champion: ModelVersion | None, train: Manifest, settings: PromoteConfig) -> bool:
+    """Whether the champion is this bundle, and its storage root was renamed or mounted elsewhere since it was registered.
+
+    Of a registry that lies in the storage root alone: any other may be right, and name a place that is not seen from here.
+    """
+    if settings.tracking_uri or champion is None or champion.fingerprint != train.fingerprint:
         return False
     return champion.storage_root != registered_root(train.storage_root)
 
