@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING
 
 from components.errors import ConfigError
 from components.progress import emit
-from components.tracking import default_tracking_uri
 
 if TYPE_CHECKING:
     from components.ingest.dataset import Dataset
@@ -13,6 +12,8 @@ if TYPE_CHECKING:
 
 def check_settings(config: "PlatformConfig") -> None:
     """Raises ConfigError where a stage would refuse what other settings than its own make."""
+    from components.tracking import default_tracking_uri
+
     if config.train.effect == "reference_texts" and config.sideinfo.backend == "metadata":
         raise ConfigError(
             "setting 'train.effect' = 'reference_texts' needs texts of an LLM, and 'sideinfo.backend' = 'metadata' asks none.",
