@@ -23,7 +23,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
-from components.artifacts import Store
+from components.artifacts import Manifest, Store
 from components.cllmr.linear.compact import CompactItems, ItemStorage
 from components.cllmr.linear.scores import LinearScores, from_tensors, mixed, products, standardised
 from components.errors import ArtifactError, ConfigError, did_you_mean, first_line
@@ -343,10 +343,10 @@ class Scorer:
         return strength
 
 
-def find_bundle(storage_root: str, fingerprint: str) -> Path:
-    """The bundle of a train artifact as a local directory, fetched and checked against its manifest.
+def find_trained(storage_root: str, fingerprint: str) -> Manifest:
+    """The train artifact of a model.
 
-    Raises ArtifactError when it is not there or damaged, StorageError when the store does not say.
+    Raises ArtifactError when it is not there, StorageError when the store does not say.
     """
     manifest = Store(storage_root).find("train", fingerprint)
     if manifest is None:
@@ -355,7 +355,15 @@ def find_bundle(storage_root: str, fingerprint: str) -> Path:
             f"If that was renamed or is mounted elsewhere: cllmr promote {fingerprint} --storage WHERE. "
             "Else build it again: cllmr run --from train",
         )
-    return manifest.path() / BUNDLE_DIRECTORY
+    return manifest
+
+
+def find_bundle(storage_root: str, fingerprint: str) -> Path:
+    """The bundle of a train artifact as a local directory, fetched and checked against its manifest.
+
+    Raises ArtifactError when it is not there or damaged, StorageError when the store does not say.
+    """
+    return find_trained(storage_root, fingerprint).path() / BUNDLE_DIRECTORY
 
 
 def make_golden(scorer: Scorer, num_users: int = 8, k: int = 10, seed: int = 0) -> list[dict[str, Any]]:

@@ -78,6 +78,8 @@ def run(config: dict[str, Any], storage_root: str) -> Manifest:
 
 def _bundle_of(settings: BatchConfig, storage_root: str) -> tuple[Manifest, str]:
     """The train artifact that scores, and what its model is called."""
+    from serving.scorer import find_trained
+
     root, wanted, version = storage_root, settings.train, settings.train
     if wanted is None:
         champion = Registry(default_tracking_uri(storage_root, settings.tracking_uri), settings.model_name).champion()
@@ -86,10 +88,7 @@ def _bundle_of(settings: BatchConfig, storage_root: str) -> tuple[Manifest, str]
                 f"no model is champion below '{storage_root}'.", "Make one: cllmr run; or name one: batch.train"
             )
         root, wanted, version = champion.storage_root, champion.fingerprint, champion.version
-    trained = Store(root).find("train", wanted)
-    if trained is None:
-        raise ArtifactError(f"train artifact {wanted} is not below '{root}'.", "Build it again: cllmr run --from train")
-    return trained, str(version)
+    return find_trained(root, wanted), str(version)
 
 
 def _shelf(storage_root: str, name: str) -> pafs.FileSystem:

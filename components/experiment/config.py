@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import fields
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt
@@ -116,6 +117,16 @@ def _over_base(given: dict[str, Any]) -> dict[str, Any]:
     return {"model.embedding_dim": 32, **flat(given)}
 
 
+def _of_ease(given: dict[str, float]) -> dict[str, float]:
+    from components.cllmr.linear.ease import EaseSettings
+
+    known = [field.name for field in fields(EaseSettings)]
+    for name in given:
+        if name not in known:
+            raise ValueError(f"'{name}' is none of {', '.join(known)}")
+    return {"l2": 100.0, **given}
+
+
 class StudyConfig(StageConfig):
     """What the named studies vary; the rest is the same for all variants of a study."""
 
@@ -152,7 +163,7 @@ class StudyConfig(StageConfig):
     )
     """Of the bias study: `OURS`, which is the whole recipe with its own effect, `GATES`, or names of
     `components.cllmr.effects.EFFECTS`."""
-    bias_ease: dict[str, float] = Field(default_factory=lambda: {"l2": 100.0, "side_weight": 12.0})
+    bias_ease: Annotated[dict[str, float], AfterValidator(_of_ease)] = Field(default={"l2": 100.0, "side_weight": 12.0})
     """Of the bias study: settings of EASE."""
 
 
