@@ -200,6 +200,6 @@ def _is_transient(error: BaseException) -> bool:
 def _status_code(error: BaseException) -> int | None:
     """The HTTP status of an error of Ray's client, which writes it into a text; None: there is none."""
     if isinstance(error, requests.HTTPError):  # of its first request
-        return error.response.status_code
+        return int(error.response.status_code)
     found = re.match(r"Request failed with status code (\d+)", str(error))  # what follows is the answer's body
     return int(found[1]) if found else None
