@@ -19,6 +19,7 @@ from typing import Any
 import httpx
 import pytest
 import ray
+from structlog.testing import capture_logs
 
 from components import jobs_api
 from components.artifacts import Manifest
@@ -163,7 +164,7 @@ def test_a_wrong_token_is_refused_and_told_so(cluster: str, ingest: Manifest) ->
 
 
 def test_an_address_where_nothing_listens_is_named(ingest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs_api, "_PATIENCE_S", 0.01)
+    monkeypatch.setattr(jobs_api, "_PATIENCE_S", 0.0)
     monkeypatch.setenv("CLLMR_RUN_ID", "nobody")
     monkeypatch.setenv("CLLMR_LAUNCH", json.dumps({"backend": "jobs", "address": f"http://127.0.0.1:{free_ports(1)[0]}"}))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -292,24 +293,22 @@ def test_a_refusal_is_told_at_once_and_an_answer_that_never_comes_in_the_end(
     with pytest.raises(LaunchError, match=r"was not accepted: Request failed with status code 400: .*\. Check the cluster"):
         asking.attach_or_create(lambda: None)
     assert server.asked("POST", JOBS) == 1
-    monkeypatch.setattr(jobs_api, "_PATIENCE_S", 0.01)
+    monkeypatch.setattr(jobs_api, "_PATIENCE_S", 0.0)
     server.fail("GET", JOBS + JOB.name, 503)
     with pytest.raises(LaunchError, match=r"cannot be looked up: Request failed with status code 503: .*\. Check the cluster"):
         asking.attach_or_create(lambda: None)
 
 
-def test_a_log_whose_job_cannot_be_looked_up_ends_with_a_warning(
-    server: JobsServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_log_whose_job_cannot_be_looked_up_ends_with_a_warning(server: JobsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     async def nothing(job: str) -> AsyncIterator[str]:
         for line in ():
             yield line
 
-    monkeypatch.setattr(jobs_api, "_PATIENCE_S", 0.01)
-    monkeypatch.setenv("CLLMR_EVENTS", str(tmp_path / "events.jsonl"))
+    monkeypatch.setattr(jobs_api, "_PATIENCE_S", 0.0)
     asking = backend(server)
     monkeypatch.setattr(asking._client, "tail_job_logs", nothing)
     server.fail("GET", JOBS + JOB.name, 503)
     (stop := threading.Event()).set()
-    asyncio.run(asking._read_logs(stop))
-    assert "ends early: " in (tmp_path / "events.jsonl").read_text()
+    with capture_logs() as logs:
+        asyncio.run(asking._read_logs(stop))
+    assert "ends early: " in logs[-1]["message"]
