@@ -18,8 +18,9 @@ from components.train.recipe import GraphFit, RecipeData, TasteData, TrainGraph
 def training_data(data: RecipeData) -> TrainData:
     """The interactions and the side information of all nodes, users first.
 
-    A graph has no weights: of a log with weights it sees the interactions that are more likely of taste than not. The spectrum
-    stays the factual one; it is only the encoder's prior.
+    A graph has no weights: of a log with weights it sees the interactions that are more likely of taste than not, and what it
+    does not see is ranked in its validation like any other item. The spectrum stays the factual one; it is only the encoder's
+    prior.
     """
     train = data.likely if isinstance(data, TasteData) and data.likely is not None else data.train
     if not data.has_text:
