@@ -16,8 +16,9 @@ from pipelines.local import absolute_root
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(3000)]
 
-# without those that are tested by themselves: tuning AlphaRec is most of an evaluation
-RUN = ("run", "--set", "evaluate.baselines=[popularity, ials, ease, ease_text, lightgcn]")
+# without what takes minutes and is tested by itself: tuning AlphaRec is most of an evaluation, epochs are half of a training
+BASELINES = "evaluate.baselines=[popularity, ials, ease, ease_text, lightgcn]"
+RUN = ("run", "--set", BASELINES, "--set", "train.max_epochs=16")
 STAGES = ["ingest", "sideinfo", "spectrum", "features", "train", "evaluate", "promote", "serve"]
 
 
