@@ -1,5 +1,6 @@
 """From promote's verdict to an endpoint that uses the feature store: the serve stage, and what it wrote, run."""
 
+import shutil
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import httpx
 import pytest
 import yaml
 
-from components.artifacts import Manifest, Stage, StageConfig, run_stage, write_json
+from components.artifacts import Manifest, Stage, StageConfig, Store, run_stage, write_json
 from components.errors import ArtifactError, ConfigError
 from components.features import stage as features_stage
 from components.promote.config import PromoteConfig
@@ -125,6 +126,22 @@ def test_the_configuration_names_the_champion_and_its_feature_set(world: World) 
         "poll_interval_s": 2.0,
     }
     assert (args["scorer"]["num_replicas"], args["gateway"]["num_replicas"], args["feature_deadline_ms"]) == (3, 1, 50)
+
+
+def test_a_champion_that_lies_elsewhere_now_is_configured_anew(world: World, tmp_path: Path) -> None:
+    before, root = world.serve(), str(tmp_path / "renamed")
+    shutil.copytree(world.root, root)
+
+    def again(directory: Path) -> dict[str, Any]:
+        write_json(directory / "verdict.json", promoted(root, world.train))
+        return {}
+
+    promote = run_stage(Stage("promote", 1), Verdict(name="promoted"), root, {}, again, lambda made: False)
+    features = Store(root).find("features", world.features.fingerprint)
+    assert features is not None
+    moved = stage.run({}, root, features=features, promote=promote)
+    assert moved.fingerprint == before.fingerprint
+    assert moved.facts["bundle"] == before.facts["bundle"].replace(world.root, root)
 
 
 def test_no_champion_is_followed_where_that_is_set() -> None:
