@@ -15,6 +15,7 @@ from components.artifacts import Manifest, write_json
 from components.cllmr.linear.ensemble import Scores
 from components.cllmr.linear.kernel import KernelScores, NewItems
 from components.cllmr.linear.newcomers import CrossFits
+from components.cllmr.linear.scores import mixtures
 from components.errors import ArtifactError
 from components.evaluate import baselines, bias, collapse, metrics, profiles, summary
 from components.evaluate.config import ACTIVITY, LABELS, NEW_USERS, SCORES, EvaluateConfig
@@ -108,7 +109,7 @@ def evaluate(
             tested[name], on_validation[name] = rank(score, held_out=test), rank(score, held_out=validation)
             bar.advance(model=labels[name])
         new_users = _new_users(config, dataset, text, scorer, rank, test, tested)
-        curve = _lambda_curve(scorer, rank, validation, bar)
+        curve = _lambda_curve(scorer, seen, validation, config.block_size, bar)
     tested = {name: tested[name] for name in LABELS if name in tested}  # the order of the result table
     users = tested["debiased"].users
     bootstrap = Bootstrap.draw(len(users), config.bootstrap_samples, config.seed)
@@ -204,12 +205,13 @@ def _new_users(
 
 
 def _lambda_curve(
-    scorer: Scorer, rank: Callable[..., Ranking], validation: sp.csr_array, bar: Progress
+    scorer: Scorer, seen: sp.csr_array, validation: sp.csr_array, block_size: int, bar: Progress
 ) -> list[dict[str, float]]:
     """Validation accuracy and exposure at each debias strength."""
     curve = []
-    for debias in LAMBDAS:
-        ranking = rank(partial(scorer.score_all, debias=debias), held_out=validation)
+    scores = partial(mixtures, scorer.factual, scorer.counterfactual, LAMBDAS)
+    rankings = metrics.rank_several(scores, seen, validation, block_size)
+    for debias, ranking in zip(LAMBDAS, rankings, strict=True):
         exposure = bias.exposure_summary(ranking.top_items[:, :10], scorer.popularity)
         curve.append({"debias": debias, PRIMARY: round(ranking.mean()[PRIMARY], 6), **exposure})
         bar.advance(debias=debias)

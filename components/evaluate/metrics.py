@@ -9,7 +9,7 @@ Protocol (CLLMR and RLMRec, METHOD d.3): every item is ranked for every user; on
 Ties are broken by item row, the lower row first, so that a ranking is a function of the scores alone.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,11 +63,12 @@ def top_k(scores: FloatArray, k: int) -> IntArray:
     num_rows, num_items = scores.shape
     kept = min(k, num_items)
     threshold = np.partition(scores, num_items - kept, axis=1)[:, num_items - kept, None]
-    above = scores > threshold
-    tied = scores == threshold
-    missing = kept - above.sum(axis=1, keepdims=True)
-    chosen = above | (tied & (np.cumsum(tied, axis=1) <= missing))
-    columns = np.nonzero(chosen)[1].reshape(num_rows, kept)  # ascending, so a stable sort breaks ties by column
+    chosen = scores >= threshold
+    for row in np.flatnonzero(np.count_nonzero(chosen, axis=1) > kept):  # more tie with the last one than there is room for
+        tied = np.flatnonzero(scores[row] == threshold[row])
+        above = np.count_nonzero(chosen[row]) - len(tied)
+        chosen[row, tied[kept - above :]] = False
+    columns = np.flatnonzero(chosen).reshape(num_rows, kept) % num_items  # ascending, so a stable sort breaks ties by column
     values = np.take_along_axis(scores, columns, axis=1)
     order = np.argsort(-values, axis=1, kind="stable")
     columns = np.take_along_axis(columns, order, axis=1)
@@ -104,20 +105,34 @@ def rank(
     Raises:
         ValueError: no user has a held-out item, or a score is NaN.
     """
+    return rank_several(lambda block: (score(block),), seen, held_out, block_size, users)[0]
+
+
+def rank_several(
+    scores: Callable[[IntArray], Iterable[FloatArray]],
+    seen: sp.csr_array,
+    held_out: sp.csr_array,
+    block_size: int = 512,
+    users: IntArray | None = None,
+) -> list[Ranking]:
+    """As `rank`, for models whose scores come from the same work: `scores` gives those of every model for a block of users."""
     size = np.diff(held_out.indptr)
     evaluated = np.flatnonzero(size).astype(np.int64)
     if users is not None:
         evaluated = np.intersect1d(evaluated, users)
     if not len(evaluated):
         raise ValueError("no user has a held-out interaction: there is nothing to evaluate")
-    tops: list[IntArray] = []
-    hits: list[npt.NDArray[np.bool_]] = []
+    tops: list[list[IntArray]] = []
+    hits: list[list[npt.NDArray[np.bool_]]] = []
     for block in blocks(evaluated, block_size):
-        top = top_k(masked(score(block), seen, block), max(CUTOFFS))
         relevant = held_out[block].toarray().astype(bool)
-        tops.append(top)
-        hits.append(np.take_along_axis(relevant, np.maximum(top, 0), axis=1) & (top != NO_ITEM))
-    return Ranking(evaluated, np.concatenate(tops), measure(np.concatenate(hits), size[evaluated]))
+        found = [top_k(masked(each, seen, block), max(CUTOFFS)) for each in scores(block)]
+        tops.append(found)
+        hits.append([np.take_along_axis(relevant, np.maximum(top, 0), axis=1) & (top != NO_ITEM) for top in found])
+    return [
+        Ranking(evaluated, np.concatenate(top), measure(np.concatenate(hit), size[evaluated]))
+        for top, hit in zip(zip(*tops, strict=True), zip(*hits, strict=True), strict=True)
+    ]
 
 
 def measure(hits: npt.NDArray[np.bool_], num_held_out: npt.NDArray[np.integer]) -> dict[str, npt.NDArray[np.float64]]:

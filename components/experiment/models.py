@@ -178,17 +178,16 @@ def _recipe(task: Task) -> Fitted:
     from components.cllmr.linear.scores import mixed
     from components.train.graph import trained_here
     from components.train.recipe import fit_recipe
-    from components.train.strength import choose_strength
+    from components.train.strength import choose_strength, strength_curve
 
     config, spectrum_rank = recipe_settings(task.settings, task.seed)
     data = _recipe_data(task, spectrum_rank)
     found = fit_recipe(data, config, trained_here(task.tell), task.chosen, task.tell)
     debias, scores = 0.0, found.factual
     if found.counterfactual is not found.factual:
-        at = partial(mixed, found.factual, found.counterfactual)  # one at a time: each has the size of both
-        curve = [{"debias": strength, PRIMARY: data.validation_ndcg(at(strength))} for strength in config.debias_grid]
+        curve = strength_curve(found.factual, found.counterfactual, data.train, data.validation, config.debias_grid)
         debias = choose_strength(curve, config.debias_tolerance)
-        scores = at(debias)
+        scores = mixed(found.factual, found.counterfactual, debias)
     graph = found.graph
     side = None
     if graph is not None and graph.item_side.shape[1]:

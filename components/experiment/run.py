@@ -27,7 +27,7 @@ from components.experiment.store import Outcome, Results
 from components.experiment.tasks import TASKS
 from components.sideinfo.config import SideinfoConfig
 
-STAGE = Stage("experiment", version=8)
+STAGE = Stage("experiment", version=9)
 """Its version is part of what a finished unit is: another one where an algorithm, or a default of a model, changes."""
 """A changed unit gets a new version, and is measured again."""
 METRICS_ARE = "Recall@k = hits / held-out items, NDCG@k is binary with the ideal over min(k, held-out items); means over users."

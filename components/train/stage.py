@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from components.train.recipe import FittedRecipe, FloatMatrix, RecipeData
     from components.train.workers import Place
 
-STAGE = Stage("train", version=12)
+STAGE = Stage("train", version=13)
 
 
 def run(config: dict[str, Any], storage_root: str, ingest: Manifest, features: Manifest) -> Manifest:
@@ -80,7 +80,7 @@ def _build(
         described["newcomers"] = {name: newcomers_found[name] for name in ("l2", "popularity_weight")}
     ids = dataset.users[USER_ID].tolist(), _described_items(dataset.items, inputs.item_profiles)
     grid = (0.0,) if fitted.counterfactual is fitted.factual else config.debias_grid
-    curve = strength_curve(Scorer(model, described, *ids), data.train, data.validation, grid)
+    curve = strength_curve(fitted.factual, fitted.counterfactual, data.train, data.validation, grid)
     scorer = Scorer(model, {**described, "debias_strength": choose_strength(curve, config.debias_tolerance)}, *ids)
 
     write_bundle(out / "bundle", scorer, model, config.seed)

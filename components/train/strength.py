@@ -5,16 +5,22 @@ from functools import partial
 
 import scipy.sparse as sp
 
-from components.evaluate.metrics import PRIMARY, rank
-from serving.scorer import Scorer
+from components.cllmr.linear.scores import LinearScores, mixtures
+from components.evaluate.metrics import PRIMARY, rank_several
 
 
 def strength_curve(
-    scorer: Scorer, train: sp.csr_array, validation: sp.csr_array, grid: Sequence[float]
+    factual: LinearScores,
+    counterfactual: LinearScores,
+    train: sp.csr_array,
+    validation: sp.csr_array,
+    grid: Sequence[float],
 ) -> list[dict[str, float]]:
     """Validation NDCG@10 of the debiased score for every λ of `grid`: [{debias, ndcg@10}]."""
-    rankings = {debias: rank(partial(scorer.score_all, debias=debias), seen=train, held_out=validation) for debias in grid}
-    return [{"debias": debias, PRIMARY: round(ranking.mean()[PRIMARY], 6)} for debias, ranking in rankings.items()]
+    rankings = rank_several(partial(mixtures, factual, counterfactual, grid), seen=train, held_out=validation)
+    return [
+        {"debias": debias, PRIMARY: round(ranking.mean()[PRIMARY], 6)} for debias, ranking in zip(grid, rankings, strict=True)
+    ]
 
 
 def choose_strength(curve: Sequence[dict[str, float]], tolerance: float) -> float:

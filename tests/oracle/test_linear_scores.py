@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from components.cllmr.linear.ease import Ease, EaseSettings, centred_unit_rows
 from components.cllmr.linear.ensemble import Ensemble
 from components.cllmr.linear.kernel import KernelScores
-from components.cllmr.linear.scores import LinearScores, Standard, as_tensors, from_tensors, joined, mixed, strongest
+from components.cllmr.linear.scores import LinearScores, Standard, as_tensors, from_tensors, joined, mixed, mixtures, strongest
 
 NUM_USERS, NUM_ITEMS = 11, 17
 EVERYBODY = np.arange(NUM_USERS)
@@ -79,6 +79,8 @@ def test_a_mixture_is_between_the_two_models_whatever_they_share(strength: float
     expected = (1 - strength) * factual.score(EVERYBODY) + strength * counterfactual.score(EVERYBODY)
     found = mixed(factual, counterfactual, strength)
     np.testing.assert_allclose(found.score(EVERYBODY), expected, atol=1e-5)
+    (together,) = mixtures(factual, counterfactual, (strength,), EVERYBODY)
+    np.testing.assert_allclose(together, expected, atol=1e-5)
     alone = strength in (0.0, 1.0)
     assert found.items.shape[1] == (3 if alone or "users" in shared else 6), "what is shared is not doubled"
     assert found.history.shape[1] == (NUM_ITEMS if alone or "history" in shared else 2 * NUM_ITEMS)

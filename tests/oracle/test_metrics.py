@@ -76,6 +76,18 @@ def test_blocks_do_not_change_rankings_and_ties_go_to_the_lower_row(block_size: 
         assert top.tolist() == sorted(allowed, key=lambda item, user=user: (-scores[user, item], item))[:20]
 
 
+def test_models_that_are_ranked_together_have_the_rankings_that_each_has_alone():
+    rng = np.random.default_rng(4)
+    one, other = rng.random((2, 25, 60))
+    seen, held_out = (sp.csr_array((rng.random((25, 60)) < 0.1).astype(np.float32)) for _ in range(2))
+    together = metrics.rank_several(lambda block: (one[block], other[block]), seen, held_out, block_size=7)
+    for scores, found in zip((one, other), together, strict=True):
+        alone = metrics.rank(score_of(scores), seen, held_out)
+        assert (found.users == alone.users).all()
+        assert (found.top_items == alone.top_items).all()
+        assert found.mean() == alone.mean()
+
+
 def test_top_k_equals_a_full_sort_on_random_scores_with_masked_items():
     rng = np.random.default_rng(2)
     scores = np.round(rng.normal(size=(50, 30)), 1)

@@ -13,16 +13,14 @@ from torch import Tensor
 from components.cllmr.model import CLLMR, SideInformation
 from components.errors import ArtifactError, ConfigError
 from components.evaluate.metrics import rank
-from components.train.bundle import header, model_tensors
 from components.train.checkpoint import TrainState, check_checkpoint, load_checkpoint, save_checkpoint
 from components.train.config import TrainConfig
 from components.train.graph import as_arrays
 from components.train.loop import SingleProcess, TrainData, build_model, fit, fit_base, make_optimizer, make_sampler
 from components.train.strength import choose_strength, strength_curve
 from components.train.validation import validation_sums
-from serving.scorer import Scorer
 from tests.behaviour.training import SMALL, small_config, small_data
-from tests.bundles import NO_BLOCKS, graph_alone
+from tests.bundles import graph_alone
 
 FILES = ("model.safetensors", "best.safetensors", "optimizer.safetensors")
 
@@ -239,15 +237,8 @@ def test_the_largest_strength_within_the_tolerance_is_chosen(
 def test_the_strength_curve_is_the_served_scores_ndcg(data: TrainData) -> None:
     model, state = fit(data, small_config(max_epochs=2), SingleProcess())
     found = model.representations()
-    graph = as_arrays(model, state)
-    described = header(
-        embedding_dim=8, name="planted", fingerprint="0" * 16, effect="gates", history_blocks=NO_BLOCKS, debias_strength=0.0
-    )
-    num_users, num_items = data.train.shape
-    items = [{"item_id": str(row), "title": ""} for row in range(num_items)]
-    tensors = model_tensors(graph_alone(graph), graph.items, data.train)
-    scorer = Scorer(tensors, described, [f"u{row}" for row in range(num_users)], items)
-    curve = strength_curve(scorer, data.train, data.held_out, (0.0, 1.0))
+    fitted = graph_alone(as_arrays(model, state))
+    curve = strength_curve(fitted.factual, fitted.counterfactual, data.train, data.held_out, (0.0, 1.0))
     assert [point["debias"] for point in curve] == [0.0, 1.0]
     users, factors = (factor.numpy() for factor in found.mediator)
     gate = found.item_gate.numpy()[:, None]

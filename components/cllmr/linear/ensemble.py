@@ -16,6 +16,7 @@ import numpy.typing as npt
 import scipy.sparse as sp
 
 from components.cllmr.linear.scores import standardised
+from components.evaluate.metrics import NO_ITEM, top_k
 
 Floats = npt.NDArray[np.float32]
 Figures = npt.NDArray[np.float64]
@@ -32,6 +33,7 @@ LEAST = 0.02
 MOST_USERS = 20_000
 """Users whose scores are held in memory at once; that many tell weights apart."""
 _CUTOFF = 10
+_LAST = np.finfo(np.float32).min  # after all scores; places are filled with masked items where there are too few others
 _DISCOUNT = 1.0 / np.log2(np.arange(2, _CUTOFF + 2))
 
 
@@ -102,7 +104,7 @@ class Candidates:
             block = users[start : start + block_size]
             parts = [standardised(member.score(block)) for member in members]
             masked = seen[block].toarray() > 0
-            chosen = [np.argpartition(np.where(masked, np.inf, -part), kept - 1, axis=1)[:, :kept] for part in parts]
+            chosen = [top_k(np.where(masked, _LAST, part), kept) for part in parts]
             columns = np.sort(np.concatenate(chosen, axis=1), axis=1)
             out = np.take_along_axis(masked, columns, axis=1)
             out[:, 1:] |= columns[:, 1:] == columns[:, :-1]
@@ -116,11 +118,9 @@ class Candidates:
         """NDCG@10 of the weighted sum over these candidates, of each user: (num_users,)."""
         total = np.tensordot(weights.astype(np.float32), self.scores, axes=1)
         total[self.excluded] = -np.inf
-        kept = min(_CUTOFF, total.shape[1])
-        top = np.argpartition(-total, kept - 1, axis=1)[:, :kept]
-        order = np.argsort(-np.take_along_axis(total, top, axis=1), axis=1, kind="stable")
-        hits = np.take_along_axis(self.relevant, np.take_along_axis(top, order, axis=1), axis=1)
-        return np.asarray((hits * _DISCOUNT[:kept]).sum(axis=1) / self.ideal)
+        top = top_k(total, _CUTOFF)
+        hits = np.take_along_axis(self.relevant, np.maximum(top, 0), axis=1) & (top != NO_ITEM)
+        return np.asarray((hits * _DISCOUNT).sum(axis=1) / self.ideal)
 
 
 def choose_weights(

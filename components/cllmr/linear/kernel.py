@@ -36,14 +36,13 @@ class KernelScores:
 
     def linear(self, count: int, block_size: int = 1024) -> LinearScores:
         """The same model with the `count` nearest items of every item, as it is served."""
-        blocks = [
-            strongest(self._kernel(self.side[at : at + block_size]).T, count) for at in range(0, len(self.side), block_size)
-        ]
+        rows = (self.side[at : at + block_size] for at in range(0, len(self.side), block_size))
+        blocks = [strongest(self._kernel(some, self.side).T, count) for some in rows]
         return LinearScores.of_weights(self.train, sp.csr_array(sp.hstack(blocks)))
 
-    def _kernel(self, rows: Floats) -> Floats:
-        """(n, dim) -> (n, num_items)."""
-        kernel: Floats = np.maximum(rows @ self.side.T, 0.0) ** np.float32(self.power)
+    def _kernel(self, rows: Floats, others: Floats) -> Floats:
+        """(n, dim) and (m, dim) -> (n, m)."""
+        kernel: Floats = np.maximum(rows @ others.T, 0.0) ** np.float32(self.power)
         return kernel
 
     def score(self, users: npt.NDArray[np.int64]) -> Floats:
@@ -51,7 +50,10 @@ class KernelScores:
         history = self.train[users]
         chosen, column = np.unique(history.indices, return_inverse=True)
         narrow = sp.csr_array((history.data, column, history.indptr), shape=(len(users), len(chosen)))
-        return np.asarray(narrow @ self._kernel(self.side[chosen]), dtype=np.float32).reshape(len(users), len(self.side))
+        told = np.flatnonzero(self.side.any(axis=1))  # nothing is like an item without side information
+        scores = np.zeros((len(users), len(self.side)), dtype=np.float32)
+        scores[:, told] = narrow @ self._kernel(self.side[chosen], self.side[told])
+        return scores
 
 
 class Placed(NamedTuple):

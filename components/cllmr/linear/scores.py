@@ -8,7 +8,7 @@ by side, histories side by side, W one above the other. So is the mixture of a f
 scipy only: training, evaluation and serving share it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -198,6 +198,13 @@ def mixed(factual: LinearScores, counterfactual: LinearScores, strength: float) 
         history = sp.hstack([share * part.history for share, part in zip(shares, parts, strict=True)])
         weights = sp.vstack([part.weights for part in parts])
     return LinearScores(users, np.asarray(items), sp.csr_array(history), sp.csr_array(weights))
+
+
+def mixtures(factual: LinearScores, counterfactual: LinearScores, strengths: Sequence[float], users: Rows) -> Iterator[Floats]:
+    """Scores of `mixed` for some users at each strength, each model asked once for all of them: (n, num_items) each."""
+    ours, theirs = factual.score(users), counterfactual.score(users)
+    for strength in strengths:
+        yield np.float32(1 - strength) * ours + np.float32(strength) * theirs
 
 
 def _array(items: Floats | CompactItems) -> Floats:
