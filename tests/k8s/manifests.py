@@ -108,6 +108,13 @@ def named(objects: list[Object], kind: str, name: str) -> Object:
     return found
 
 
+def namespace_labels(objects: list[Object]) -> dict[str, str]:
+    """Labels of our namespace on a cluster with Kubeflow, whose profile controller adds its own and replaces none."""
+    (namespace,) = of_kind(objects, "Namespace")
+    given, name = namespace["metadata"]["labels"], namespace["metadata"]["name"]
+    return {"app.kubernetes.io/part-of": "kubeflow-profile", **given, "kubernetes.io/metadata.name": name}
+
+
 def ray_cluster(item: Object) -> Object:
     """The RayClusterSpec inside a Ray resource."""
     spec: Object = item["spec"]

@@ -283,6 +283,8 @@ def pod_problems(pod: Pod) -> list[str]:
     for label in ("app.kubernetes.io/name", "app.kubernetes.io/instance", "app.kubernetes.io/part-of"):
         if label not in pod.labels:
             found.append(f"no label {label}")
+    if pod.labels.get("sidecar.istio.io/inject") != "false":
+        found.append("Istio's sidecar would come into it: Kubeflow labels a profile's namespace for that")
     return found
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import cel
 import pytest
 
-from tests.k8s.manifests import Object, named, needs_kubectl, overlay, pods
+from tests.k8s.manifests import Object, named, namespace_labels, needs_kubectl, overlay, pods
 from tests.k8s.rules import ray_kinds
 
 pytestmark = needs_kubectl
@@ -68,7 +68,7 @@ def test_ray_resources_with_token_authentication_are_let_in_and_others_are_not(o
 
 
 def test_both_policies_are_bound_to_the_namespaces_of_the_platform(objects: list[Object]) -> None:
-    labels = named(objects, "Namespace", "cllmr")["metadata"]["labels"]
+    labels = namespace_labels(objects)
     for policy in ("cllmr-images-by-digest", "cllmr-ray-token-auth"):
         binding = named(objects, "ValidatingAdmissionPolicyBinding", policy)["spec"]
         assert binding["validationActions"] == ["Deny"]

@@ -143,6 +143,14 @@ def node_metrics() -> set[str]:
     return {f"ray_{gauge.name}" for gauge in METRICS_GAUGES.values()}
 
 
+def test_the_operators_whose_metrics_are_asked_for_are_scraped() -> None:
+    """No overlay holds a monitor of theirs: KubeRay's is made by its chart, Kueue's is a file of its release."""
+    assert {item["kind"] for item in overlay("prod") if item["kind"].endswith("Monitor")} == {"PodMonitor"}
+    assert yaml.safe_load((K8S / "operators" / "kuberay.yaml").read_text())["metrics"]["serviceMonitor"]["enabled"]
+    (kueue,) = [row for row in (K8S / "README.md").read_text(encoding="utf-8").splitlines() if row.startswith("   | Kueue |")]
+    assert "`prometheus.yaml`" in kueue
+
+
 def test_every_metric_that_is_not_rays_own_is_known() -> None:
     """Ray's and the endpoint's are looked up in a running one: tests/k8s/test_scrape.py."""
     objects = overlay("prod")

@@ -2,10 +2,11 @@
 
 import ipaddress
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
-from tests.k8s.manifests import Object, needs_kubectl, of_kind, overlay, pods
+from tests.k8s.manifests import Object, namespace_labels, needs_kubectl, of_kind, overlay, pods
 from tests.k8s.references import selected
 
 pytestmark = needs_kubectl
@@ -38,34 +39,52 @@ OTHERS = {
     "operator": End("operator", "kuberay-system", {"app.kubernetes.io/name": "kuberay-operator"}),
     "prometheus": End("prometheus", "monitoring", {"app.kubernetes.io/name": "prometheus"}),
     "gateway": End("gateway", "gateway-system"),
-    "kfp": End("kfp", "kubeflow"),
+    "kfp": End("kfp", "kubeflow", {"app": "ml-pipeline"}),
+    "kfp's object store": End("kfp's object store", "kubeflow", {"app": "seaweedfs"}),
     "api server": End("api server", "", address="10.96.0.1"),
     "object store": End("object store", "", address="52.219.1.1"),
     "instance metadata": End("instance metadata", "", address="169.254.169.254"),
 }
 
 
+def _kubeflows(app: str, **ports: Any) -> Object:
+    """One of Kubeflow's own policies, as far as it is about us: its pods let in those of profiles' namespaces."""
+    profiles = {"namespaceSelector": {"matchLabels": {"app.kubernetes.io/part-of": "kubeflow-profile"}}}
+    spec = {
+        "podSelector": {"matchLabels": {"app": app}},
+        "policyTypes": ["Ingress"],
+        "ingress": [{"from": [profiles], **ports}],
+    }
+    return {"kind": "NetworkPolicy", "metadata": {"name": app, "namespace": "kubeflow"}, "spec": spec}
+
+
+KUBEFLOW = [_kubeflows("ml-pipeline"), _kubeflows("seaweedfs", ports=[{"port": 8333}])]
+
+
 def allowed(objects: list[Object], source: End, target: End, port: int, protocol: str = "TCP") -> bool:
-    """Whether a connection is let through: by the source's egress policies and by the target's ingress policies."""
-    policies = of_kind(objects, "NetworkPolicy")
-    return _lets(policies, "Egress", source, target, port, protocol) and _lets(
-        policies, "Ingress", target, source, port, protocol
+    """Whether a connection is let through: by the source's egress policies and by the target's ingress policies.
+
+    The port is the pod's: plugins look at a packet when a Service's address and port have been replaced.
+    """
+    return _lets(objects, "Egress", source, target, port, protocol) and _lets(
+        objects, "Ingress", target, source, port, protocol
     )
 
 
-def _lets(policies: list[Object], direction: str, subject: End, peer: End, port: int, protocol: str) -> bool:
-    if subject.namespace != NAMESPACE:
-        return True  # these policies are of our namespace
+def _lets(objects: list[Object], direction: str, subject: End, peer: End, port: int, protocol: str) -> bool:
     applied = [
         policy["spec"]
-        for policy in policies
-        if direction in policy["spec"]["policyTypes"] and selected(policy["spec"]["podSelector"], subject.labels)
+        for policy in [*of_kind(objects, "NetworkPolicy"), *KUBEFLOW]
+        if policy["metadata"]["namespace"] == subject.namespace
+        and direction in policy["spec"]["policyTypes"]
+        and selected(policy["spec"]["podSelector"], subject.labels)
     ]
     if not applied:
         return True
     side = "to" if direction == "Egress" else "from"
     return any(
-        _has_port(rule, port, protocol) and (side not in rule or any(_is_peer(entry, peer) for entry in rule[side]))
+        _has_port(rule, port, protocol)
+        and (side not in rule or any(_is_peer(objects, entry, subject, peer) for entry in rule[side]))
         for spec in applied
         for rule in spec.get(direction.lower(), [])
     )
@@ -77,7 +96,7 @@ def _has_port(rule: Object, port: int, protocol: str) -> bool:
     )
 
 
-def _is_peer(entry: Object, end: End) -> bool:
+def _is_peer(objects: list[Object], entry: Object, subject: End, end: End) -> bool:
     if "ipBlock" in entry:
         address = ipaddress.ip_address(end.address)
         inside = address in ipaddress.ip_network(entry["ipBlock"]["cidr"])
@@ -85,9 +104,10 @@ def _is_peer(entry: Object, end: End) -> bool:
     if not end.namespace:
         return False
     if "namespaceSelector" in entry:
-        if not selected(entry["namespaceSelector"], {"kubernetes.io/metadata.name": end.namespace}):
+        labels = namespace_labels(objects) if end.namespace == NAMESPACE else {"kubernetes.io/metadata.name": end.namespace}
+        if not selected(entry["namespaceSelector"], labels):
             return False
-    elif end.namespace != NAMESPACE:
+    elif end.namespace != subject.namespace:
         return False
     return selected(entry.get("podSelector", {}), end.labels)
 
@@ -127,6 +147,7 @@ FLOWS = [
     (STEP, MLFLOW, 5000),
     (WORKER, MLFLOW, 5000),
     (STEP, "kfp", 8887),
+    (STEP, "kfp's object store", 8333),
     (MLFLOW, POSTGRES, 5432),
     (MLFLOW, "object store", 443),
     (MATERIALISE, FEATURES, 6379),
@@ -174,6 +195,7 @@ CLOSED = [
     (WORKER, "kubelet's neighbour", 10250),
     ("prometheus", POSTGRES, 5432),
     ("kfp", MLFLOW, 5000),
+    ("stranger elsewhere", "kfp's object store", 8333),
 ]
 
 

@@ -102,6 +102,7 @@ BROKEN: list[tuple[str, Callable[[Pod], object], str]] = [
     (WORKER, lambda pod: drop(pod.spec, "priorityClassName"), "no priorityClassName"),
     (WORKER, lambda pod: drop(pod.labels, "app.kubernetes.io/instance"), "no label app.kubernetes.io/instance"),
     (WORKER, lambda pod: drop(pod.labels, "app.kubernetes.io/part-of"), "no label app.kubernetes.io/part-of"),
+    (WORKER, lambda pod: drop(pod.labels, "sidecar.istio.io/inject"), "Istio's sidecar would come into it"),
     (WORKER, lambda pod: first(pod)["volumeMounts"].append({"name": "n", "mountPath": "/n"}), "mounts n, which is no volume"),
     (WORKER, lambda pod: pod.spec["volumes"][0].update(emptyDir={}), "has no sizeLimit"),
     (WORKER, lambda pod: drop(pod.spec["volumes"][1]["emptyDir"], "medium"), "no memory volume at /dev/shm"),

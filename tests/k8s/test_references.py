@@ -15,6 +15,7 @@ from tests.k8s.manifests import (
     config_of,
     declared_secrets,
     named,
+    namespace_labels,
     needs_kubectl,
     of_kind,
     overlay,
@@ -260,6 +261,12 @@ def test_a_queue_that_would_not_admit_a_job_is_found(change: Callable[[list[Obje
     assert queue_problems(objects) == []
     change(objects)
     assert re.search(told, "\n".join(queue_problems(objects))), queue_problems(objects)
+
+
+def test_the_queue_takes_jobs_of_our_namespace() -> None:
+    objects = overlay("prod")
+    (queue,) = of_kind(objects, "ClusterQueue")
+    assert selected(queue["spec"]["namespaceSelector"], namespace_labels(objects))
 
 
 def test_the_queue_admits_the_jobs_with_gpus_too(tmp_path: Path) -> None:
