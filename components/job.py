@@ -90,8 +90,13 @@ class Backend(ABC):
         """The newest line of the job's log."""
 
     @abstractmethod
-    def attach_or_create(self, forget: Callable[[], None]) -> None:
-        """Finds this job, or makes it; calls `forget` before it makes one, to remove what an earlier one has left."""
+    def attach_or_create(self, forget: Callable[[], None], has_error: Callable[[], bool]) -> None:
+        """Finds this job, or makes it where there is none or the one that is there did not do its work.
+
+        Args:
+            forget: removes what an earlier job has left; called before one is made.
+            has_error: whether a job that has ended left an error.
+        """
 
     @abstractmethod
     def look(self, longest_s: Callable[[], float]) -> Iterator[Seen]:

@@ -63,18 +63,22 @@ class KubeRay(Backend):
 
     # -- one RayJob ------------------------------------------------------------------------------------------------------
 
-    def attach_or_create(self, forget: Callable[[], None]) -> None:
+    def attach_or_create(self, forget: Callable[[], None], has_error: Callable[[], bool]) -> None:
         """See Backend. A RayJob of an earlier attempt that failed, or that is being deleted, makes room for a new one.
+
+        One that left an error has succeeded, as KubeRay sees it.
 
         Raises LaunchError when the name belongs to something else, or the API server refuses the RayJob.
         """
         manifest = self._manifest()  # before anything is asked: a template that cannot be read is told at once
         there = self._get()
-        if there is not None and self._is_ours(there) and (_is_ending(there) or phase_of(there).phase == "failed"):
-            emit("job replaced", job=self.job.name, state=phase_of(there).text)
-            self._delete(there)
-            self._wait_until_gone(_PATIENCE_S)
-            there = None
+        if there is not None and self._is_ours(there):
+            seen = phase_of(there)
+            if _is_ending(there) or seen.phase == "failed" or (seen.phase == "succeeded" and has_error()):
+                emit("job replaced", job=self.job.name, state=seen.text)
+                self._delete(there)
+                self._wait_until_gone(_PATIENCE_S)
+                there = None
         if there is None:
             forget()
             there = self._create(manifest)

@@ -33,6 +33,7 @@ metadata:
   labels: {kueue.x-k8s.io/queue-name: gpu}
 spec:
   submissionMode: K8sJobMode
+  backoffLimit: 2
   runtimeEnvYAML: |
     env_vars: {OMP_NUM_THREADS: "1"}
   rayClusterSpec:
@@ -101,24 +102,26 @@ class KubeServer(Faulty):
             self.changed.notify_all()
 
     def run(self, name: str) -> None:
-        """Does what the RayJob asks for in a process of its own, and sets the status as the operator would."""
+        """Does what the RayJob asks for in a process of its own, as often as backoffLimit has it, and sets the status."""
         spec = self.objects[name]["spec"]
         variables = yaml.safe_load(spec["runtimeEnvYAML"])["env_vars"]
-        self.set_status(name, jobDeploymentStatus="Running", jobStatus="RUNNING")
-        process = subprocess.run(
-            spec["entrypoint"],
-            shell=True,  # as Ray runs an entrypoint
-            cwd=REPOSITORY,
-            env={"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(REPOSITORY), **variables},
-            capture_output=True,
-            text=True,
-        )
-        self.log(name, *(process.stdout + process.stderr).splitlines())
-        if process.returncode == 0:
-            self.set_status(name, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
-        else:
+        for left in range(spec.get("backoffLimit", 0), -1, -1):
+            self.set_status(name, jobDeploymentStatus="Running", jobStatus="RUNNING")
+            process = subprocess.run(
+                spec["entrypoint"],
+                shell=True,  # as Ray runs an entrypoint
+                cwd=REPOSITORY,
+                env={"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(REPOSITORY), **variables},
+                capture_output=True,
+                text=True,
+            )
+            self.log(name, *(process.stdout + process.stderr).splitlines())
+            if process.returncode == 0:
+                self.set_status(name, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
+                return
             message = f"Job entrypoint command failed with exit code {process.returncode}"
-            self.set_status(name, jobDeploymentStatus="Failed", jobStatus="FAILED", reason="AppFailed", message=message)
+            state = "Retrying" if left else "Failed"
+            self.set_status(name, jobDeploymentStatus=state, jobStatus="FAILED", reason="AppFailed", message=message)
 
     def _changed(self, kind: str, name: str) -> Json:
         self.version += 1

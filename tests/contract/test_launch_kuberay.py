@@ -79,7 +79,7 @@ def launched(ingest: Manifest, rank: int = 2) -> Manifest:
 
 
 def a_job(ingest: Manifest) -> Job:
-    return make_job("spectrum", {"rank": 2}, ingest.storage_root, {"ingest": ingest}, 600)
+    return make_job("spectrum", {"rank": 2}, ingest.storage_root, {"ingest": ingest}, LaunchConfig(backend="rayjob"))
 
 
 # -- on a good day ----------------------------------------------------------------------------------------------------------
@@ -195,9 +195,13 @@ def test_a_job_that_never_ends_is_cancelled_at_its_limit_and_explained(
 # -- failures ---------------------------------------------------------------------------------------------------------------
 
 
-def test_what_the_stage_says_in_the_job_is_what_the_launcher_raises(server: KubeServer, ingest: Manifest) -> None:
+def test_what_the_stage_says_in_the_job_is_what_the_launcher_raises_after_one_try(server: KubeServer, ingest: Manifest) -> None:
     with pytest.raises(ConfigError, match=r"'spectrum\.rank' = 400: at most 4 with 4 users and 5 items\. Choose a smaller"):
         launched(ingest, rank=400)
+    states = [one["status"].get("jobDeploymentStatus") for _, _, one in server.events if "status" in one]
+    assert states == ["Initializing", "Running", "Complete"]
+    assert launched(ingest).stage == "spectrum", "an attempt after it is another job"
+    assert len(server.created) == 2
 
 
 @pytest.mark.parametrize(
@@ -305,7 +309,7 @@ def test_a_conflict_between_launchers_that_adopt_loses_no_owner(
 ) -> None:
     server.operator = never_ends
     backend = kuberay.KubeRay(a_job(ingest), LaunchConfig.model_validate_json(os.environ["CLLMR_LAUNCH"]))
-    backend.attach_or_create(lambda: None)
+    backend.attach_or_create(lambda: None, lambda: False)
     monkeypatch.setenv("CLLMR_POD_NAME", "pod-2")
     monkeypatch.setenv("CLLMR_POD_UID", "uid-of-pod-2")
     stale = backend._get()
@@ -456,9 +460,12 @@ def test_a_job_whose_launcher_is_gone_for_good_ends_itself_and_one_that_is_waite
     assert job["status"]["jobDeploymentStatus"] == "Running"
     process.kill()
     process.communicate()
-    wait_for(lambda: job["status"]["jobDeploymentStatus"] == "Failed")
+    wait_for(lambda: job["status"]["jobDeploymentStatus"] != "Running")
+    assert job["status"]["jobDeploymentStatus"] == "Complete", "or the operator would try again, with a whole new cluster"
     (lines,) = server.logs.values()
     assert lines[-1] == f"job {job['metadata']['name']} ends: nobody has waited for it for 6 s"
+    assert launched(ingest).stage == "spectrum", "a launcher that comes too late does not take it for done"
+    assert len(server.created) == 2
 
 
 # -- pure -------------------------------------------------------------------------------------------------------------------
