@@ -37,7 +37,8 @@ class LaunchConfig(BaseModel):
     config_map: str | None = "cllmr-rayjobs"
     """rayjob: ConfigMap that is mounted there; none: the image has the folder."""
     namespace: str | None = None
-    """rayjob: where the RayJob is made; none: where the task runs."""
+    """rayjob: where the RayJob is made; none: where the task runs. In another namespace nothing can own it: where its launcher
+    cannot cancel it, it ends after ``orphan_s``."""
     queue_timeout_s: PositiveFloat = 86400.0
     """Seconds a job may wait at a time: queued (suspended by Kueue), or starting its pods."""
     timeout_s: PositiveFloat = 86400.0

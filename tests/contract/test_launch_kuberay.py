@@ -21,7 +21,7 @@ from components.kuberay import phase_of
 from components.launch import launch, make_job
 from components.spectrum.stage import run as run_spectrum
 from tests import crds
-from tests.kube_server import TEMPLATE, KubeServer, kube_server, kubeconfig
+from tests.kube_server import TEMPLATE, WORKFLOW, KubeServer, kube_server, kubeconfig
 from tests.sideinfo_parents import SMALL, write_ingest
 
 REPOSITORY = Path(__file__).parents[2]
@@ -60,7 +60,6 @@ def environment(server: KubeServer, tmp_path: Path, pod: str = "pod-1", **settin
         "CLLMR_LAUNCH": json.dumps(launch_config),
         "CLLMR_RUN_ID": RUN,
         "CLLMR_POD_NAME": pod,
-        "CLLMR_POD_UID": f"uid-of-{pod}",
         "KUBECONFIG": str(kubeconfig(server, tmp_path / "kubeconfig")),
     }
 
@@ -99,14 +98,23 @@ def test_a_stage_done_by_a_rayjob_is_the_stage_done_here(
         "cllmr.io/run": RUN,
         "cllmr.io/stage": "spectrum",
     }
-    owner = {"apiVersion": "v1", "kind": "Pod", "name": "pod-1", "uid": "uid-of-pod-1"}
-    assert job["metadata"]["ownerReferences"] == [owner]
+    assert job["metadata"]["ownerReferences"] == [WORKFLOW]
     assert job["spec"]["activeDeadlineSeconds"] == 86400
     assert job["spec"]["shutdownAfterJobFinishes"] is True
     assert yaml.safe_load(job["spec"]["runtimeEnvYAML"])["env_vars"]["OMP_NUM_THREADS"] == "1"
     told = capfd.readouterr().err
     assert '"phase": "succeeded"' in told
     assert '"event": "stage done"' in told.splitlines()[-3] + told.splitlines()[-1]
+
+
+def test_a_rayjob_in_another_namespace_has_no_owner(
+    server: KubeServer, ingest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kubernetes would not find the owner there, and delete the RayJob at once."""
+    configure(monkeypatch, namespace="gpus")
+    launched(ingest)
+    (job,) = server.objects.values()
+    assert (job["metadata"]["namespace"], job["metadata"]["ownerReferences"]) == ("gpus", [])
 
 
 def test_what_is_done_already_starts_no_cluster(server: KubeServer, ingest: Manifest) -> None:
@@ -304,24 +312,6 @@ def test_a_watch_over_a_dead_connection_is_given_up(server: KubeServer, ingest: 
     assert time.monotonic() - began < 90
 
 
-def test_a_conflict_between_launchers_that_adopt_loses_no_owner(
-    server: KubeServer, ingest: Manifest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    server.operator = never_ends
-    backend = kuberay.KubeRay(a_job(ingest), LaunchConfig.model_validate_json(os.environ["CLLMR_LAUNCH"]))
-    backend.attach_or_create(lambda: None, lambda: False)
-    monkeypatch.setenv("CLLMR_POD_NAME", "pod-2")
-    monkeypatch.setenv("CLLMR_POD_UID", "uid-of-pod-2")
-    stale = backend._get()
-    assert stale is not None
-    with server.changed:  # a third one is faster
-        server.objects[backend.job.name]["metadata"]["ownerReferences"].append({"name": "pod-3", "uid": "uid-of-pod-3"})
-        server._changed("MODIFIED", backend.job.name)
-    backend._own(stale)
-    (job,) = server.objects.values()
-    assert [owner["name"] for owner in job["metadata"]["ownerReferences"]] == ["pod-1", "pod-3", "pod-2"]
-
-
 def test_missing_rights_are_named_and_nothing_is_waited_for(server: KubeServer, ingest: Manifest) -> None:
     server.fail("POST", JOBS, 403, times=1000)
     with pytest.raises(LaunchError, match=r"refused with 403: injected\. Give the task's service account the right to create"):
@@ -417,8 +407,7 @@ def test_a_launcher_killed_and_started_again_finds_its_rayjob(server: KubeServer
     assert second.returncode == 0, err
     assert out.strip() == Manifest.read(next((Path(ingest.storage_root) / "spectrum").glob("*/manifest.json"))).fingerprint
     assert len(server.created) == 1
-    owners = server.objects[name]["metadata"]["ownerReferences"]
-    assert [owner["name"] for owner in owners] == ["pod-1", "pod-2"]
+    assert '"event": "job attached"' in err
     kuberay.KubeRay(a_job(ingest), LaunchConfig(backend="rayjob")).cancel()
     # the server lets nothing else through, and all of it is needed
     granted = {(*rule["apiGroups"], *rule["resources"], verb) for rule in kuberay.RIGHTS for verb in rule["verbs"]}
