@@ -37,7 +37,8 @@ class LaunchConfig(BaseModel):
     config_map: str | None = "cllmr-rayjobs"
     """rayjob: ConfigMap that is mounted there; none: the image has the folder."""
     namespace: str | None = None
-    """rayjob: where the RayJob is made; none: where the task runs."""
+    """rayjob: where the RayJob is made; none: where the task runs. In another namespace nothing can own it: where its launcher
+    cannot cancel it, it ends after ``orphan_s``."""
     queue_timeout_s: PositiveFloat = 86400.0
     """Seconds a job may wait at a time: queued (suspended by Kueue), or starting its pods."""
     timeout_s: PositiveFloat = 86400.0
@@ -90,8 +91,13 @@ class Backend(ABC):
         """The newest line of the job's log."""
 
     @abstractmethod
-    def attach_or_create(self, forget: Callable[[], None]) -> None:
-        """Finds this job, or makes it; calls `forget` before it makes one, to remove what an earlier one has left."""
+    def attach_or_create(self, forget: Callable[[], None], has_error: Callable[[], bool]) -> None:
+        """Finds this job, or makes it where there is none or the one that is there did not do its work.
+
+        Args:
+            forget: removes what an earlier job has left; called before one is made.
+            has_error: whether a job that has ended left an error.
+        """
 
     @abstractmethod
     def look(self, longest_s: Callable[[], float]) -> Iterator[Seen]:

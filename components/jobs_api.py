@@ -71,8 +71,11 @@ class JobsApi(Backend):
         """See Backend."""
         return f"See ray job logs --address {self.config.address} {self._id}"
 
-    def attach_or_create(self, forget: Callable[[], None]) -> None:
-        """See Backend. Ray keeps ended jobs and their ids: attempt n after a failure has the name with ``-n``."""
+    def attach_or_create(self, forget: Callable[[], None], has_error: Callable[[], bool]) -> None:
+        """See Backend. Ray keeps ended jobs and their ids: attempt n after a failure has the name with ``-n``.
+
+        One that left an error has failed, too.
+        """
         for attempt in range(1, 1000):
             self._id = self.job.name if attempt == 1 else f"{self.job.name}-{attempt}"
             status = self._status()

@@ -27,13 +27,14 @@ Json = dict[str, Any]
 
 GROUP, VERSION, PLURAL = "ray.io", "v1", "rayjobs"
 RIGHTS = (
-    {"apiGroups": [GROUP], "resources": [PLURAL], "verbs": ["create", "get", "watch", "patch", "delete"]},
-    {"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]},
+    {"apiGroups": [GROUP], "resources": [PLURAL], "verbs": ["create", "get", "watch", "delete"]},
+    {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list"]},
     {"apiGroups": [""], "resources": ["pods/log"], "verbs": ["get"]},
 )
-"""Rules of the Role that the task's service account needs in the job's namespace, and no more; the last two for the log."""
+"""Rules of the Role that the task's service account needs in the job's namespace, and no more. Of pods, get is for the task's
+own, whose owner the job is given, and the rest for the log."""
 RUN_LABEL, STAGE_LABEL = "cllmr.io/run", "cllmr.io/stage"
-POD_NAME_VARIABLE, POD_UID_VARIABLE, NAMESPACE_VARIABLE = "CLLMR_POD_NAME", "CLLMR_POD_UID", "CLLMR_POD_NAMESPACE"
+POD_NAME_VARIABLE, NAMESPACE_VARIABLE = "CLLMR_POD_NAME", "CLLMR_POD_NAMESPACE"
 
 _PATIENCE_S = 120.0  # of trying again when the API server is throttling, failing or away
 _REQUEST_S = (10.0, 30.0)  # to connect, and to the next byte
@@ -46,9 +47,10 @@ class KubeRay(Backend):
 
     def __init__(self, job: Job, config: LaunchConfig) -> None:
         super().__init__(job, config)
-        api, own_namespace = _connect()
+        api, namespace = _connect()
         self._jobs, self._core = client.CustomObjectsApi(api), client.CoreV1Api(api)
-        self.namespace = config.namespace or os.environ.get(NAMESPACE_VARIABLE) or own_namespace
+        self._own_namespace = os.environ.get(NAMESPACE_VARIABLE) or namespace
+        self.namespace = config.namespace or self._own_namespace
         self._where = (GROUP, VERSION, self.namespace, PLURAL)
 
     @property
@@ -63,31 +65,37 @@ class KubeRay(Backend):
 
     # -- one RayJob ------------------------------------------------------------------------------------------------------
 
-    def attach_or_create(self, forget: Callable[[], None]) -> None:
+    def attach_or_create(self, forget: Callable[[], None], has_error: Callable[[], bool]) -> None:
         """See Backend. A RayJob of an earlier attempt that failed, or that is being deleted, makes room for a new one.
+
+        One that left an error has succeeded, as KubeRay sees it.
 
         Raises LaunchError when the name belongs to something else, or the API server refuses the RayJob.
         """
         manifest = self._manifest()  # before anything is asked: a template that cannot be read is told at once
-        there = self._get()
-        if there is not None and self._is_ours(there) and (_is_ending(there) or phase_of(there).phase == "failed"):
-            emit("job replaced", job=self.job.name, state=phase_of(there).text)
-            self._delete(there)
-            self._wait_until_gone(_PATIENCE_S)
-            there = None
-        if there is None:
+        found = self._get()
+        if found is not None and self._is_ours(found):
+            seen = phase_of(found)
+            if _is_ending(found) or seen.phase == "failed" or (seen.phase == "succeeded" and has_error()):
+                emit("job replaced", job=self.job.name, state=seen.text)
+                self._delete(found)
+                self._wait_until_gone(_PATIENCE_S)
+                found = None
+        if found is None:
             forget()
-            there = self._create(manifest)
+        there = found or self._create(manifest)
         if not self._is_ours(there):
             raise LaunchError(
                 f"{self.title} is there already and is not of run {self.job.run_id}, stage {self.job.stage}.",
                 "Delete it, or give the run another id.",
             )
-        self._own(there)
+        if found is not None:
+            emit("job attached", job=self.job.name)
 
     def _create(self, manifest: Json) -> Json:
         """Creates the RayJob; the one that is there when another launcher, or a lost answer, was first."""
         try:
+            manifest["metadata"]["ownerReferences"] = self._owners()
             made: Json = self._call(
                 lambda: self._jobs.create_namespaced_custom_object(*self._where, manifest, _request_timeout=_REQUEST_S)
             )
@@ -100,14 +108,13 @@ class KubeRay(Backend):
         return there
 
     def _manifest(self) -> Json:
-        """The template with the name, what runs, whose it is, and the limits that must not be missing."""
+        """The template with the name, what runs, of which run it is, and the limits that must not be missing."""
         manifest = read_template(Path(self.config.templates) / f"{self.job.stage}.yaml")
         metadata, spec = manifest.setdefault("metadata", {}), manifest["spec"]
         metadata["name"] = self.job.name
         metadata.pop("generateName", None)
         metadata["namespace"] = self.namespace
         metadata["labels"] = {**(metadata.get("labels") or {}), RUN_LABEL: self.job.run_id, STAGE_LABEL: self.job.stage}
-        metadata["ownerReferences"] = self._owners()
         runtime = yaml.safe_load(spec.get("runtimeEnvYAML") or "{}")
         runtime["env_vars"] = {**runtime.get("env_vars", {}), **self.job.environment()}
         spec["entrypoint"] = ENTRYPOINT
@@ -118,36 +125,19 @@ class KubeRay(Backend):
         return manifest
 
     def _owners(self) -> list[Json]:
-        """The launcher's pod: Kubernetes deletes the RayJob after it, whatever became of the launcher."""
-        name, uid = os.environ.get(POD_NAME_VARIABLE), os.environ.get(POD_UID_VARIABLE)
-        return [{"apiVersion": "v1", "kind": "Pod", "name": name, "uid": uid}] if name and uid else []
+        """What owns the launcher's pod, on Kubeflow the run's Workflow: Kubernetes deletes the RayJob after it.
 
-    def _own(self, there: Json) -> None:
-        """Adds this launcher's pod to the owners of a RayJob that an earlier one has made, before that one is cleaned up."""
-        owners = there["metadata"].get("ownerReferences") or []
-        known = {owner["uid"] for owner in owners}
-        ours = [owner for owner in self._owners() if owner["uid"] not in known]
-        if ours:
-            emit("job attached", job=self.job.name)
-            # with the version that was read, so that no owner that another launcher adds is lost
-            metadata = {"ownerReferences": owners + ours, "resourceVersion": there["metadata"]["resourceVersion"]}
-            try:
-                self._call(
-                    lambda: self._jobs.patch_namespaced_custom_object(
-                        GROUP,
-                        VERSION,
-                        self.namespace,
-                        PLURAL,
-                        self.job.name,
-                        {"metadata": metadata},
-                        _request_timeout=_REQUEST_S,
-                    )
-                )
-            except ApiException as error:
-                if error.status != 409:
-                    raise self._refused(error) from None
-                if (now := self._get()) is not None:
-                    self._own(now)
+        Not the pod: it goes with its node, and the RayJob is to wait for the next launcher. Nothing in another namespace, where
+        an owner would count as gone.
+        """
+        name = os.environ.get(POD_NAME_VARIABLE)
+        if not name or self.namespace != self._own_namespace:
+            return []
+        pod = self._call(lambda: self._core.read_namespaced_pod(name, self.namespace, _request_timeout=_REQUEST_S))
+        return [
+            {"apiVersion": owner.api_version, "kind": owner.kind, "name": owner.name, "uid": owner.uid}
+            for owner in pod.metadata.owner_references or []
+        ]
 
     def _get(self) -> Json | None:
         try:
@@ -301,7 +291,7 @@ class KubeRay(Backend):
         except (TypeError, KeyError, AttributeError, yaml.YAMLError):
             said = error.reason
         hint = {
-            403: "Give the task's service account the right to create, get, watch, patch and delete rayjobs.ray.io.",
+            403: "Give the task's service account the right to create, get, watch and delete rayjobs.ray.io, and to get pods.",
             404: "Install the KubeRay operator and its RayJob definition.",
             422: f"Correct {self.config.templates}/{self.job.stage}.yaml.",
         }

@@ -60,7 +60,7 @@ def launch(stage: str, config: Mapping[str, Any], storage_root: str, parents: Ma
             emit("stage reused", stage=stage, fingerprint=done.fingerprint, uri=done.uri, seconds=done.seconds)
             return done
         emit("stage started", stage=stage)
-        job = make_job(stage, config, storage_root, parents, settings.orphan_s)
+        job = make_job(stage, config, storage_root, parents, settings)
         manifest = run_job(backend_of(job, settings), Store(storage_root))
     emit(
         "stage done",
@@ -74,7 +74,9 @@ def launch(stage: str, config: Mapping[str, Any], storage_root: str, parents: Ma
     return manifest
 
 
-def make_job(stage: str, config: Mapping[str, Any], storage_root: str, parents: Mapping[str, Manifest], orphan_s: float) -> Job:
+def make_job(
+    stage: str, config: Mapping[str, Any], storage_root: str, parents: Mapping[str, Manifest], settings: LaunchConfig
+) -> Job:
     """The job for one stage of this run; raises ConfigError when the environment does not say which run this is."""
     run_id = os.environ.get(RUN_ID_VARIABLE)
     if not run_id:
@@ -82,7 +84,8 @@ def make_job(stage: str, config: Mapping[str, Any], storage_root: str, parents: 
     name = f"cllmr-{stage}-{hashlib.sha256(run_id.encode()).hexdigest()[:12]}"
     request = {
         "job": name,
-        "orphan_s": orphan_s,
+        "backend": settings.backend,
+        "orphan_s": settings.orphan_s,
         "stage": stage,
         "config": config,
         "storage_root": storage_root,
@@ -111,9 +114,13 @@ def run_job(backend: Backend, store: Store) -> Manifest:
         SystemExit: this process got SIGTERM.
     """
     config, note, ended = backend.config, (NOTES, f"{backend.job.name}.json"), False
+
+    def left() -> dict[str, Any]:
+        return dict(json.loads(store.read_note(*note) or "{}"))
+
     with _sigterm_raises(), _signs_of_life(store, backend.job, config.orphan_s):
         try:
-            backend.attach_or_create(lambda: store.remove_note(*note))
+            backend.attach_or_create(lambda: store.remove_note(*note), lambda: "error" in left())
             with backend.logs():
                 seen = _follow(backend, config)
             ended = seen.phase in ENDED
@@ -124,11 +131,11 @@ def run_job(backend: Backend, store: Store) -> Manifest:
                     backend.cancel()
                 except UserError as error:  # the reason to cancel says more
                     emit("warning", stage=backend.job.stage, message=f"{backend.title} was not cancelled: {error}")
-    left = json.loads(store.read_note(*note) or "{}")
-    if "error" in left:
-        raise error_of(**left["error"])
-    if seen.phase == "succeeded" and "manifest" in left:
-        return Manifest.model_validate(left["manifest"])
+    told = left()
+    if "error" in told:
+        raise error_of(**told["error"])
+    if seen.phase == "succeeded" and "manifest" in told:
+        return Manifest.model_validate(told["manifest"])
     last = f" Its log ends: {backend.last_line}" if backend.last_line else ""
     match seen.phase:
         case "succeeded":
@@ -235,9 +242,10 @@ def main() -> int:
     """Runs the stage that the environment asks for and leaves its manifest, or its error, for the launcher; the exit code."""
     request = json.loads(os.environ[REQUEST_VARIABLE])
     store = Store(request["storage_root"])
-    watched = (store, request["job"], request["orphan_s"])
+    # after an error that is told; not as a failure to KubeRay, which would try again, each time with a whole new cluster
+    code = 0 if request["backend"] == "rayjob" else 2
+    watched = (store, request["job"], request["orphan_s"], code)
     threading.Thread(target=_end_when_orphaned, args=watched, daemon=True, name="orphan-watch").start()
-    note = (NOTES, f"{request['job']}.json")
     try:
         parents = {}
         for key, (root, stage, name) in request["parents"].items():
@@ -250,16 +258,22 @@ def main() -> int:
             parents[key] = found
         manifest = _run_here(request["stage"], request["config"], request["storage_root"], parents)
     except UserError as error:
-        told = {"code": error.code, "message": error.message, "hint": error.hint}
-        store.write_note(json.dumps({"error": told}), *note)
+        _leave_error(store, request["job"], error)
         sys.stderr.write(f"{error}\n")
-        return 2
-    store.write_note(json.dumps({"manifest": manifest.model_dump(mode="json")}), *note)
+        return code
+    store.write_note(json.dumps({"manifest": manifest.model_dump(mode="json")}), NOTES, f"{request['job']}.json")
     return 0
 
 
-def _end_when_orphaned(store: Store, name: str, orphan_s: float) -> None:
-    """Ends this process when the launcher's sign of life has not changed for `orphan_s` seconds, by this machine's clock."""
+def _leave_error(store: Store, name: str, error: UserError) -> None:
+    told = {"code": error.code, "message": error.message, "hint": error.hint}
+    store.write_note(json.dumps({"error": told}), NOTES, f"{name}.json")
+
+
+def _end_when_orphaned(store: Store, name: str, orphan_s: float, code: int) -> None:
+    """Ends this process with `code` when the launcher's sign of life has not changed for `orphan_s` seconds, by this machine's
+    clock; with 1 when it could not tell so.
+    """
     seen, since = None, time.monotonic()
     while time.monotonic() - since < orphan_s:
         time.sleep(orphan_s / 10)
@@ -270,9 +284,14 @@ def _end_when_orphaned(store: Store, name: str, orphan_s: float) -> None:
             continue
         if sign != seen:
             seen, since = sign, time.monotonic()
-    sys.stderr.write(f"job {name} ends: nobody has waited for it for {orphan_s:g} s\n")
+    why = f"job {name} ends: nobody has waited for it for {orphan_s:g} s"
+    sys.stderr.write(f"{why}\n")
     sys.stderr.flush()
-    os._exit(3)  # of a driver: Ray ends its workers
+    try:
+        _leave_error(store, name, LaunchError(f"{why}.", "Run the step again."))
+    except OSError:
+        code = 1
+    os._exit(code)  # of a driver: Ray ends its workers
 
 
 # -- Ray in this process ----------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -390,25 +390,32 @@ def registered_models(tracking_uri: str) -> list[str]:
 
 
 def pointed_at(tracking_uri: str) -> set[str]:
-    """Fingerprints of the models that an alias points at, under whatever name; raises RegistryError when it is away."""
+    """Fingerprints of the models that an alias points at, under whatever name; raises RegistryError when it is away.
+
+    Versions of other teams, which have none, are passed over.
+    """
     return {
         version.fingerprint
         for name in registered_models(tracking_uri)
         for version in Registry(tracking_uri, name).versions()
-        if version.aliases
+        if version.aliases and version.fingerprint
     }
 
 
 def _model_version(entry: Any, aliases: Mapping[str, Any]) -> ModelVersion:
     tags = dict(entry.tags)
     version = str(entry.version)
-    metrics = {key.removeprefix(_METRIC_TAG): float(tags.pop(key)) for key in list(tags) if key.startswith(_METRIC_TAG)}
+    metrics = {}
+    for key in [key for key in tags if key.startswith(_METRIC_TAG)]:
+        with suppress(ValueError):  # another team's, which means something else by it: it stays a tag
+            metrics[_unsafe(key.removeprefix(_METRIC_TAG))] = float(tags[key])
+            del tags[key]
     return ModelVersion(
         version=version,
         fingerprint=tags.pop("fingerprint", ""),
         storage_root=tags.pop("storage_root", ""),
         bundle=tags.pop("bundle", ""),
-        metrics={_unsafe(name): value for name, value in metrics.items()},
+        metrics=metrics,
         created_at=datetime.fromtimestamp(entry.creation_timestamp / 1000, UTC).isoformat(timespec="seconds"),
         aliases=tuple(sorted(alias for alias, target in aliases.items() if str(target) == version)),
         promoted_over=tags.pop(_PROMOTED_OVER_TAG, None),

@@ -123,14 +123,13 @@ def place(task, config: PlacementConfig):  # type: ignore[no-untyped-def]  # kfp
 
 
 def _launched(task, launch: LaunchConfig) -> None:  # type: ignore[no-untyped-def]  # as above
-    """Tells a task which Ray job does its work, which run it is in, and which pod is the job's owner."""
+    """Tells a task which Ray job does its work, which run it is in, and which pod it is."""
     from kfp import kubernetes
 
     task.set_env_variable(LAUNCH_VARIABLE, launch.model_dump_json(exclude_defaults=True))
     for name, field in (
         (RUN_ID_VARIABLE, "metadata.labels['pipeline/runid']"),  # KFP's own label on all pods of a run
         ("CLLMR_POD_NAME", "metadata.name"),
-        ("CLLMR_POD_UID", "metadata.uid"),
         ("CLLMR_POD_NAMESPACE", "metadata.namespace"),
     ):
         kubernetes.use_field_path_as_env(task, env_name=name, field_path=field)

@@ -71,8 +71,7 @@ def removable(
     folders = [folder for stage in stages for folder in store.folders(stage)]  # first: what is finished meanwhile is no remnant
     outputs = [manifest for stage in stages for manifest in store.outputs(stage)]
     served = pointed_at(tracking_uri)
-    if not served:
-        _check_never_promoted(outputs, storage_root, tracking_uri)
+    _check_registry(outputs, storage_root, tracking_uri)
     kept = kept_outputs(outputs, served.union(deployed), keep, cutoff)
     found = [
         Removable("output", f"{one.stage}/{one.fingerprint}", sum(file.bytes for file in one.files.values()), one)
@@ -97,18 +96,21 @@ def removable(
     return found + _old_logs(storage_root, cutoff)
 
 
-def _check_never_promoted(outputs: Iterable[Manifest], storage_root: str, tracking_uri: str) -> None:
-    """Raises RegistryError where a run made a champion that a registry without any model cannot know of."""
-    from components.tracking import RegistryError, without_password
+def _check_registry(outputs: Iterable[Manifest], storage_root: str, tracking_uri: str) -> None:
+    """Raises RegistryError where the champion that a run told of last is no version of this registry."""
+    from components.tracking import Registry, RegistryError, without_password
 
     verdicts = [one for one in outputs if one.stage == "promote" and one.facts.get("champion")]
     if not verdicts:
         return
     last = max(verdicts, key=lambda one: one.created_at)
+    champion, name = last.facts["champion"], last.config["model_name"]
+    if Registry(tracking_uri, name).find(champion) is not None:  # its alias may have moved since
+        return
     address = without_password(last.config.get("tracking_uri", ""))
     raise RegistryError(
-        f"the model registry '{without_password(tracking_uri)}' has no model, but promote/{last.fingerprint} below "
-        f"'{storage_root}' names the champion {last.facts['champion']}: this store's models are registered elsewhere.",
+        f"model '{name}' of the registry '{without_password(tracking_uri)}' has no version {champion}, but "
+        f"promote/{last.fingerprint} below '{storage_root}' names it the champion: this store's runs register elsewhere.",
         f"Give the promote.tracking_uri of its runs{f': {address}' if address else ''}. "
         "If that registry was lost, cllmr run registers the champion again.",
     )

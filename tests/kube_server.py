@@ -1,5 +1,5 @@
 """A Kubernetes API server for RayJobs on loopback: objects validated by the operator's own CRD where it is at hand, versions,
-conflicts, watches that expire, pods with logs, and an operator that moves the status on as a test says."""
+watches that expire, pods with logs, and an operator that moves the status on as a test says."""
 
 import copy
 import json
@@ -33,6 +33,7 @@ metadata:
   labels: {kueue.x-k8s.io/queue-name: gpu}
 spec:
   submissionMode: K8sJobMode
+  backoffLimit: 2
   runtimeEnvYAML: |
     env_vars: {OMP_NUM_THREADS: "1"}
   rayClusterSpec:
@@ -54,6 +55,7 @@ spec:
             containers:
               - {name: ray-worker, image: cllmr-train, resources: {requests: {cpu: "1", memory: 4Gi}, limits: {memory: 4Gi}}}
 """
+WORKFLOW = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "name": "retraining-x7k2p", "uid": "uid-of-workflow"}
 
 
 @dataclass
@@ -72,6 +74,8 @@ class KubeServer(Faulty):
     """Watches to come that tell nothing and never end, as over a dead connection."""
     broken_watches: int = 0
     """Watches to come whose connection breaks at once."""
+    pod_owners: list[Json] = field(default_factory=lambda: [{**WORKFLOW, "controller": True, "blockOwnerDeletion": True}])
+    """Of every pod that is asked for by its name, as Argo's pods have them."""
     objects: dict[str, Json] = field(default_factory=dict)
     used: set[tuple[str, str, str]] = field(default_factory=set)
     """API group, resource and verb of everything that was asked."""
@@ -101,24 +105,26 @@ class KubeServer(Faulty):
             self.changed.notify_all()
 
     def run(self, name: str) -> None:
-        """Does what the RayJob asks for in a process of its own, and sets the status as the operator would."""
+        """Does what the RayJob asks for in a process of its own, as often as backoffLimit has it, and sets the status."""
         spec = self.objects[name]["spec"]
         variables = yaml.safe_load(spec["runtimeEnvYAML"])["env_vars"]
-        self.set_status(name, jobDeploymentStatus="Running", jobStatus="RUNNING")
-        process = subprocess.run(
-            spec["entrypoint"],
-            shell=True,  # as Ray runs an entrypoint
-            cwd=REPOSITORY,
-            env={"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(REPOSITORY), **variables},
-            capture_output=True,
-            text=True,
-        )
-        self.log(name, *(process.stdout + process.stderr).splitlines())
-        if process.returncode == 0:
-            self.set_status(name, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
-        else:
+        for left in range(spec.get("backoffLimit", 0), -1, -1):
+            self.set_status(name, jobDeploymentStatus="Running", jobStatus="RUNNING")
+            process = subprocess.run(
+                spec["entrypoint"],
+                shell=True,  # as Ray runs an entrypoint
+                cwd=REPOSITORY,
+                env={"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(REPOSITORY), **variables},
+                capture_output=True,
+                text=True,
+            )
+            self.log(name, *(process.stdout + process.stderr).splitlines())
+            if process.returncode == 0:
+                self.set_status(name, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
+                return
             message = f"Job entrypoint command failed with exit code {process.returncode}"
-            self.set_status(name, jobDeploymentStatus="Failed", jobStatus="FAILED", reason="AppFailed", message=message)
+            state = "Retrying" if left else "Failed"
+            self.set_status(name, jobDeploymentStatus=state, jobStatus="FAILED", reason="AppFailed", message=message)
 
     def _changed(self, kind: str, name: str) -> Json:
         self.version += 1
@@ -137,7 +143,7 @@ class KubeServer(Faulty):
                 group, resource = "", "/".join([resource, *name[1:]])
             case _:
                 raise Refused(403, f"{path} is forbidden")
-        verbs = {"POST": "create", "PATCH": "patch", "DELETE": "delete", "WATCH": "watch", "GET": "get" if name else "list"}
+        verbs = {"POST": "create", "DELETE": "delete", "WATCH": "watch", "GET": "get" if name else "list"}
         verb = verbs[kind]
         self.used.add((group, resource, verb))
         if not any(group in rule["apiGroups"] and resource in rule["resources"] and verb in rule["verbs"] for rule in RIGHTS):
@@ -152,10 +158,11 @@ class KubeServer(Faulty):
                 return self._create(namespace, body)
             case "GET", ["apis", "ray.io", "v1", "namespaces", _, "rayjobs", name]:
                 return self._of(name)
-            case "PATCH", ["apis", "ray.io", "v1", "namespaces", _, "rayjobs", name]:
-                return self._patch(name, body)
             case "DELETE", ["apis", "ray.io", "v1", "namespaces", _, "rayjobs", name]:
                 return self._delete(name, body or {})
+            case "GET", ["api", "v1", "namespaces", namespace, "pods", name]:
+                metadata = {"name": name, "namespace": namespace, "ownerReferences": self.pod_owners}
+                return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata}
             case "GET", ["api", "v1", "namespaces", namespace, "pods"]:
                 key, _, wanted = query["labelSelector"].partition("=")
                 assert key == "job-name"
@@ -188,14 +195,6 @@ class KubeServer(Faulty):
         if name not in self.objects:
             raise Refused(404, f'rayjobs.ray.io "{name}" not found')
         return self.objects[name]
-
-    def _patch(self, name: str, body: Json) -> Json:
-        there = self._of(name)
-        given = dict(body["metadata"])
-        if given.pop("resourceVersion", there["metadata"]["resourceVersion"]) != there["metadata"]["resourceVersion"]:
-            raise Refused(409, "the object has been modified; please apply your changes to the latest version")
-        there["metadata"] |= given
-        return self._changed("MODIFIED", name)
 
     def _delete(self, name: str, options: Json) -> Json:
         there = self._of(name)
@@ -298,7 +297,7 @@ def handler(server: KubeServer) -> type[BaseHTTPRequestHandler]:
                     refused.status, {"kind": "Status", "code": refused.status, "message": refused.message}, fault_headers
                 )
 
-        do_GET = do_POST = do_PATCH = do_DELETE = handle_any
+        do_GET = do_POST = do_DELETE = handle_any
 
         def stream_events(self, query: Json) -> None:
             if server.broken_watches:

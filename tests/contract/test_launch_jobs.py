@@ -280,7 +280,7 @@ def test_a_poll_that_the_dashboard_cannot_answer_now_is_asked_again(server: Jobs
 @pytest.mark.parametrize("arrived", [False, True])
 def test_a_submit_that_is_answered_with_an_error_is_repeated_unless_it_has_arrived(server: JobsServer, arrived: bool) -> None:
     server.fail("POST", JOBS, 502, after=arrived)
-    backend(server).attach_or_create(lambda: None)
+    backend(server).attach_or_create(lambda: None, lambda: False)
     assert server.status == "PENDING"
     assert server.asked("POST", JOBS) == (1 if arrived else 2)
 
@@ -291,12 +291,12 @@ def test_a_refusal_is_told_at_once_and_an_answer_that_never_comes_in_the_end(
     asking = backend(server)
     server.fail("POST", JOBS, 400)
     with pytest.raises(LaunchError, match=r"was not accepted: Request failed with status code 400: .*\. Check the cluster"):
-        asking.attach_or_create(lambda: None)
+        asking.attach_or_create(lambda: None, lambda: False)
     assert server.asked("POST", JOBS) == 1
     monkeypatch.setattr(jobs_api, "_PATIENCE_S", 0.0)
     server.fail("GET", JOBS + JOB.name, 503)
     with pytest.raises(LaunchError, match=r"cannot be looked up: Request failed with status code 503: .*\. Check the cluster"):
-        asking.attach_or_create(lambda: None)
+        asking.attach_or_create(lambda: None, lambda: False)
 
 
 def test_a_log_whose_job_cannot_be_looked_up_ends_with_a_warning(server: JobsServer, monkeypatch: pytest.MonkeyPatch) -> None:

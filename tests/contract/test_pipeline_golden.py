@@ -120,7 +120,6 @@ def test_a_task_whose_work_a_rayjob_does_knows_its_run_its_pod_and_the_templates
         assert {one["name"]: one["fieldPath"] for one in settings[f"exec-{stage}"]["fieldPathAsEnv"]} == {
             "CLLMR_RUN_ID": "metadata.labels['pipeline/runid']",
             kuberay.POD_NAME_VARIABLE: "metadata.name",
-            kuberay.POD_UID_VARIABLE: "metadata.uid",
             kuberay.NAMESPACE_VARIABLE: "metadata.namespace",
         }
         (volume,) = settings[f"exec-{stage}"]["configMapAsVolume"]

@@ -113,7 +113,6 @@ def test_the_pipelines_role_has_what_its_launcher_uses_and_hardly_more(name: str
     rules = named(overlay(name), "Role", "pipeline-runner")["rules"]
     assert granted(rules) - granted(RIGHTS) == {
         ("ray.io", "rayjobs", "list"),
-        ("", "pods", "get"),
         ("argoproj.io", "workflowtaskresults", "create"),
         ("argoproj.io", "workflowtaskresults", "patch"),
         ("", "configmaps", "get"),

@@ -35,6 +35,7 @@ class Named(StageConfig):
     warm_start: str = "none"
     users: str | None = None
     tracking_uri: str = ""
+    model_name: str = "cllmr"
 
 
 @pytest.fixture(scope="module")
@@ -207,21 +208,45 @@ def test_a_registry_that_is_down_removes_nothing(place: Place) -> None:
     assert place.left() == before
 
 
-@pytest.mark.parametrize("is_there", [True, False], ids=["an empty registry", "no registry"])
-def test_a_registry_that_knows_nothing_of_a_champion_removes_nothing(place: Place, is_there: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("holds", ["nothing", "an earlier champion", "another product", "another team's", "no database"])
+def test_a_registry_that_knows_nothing_of_the_newest_champion_removes_nothing(place: Place, holds: str, tmp_path: Path) -> None:
     """The runs were given a promote.tracking_uri, the clean-up was not."""
     address = "postgresql://me:secret@db/mlflow"
-    judged = place.output("promote", "verdict", 90, facts={"champion": "c" * 16}, tracking_uri=address)
-    place.run("first", days=90)
-    place.run("second", days=80)
+    first = place.run("first", days=90)
+    champion = place.run("champion", days=80)["train"].fingerprint
+    place.run("kept back", days=70)
+    place.output("promote", "earlier verdict", 90, facts={"champion": first["train"].fingerprint})
+    judged = place.output("promote", "verdict", 80, facts={"champion": champion}, tracking_uri=address)
     before = place.left()
-    if not is_there:
-        (tmp_path / "mlflow.db").unlink()
-    message = f"has no model, but promote/{judged.fingerprint} below .* champion {'c' * 16}: .* registered elsewhere"
+    match holds:
+        case "an earlier champion":
+            place.register(first["train"])
+        case "another product":
+            place.register(first["train"], name="another product")
+        case "another team's":
+            client = tracking._connect(place.tracking_uri)
+            client.create_registered_model("fraud")
+            client.create_model_version("fraud", "s3://bucket/fraud")
+            client.set_registered_model_alias("fraud", "champion", "1")
+        case "no database":
+            (tmp_path / "mlflow.db").unlink()
+    message = f"model 'cllmr' of .* has no version {champion}, but promote/{judged.fingerprint} below .* register elsewhere"
     with pytest.raises(tracking.RegistryError, match=message) as refused:
         place.clean()
     assert "Give the promote.tracking_uri of its runs: postgresql://me:***@db/mlflow." in refused.value.hint
     assert place.left() == before
+
+
+def test_a_champion_that_was_rolled_back_since_the_last_run_is_known_to_its_registry(place: Place) -> None:
+    runs = [place.run(f"run {number}", days=100 - number) for number in range(4)]
+    for run in runs[:2]:
+        place.register(run["train"])
+    place.output("promote", "verdict", 90, facts={"champion": runs[1]["train"].fingerprint})
+    Registry(place.tracking_uri, "cllmr").rollback()
+    place.register(runs[2]["train"], promote=False)
+    place.clean()
+    assert place.left() >= fingerprints(runs[0], runs[2], runs[3])
+    assert runs[1]["train"].fingerprint not in place.left()
 
 
 def test_versions_of_another_storage_root_stay_in_a_shared_registry(place: Place, tmp_path: Path) -> None:

@@ -172,6 +172,17 @@ def test_a_registry_that_is_down_is_named_with_the_reason(uri, reason, tmp_path)
         Registry(uri.format(tmp=tmp_path), "cllmr").register("aaaa", "/store", "b", {})
 
 
+def test_versions_of_another_team_are_passed_over_whatever_their_tags_mean(uri, registry):
+    register(registry, "aaaa")
+    client = tracking._connect(uri)
+    client.create_registered_model("fraud")
+    client.create_model_version("fraud", "s3://bucket/fraud", tags={"metric.auc": "high", "metric.recall": "0.5"})
+    client.set_registered_model_alias("fraud", "champion", "1")
+    assert tracking.pointed_at(uri) == {"aaaa"}
+    theirs = Registry(uri, "fraud").champion()
+    assert (theirs.metrics, theirs.tags) == ({"recall": 0.5}, {"metric.auc": "high"})
+
+
 def test_passwords_do_not_show_in_messages():
     uri = "http://me:secret@example.test/"
     assert str(tracking._unreachable(uri, OSError(f"cannot reach {uri}"))).count("http://me:***@example.test/") == 2
