@@ -31,7 +31,7 @@ from serving.admission import RETRY_AFTER_SECONDS, SCOPES, Admission, Door, has_
 from serving.attributes import FilterError
 from serving.auth import TokenScope
 from serving.callers import Callers
-from serving.features import Histories, Profiles
+from serving.features import LOADING, UNAVAILABLE, Histories, Profiles
 from serving.limits import Limiter
 from serving.schemas import (
     Answer,
@@ -55,7 +55,10 @@ MAX_DEPTH = 3
 """Levels of the deepest request there is; what is deeper has a field that is not known, and is refused for it."""
 BODY_SECONDS = 10.0
 """Within which a body must be there: while it comes in, its request is one of those that are worked on."""
+READY_SECONDS = 1.0
+"""For which what the model told /readyz is told to whoever asks."""
 
+_FEATURES_REASONS = {"loading": LOADING, "unavailable": UNAVAILABLE}
 _SEE_DOCS = "See /docs for the fields and their limits."
 
 _Answer = TypeVar("_Answer", bound=Answer)
@@ -178,7 +181,25 @@ def create_app(
     return app
 
 
+class _Readiness:
+    """Asks the model for all who want to know whether it answers: anybody may, and the model has others to answer."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._asking: asyncio.Task[ModelResponse] | None = None
+        self._until = 0.0
+
+    async def model(self) -> ModelResponse:
+        """What it said within the last `READY_SECONDS`, or says now; raises as Backend.model."""
+        now = asyncio.get_running_loop().time()
+        if self._asking is None or (self._asking.done() and now >= self._until):
+            self._asking, self._until = asyncio.create_task(self._backend.model()), now + READY_SECONDS
+        return await asyncio.shield(self._asking)  # who goes away takes the answer from nobody else
+
+
 def _add_routes(app: FastAPI, backend: Backend) -> None:
+    readiness = _Readiness(backend)
+
     @app.post("/v1/recommend", tags=["recommend"], summary="Rank items for users", response_model=RecommendResponse)
     async def recommend(request: Annotated[RecommendRequest, Body()], response: Response) -> Response:
         """Debiased rankings, best first. `compare` adds the factual ranking, `debias` sets the strength per request."""
@@ -231,9 +252,12 @@ def _add_routes(app: FastAPI, backend: Backend) -> None:
 
     @app.get("/readyz", tags=["operate"], summary="Readiness", responses={503: {"model": ErrorBody}})
     async def readyz(response: Response) -> Health:
-        """Answers 200 once the model answers; a missing feature store degrades answers and does not make it unready."""
-        model = _signed(await backend.model(), response)
-        return Health(status="ok", reason=model.features.reason)
+        """Answers 200 once the model answers; a missing feature store degrades answers and does not make it unready.
+
+        `reason` is then its code; /v1/model has the details. The answer may be a second old.
+        """
+        model = _signed(await readiness.model(), response)
+        return Health(status="ok", reason=_FEATURES_REASONS.get(model.features.state))
 
     async def histories(user_ids: list[str], response: Response) -> Histories:
         found = await backend.histories(user_ids)

@@ -54,7 +54,9 @@ def read_tokens(environment: Mapping[str, str] = os.environ) -> Tokens:
     Raises ConfigError when they are set and cannot be read: an endpoint that was meant to be closed must not start open.
     """
     source, text = TOKENS, environment.get(TOKENS)
-    if path := environment.get(TOKENS_FILE):
+    if (path := environment.get(TOKENS_FILE)) is not None:
+        if not path.strip():
+            raise ConfigError(f"{TOKENS_FILE} is set and empty.", "Name the file with the tokens, or unset it.")
         source = f"{TOKENS_FILE}={path}"
         try:
             text = Path(path).read_text(encoding="utf-8")

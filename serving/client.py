@@ -35,11 +35,13 @@ from serving.schemas import (
     ScoreResponse,
 )
 
+_NOBODY_ANSWERS = (502, 503, 504)  # 503 is the endpoint's own too; the others are a proxy's that finds no replica
+
 _Response = TypeVar("_Response", bound=BaseModel)
 
 
-def _is_overloaded(response: httpx.Response) -> bool:
-    return response.status_code == 503
+def _is_unanswered(response: httpx.Response) -> bool:
+    return response.status_code in _NOBODY_ANSWERS
 
 
 def _is_loopback(host: str) -> bool:
@@ -54,7 +56,8 @@ class Client:
     """Asks one endpoint; use it as a context manager, or call `close`.
 
     Every question only reads, and events that are written twice are there once, so all are asked again after a dropped
-    connection and after 503. An endpoint on this machine is asked directly, others through a proxy that HTTP_PROXY names.
+    connection and after 502, 503 and 504. An endpoint on this machine is asked directly, others through a proxy that HTTP_PROXY
+    names.
 
     Args:
         url: base URL, for example ``http://127.0.0.1:8000``.
@@ -189,7 +192,7 @@ class Client:
         tries = Retrying(
             stop=stop_after_attempt(self._retries + 1),
             wait=self._pause,
-            retry=retry_if_exception_type(httpx.TransportError) | retry_if_result(_is_overloaded),
+            retry=retry_if_exception_type(httpx.TransportError) | retry_if_result(_is_unanswered),
             retry_error_callback=lambda state: state.outcome.result() if state.outcome else None,
         )
         try:
@@ -217,6 +220,11 @@ class Client:
         try:
             error = ErrorBody.model_validate_json(response.content)
         except ValidationError:
+            if _is_unanswered(response):
+                return ServingError(
+                    f"{response.url} answers status {response.status_code}: a proxy in front says that no replica answers.",
+                    "Look at the endpoint, or ask again later.",
+                )
             return ServingError(
                 f"{response.url} answers status {response.status_code} and is no endpoint of ours.", "Check the address."
             )

@@ -282,7 +282,11 @@ class OnlineFeatures:
     def _circuit(self, state: State) -> None:
         if state != "half_open":
             log.warning("feature store circuit", state=state)
-            self._told.circuit(state == "open")
+            self.tell_circuit()
+
+    def tell_circuit(self) -> None:
+        """Tells whether the circuit is open, to whom it is told when that changes: they may have heard of another source's."""
+        self._told.circuit(self._breaker.state != "closed")
 
     def _done(self, lookup: "asyncio.Future[Histories]") -> None:
         self._waiting -= 1
@@ -321,9 +325,15 @@ class FollowingFeatures:
 
     async def histories(self, user_ids: Sequence[str]) -> Histories:
         """See FeatureSource."""
-        if self._sources[self._wanted].is_open:
-            self._used = self._sources[self._wanted]
-        return await self._used.histories(user_ids)
+        wanted = self._sources[self._wanted]
+        if wanted.is_open and wanted is not self._used:
+            self._used = wanted
+            wanted.tell_circuit()
+        asked = self._used
+        found = await asked.histories(user_ids)
+        if asked is not self._used:  # left meanwhile, and may have told of its own circuit
+            self._used.tell_circuit()
+        return found
 
     def state(self) -> FeaturesState:
         """See FeatureSource."""

@@ -77,11 +77,13 @@ def _unquoted(text: str) -> str:
 def read_identities(environment: Mapping[str, str] = os.environ) -> Identities:
     """The identities of the file that ``CLLMR_IDENTITIES_FILE`` names, in the header ``CLLMR_IDENTITY_HEADER``; none without.
 
-    Raises ConfigError when the file cannot be read: an endpoint that was meant to be closed must not start open.
+    Raises ConfigError when it is set and cannot be read: an endpoint that was meant to be closed must not start open.
     """
     header = environment.get(IDENTITY_HEADER, FORWARDED_CERTIFICATE).strip().lower()
-    if not (path := environment.get(IDENTITIES_FILE)):
+    if (path := environment.get(IDENTITIES_FILE)) is None:
         return Identities({})
+    if not path.strip():
+        raise ConfigError(f"{IDENTITIES_FILE} is set and empty.", "Name the file with the identities, or unset it.")
     source = f"{IDENTITIES_FILE}={path}"
     try:
         text = Path(path).read_text(encoding="utf-8")

@@ -175,7 +175,8 @@ class ScorerMetrics:
         )
         self.shadow_score_difference = Histogram(
             "cllmr_shadow_score_difference",
-            description="How far scores of items in both rankings lie apart, mean of a user, in standard deviations.",
+            description="How far scores of items in both rankings lie apart, mean of a user, in standard deviations; only of "
+            "users whom both models rank as personalised, or both by folding in.",
             boundaries=_DIFFERENCES,
             tag_keys=_labels("model_version"),
         )

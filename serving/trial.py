@@ -19,6 +19,8 @@ from serving.settings import Trial
 
 MAX_WAITING = 16  # comparisons that may wait; more are left out and counted, as they must not hold up answers
 
+_STANDARDISED = ("personalised", "fold_in")  # methods whose scores are in standard deviations
+
 log = structlog.get_logger()
 
 
@@ -48,7 +50,8 @@ class Told(Protocol):
     """Who is told how the two differ."""
 
     def compared(self, model_version: str, overlap: float, difference: float | None) -> None:
-        """One user's rankings: the share of the items that both name, and how far their scores for these lie apart."""
+        """One user's rankings: the share of the items that both name, and how far their scores for these lie apart,
+        where that can be said."""
         ...
 
     def left_out(self, model_version: str) -> None:
@@ -90,11 +93,16 @@ class Shadow:
 
 
 def difference(ours: UserRecommendations, theirs: UserRecommendations) -> tuple[float, float | None]:
-    """Overlap@k, 0 to 1, and the mean absolute difference of the scores of items in both, None where there are none."""
+    """Overlap@k, 0 to 1, and the mean absolute difference of the scores of items in both.
+
+    None in place of the latter where there are none, and where the two do not score in the same standard deviations: by
+    different methods, or by ones that count interactions or compare texts.
+    """
     first, second = ({item.item_id: item.score for item in ranking.items} for ranking in (ours, theirs))
     shared = first.keys() & second.keys()
     overlap = len(shared) / max(len(first), len(second), 1)
-    apart = [abs(first[item_id] - second[item_id]) for item_id in shared]
+    is_comparable = ours.method == theirs.method and ours.method in _STANDARDISED
+    apart = [abs(first[item_id] - second[item_id]) for item_id in shared if is_comparable]
     return overlap, float(np.mean(apart)) if apart else None
 
 

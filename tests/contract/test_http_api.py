@@ -240,7 +240,8 @@ def test_a_missing_feature_store_degrades_answers_and_says_so(http: TestClient, 
     assert response.headers["x-degraded"] == "features_timeout"
     assert [item["item_id"] for item in response.json()["results"][0]["items"]] == ["i0", "i3"]
     assert http.post("/v1/explain", json={"user_id": "ann", "item_id": "i0"}).headers["x-degraded"] == "features_timeout"
-    assert http.get("/readyz").json() == {"status": "ok", "reason": "ConnectionError: refused"}
+    assert http.get("/readyz").json() == {"status": "ok", "reason": "features_unavailable"}
+    assert http.get("/v1/model").json()["features"]["reason"] == "ConnectionError: refused"
 
 
 class Knows:
@@ -292,6 +293,38 @@ def test_health_is_about_the_process_and_readiness_about_the_model(http: TestCli
     backend.failure = Unavailable("scorer_unavailable", "no scorer replica answers.")
     assert http.get("/healthz").json() == {"status": "ok", "reason": None}
     refused(http.get("/readyz"), 503, "scorer_unavailable")
+
+
+def test_whoever_asks_for_readiness_the_model_is_asked_once_in_a_while(
+    backend: LocalBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+    answer = backend.model
+
+    async def slowly() -> ModelResponse:
+        asked.append(time.monotonic())
+        await asyncio.sleep(0.1)
+        return await answer()
+
+    monkeypatch.setattr(backend, "model", slowly)
+    monkeypatch.setattr(api, "READY_SECONDS", 0.5)
+
+    async def strangers() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(create_app(backend))
+        async with httpx.AsyncClient(transport=transport, base_url="http://endpoint") as http:
+            impatient = asyncio.create_task(http.get("/readyz"))
+            await asyncio.sleep(0.05)
+            impatient.cancel()
+            answers = await asyncio.gather(*(http.get("/readyz") for _ in range(20)))
+            backend.failure = Unavailable("scorer_unavailable", "no scorer replica answers.")
+            answers.append(await http.get("/readyz"))
+            await asyncio.sleep(0.5)
+            return [*answers, *await asyncio.gather(*(http.get("/readyz") for _ in range(20)))]
+
+    answers = asyncio.run(strangers())
+    assert [response.status_code for response in answers] == [200] * 21 + [503] * 20
+    assert len({refused(response, 503, "scorer_unavailable").request_id for response in answers[21:]}) == 20
+    assert len(asked) == 2
 
 
 # -- refusals ---------------------------------------------------------------------------------------------------------

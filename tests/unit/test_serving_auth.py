@@ -68,6 +68,12 @@ def test_a_file_that_is_not_there_stops_the_endpoint() -> None:
         read_tokens({"CLLMR_TOKENS_FILE": "/nowhere/tokens", "CLLMR_TOKENS": f"{READER} score"})
 
 
+@pytest.mark.parametrize("path", ["", " \n"])
+def test_a_file_without_a_name_stops_the_endpoint(path: str) -> None:
+    with pytest.raises(ConfigError, match=r"^CLLMR_TOKENS_FILE is set and empty\. Name the file"):
+        read_tokens({"CLLMR_TOKENS_FILE": path})
+
+
 @pytest.mark.parametrize(
     ("headers", "shown"),
     [

@@ -140,6 +140,15 @@ def test_something_else_that_listens_there_is_recognised(response: httpx.Respons
         client(lambda request: response).model()
 
 
+@pytest.mark.parametrize("status", [502, 503, 504])
+def test_what_a_proxy_answers_for_the_endpoint_is_asked_again_and_told(status: int) -> None:
+    answers = [httpx.Response(status, text="<html>no server is available</html>"), httpx.Response(200, json=SCORES)]
+    assert client(lambda request: answers.pop(0), retries=1).score("ann", ["i0"]).user_id == "ann"
+    away = httpx.Response(status, text="<html>no server is available</html>")
+    with pytest.raises(ServingError, match=rf"answers status {status}: a proxy in front says .* Look at the endpoint"):
+        client(lambda request: away).model()
+
+
 def test_a_wrong_argument_is_refused_before_anything_is_sent() -> None:
     def answer(request: httpx.Request) -> httpx.Response:
         raise AssertionError("nothing must be sent")

@@ -251,6 +251,57 @@ def test_another_feature_set_is_used_once_it_is_open_and_the_one_before_until_th
         source.close()
 
 
+def test_the_circuit_that_is_told_is_the_one_of_the_feature_set_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features_module, "BREAKER_SECONDS", PATIENCE)
+    told: list[bool] = []
+    release = threading.Event()
+
+    class Remembers:
+        def circuit(self, is_open: bool) -> None:
+            told.append(is_open)
+
+        def last_good(self, users: int) -> None:
+            return
+
+    def open_source(wanted: FeatureSet) -> OnlineFeatures:
+        def read(user_ids: Sequence[str]) -> Histories:
+            if wanted == SECOND:
+                return known(user_ids)
+            if "slow" in user_ids:
+                release.wait(PATIENCE)
+            raise ConnectionError("refused")
+
+        return OnlineFeatures(lambda: read, PATIENCE, Remembers())
+
+    source = FollowingFeatures(open_source, FIRST)
+
+    async def fail_and_swap() -> None:
+        for _ in range(3):
+            await source.histories(["a"])
+        under_way = [asyncio.create_task(source.histories(["slow"])) for _ in range(2)]
+        await asyncio.sleep(0)
+        source.follow(SECOND)
+        source.wait(PATIENCE)
+        assert await source.histories(["a"]) == Histories([["seen by a"]])
+        assert told[-1] is False
+        release.set()  # the failures that open the circuit of the one that was left
+        await asyncio.gather(*under_way)
+        assert True in told
+        assert told[-1] is False
+        source.follow(FIRST)
+        assert (await source.histories(["a"])).degraded == "features_circuit_open"
+        assert told[-1] is True
+        source.follow(SECOND)
+        assert (await source.histories(["a"])).degraded is None
+        assert told[-1] is False
+
+    source.wait(PATIENCE)
+    try:
+        asyncio.run(fail_and_swap())
+    finally:
+        source.close()
+
+
 def test_a_feature_set_that_cannot_be_opened_leaves_the_one_before_and_is_told_in_the_state() -> None:
     def open_source(wanted: FeatureSet) -> OnlineFeatures:
         def open_reader() -> HistoryReader:

@@ -84,3 +84,9 @@ def test_what_cannot_be_read_stops_the_endpoint(tmp_path: Path, text: str, told:
         identities(tmp_path, text)
     with pytest.raises(ConfigError, match="CLLMR_IDENTITIES_FILE=/nowhere cannot be read: FileNotFoundError"):
         read_identities({"CLLMR_IDENTITIES_FILE": "/nowhere"})
+
+
+@pytest.mark.parametrize("path", ["", " \n"])
+def test_a_file_without_a_name_stops_the_endpoint(path: str) -> None:
+    with pytest.raises(ConfigError, match=r"^CLLMR_IDENTITIES_FILE is set and empty\. Name the file"):
+        read_identities({"CLLMR_IDENTITIES_FILE": path})

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from serving.approximate import Exactness
 from serving.lifecycle import Follower, Target, load
 from serving.recommender import Question
-from serving.schemas import RankedItem, RecommendRequest, UserRecommendations
+from serving.schemas import Method, RankedItem, RecommendRequest, UserRecommendations
 from serving.settings import Trial, place
 from serving.trial import MAX_WAITING, Shadow, difference, joined, part, parts
 from tests.bundles import write_item_columns, write_random_bundle
@@ -102,11 +102,9 @@ def test_every_user_is_answered_by_his_own_model_in_the_order_asked(bundles: lis
     assert [live for live, _ in parts(trial, champion, None, users)] == [champion]
 
 
-def ranking(*items: tuple[str, float]) -> UserRecommendations:
+def ranking(*items: tuple[str, float], method: Method = "personalised") -> UserRecommendations:
     ranked = [RankedItem(rank=at, item_id=item, title="", score=score) for at, (item, score) in enumerate(items, start=1)]
-    return UserRecommendations(
-        user_id="u", model_version="1", debias=0.5, cold=False, method="personalised", reason=None, items=ranked
-    )
+    return UserRecommendations(user_id="u", model_version="1", debias=0.5, cold=False, method=method, reason=None, items=ranked)
 
 
 def test_two_rankings_differ_by_what_only_one_names_and_by_the_scores_of_what_both_name() -> None:
@@ -115,6 +113,21 @@ def test_two_rankings_differ_by_what_only_one_names_and_by_the_scores_of_what_bo
     assert difference(ours, ours) == (1.0, 0.0)
     assert difference(ours, ranking(("x", 1))) == (0.0, None)
     assert difference(ranking(), ranking()) == (0.0, None)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "apart"),
+    [
+        ("fold_in", "fold_in", 2.0),
+        ("personalised", "fold_in", None),
+        ("popularity", "popularity", None),
+        ("side_information", "side_information", None),
+    ],
+)
+def test_scores_are_compared_only_where_both_are_in_standard_deviations(
+    first: Method, second: Method, apart: float | None
+) -> None:
+    assert difference(ranking(("a", 3), method=first), ranking(("a", 1), method=second)) == (1.0, apart)
 
 
 def test_a_shadow_compares_and_leaves_out_what_would_pile_up(bundles: list[Target]) -> None:
