@@ -173,6 +173,7 @@ class Recorder:
             "prompt_version": prompt.version,
             "prompt_hash": prompt.hash,
             "decoding": asdict(self.space.decoding),
+            "engine": self.space.engine,
         }
 
     def begin(self) -> None:

@@ -132,7 +132,8 @@ class LLMWriter:
         prompt = prompts.load(name, config.language, config.max_words, vocabulary, side)
         schema = json_schema(vocabulary, config.max_words, config.opening) if config.guided else None
         decoding = replace(self.decoding, schema=schema, seed=self.decoding.seed + attempt)
-        return Space(prompt, decoding), Rules(frozenset(vocabulary), config.max_words, config.language, prompt.system)
+        rules = Rules(frozenset(vocabulary), config.max_words, config.language, prompt.system)
+        return Space(prompt, decoding, config.engine()), rules
 
     def _verdict(self, rules: Rules, answer: Answer, data: str) -> Profile | Rejected:
         if answer.error:

@@ -538,6 +538,7 @@ def test_how_answers_are_fetched_does_not_change_the_stages_name_and_what_is_ask
         {"request_timeout": 9.0},
         {"price_in": 1.0},
         {"min_coverage": 0.1},
+        {"engine_options": {"gpu_memory_utilization": 0.8, "max_num_seqs": 8}},
     ]
     assert all(identity(**change) == identity() for change in same)
     other: list[dict[str, Any]] = [
@@ -546,6 +547,7 @@ def test_how_answers_are_fetched_does_not_change_the_stages_name_and_what_is_ask
         {"seed": 1},
         {"language": "German"},
         {"repair_attempts": 0},
+        {"engine_options": {"dtype": "float16"}},
     ]
     assert all(identity(**change) != identity() for change in other)
     metadata = SideinfoConfig().identity()
