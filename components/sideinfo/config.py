@@ -120,7 +120,8 @@ class SideinfoConfig(StageConfig):
     language: Language = "English"
     """Of the profiles; an answer in another one is rejected."""
     tags: tuple[Annotated[str, Field(pattern=r"^[^<>{}\[\]|`\\\n]{1,40}$")], ...] | None = None
-    """Closed vocabulary of the tags; null: the values that repeat among the items (genres, categories). []: no tags."""
+    """Closed vocabulary of the tags; null: the values that repeat among the items (genres, categories), and where those change
+    everything is asked again, for they stand in every prompt. []: no tags."""
     max_tags: NonNegativeInt = 40
     """Size of that vocabulary when it is taken from the data, the most frequent values."""
     max_reviews: NonNegativeInt = 5
