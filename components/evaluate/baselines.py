@@ -253,10 +253,12 @@ def tune(
 
 
 def is_at_edge(tuned: Tuned) -> Iterator[str]:
-    """Numeric settings whose best value is the smallest or largest of a grid of at least three: the optimum may lie outside."""
+    """Numeric settings whose best value is the smallest or largest of their grid (of two, the largest): the optimum may lie
+    outside."""
     for name, chosen in tuned.settings.items():
         values = sorted({entry[name] for entry in tuned.grid})
-        if len(values) >= 3 and chosen in (values[0], values[-1]):
+        edges = (values[0], values[-1]) if len(values) >= 3 else values[1:]
+        if chosen in edges and not isinstance(chosen, bool):
             yield name
 
 

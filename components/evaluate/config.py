@@ -72,7 +72,7 @@ class EvaluateConfig(StageConfig):
     """Grid of K, neighbours kept per item."""
     bm25_b: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(default=(0.25, 0.5, 0.75), min_length=1)
     """Grid of BM25's length normalisation, 0 (none) to 1."""
-    ials_factors: tuple[PositiveInt, ...] = Field(default=(64, 128), min_length=1)
+    ials_factors: tuple[PositiveInt, ...] = Field(default=(64, 128, 256), min_length=1)
     """Grid of the number of factors."""
     ials_alpha: tuple[PositiveFloat, ...] = Field(default=(1.0, 5.0, 20.0), min_length=1)
     """Grid of the confidence of an interaction; without one it is 0."""

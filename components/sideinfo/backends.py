@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from components.errors import LLMError
@@ -64,11 +64,15 @@ class Space:
 
     prompt: Prompt
     decoding: Decoding
+    engine: dict[str, Any] = field(default_factory=dict)
+    """How the model is run, as far as that may change an answer: see SideinfoConfig.engine."""
 
     @property
     def name(self) -> str:
-        """A hash of both."""
-        described = {"prompt": self.prompt.hash, "decoding": vars(self.decoding)}
+        """A hash of all three."""
+        described: dict[str, Any] = {"prompt": self.prompt.hash, "decoding": vars(self.decoding)}
+        if self.engine:
+            described["engine"] = self.engine
         return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:_KEY_LENGTH]
 
     def request(self, data: str) -> Request:

@@ -66,6 +66,18 @@ class AnswerCache:
             keys = pa.array(sorted(wanted(table["key"].to_pylist())), pa.string())
             yield from (Answer(**row) for row in table.filter(pc.is_in(table["key"], keys)).to_pylist())
 
+    def is_asked_anew(self, space: Space) -> bool:
+        """Whether the model has answered this prompt, but only with other tags or settings: nothing is in the space."""
+        if self._committed(space.name):
+            return False
+        one_of_each = {name.partition("/")[0]: name for name in self._committed("")}
+        for name in one_of_each.values():
+            with suppress(OSError, ValueError, KeyError, TypeError), self._shelf.open_input_stream(f"{name}.json") as stream:
+                about = json.loads(stream.read())
+                if (about["prompt"], about["decoding"]["model"]) == (space.prompt.name, space.decoding.model):
+                    return True
+        return False
+
     def digest(self) -> str:
         """A hash of which shards there are, whosever answers they hold: none is ever changed, and no two have the same name.
 
@@ -121,8 +133,8 @@ class AnswerCache:
             self._shelf.move(f"{name}{suffix}.part", f"{name}{suffix}")
 
     def _committed(self, space_name: str) -> list[str]:
-        """Shards with a marker, oldest first."""
-        found = self._shelf.get_file_info(pafs.FileSelector(space_name, allow_not_found=True))
+        """Shards with a marker, oldest first; of all spaces where none is named."""
+        found = self._shelf.get_file_info(pafs.FileSelector(space_name, allow_not_found=True, recursive=True))
         return sorted(info.path.removesuffix(".json") for info in found if info.path.endswith(".json"))
 
     def _read(self, name: str) -> pa.Table | None:
@@ -173,6 +185,7 @@ class Recorder:
             "prompt_version": prompt.version,
             "prompt_hash": prompt.hash,
             "decoding": asdict(self.space.decoding),
+            "engine": self.space.engine,
         }
 
     def begin(self) -> None:

@@ -43,7 +43,26 @@ _WITHOUT_EFFECT_ON_RESULTS = {
     "engines",
     "gpus_per_engine",
     "engine_batch",
-    "engine_options",
+    "engine_options",  # but for those that are of effect
+}
+# of vLLM's engine arguments: where it works, in how much memory, how much at once; the last bits may change
+_ENGINE_WITHOUT_EFFECT = {
+    "async_scheduling",
+    "block_size",
+    "cpu_offload_gb",
+    "disable_log_stats",
+    "distributed_executor_backend",
+    "download_dir",
+    "enable_chunked_prefill",
+    "enable_prefix_caching",
+    "enforce_eager",
+    "gpu_memory_utilization",
+    "hf_token",
+    "kv_cache_memory_bytes",
+    "max_num_batched_tokens",
+    "max_num_seqs",
+    "pipeline_parallel_size",
+    "swap_space",
 }
 _OURS = {"model", "model_source", "tensor_parallel_size"}  # of vLLM's engine arguments
 
@@ -101,7 +120,8 @@ class SideinfoConfig(StageConfig):
     language: Language = "English"
     """Of the profiles; an answer in another one is rejected."""
     tags: tuple[Annotated[str, Field(pattern=r"^[^<>{}\[\]|`\\\n]{1,40}$")], ...] | None = None
-    """Closed vocabulary of the tags; null: the values that repeat among the items (genres, categories). []: no tags."""
+    """Closed vocabulary of the tags; null: the values that repeat among the items (genres, categories), and where those change
+    everything is asked again, for they stand in every prompt. []: no tags."""
     max_tags: NonNegativeInt = 40
     """Size of that vocabulary when it is taken from the data, the most frequent values."""
     max_reviews: NonNegativeInt = 5
@@ -128,7 +148,8 @@ class SideinfoConfig(StageConfig):
     """Seconds of nothing but failures, refusals for lack of quota (HTTP 429) among them, after which the server is taken to be
     dead and is asked no more."""
     weights: str | None = None
-    """Directory of the model that backend 'vllm' loads, on every worker, or its name on a hub; null: `model`."""
+    """Directory of the model that backend 'vllm' loads, on every worker, or its name on a hub; null: `model`. Other weights
+    need another `model` too: answers are kept by that name, and those of the weights before would be taken for theirs."""
     engines: tuple[PositiveInt, PositiveInt] = (1, 1)
     """Least and most vLLM engines at once; Ray adds some while requests wait and the cluster has room."""
     gpus_per_engine: NonNegativeInt = 1
@@ -136,7 +157,9 @@ class SideinfoConfig(StageConfig):
     engine_batch: PositiveInt = 32
     """Requests that an engine takes at once, and hands back together; it works on up to 8 such batches."""
     engine_options: dict[str, Any] = Field(default_factory=dict)
-    """Further arguments of vLLM's engine, such as {gpu_memory_utilization: 0.8, max_model_len: 4096}."""
+    """Further arguments of vLLM's engine, such as {gpu_memory_utilization: 0.8, max_model_len: 4096}. Answers are kept by those
+    that may change them (dtype, quantization, max_model_len), and asked for anew with others; not by those of memory, batches
+    and placement."""
     price_in: NonNegativeFloat = 0.0
     """Price of a million tokens read, in any currency; for the report."""
     price_out: NonNegativeFloat = 0.0
@@ -175,8 +198,7 @@ class SideinfoConfig(StageConfig):
     def _not_ours(cls, value: dict[str, Any]) -> dict[str, Any]:
         if taken := sorted(_OURS & set(value)):
             raise ValueError(f"{', '.join(taken)}: set sideinfo.weights and sideinfo.gpus_per_engine instead")
-        # whole numbers in a mapping come through KFP as floats, which vLLM refuses
-        return {name: int(one) if isinstance(one, float) and one.is_integer() else one for name, one in value.items()}
+        return {name: _whole(one) for name, one in value.items()}
 
     def identity(self) -> dict[str, Any]:
         """What decides the texts and their embeddings.
@@ -189,7 +211,8 @@ class SideinfoConfig(StageConfig):
         else:
             from components.sideinfo.prompts import files_hash
 
-            described = self.model_dump(mode="json", exclude=_WITHOUT_EFFECT_ON_RESULTS) | {"prompts": files_hash()}
+            described = self.model_dump(mode="json", exclude=_WITHOUT_EFFECT_ON_RESULTS)
+            described |= {"prompts": files_hash(), "engine": self.engine()}
         if self.backend == "replay" and self.answers:
             from components.sideinfo.cache import AnswerCache
 
@@ -205,6 +228,11 @@ class SideinfoConfig(StageConfig):
     def identity_below(self, storage_root: str) -> dict[str, Any]:
         """See StageConfig: the answers that are replayed are the run's own where no others are named."""
         return self.model_copy(update={"answers": self.answers or storage_root}).identity()
+
+    def engine(self) -> dict[str, Any]:
+        """Those of `engine_options` that may change an answer."""
+        options: dict[str, Any] = self.model_dump(mode="json", include={"engine_options"})["engine_options"]
+        return {name: value for name, value in options.items() if name not in _ENGINE_WITHOUT_EFFECT}
 
     def answers_root(self, storage_root: str = "") -> str:
         """Storage root that the answers are below."""
@@ -237,6 +265,15 @@ class SideinfoConfig(StageConfig):
                 "Export it where the stage runs (on a cluster: from a Secret), or set it to null if the server wants no key.",
             )
         return SecretStr(key)
+
+
+def _whole(value: Any) -> Any:
+    """Whole numbers in a mapping come through KFP as floats, which vLLM refuses, and which have another hash."""
+    if isinstance(value, dict):
+        return {name: _whole(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_whole(one) for one in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _sha256_directory(directory: Path) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from components.ids import ITEM_ID, USER_ID
 from components.ingest.dataset import Dataset
-from components.progress import progress
+from components.progress import emit, progress
 from components.sideinfo import evidence, prompts
 from components.sideinfo.backends import NOT_IN_CACHE, Answer, Backend, Decoding, Space
 from components.sideinfo.cache import AnswerCache
@@ -132,7 +132,8 @@ class LLMWriter:
         prompt = prompts.load(name, config.language, config.max_words, vocabulary, side)
         schema = json_schema(vocabulary, config.max_words, config.opening) if config.guided else None
         decoding = replace(self.decoding, schema=schema, seed=self.decoding.seed + attempt)
-        return Space(prompt, decoding), Rules(frozenset(vocabulary), config.max_words, config.language, prompt.system)
+        rules = Rules(frozenset(vocabulary), config.max_words, config.language, prompt.system)
+        return Space(prompt, decoding, config.engine()), rules
 
     def _verdict(self, rules: Rules, answer: Answer, data: str) -> Profile | Rejected:
         if answer.error:
@@ -148,8 +149,15 @@ class LLMWriter:
             for answer in self.cache.find(space, lambda keys: desk.wanted(attempt, keys)):
                 self.account.cached += 1
                 yield answer
-        if not desk.waiting(attempt):
+        if not (waiting := desk.waiting(attempt)):
             return
+        if space.prompt.name != "repair" and self.config.backend != "replay" and self.cache.is_asked_anew(space):
+            emit(
+                "warning",
+                stage="sideinfo",
+                message=f"all {waiting} {space.prompt.name} profiles are asked for anew: so far '{space.decoding.model}' was "
+                "asked with other tags or settings; a list in sideinfo.tags keeps the tags as they are when the data change",
+            )
         with self.cache.recorder(space) as keep:
             for answer in self.backend.answers(map(space.request, desk.requests(attempt)), space.decoding):
                 self.account.asked += answer.error != NOT_IN_CACHE

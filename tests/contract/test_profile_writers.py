@@ -72,6 +72,19 @@ class TestVLLM(WriterContract):
     def make(self, root: Path, **settings: Any) -> ProfileWriter:
         return make_writer(SideinfoConfig(backend="vllm", model="tiny", **settings), str(root))
 
+    def test_answers_are_kept_by_those_of_the_engines_options_that_may_change_them(self) -> None:
+        def asked(backend: str = "vllm", **options: Any) -> int:
+            config = SideinfoConfig(backend=backend, model="tiny", engine_options=options)  # type: ignore[arg-type]
+            writer = make_writer(config, str(self.root))
+            list(writer.write_items(self.training(SMALL)))
+            assert writer.account is not None
+            return writer.account.asked
+
+        assert asked() == 4
+        assert asked(gpu_memory_utilization=0.8, max_num_seqs=8) == 0
+        assert asked(quantization="awq", max_num_seqs=8) == 4
+        assert asked(quantization="awq") == asked("replay", quantization="awq") == 0
+
 
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed here")
 def test_without_vllm_the_backend_says_where_it_is_before_anything_is_asked(tmp_path: Path) -> None:
@@ -99,12 +112,14 @@ def test_settings_of_the_engines_that_cannot_be_are_one_line(settings: dict[str,
 
 
 def test_whole_numbers_for_the_engine_come_through_kfp_as_such() -> None:
-    options = {"max_model_len": 4096.0, "gpu_memory_utilization": 0.8, "enforce_eager": True}
+    options = {"max_model_len": 4096.0, "gpu_memory_utilization": 0.8, "enforce_eager": True, "a": {"b": [1.0, 0.5]}}
     found = SideinfoConfig.parse(
         {"backend": "vllm", "model": "m", "engines": [1.0, 2.0], "engine_options": options}, "sideinfo"
     )
     assert found.engines == (1, 2)
-    assert str(found.engine_options) == "{'max_model_len': 4096, 'gpu_memory_utilization': 0.8, 'enforce_eager': True}"
+    assert str(found.engine_options) == (
+        "{'max_model_len': 4096, 'gpu_memory_utilization': 0.8, 'enforce_eager': True, 'a': {'b': [1, 0.5]}}"
+    )
 
 
 def test_rows_that_the_engine_refused_or_cut_off_are_told_apart_and_say_nothing_of_the_text() -> None:

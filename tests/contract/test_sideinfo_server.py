@@ -538,6 +538,7 @@ def test_how_answers_are_fetched_does_not_change_the_stages_name_and_what_is_ask
         {"request_timeout": 9.0},
         {"price_in": 1.0},
         {"min_coverage": 0.1},
+        {"engine_options": {"gpu_memory_utilization": 0.8, "max_num_seqs": 8}},
     ]
     assert all(identity(**change) == identity() for change in same)
     other: list[dict[str, Any]] = [
@@ -546,10 +547,38 @@ def test_how_answers_are_fetched_does_not_change_the_stages_name_and_what_is_ask
         {"seed": 1},
         {"language": "German"},
         {"repair_attempts": 0},
+        {"engine_options": {"dtype": "float16"}},
     ]
     assert all(identity(**change) != identity() for change in other)
     metadata = SideinfoConfig().identity()
     assert SideinfoConfig(temperature=0.5, base_url="http://a/v1").identity() == metadata
+
+
+def test_new_tags_ask_for_everything_again_which_is_told_and_pinned_ones_do_not(
+    tmp_path: Path, server: LLMServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    genres = [*WORLD.items["genres"][:-2], "Drama, Anime", "Drama, Anime"]
+    grown = replace(WORLD, name="grown", items=WORLD.items | {"genres": genres})
+
+    def asked_for_items(root: Path, **settings: Any) -> list[int]:
+        counts = []
+        for world in (WORLD, grown):
+            server.asked = []
+            stage(root, server, world, **settings)
+            counts.append(sum("Enjoyed by" not in asked.data and "Title" in asked.data for asked in server.asked))
+        return counts
+
+    def warnings() -> list[str]:
+        events = [json.loads(line) for line in (tmp_path / "events").read_text(encoding="utf-8").splitlines()]
+        return [event["message"].partition(":")[0] for event in events if event["event"] == "warning"]
+
+    monkeypatch.setenv(EVENTS_VARIABLE, str(tmp_path / "events"))
+    assert asked_for_items(tmp_path / "pinned", tags=("Comedy", "Drama")) == [NUM_ITEMS, 2]
+    assert warnings() == []
+    assert asked_for_items(tmp_path / "null") == [NUM_ITEMS, NUM_ITEMS]
+    assert warnings() == [
+        f"all {count} {side} profiles are asked for anew" for count, side in ((NUM_ITEMS, "item"), (NUM_USERS, "user"))
+    ]
 
 
 def test_a_replay_is_done_again_when_answers_have_come_in_or_others_are_named_and_only_then(

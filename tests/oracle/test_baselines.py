@@ -2,6 +2,7 @@
 
 import sys
 import types
+from typing import Any
 
 import numpy as np
 import pytest
@@ -132,6 +133,15 @@ def test_the_best_setting_on_validation_is_kept_and_the_grid_recorded():
 def test_an_optimum_at_the_edge_of_its_grid_is_told():
     tuned = baselines.Tuned(None, {"l2": 3.0, "b": 0.5}, None, [{"l2": value, "b": 0.5} for value in (1.0, 2.0, 3.0)])
     assert list(baselines.is_at_edge(tuned)) == ["l2"]
+
+
+@pytest.mark.parametrize(
+    ("grid", "chosen", "told"),
+    [((64, 128), 128, ["factors"]), ((64, 128), 64, []), ((64,), 64, []), ((False, True), True, [])],
+)
+def test_of_two_numbers_the_largest_is_at_the_edge(grid: tuple[Any, ...], chosen: Any, told: list[str]) -> None:
+    tuned = baselines.Tuned(None, {"factors": chosen}, None, [{"factors": value} for value in grid])
+    assert list(baselines.is_at_edge(tuned)) == told
 
 
 def test_baselines_that_cannot_run_say_why():

@@ -90,11 +90,28 @@ def test_anything_that_changes_an_answer_is_another_space_and_another_key() -> N
                 {"schema": {"type": "object"}},
             )
         ),
+        replace(SPACE, engine={"dtype": "float16"}),
     ]
     assert len({space.name for space in spaces}) == len(spaces)
     keys = {space.request(data).key for space in spaces for data in ("a", "b")}
     assert len(keys) == 2 * len(spaces)
     assert SPACE.request("a") == replace(SPACE).request("a")
+
+
+def test_a_model_is_asked_anew_where_it_has_answered_the_same_prompt_in_another_space_only(tmp_path: Path) -> None:
+    def is_anew(space: Space) -> bool:
+        return AnswerCache(str(tmp_path), writable=True).is_asked_anew(space)
+
+    other_tags = replace(SPACE, prompt=replace(SPACE.prompt, system="Describe it with other tags."))
+    assert not is_anew(SPACE)
+    record(tmp_path, answers(2))
+    assert is_anew(other_tags)
+    assert not is_anew(SPACE)
+    assert not is_anew(replace(other_tags, prompt=replace(other_tags.prompt, name="user")))
+    assert not is_anew(replace(other_tags, decoding=replace(SPACE.decoding, model="n")))
+    (marker,) = (tmp_path / "answers" / SPACE.name).glob("*.json")
+    marker.write_text("{", encoding="utf-8")
+    assert not is_anew(other_tags)
 
 
 def test_shards_are_committed_while_answers_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
