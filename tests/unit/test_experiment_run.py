@@ -13,7 +13,7 @@ from markupsafe import escape
 
 from components.cllmr.linear.ensemble import Candidates, choose_weights
 from components.errors import ConfigError, DataError
-from components.evaluate.baselines import Factors
+from components.evaluate.baselines import Factors, RandomScores
 from components.evaluate.metrics import METRICS, rank
 from components.experiment import coldstart, coldusers, run, statistics
 from components.experiment.config import ExperimentConfig, ModelSpec, named
@@ -214,6 +214,20 @@ def test_cold_items_leave_no_trace_in_what_is_learned_from(source: Source) -> No
     assert not cold.warm.user_text[only_cold].any()
     assert (coldstart.split(data, 0.1, seed=4).test_items == cold.test_items).all()
     assert set(coldstart.split(data, 0.1, seed=5).test_items) != set(cold.test_items)
+
+
+def test_a_users_own_text_which_tells_of_all_training_items_does_not_find_the_cold_ones(source: Source) -> None:
+    data = run.load(source)
+    text = unit_rows(np.random.default_rng(0).normal(size=(data.num_items, 64)))  # says nothing about taste
+    profiles = unit_rows(np.asarray(data.train @ text, dtype=np.float32))
+    bare = replace(data, item_text=text, own_user_text=np.zeros_like(profiles))
+    cold, without = (coldstart.split(one, 0.1, seed=1) for one in (replace(bare, own_user_text=profiles), bare))
+    np.testing.assert_array_equal(cold.warm.user_text, without.warm.user_text)
+    values = [
+        cold.rank(scores, cold.test_items).mean()["ndcg@10"]
+        for scores in (Factors(cold.warm.user_text, text), RandomScores(1, data.num_items))
+    ]
+    assert values[0] == pytest.approx(values[1], abs=0.1)
 
 
 def test_text_finds_cold_items_and_chance_does_not(source: Source) -> None:
