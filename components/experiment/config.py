@@ -177,7 +177,8 @@ class ExperimentConfig(StageConfig):
     rival: str | None = None
     """A further model to be tested against: see `named`."""
     seeds: PositiveInt = 5
-    """Fits of every model that depends on chance; all use the settings tuned with the first seed."""
+    """Fits of every model that depends on chance; all use the settings tuned with the first seed. Weights of the recipe's
+    members and strengths of debiasing are no settings: they are chosen on validation with every seed."""
     first_seed: NonNegativeInt = 2023
     search: Literal["climb", "grid"] = "climb"
     """How the grids of models are searched: "climb" goes along one setting after the other, "grid" fits all of them, on Ray's
