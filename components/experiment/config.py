@@ -30,7 +30,7 @@ class ModelSpec(StageConfig):
     settings: Annotated[dict[str, Any], AfterValidator(flat)] = Field(default_factory=dict)
     """Of "graph": settings of the train stage by dotted name ("model.embedding_dim") or as a tree, which becomes dotted names,
     "effect" and "spectrum_rank"; of "recipe": those of the train stage and "spectrum_rank"; of the others: arguments of the
-    baseline."""
+    baseline. The train stage's seed, num_workers and warm_start are the experiment's own."""
     grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
     """Setting -> values in order. None for "recipe", which has its own."""
 
