@@ -37,7 +37,7 @@ class Finished:
     result: Any
     """As the result file says it."""
     facts: dict[str, Any]
-    """What the figures were measured with."""
+    """What the figures were measured with, now or when they were found."""
     executed: int
     """Units of work that were done now; the others were found."""
 
@@ -166,19 +166,17 @@ def run(config: ExperimentConfig, datasets: list[Path], suite: str | None, work:
     names = [source.name for source in sources]
     if len(set(names)) < len(names):
         raise ConfigError(f"two data sets have the same name: {', '.join(names)}.", "Rename a folder, or give each once.")
-    facts = {
-        "seeds": config.all_seeds(),
-        "text_encoder": config.text_encoder,
-        "versions": versions(),
-        "hardware": hardware(),
-    }
-    environment = {name: facts[name] for name in ("versions", "hardware")}
-    with Runner(Results(work), parallel, tell).workers() as runner:
+    facts: dict[str, Any] = {"seeds": config.all_seeds(), "text_encoder": config.text_encoder}
+    with Runner(Results(work), parallel, tell, {"versions": versions(), "hardware": hardware()}).workers() as runner:
         if suite is not None:
             studies = run_suite(suite, Setup(sources, config, runner))
+            facts |= runner.measured_with()
             result: Any = {"suite": suite, "datasets": names, "studies": [study.as_json() for study in studies], **facts}
         else:
-            found = [{**experiment(source, config, runner), **environment} for source in sources]
+            compared = [experiment(source, config, runner) for source in sources]
+            environment = runner.measured_with()
+            facts |= environment
+            found = [{**one, **environment} for one in compared]
             studies, result = [comparison(found)], found[0] if len(found) == 1 else found
         return Finished(studies, result, facts, len(runner.executed))
 

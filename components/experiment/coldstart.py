@@ -2,7 +2,7 @@
 
 A share of the items is taken out of training for the test, as many others for validation. All their interactions, of whatever
 split, become held out; everything that is fitted or tuned sees the warm interactions and the validation items alone. A user's
-side of a score comes from the warm training interactions.
+side of a score comes from the warm training interactions, never from a text of his own, which may tell of cold items.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -56,7 +56,7 @@ class ColdSplit:
     """Warm data and two sets of cold items."""
 
     warm: ExperimentData
-    """No interaction of a cold item in any split; validation as it was, for early stopping."""
+    """No interaction of a cold item in any split, and no text of a user's own; validation as it was, for early stopping."""
     validation_items: IntArray
     """Rows, ascending; disjoint from `test_items`."""
     test_items: IntArray
@@ -98,7 +98,12 @@ def split(data: ExperimentData, share: float, seed: int) -> ColdSplit:
         return sp.csr_array(kept, dtype=np.float32)
 
     held_out = only(sp.csr_array(data.train + data.validation + data.test), cold)
-    warm = replace(data, **{name: only(getattr(data, name), ~cold) for name in ("train", "validation", "test")})
+    assert data.own_user_text is not None, "texts are embedded before a study"
+    warm = replace(
+        data,
+        **{name: only(getattr(data, name), ~cold) for name in ("train", "validation", "test")},
+        own_user_text=0 * data.own_user_text,  # a profile tells of all training items, also those that are cold now
+    )
     return ColdSplit(warm, np.sort(drawn[:half]), np.sort(drawn[half:]), held_out)
 
 

@@ -30,7 +30,7 @@ class ModelSpec(StageConfig):
     settings: Annotated[dict[str, Any], AfterValidator(flat)] = Field(default_factory=dict)
     """Of "graph": settings of the train stage by dotted name ("model.embedding_dim") or as a tree, which becomes dotted names,
     "effect" and "spectrum_rank"; of "recipe": those of the train stage and "spectrum_rank"; of the others: arguments of the
-    baseline."""
+    baseline. The train stage's seed, num_workers and warm_start are the experiment's own."""
     grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
     """Setting -> values in order. None for "recipe", which has its own."""
 
@@ -177,7 +177,8 @@ class ExperimentConfig(StageConfig):
     rival: str | None = None
     """A further model to be tested against: see `named`."""
     seeds: PositiveInt = 5
-    """Fits of every model that depends on chance; all use the settings tuned with the first seed."""
+    """Fits of every model that depends on chance; all use the settings tuned with the first seed. Weights of the recipe's
+    members and strengths of debiasing are no settings: they are chosen on validation with every seed."""
     first_seed: NonNegativeInt = 2023
     search: Literal["climb", "grid"] = "climb"
     """How the grids of models are searched: "climb" goes along one setting after the other, "grid" fits all of them, on Ray's

@@ -35,6 +35,12 @@ if TYPE_CHECKING:
 FloatMatrix = npt.NDArray[np.float32]
 Tell = Callable[..., None]
 _IALS = partial(baselines.ials, iterations=15)
+_GIVEN = {
+    "seed": "Set first_seed and seeds of the experiment.",
+    "num_workers": "Leave it out: a model of an experiment is fitted by one worker.",
+    "warm_start": "Leave it out: models of an experiment begin with nothing.",
+}
+"""Settings of the train stage that a model of an experiment cannot have, and what to do instead."""
 
 
 @dataclass(frozen=True)
@@ -239,6 +245,11 @@ class _Arguments(StageConfig):
 
 def check(spec: ModelSpec) -> None:
     """Raises ConfigError for settings that a fit would refuse, at any place of the grid, before anything is fitted."""
+    if spec.kind == "recipe" and spec.grid:
+        raise ConfigError(
+            f"the grid of model '{spec.name}' has '{next(iter(spec.grid))}': a recipe has a grid of its own, and no other.",
+            "Leave it out, and give the values to try in the lists below settings.recipe.",
+        )
     if empty := [name for name, values in spec.grid.items() if not values]:
         raise ConfigError(
             f"the grid of model '{spec.name}' has no value of '{empty[0]}'.", "Give one or more, or leave it out."
@@ -312,11 +323,13 @@ def tune(spec: ModelSpec, data: ExperimentData, seed: int, tell: Tell = lambda *
 
 
 def recipe_settings(settings: Mapping[str, Any], seed: int) -> tuple[TrainConfig, int]:
-    """Settings of a "recipe": those of the train stage, and "spectrum_rank", by dotted name or as a tree.
+    """Settings of a "recipe": those of the train stage but `_GIVEN`, and "spectrum_rank", by dotted name or as a tree.
 
     Raises:
         ConfigError: a setting is unknown or not allowed.
     """
+    if taken := next((name for name in _GIVEN if name in settings), None):
+        raise ConfigError(f"'model.settings.{taken}' = {settings[taken]!r}: an experiment decides it.", _GIVEN[taken])
     tree: dict[str, Any] = {"seed": seed, "num_workers": 1}
     # as dotted names, so that nothing is written into what was given; a name above another one comes after it, and replaces it
     for name, value in sorted(flat(settings).items(), reverse=True):

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from components.artifacts import Stage, fingerprint, peak_memory
+from components import cllmr
+from components.artifacts import Stage, fingerprint, peak_memory, sha256_file
 from components.errors import ConfigError, DataError, UserError
 from components.evaluate.metrics import METRICS
 from components.experiment import statistics
@@ -30,12 +31,23 @@ from components.sideinfo.config import SideinfoConfig
 STAGE = Stage("experiment", version=9)
 """Its version is part of what a finished unit is: another one where an algorithm, or a default of a model, changes."""
 """A changed unit gets a new version, and is measured again."""
+
+
+def sources(folder: Path) -> dict[str, str]:
+    """Every source file below a folder, and its hash."""
+    return {path.relative_to(folder).as_posix(): sha256_file(path) for path in sorted(folder.rglob("*.py"))}
+
+
+CODE = sources(Path(cllmr.__file__).parent)
+"""The method as it was when this was imported, and as it is run. Part of what a unit is as well: backbones, encoders and effects
+are written beside experiments, by people who raise no version."""
 METRICS_ARE = "Recall@k = hits / held-out items, NDCG@k is binary with the ideal over min(k, held-out items); means over users."
 RANKING = f"All items are ranked for every user with held-out items; only training items are masked. {METRICS_ARE}"
 PAIRED = "Paired tests: per user, averaged over seeds, two-sided."
 PROTOCOL = (
     f"{RANKING} Every model is fitted on the training interactions, tuned on validation NDCG@10 with the first seed, and ranks "
-    f"the test interactions with the chosen settings only. {PAIRED}"
+    "the test interactions with the chosen settings only. What the recipe joins its members with and how strongly a model is "
+    f"debiased are chosen on validation with every seed. {PAIRED}"
 )
 """Of the comparison; studies have their own."""
 Tell = Callable[[Mapping[str, Any]], None]
@@ -119,7 +131,7 @@ class Unit:
     def key(self) -> str:
         """Name of the outcome."""
         identity = {"task": self.task, "settings": self.settings, "seed": self.seed, "encoder": self.source.encoder_identity}
-        return fingerprint(STAGE, identity, {"dataset": self.source.fingerprint})
+        return fingerprint(STAGE, {**identity, "code": CODE}, {"dataset": self.source.fingerprint})
 
 
 def execute(unit: Unit) -> Outcome:
@@ -138,10 +150,21 @@ def execute(unit: Unit) -> Outcome:
 
 
 class Runner:
-    """Does the units that are not done yet, in this process or on Ray's workers, and tells how far it is."""
+    """Does the units that are not done yet, in this process or on Ray's workers, and tells how far it is.
 
-    def __init__(self, results: Results, parallel: int = 1, tell: Tell = lambda event: None) -> None:
-        self.results, self.parallel = results, parallel
+    Args:
+        environment: what is measured with, as section -> name -> value; kept with every unit that is done.
+    """
+
+    def __init__(
+        self,
+        results: Results,
+        parallel: int = 1,
+        tell: Tell = lambda event: None,
+        environment: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        self.results, self.parallel, self._environment = results, parallel, environment or {}
+        self._environments: list[Mapping[str, Mapping[str, Any]]] = []
         self._progress = Progress(tell, 0, "units")
         self.executed: list[str] = []
         """Keys of the units that were done by this runner, not found."""
@@ -167,11 +190,9 @@ class Runner:
         missing = list({unit.key: unit for unit in units if found[unit.key] is None}.values())
         self._progress.total += len(missing)
         for unit, done in self._on_ray(missing) if self.parallel > 1 else self._here(missing):
-            self.results.keep(unit.key, done)
-            self.executed.append(unit.key)
-            found[unit.key] = done
+            found[unit.key] = self._keep(unit, done)
             self._progress.advance(unit.source.name, unit.label)
-        return [outcome for unit in units if (outcome := found[unit.key]) is not None]
+        return self._noted([outcome for unit in units if (outcome := found[unit.key]) is not None])
 
     def search(self, searches: Sequence[Unit]) -> list[Outcome]:
         """Outcomes of units of task "search": the whole grid of a model, fits beside each other on Ray's workers.
@@ -189,9 +210,27 @@ class Runner:
                 self._progress.total += math.prod(len(values) for values in spec.grid.values())
                 advance = partial(self._progress.advance, unit.source.name, unit.label)
                 best, tried = search(partial(load, unit.source), spec, unit.seed, self.parallel, advance)
-                self.results.keep(unit.key, Outcome({"settings": best, "tried": tried}, {}))
-                self.executed.append(unit.key)
-        return [outcome for unit in searches if (outcome := self.results.find(unit.key)) is not None]
+                self._keep(unit, Outcome({"settings": best, "tried": tried}, {}))
+        return self._noted([outcome for unit in searches if (outcome := self.results.find(unit.key)) is not None])
+
+    def measured_with(self) -> dict[str, dict[str, Any]]:
+        """The environment of all outcomes so far, also of those that were found; values that differ stand beside each other."""
+        told: dict[str, dict[str, Any]] = {section: {} for section in self._environment}
+        for section, known in told.items():
+            for name in dict.fromkeys(name for one in self._environments for name in one[section]):
+                values = list(dict.fromkeys(one[section][name] for one in self._environments if name in one[section]))
+                known[name] = values[0] if len(values) == 1 else " and ".join(map(str, values))
+        return told
+
+    def _keep(self, unit: Unit, outcome: Outcome) -> Outcome:
+        kept = Outcome({**outcome.facts, "environment": self._environment}, outcome.arrays)
+        self.results.keep(unit.key, kept)
+        self.executed.append(unit.key)
+        return kept
+
+    def _noted(self, outcomes: list[Outcome]) -> list[Outcome]:
+        self._environments += [one.facts["environment"] for one in outcomes]
+        return outcomes
 
     def _here(self, units: Sequence[Unit]) -> Iterator[tuple[Unit, Outcome]]:
         for unit in units:

@@ -66,6 +66,7 @@ def test_help_shows_examples() -> None:
         (["--dataset", "DATA", "--rival", "rlmrec"], ["unknown model 'rlmrec'. Did you mean 'rlmrec-"]),
         (["--dataset", "DATA", "--set", "seds=3"], ["unknown setting 'seds'. Did you mean 'seeds'?"]),
         (["--dataset", "DATA", "--set", "study.base={model.dim: 3}"], ["unknown setting 'model.settings.model.dim'."]),
+        (["--dataset", "DATA", "--set", "study.base={seed: 7}"], ["'model.settings.seed' = 7:", "Set first_seed and seeds"]),
         (["--dataset", "DATA", "--set", "study.bias_ease={l3: 3}"], ["'study.bias_ease' = {'l3': 3}: 'l3' is none of l2, "]),
         (["--dataset", "DATA", "--config", "nowhere.yaml"], ["config file 'nowhere.yaml' cannot be read"]),
         (["--dataset", "DATA", "--dataset", "DATA", *SMALL], ["two data sets have the same name: blocks, blocks."]),

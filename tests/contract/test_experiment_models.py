@@ -111,6 +111,11 @@ IALS = {"factors": 8, "alpha": 1.0, "regularization": 1}
         ("alpharec", {"temp": 0.1}, {}, r"'mine\.settings\.temp'\. Allowed: batch_size, .*temperature\."),
         ("graph", {}, {"model.temperature": (0.1, -1.0)}, r"'model\.settings\.model\.temperature' = -1\.0"),
         ("graph", {}, {"model.temperature": ()}, r"grid of model 'mine' has no value of 'model\.temperature'\. Give one or"),
+        ("graph", {"seed": 7}, {}, r"'model\.settings\.seed' = 7: an experiment decides it\. Set first_seed and seeds"),
+        ("graph", {}, {"seed": (1, 2)}, r"'model\.settings\.seed' = 1: an experiment decides it"),
+        ("recipe", {"num_workers": 4}, {}, r"'model\.settings\.num_workers' = 4: .* Leave it out: .* by one worker"),
+        ("recipe", {"warm_start": "champion"}, {}, r"'model\.settings\.warm_start' = 'champion': .* begin with nothing"),
+        ("recipe", {}, {"effect": ("none",)}, r"grid of model 'mine' has 'effect': a recipe has a grid of its own.*Leave it"),
         ("ease", {}, {"l2": ()}, r"grid of model 'mine' has no value of 'l2'\. Give one or more, or leave it out\."),
     ],
 )

@@ -1,6 +1,7 @@
 """Units of work, resuming, results and their keys, cold start, on a planted data set that takes seconds."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +12,10 @@ import pytest
 import scipy.sparse as sp
 from markupsafe import escape
 
+from components import cllmr
 from components.cllmr.linear.ensemble import Candidates, choose_weights
 from components.errors import ConfigError, DataError
-from components.evaluate.baselines import Factors
+from components.evaluate.baselines import Factors, RandomScores
 from components.evaluate.metrics import METRICS, rank
 from components.experiment import coldstart, coldusers, run, statistics
 from components.experiment.config import ExperimentConfig, ModelSpec, named
@@ -129,6 +131,39 @@ def test_an_encoder_that_is_another_one_under_the_same_name_makes_other_units(tm
     assert keys[0] == keys[2] == keys[3] != keys[1]
 
 
+def test_a_backbone_that_is_written_anew_is_measured_anew(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "cllmr"
+    shutil.copytree(Path(cllmr.__file__).parent, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    unit, keys = run.Unit(source, "model", {}, 1, ""), []
+    assert run.sources(folder) == run.CODE
+    for line in ("", "# another algorithm\n"):
+        with (folder / "backbones" / "sgl.py").open("a") as file:
+            file.write(line)
+        monkeypatch.setattr(run, "CODE", run.sources(folder))
+        keys.append(unit.key)
+    assert keys[0] != keys[1]
+
+
+def test_what_is_told_of_the_machine_is_that_which_measured_and_two_of_them_stand_beside_each_other(
+    source: Source, tmp_path: Path
+) -> None:
+    def told(cores: int, models: list[str], **packages: str) -> dict[str, Any]:
+        runner = Runner(Results(tmp_path), environment={"versions": packages, "hardware": {"cores": cores}})
+        model = {"name": "cllmr", "kind": "popularity"}
+        experiment(source, small_config(model=model, baselines=models), runner)
+        return runner.measured_with()
+
+    first = told(2, ["bm25"], numpy="1")
+    assert first == {"versions": {"numpy": "1"}, "hardware": {"cores": 2}}
+    assert told(8, ["bm25"], numpy="2", torch="3") == first
+    assert told(8, ["bm25", "ease"], numpy="2", torch="3") == {
+        "versions": {"numpy": "1 and 2", "torch": "3"},
+        "hardware": {"cores": "2 and 8"},
+    }
+
+
 def test_data_that_change_while_a_run_goes_on_are_refused(tmp_path: Path) -> None:
     folder = write_blocks(tmp_path / "blocks")
     (folder / "items.jsonl.gz").unlink()
@@ -214,6 +249,20 @@ def test_cold_items_leave_no_trace_in_what_is_learned_from(source: Source) -> No
     assert not cold.warm.user_text[only_cold].any()
     assert (coldstart.split(data, 0.1, seed=4).test_items == cold.test_items).all()
     assert set(coldstart.split(data, 0.1, seed=5).test_items) != set(cold.test_items)
+
+
+def test_a_users_own_text_which_tells_of_all_training_items_does_not_find_the_cold_ones(source: Source) -> None:
+    data = run.load(source)
+    text = unit_rows(np.random.default_rng(0).normal(size=(data.num_items, 64)))  # says nothing about taste
+    profiles = unit_rows(np.asarray(data.train @ text, dtype=np.float32))
+    bare = replace(data, item_text=text, own_user_text=np.zeros_like(profiles))
+    cold, without = (coldstart.split(one, 0.1, seed=1) for one in (replace(bare, own_user_text=profiles), bare))
+    np.testing.assert_array_equal(cold.warm.user_text, without.warm.user_text)
+    values = [
+        cold.rank(scores, cold.test_items).mean()["ndcg@10"]
+        for scores in (Factors(cold.warm.user_text, text), RandomScores(1, data.num_items))
+    ]
+    assert values[0] == pytest.approx(values[1], abs=0.1)
 
 
 def test_text_finds_cold_items_and_chance_does_not(source: Source) -> None:
