@@ -39,8 +39,8 @@ def sources(folder: Path) -> dict[str, str]:
 
 
 CODE = sources(Path(cllmr.__file__).parent)
-"""The method as it was when this was imported, and as it is run. Part of what a unit is as well: backbones, encoders and effects
-are written beside experiments, by people who raise no version."""
+"""The method as it was when this was imported, and as it is run. Part of what a unit is as well: who writes a backbone, an
+encoder or an effect raises no version."""
 METRICS_ARE = "Recall@k = hits / held-out items, NDCG@k is binary with the ideal over min(k, held-out items); means over users."
 RANKING = f"All items are ranked for every user with held-out items; only training items are masked. {METRICS_ARE}"
 PAIRED = "Paired tests: per user, averaged over seeds, two-sided."
