@@ -30,7 +30,6 @@ from components.sideinfo.config import SideinfoConfig
 
 STAGE = Stage("experiment", version=9)
 """Its version is part of what a finished unit is: another one where an algorithm, or a default of a model, changes."""
-"""A changed unit gets a new version, and is measured again."""
 
 
 def sources(folder: Path) -> dict[str, str]:
