@@ -161,7 +161,7 @@ class Recommender:
         filtered = self.scorer.candidates(allow=allow, deny=denied, matching=matching)
         texts = profiles.embeddings if profiles is not None and profiles.feature_set == self._feature_set else {}
         for user_id, history in zip(request.users, histories, strict=True):
-            user, recent = self.scorer.user_vocabulary.row(user_id), request.recent.get(user_id, [])
+            user, recent = self.scorer.user(user_id), request.recent.get(user_id, [])
             text = texts.get(user_id)
             query = Query(user, self._known([*history, *recent]), self._known(recent), text)
             candidates = filtered
@@ -252,7 +252,7 @@ class Recommender:
 
     def score(self, request: ScoreRequest) -> ScoreResponse:
         """Scores of `request.item_ids`; null for an unknown item, and for all items of an unknown user."""
-        user = self.scorer.user_vocabulary.row(request.user_id)
+        user = self.scorer.user(request.user_id)
         rows = self.scorer.item_vocabulary.rows(request.item_ids)
         strength = self._strength(request.debias)
         effects = None if user == UNKNOWN else self.scorer.effects(user, np.where(rows == UNKNOWN, 0, rows), strength)
@@ -282,7 +282,7 @@ class Recommender:
 
     def explain(self, request: ExplainRequest, history: Sequence[str]) -> ExplainResponse:
         """The parts of one score, and the user's items that are nearest to the explained one."""
-        user = self.scorer.user_vocabulary.row(request.user_id)
+        user = self.scorer.user(request.user_id)
         item = self.scorer.item_vocabulary.row(request.item_id)
         strength = self._strength(request.debias)
         seen = self._seen(user, self._known(history))
@@ -341,7 +341,7 @@ class Recommender:
             embeddings: of the new items' texts, (len(request.items), dim).
         """
         rows = texts.rows(embeddings)
-        users = [self.scorer.user_vocabulary.row(user_id) for user_id in request.users]
+        users = [self.scorer.user(user_id) for user_id in request.users]
         places = []
         for user_id, user, history in zip(request.users, users, histories, strict=True):
             seen = self._seen(user, self._known([*history, *request.recent.get(user_id, [])]))

@@ -84,7 +84,7 @@ class RecommendRequest(_Strict):
         default={},
         max_length=MAX_USERS,
         description="User id -> ids of items the user interacted with just now. They count as seen and shape the ranking; with "
-        "them, or with a history in the feature store, a user who was not in the training data is answered too.",
+        "them, or with a history in the feature store, a user without training interactions is answered too.",
     )
     k: int = Field(default=10, ge=1, le=MAX_K, description="Items per user; fewer come back when fewer are candidates.")
     exclude_seen: bool = Field(default=True, description="Leave out what the user already interacted with.")
@@ -215,7 +215,7 @@ class UserRecommendations(_Strict):
     user_id: str
     model_version: str = Field(description="Of the model that made it: the champion, or a challenger.")
     debias: float = Field(description="The debias strength used: where none is asked for, that of this model.")
-    cold: bool = Field(description="Whether the user was not in the training data; true where no model could be asked.")
+    cold: bool = Field(description="Whether the user has no training interactions; true where no model could be asked.")
     method: Method = Field(
         description="How the ranking was made, best first: the model; its members that need a history alone; texts "
         "alone, of the history's items or the user's own; popularity; where no model answers, popularity as last seen."

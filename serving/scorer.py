@@ -280,6 +280,11 @@ class Scorer:
         excluded = np.concatenate((_known(exclude), _known(deny)))
         return Candidates(self.num_items, excluded, None if allow is None else _known(allow), matching)
 
+    def user(self, user_id: str) -> int:
+        """Row of a user who has training interactions; `UNKNOWN` for anybody else: the row of a user without says nothing."""
+        row = self.user_vocabulary.row(user_id)
+        return row if row != UNKNOWN and self._seen_indptr[row] < self._seen_indptr[row + 1] else UNKNOWN
+
     def seen(self, user: int) -> Rows:
         """Item rows of a user's training interactions."""
         return self._seen_items[self._seen_indptr[user] : self._seen_indptr[user + 1]].astype(np.int64)

@@ -109,7 +109,7 @@ class LocalBackend:
 
 def test_items_are_filtered_by_their_attributes_and_a_wrong_filter_is_named(http: TestClient) -> None:
     def ask(**filters: Any) -> httpx.Response:
-        return http.post("/v1/recommend", json={"users": ["cat"], "filters": filters})
+        return http.post("/v1/recommend", json={"users": ["bob"], "exclude_seen": False, "filters": filters})
 
     def found(**filters: Any) -> list[str]:
         return [item["item_id"] for item in ask(**filters).json()["results"][0]["items"]]

@@ -4,12 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 from structlog.testing import capture_logs
 
+from components.cllmr.linear.kernel import NewItems
 from serving.degrade import Ladder, Query
 from serving.ranking import top_k
 from serving.recommender import Question, Recommender
-from serving.schemas import ExplainRequest, RankedItem, RecommendRequest, ScoreRequest
+from serving.schemas import ExplainRequest, ItemsRequest, NewItem, RankedItem, RecommendRequest, ScoreRequest
 from serving.scorer import Scorer
 from serving.texts import Texts
 from tests.bundles import write_bundle, write_random_bundle, write_text
@@ -89,10 +91,10 @@ def test_seen_items_stay_in_when_asked_for(recommender: Recommender) -> None:
 
 
 def test_compare_shows_both_rankings_and_the_places_won_and_lost(recommender: Recommender) -> None:
-    request = RecommendRequest(users=["cat"], k=4, debias=1.0, compare=True)
+    request = RecommendRequest(users=["bob"], k=4, debias=1.0, compare=True, exclude_seen=False)
     (result,) = recommender.recommend(request, [[]]).results
-    # TNIE of cat: 0.125, 0.0625, 0.1875, -0.75; TE of cat: 0.5, 0.25, 0.75, 0
-    assert ids(result.items) == ids(result.factual) == ["i2", "i0", "i1", "i3"]
+    # TNIE of bob: -0.25, 0.125, 1.125, -1.5; TE of bob: 1, 0.75, 3, 1
+    assert (ids(result.items), ids(result.factual)) == (["i2", "i1", "i0", "i3"], ["i2", "i0", "i3", "i1"])
     request = RecommendRequest(users=["ann"], k=2, debias=0.5, compare=True)
     (result,) = recommender.recommend(request, [[]]).results
     # ann saw i0; debiased 0.21875, 0.28125, -0.125 and factual 0.375, 0.75, 0.5 for i1, i2, i3
@@ -118,8 +120,32 @@ def test_an_unknown_user_with_a_history_is_not_shown_it_again(recommender: Recom
     assert ids(result.items) == ["i2", "i1", "i3"]
 
 
+def test_a_user_without_training_interactions_is_answered_as_a_new_one(recommender: Recommender, tmp_path: Path) -> None:
+    (result,) = recommender.recommend(RecommendRequest(users=["cat"], k=4), [[]]).results
+    assert (result.cold, result.method, result.reason) == (True, "popularity", "unknown_user")
+    scored = recommender.score(ScoreRequest(user_id="cat", item_ids=["i0"]))
+    assert (scored.cold, scored.reason, scored.scores[0].score) == (True, "unknown_user", None)
+    explained = recommender.explain(ExplainRequest(user_id="cat", item_id="i0"), [])
+    assert (explained.cold, explained.reason, explained.explanation) == (True, "unknown_user", None)
+    new, rows = (
+        ItemsRequest(items=[NewItem(item_id="new", text="A film.")], users=["bob", "cat"]),
+        np.eye(4, 3, dtype=np.float32),
+    )
+    (item,) = recommender.new_items(new, [[], []], "MiniLM", NewItems.of(rows, power=2.0), rows[:1]).results
+    assert [score.cold for score in item.scores] == [False, True]
+
+    directory = write_random_bundle(tmp_path / "bundle")
+    tensors = load_file(directory / "model.safetensors")
+    tensors["seen_indptr"][-1] = tensors["seen_indptr"][-2]
+    tensors["seen_items"] = tensors["seen_items"][: tensors["seen_indptr"][-1]]
+    save_file(tensors, directory / "model.safetensors")
+    asked = RecommendRequest(users=["u49", "new"], k=200, recent={"u49": ["i7"], "new": ["i7"]})
+    without, stranger = Recommender(Scorer.load(directory), "7").recommend(asked, [["i3"], ["i3"]]).results
+    assert (without.cold, without.method, without.items) == (True, "fold_in", stranger.items)
+
+
 def test_allow_and_deny_lists_narrow_the_candidates_and_ignore_unknown_items(recommender: Recommender) -> None:
-    request = RecommendRequest(users=["cat", "zoe"], k=4, allow=["i1", "i3", "nope"], deny=["i3", "nope"])
+    request = RecommendRequest(users=["ann", "zoe"], k=4, allow=["i1", "i3", "nope"], deny=["i3", "nope"])
     known, unknown = recommender.recommend(request, [[], []]).results
     assert ids(known.items) == ids(unknown.items) == ["i1"]
 
