@@ -252,10 +252,10 @@ class Recommender:
 
     def score(self, request: ScoreRequest) -> ScoreResponse:
         """Scores of `request.item_ids`; null for an unknown item, and for all items of an unknown user."""
-        user = self.scorer.user(request.user_id)
+        user, recent = self.scorer.user(request.user_id), self._known(request.recent)
         rows = self.scorer.item_vocabulary.rows(request.item_ids)
         strength = self._strength(request.debias)
-        effects = None if user == UNKNOWN else self.scorer.effects(user, np.where(rows == UNKNOWN, 0, rows), strength)
+        effects = None if user == UNKNOWN else self.scorer.effects(user, np.where(rows == UNKNOWN, 0, rows), strength, recent)
         scores = []
         for place, (item_id, row) in enumerate(zip(request.item_ids, rows.tolist(), strict=True)):
             known = row != UNKNOWN
@@ -285,7 +285,8 @@ class Recommender:
         user = self.scorer.user(request.user_id)
         item = self.scorer.item_vocabulary.row(request.item_id)
         strength = self._strength(request.debias)
-        seen = self._seen(user, self._known(history))
+        recent = self._known(request.recent)
+        seen = self._seen(user, self._known([*history, *request.recent]))
         neighbours: list[Neighbour] = []
         if item != UNKNOWN and seen.size:
             neighbours = self._near(self.scorer.similar_items(item, request.num_neighbours, among=seen))
@@ -300,16 +301,16 @@ class Recommender:
             title=None if item == UNKNOWN else self.scorer.titles[item],
             profile=None if item == UNKNOWN else self.scorer.profiles[item],
             already_seen=bool((seen == item).any()) and item != UNKNOWN,
-            explanation=None if reason else self._explanation(user, item, strength),
+            explanation=None if reason else self._explanation(user, item, strength, recent),
             nearest_liked_items=neighbours,
         )
 
-    def _explanation(self, user: int, item: int, strength: float) -> Explanation:
-        effects = self.scorer.effects(user, item, strength)
+    def _explanation(self, user: int, item: int, strength: float, recent: npt.NDArray[np.int64]) -> Explanation:
+        effects = self.scorer.effects(user, item, strength, recent)
         everything = self.scorer.candidates()
         row = np.array([item])
         factual_rank, debiased_rank = (
-            int(rank_of(self.scorer.score_all(np.array([user]), value)[0], row, everything)[0]) for value in (0.0, strength)
+            int(rank_of(self.scorer.score_user(user, value, recent), row, everything)[0]) for value in (0.0, strength)
         )
         total, direct = float(effects.total[0]), float(effects.direct[0])
         return Explanation(

@@ -116,6 +116,11 @@ class ScoreRequest(_Strict):
 
     user_id: RawId
     item_ids: list[RawId] = Field(min_length=1, max_length=MAX_CANDIDATES)
+    recent: list[RawId] = Field(
+        default=[],
+        max_length=MAX_RECENT,
+        description="Items of the user's, as in /v1/recommend: with them the score is as there.",
+    )
     debias: Debias
 
 
@@ -126,6 +131,11 @@ class ExplainRequest(_Strict):
 
     user_id: RawId
     item_id: RawId
+    recent: list[RawId] = Field(
+        default=[],
+        max_length=MAX_RECENT,
+        description="Items of the user's, as in /v1/recommend: with them the score is as there.",
+    )
     debias: Debias
     num_neighbours: int = Field(default=5, ge=0, le=MAX_NEIGHBOURS, description="Nearest liked items to name.")
 
@@ -256,6 +266,7 @@ class ScoreResponse(Answer):
     user_id: str
     cold: bool
     reason: str | None
+    history: HistoryAge = Field(default=None, description=_HISTORY_AGE)
     debias: float
     scores: list[ItemScore]
     unknown_items: list[str]

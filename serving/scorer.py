@@ -172,16 +172,19 @@ class Scorer:
             return factual - counterfactual
         return np.float32(1 - strength) * factual + np.float32(strength) * counterfactual
 
-    def effects(self, user: int, items: npt.ArrayLike, debias: float | None = None) -> Effects:
+    def effects(self, user: int, items: npt.ArrayLike, debias: float | None = None, recent: npt.ArrayLike = ()) -> Effects:
         """Effects of one user's pairs, in double precision (E13-E16).
 
         Args:
             user: user row.
             items: item rows, (num_pairs,) or a single one.
             debias: λ in [0, 1]; the bundle's own when None.
+            recent: item rows, see `score_users`.
         """
         rows = np.atleast_1d(np.asarray(items, dtype=np.int64))
         total, indirect = (model.pairs(user, rows) for model in (self.factual, self.counterfactual))
+        if (new := self._new(user, recent)).size:
+            total, indirect = total + self.factual.added(user, new)[rows], indirect + self.counterfactual.added(user, new)[rows]
         direct = total - indirect
         return Effects(total, direct, indirect, total - self._strength(debias) * direct)
 
@@ -235,15 +238,17 @@ class Scorer:
             float32, (num_asked, num_items).
         """
         scores, strength = self.score_all(users, debias), np.float32(self._strength(debias))
-        for place, items in enumerate(recent):
-            if not np.size(items):
-                continue
-            user = int(users[place])
-            new = np.setdiff1d(_known(items), self.seen(user))
-            if new.size:
-                scores[place] += (1 - strength) * self.factual.added(user, new)
-                scores[place] += strength * self.counterfactual.added(user, new)
+        shares = ((self.factual, 1 - strength), (self.counterfactual, strength))
+        for place, (user, items) in enumerate(zip(users.tolist(), recent, strict=False)):
+            if (new := self._new(user, items)).size:
+                for model, share in shares:
+                    if share:
+                        scores[place] += share * model.added(user, new)
         return scores
+
+    def _new(self, user: int, recent: npt.ArrayLike) -> Rows:
+        """Those of some item rows that a user's training interactions lack."""
+        return np.setdiff1d(_known(recent), self.seen(user)) if np.size(recent) else np.empty(0, dtype=np.int64)
 
     # -- rankings -------------------------------------------------------------------------------------------------------
 

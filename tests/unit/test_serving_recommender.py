@@ -255,6 +255,26 @@ def test_what_a_known_user_did_just_now_moves_the_ranking_and_the_stored_history
     assert "i9" not in ids(left_out.items)
 
 
+@pytest.mark.parametrize("debias", [0.0, 0.3, 1.0])
+def test_a_score_and_its_explanation_are_those_of_the_ranking_also_after_events(folding: Recommender, debias: float) -> None:
+    recent = ["i9", "i30", "nope"]
+    asked = RecommendRequest(users=["u1"], k=200, debias=debias, compare=True, exclude_seen=False, recent={"u1": recent})
+    (ranked,) = folding.recommend(asked, [[]]).results
+    scored = folding.score(ScoreRequest(user_id="u1", item_ids=ids(ranked.items), debias=debias, recent=recent)).scores
+    np.testing.assert_allclose([one.score or 0.0 for one in scored], [item.score for item in ranked.items], atol=1e-5)
+    factual = {item.item_id: item.score for item in ranked.factual or []}
+    np.testing.assert_allclose([one.factual or 0.0 for one in scored], [factual[one.item_id] for one in scored], atol=1e-5)
+    for item in ranked.items[::40]:
+        answer = folding.explain(ExplainRequest(user_id="u1", item_id=item.item_id, debias=debias, recent=recent), [])
+        assert answer.explanation is not None
+        assert answer.explanation.debiased_score == pytest.approx(item.score, abs=1e-5)
+        assert answer.explanation.total_effect == pytest.approx(factual[item.item_id], abs=1e-5)
+        assert (answer.explanation.factual_rank, answer.explanation.debiased_rank) == (item.factual_rank, item.debiased_rank)
+    liked = folding.explain(ExplainRequest(user_id="u1", item_id="i9", recent=recent, num_neighbours=20), ["i50"])
+    assert liked.already_seen
+    assert {"i30", "i50"} <= {neighbour.item_id for neighbour in liked.nearest_liked_items}
+
+
 def test_the_ladder_keeps_the_first_reason_on_its_way_down() -> None:
     class Says:
         method = "personalised"
