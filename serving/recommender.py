@@ -140,11 +140,18 @@ class Recommender:
         ]
 
     def products(self, question: Question) -> int:
-        """How many numbers are multiplied to answer, or could be while other work is done; history blocks aside."""
-        per_user = self.scorer.products_per_user
-        if question.request.compare:
-            per_user = 2 * per_user + COMPARED_PRODUCTS * self.scorer.num_items
-        return len(question.request.users) * per_user
+        """How many numbers are multiplied to answer, or could be while other work is done."""
+        request, per_user = question.request, self.scorer.products_per_user
+        strengths = [self._strength(request.debias)]
+        if request.compare:
+            per_user, strengths = 2 * per_user + COMPARED_PRODUCTS * self.scorer.num_items, [*strengths, 0.0]
+        total = len(request.users) * per_user
+        for user_id, history in zip(request.users, question.histories, strict=True):
+            user, further = self.scorer.user(user_id), len(request.recent.get(user_id, []))
+            if user == UNKNOWN:  # of others the stored history shapes no score
+                further += len(history)
+            total += sum(self.scorer.history_products(user, further, strength) for strength in strengths)
+        return total
 
     def refused(self, question: Question) -> int:
         """Users whose side information is of another feature set than the bundle: it may be of another encoder."""

@@ -48,6 +48,10 @@ NEWCOMERS_FILE = "newcomers.safetensors"
 ATTRIBUTES_FILE = "attributes.parquet"
 """What items can be filtered by: see serving.attributes."""
 
+WEIGHT_PRODUCTS, BLOCK_PRODUCTS, SCORE_PRODUCTS = 32, 1 << 20, 64
+"""Products that take as long as one weight between items, and, where items come on top of the training data, as a block of
+weights and as each of its scores, which are summed and standardised; measured."""
+
 _ROWS_AT_ONCE = 65_536
 
 _REBUILD = "Build it again: cllmr run --from train"
@@ -199,8 +203,26 @@ class Scorer:
 
     @property
     def products_per_user(self) -> int:
-        """How many numbers are multiplied to score all items for one user, history blocks aside."""
+        """How many numbers are multiplied to score all items for one user, weights between items aside."""
         return int(self.num_items * self.factual.users.shape[1])
+
+    def history_products(self, user: int, further: int, debias: float) -> int:
+        """How many products take as long as the weights between items do, each item of a history having as many as the average.
+
+        Args:
+            user: user row, whose training interactions count; `UNKNOWN`: nobody's do.
+            further: items of the history beside these.
+            debias: λ in [0, 1].
+        """
+        items = further if user == UNKNOWN else further + int(self._seen_indptr[user + 1] - self._seen_indptr[user])
+        total = 0
+        for model, share in ((self.factual, 1 - debias), (self.counterfactual, debias)):
+            if share:
+                total += WEIGHT_PRODUCTS * items * model.weights.nnz // self.num_items
+            if share and further:
+                each = SCORE_PRODUCTS if model.folds is None else SCORE_PRODUCTS + model.folds.shape[1]
+                total += model.weights.shape[0] // self.num_items * (BLOCK_PRODUCTS + self.num_items * each)
+        return total
 
     @property
     def folds_in(self) -> bool:

@@ -1,6 +1,7 @@
 """Answers of the recommender and of the degrade ladder, on the tiny bundle whose numbers are known (see test_scorer)."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from serving.degrade import Ladder, Query
 from serving.ranking import top_k
 from serving.recommender import Question, Recommender
 from serving.schemas import ExplainRequest, ItemsRequest, NewItem, RankedItem, RecommendRequest, ScoreRequest
-from serving.scorer import Scorer
+from serving.scorer import WEIGHT_PRODUCTS, Scorer
 from serving.texts import Texts
 from tests.bundles import write_bundle, write_random_bundle, write_text
 
@@ -273,6 +274,24 @@ def test_a_score_and_its_explanation_are_those_of_the_ranking_also_after_events(
     liked = folding.explain(ExplainRequest(user_id="u1", item_id="i9", recent=recent, num_neighbours=20), ["i50"])
     assert liked.already_seen
     assert {"i30", "i50"} <= {neighbour.item_id for neighbour in liked.nearest_liked_items}
+
+
+def test_what_histories_cost_counts_among_the_products_of_an_answer(folding: Recommender) -> None:
+    def products(user: str, recent: int = 0, history: int = 0, **asked: Any) -> int:
+        request = RecommendRequest(users=[user], recent={user: [f"i{row}" for row in range(recent)]}, **asked)
+        return folding.products(Question(request, [["i1"] * history]))
+
+    scorer = folding.scorer
+    weights = WEIGHT_PRODUCTS * scorer.factual.weights.nnz // scorer.num_items  # of an item, in one of the two models
+    assert products("new") == scorer.products_per_user
+    assert products("u1", history=100) == products("u1") > products("new")
+    assert products("u1", debias=0.0) == pytest.approx(products("new") + weights * len(scorer.seen(1)), rel=0.01)
+    assert products("new", recent=60, history=40) == products("new", recent=100) > products("new", recent=1)
+    one, two = (products("new", recent=100, debias=debias) - products("new") for debias in (0.0, 0.3))
+    assert one > 100 * weights
+    assert two == pytest.approx(2 * one, rel=0.01)
+    asked: dict[str, Any] = {"debias": 0.3, "compare": True}
+    assert products("new", recent=100, **asked) - products("new", **asked) == one + two
 
 
 def test_the_ladder_keeps_the_first_reason_on_its_way_down() -> None:
