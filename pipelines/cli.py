@@ -709,7 +709,7 @@ def explain(
     else:
         recommender, histories = champion_recommender(load_config(preset, config, set_, storage))
         found = histories([user_id])
-        (explained,) = found.said_of([recommender.explain(request, found.known[0])])
+        (explained,) = found.said_of([recommender.explain(found.told_to_one(request), found.item_ids[0])])
         answer = explained.model_dump(mode="json")
     make_console().print(explanation_table(answer))
     write_result(json_file, answer)

@@ -214,13 +214,15 @@ def _add_routes(app: FastAPI, backend: Backend) -> None:
     @app.post("/v1/score", tags=["recommend"], summary="Score given items")
     async def score(request: Annotated[ScoreRequest, Body()], response: Response) -> ScoreResponse:
         """The debiased, factual and direct score of each item; unknown items are listed and have none."""
-        return _signed(await backend.score(request), response)
+        found = await histories([request.user_id], response)
+        (answer,) = found.said_of([await backend.score(found.told_to_one(request))])
+        return _signed(answer, response)
 
     @app.post("/v1/explain", tags=["recommend"], summary="Take a score apart")
     async def explain(request: Annotated[ExplainRequest, Body()], response: Response) -> ExplainResponse:
         """Total effect, natural direct effect, what debiasing removed, and the liked items that are nearest."""
         found = await histories([request.user_id], response)
-        (answer,) = found.said_of([await backend.explain(request, found.known[0])])
+        (answer,) = found.said_of([await backend.explain(found.told_to_one(request), found.item_ids[0])])
         return _signed(answer, response)
 
     @app.post("/v1/items", tags=["recommend"], summary="Score new items from their text")

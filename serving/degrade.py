@@ -33,7 +33,7 @@ class Query:
     """What one user's scores need."""
 
     user: int
-    """User row, `UNKNOWN` for a user who is not in the bundle."""
+    """User row, `UNKNOWN` for a user without training interactions."""
     history: npt.NDArray[np.int64]
     """Item rows of what is known of the user beside the training data, ascending, each once."""
     recent: npt.NDArray[np.int64]
@@ -59,7 +59,7 @@ class Rung(Protocol):
 
 
 class Personalised:
-    """The model's own scores; needs a user of the training data."""
+    """The model's own scores; needs a user who has training interactions."""
 
     method: Method = "personalised"
     debiases = True

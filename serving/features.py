@@ -37,7 +37,17 @@ from serving.events import FIELDS as EVENT_FIELDS
 from serving.events import VIEW as EVENTS
 from serving.events import happened
 from serving.feature_set import JOIN_KEY, FeatureSet, find_feature_set
-from serving.schemas import ExplainResponse, FeaturesState, HistoryAge, NewItemScore, RecommendRequest, UserRecommendations
+from serving.schemas import (
+    ExplainRequest,
+    ExplainResponse,
+    FeaturesState,
+    HistoryAge,
+    NewItemScore,
+    RecommendRequest,
+    ScoreRequest,
+    ScoreResponse,
+    UserRecommendations,
+)
 
 LOADING = "features_loading"
 TIMEOUT = "features_timeout"
@@ -55,7 +65,8 @@ _MAX_WAITING = 64  # look-ups that may pile up behind a slow store before new on
 _RETRY_SECONDS = (1.0, 2.0, 5.0, 15.0, 60.0)
 
 Age = Literal["fresh", "stale", "missing"]
-_OfUser = TypeVar("_OfUser", UserRecommendations, ExplainResponse, NewItemScore)
+_OfUser = TypeVar("_OfUser", UserRecommendations, ScoreResponse, ExplainResponse, NewItemScore)
+_AboutOne = TypeVar("_AboutOne", ScoreRequest, ExplainRequest)
 Floats = npt.NDArray[np.float32]
 log = structlog.get_logger()
 
@@ -105,6 +116,10 @@ class Histories:
             return request
         recent = {user_id: [*events.get(user_id, []), *request.recent.get(user_id, [])] for user_id in request.users}
         return request.model_copy(update={"recent": recent})
+
+    def told_to_one(self, request: _AboutOne) -> _AboutOne:
+        """Likewise, of a request that is about one user."""
+        return request.model_copy(update={"recent": [*self.events[0], *request.recent]})
 
     def said_of(self, results: Sequence[_OfUser]) -> list[_OfUser]:
         """What was answered to each user, saying how current the history is that it was made with."""

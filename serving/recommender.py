@@ -140,11 +140,18 @@ class Recommender:
         ]
 
     def products(self, question: Question) -> int:
-        """How many numbers are multiplied to answer, or could be while other work is done; history blocks aside."""
-        per_user = self.scorer.products_per_user
-        if question.request.compare:
-            per_user = 2 * per_user + COMPARED_PRODUCTS * self.scorer.num_items
-        return len(question.request.users) * per_user
+        """How many numbers are multiplied to answer, or could be while other work is done."""
+        request, per_user = question.request, self.scorer.products_per_user
+        strengths = [self._strength(request.debias)]
+        if request.compare:
+            per_user, strengths = 2 * per_user + COMPARED_PRODUCTS * self.scorer.num_items, [*strengths, 0.0]
+        total = len(request.users) * per_user
+        for user_id, history in zip(request.users, question.histories, strict=True):
+            user, further = self.scorer.user(user_id), len(request.recent.get(user_id, []))
+            if user == UNKNOWN:  # of others the stored history shapes no score
+                further += len(history)
+            total += sum(self.scorer.history_products(user, further, strength) for strength in strengths)
+        return total
 
     def refused(self, question: Question) -> int:
         """Users whose side information is of another feature set than the bundle: it may be of another encoder."""
@@ -161,7 +168,7 @@ class Recommender:
         filtered = self.scorer.candidates(allow=allow, deny=denied, matching=matching)
         texts = profiles.embeddings if profiles is not None and profiles.feature_set == self._feature_set else {}
         for user_id, history in zip(request.users, histories, strict=True):
-            user, recent = self.scorer.user_vocabulary.row(user_id), request.recent.get(user_id, [])
+            user, recent = self.scorer.user(user_id), request.recent.get(user_id, [])
             text = texts.get(user_id)
             query = Query(user, self._known([*history, *recent]), self._known(recent), text)
             candidates = filtered
@@ -252,10 +259,10 @@ class Recommender:
 
     def score(self, request: ScoreRequest) -> ScoreResponse:
         """Scores of `request.item_ids`; null for an unknown item, and for all items of an unknown user."""
-        user = self.scorer.user_vocabulary.row(request.user_id)
+        user, recent = self.scorer.user(request.user_id), self._known(request.recent)
         rows = self.scorer.item_vocabulary.rows(request.item_ids)
         strength = self._strength(request.debias)
-        effects = None if user == UNKNOWN else self.scorer.effects(user, np.where(rows == UNKNOWN, 0, rows), strength)
+        effects = None if user == UNKNOWN else self.scorer.effects(user, np.where(rows == UNKNOWN, 0, rows), strength, recent)
         scores = []
         for place, (item_id, row) in enumerate(zip(request.item_ids, rows.tolist(), strict=True)):
             known = row != UNKNOWN
@@ -282,10 +289,11 @@ class Recommender:
 
     def explain(self, request: ExplainRequest, history: Sequence[str]) -> ExplainResponse:
         """The parts of one score, and the user's items that are nearest to the explained one."""
-        user = self.scorer.user_vocabulary.row(request.user_id)
+        user = self.scorer.user(request.user_id)
         item = self.scorer.item_vocabulary.row(request.item_id)
         strength = self._strength(request.debias)
-        seen = self._seen(user, self._known(history))
+        recent = self._known(request.recent)
+        seen = self._seen(user, self._known([*history, *request.recent]))
         neighbours: list[Neighbour] = []
         if item != UNKNOWN and seen.size:
             neighbours = self._near(self.scorer.similar_items(item, request.num_neighbours, among=seen))
@@ -300,16 +308,16 @@ class Recommender:
             title=None if item == UNKNOWN else self.scorer.titles[item],
             profile=None if item == UNKNOWN else self.scorer.profiles[item],
             already_seen=bool((seen == item).any()) and item != UNKNOWN,
-            explanation=None if reason else self._explanation(user, item, strength),
+            explanation=None if reason else self._explanation(user, item, strength, recent),
             nearest_liked_items=neighbours,
         )
 
-    def _explanation(self, user: int, item: int, strength: float) -> Explanation:
-        effects = self.scorer.effects(user, item, strength)
+    def _explanation(self, user: int, item: int, strength: float, recent: npt.NDArray[np.int64]) -> Explanation:
+        effects = self.scorer.effects(user, item, strength, recent)
         everything = self.scorer.candidates()
         row = np.array([item])
         factual_rank, debiased_rank = (
-            int(rank_of(self.scorer.score_all(np.array([user]), value)[0], row, everything)[0]) for value in (0.0, strength)
+            int(rank_of(self.scorer.score_user(user, value, recent), row, everything)[0]) for value in (0.0, strength)
         )
         total, direct = float(effects.total[0]), float(effects.direct[0])
         return Explanation(
@@ -341,7 +349,7 @@ class Recommender:
             embeddings: of the new items' texts, (len(request.items), dim).
         """
         rows = texts.rows(embeddings)
-        users = [self.scorer.user_vocabulary.row(user_id) for user_id in request.users]
+        users = [self.scorer.user(user_id) for user_id in request.users]
         places = []
         for user_id, user, history in zip(request.users, users, histories, strict=True):
             seen = self._seen(user, self._known([*history, *request.recent.get(user_id, [])]))

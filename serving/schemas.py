@@ -84,7 +84,7 @@ class RecommendRequest(_Strict):
         default={},
         max_length=MAX_USERS,
         description="User id -> ids of items the user interacted with just now. They count as seen and shape the ranking; with "
-        "them, or with a history in the feature store, a user who was not in the training data is answered too.",
+        "them, or with a history in the feature store, a user without training interactions is answered too.",
     )
     k: int = Field(default=10, ge=1, le=MAX_K, description="Items per user; fewer come back when fewer are candidates.")
     exclude_seen: bool = Field(default=True, description="Leave out what the user already interacted with.")
@@ -116,6 +116,11 @@ class ScoreRequest(_Strict):
 
     user_id: RawId
     item_ids: list[RawId] = Field(min_length=1, max_length=MAX_CANDIDATES)
+    recent: list[RawId] = Field(
+        default=[],
+        max_length=MAX_RECENT,
+        description="Items of the user's, as in /v1/recommend: with them the score is as there.",
+    )
     debias: Debias
 
 
@@ -126,6 +131,11 @@ class ExplainRequest(_Strict):
 
     user_id: RawId
     item_id: RawId
+    recent: list[RawId] = Field(
+        default=[],
+        max_length=MAX_RECENT,
+        description="Items of the user's, as in /v1/recommend: with them the score is as there.",
+    )
     debias: Debias
     num_neighbours: int = Field(default=5, ge=0, le=MAX_NEIGHBOURS, description="Nearest liked items to name.")
 
@@ -215,7 +225,7 @@ class UserRecommendations(_Strict):
     user_id: str
     model_version: str = Field(description="Of the model that made it: the champion, or a challenger.")
     debias: float = Field(description="The debias strength used: where none is asked for, that of this model.")
-    cold: bool = Field(description="Whether the user was not in the training data; true where no model could be asked.")
+    cold: bool = Field(description="Whether the user has no training interactions; true where no model could be asked.")
     method: Method = Field(
         description="How the ranking was made, best first: the model; its members that need a history alone; texts "
         "alone, of the history's items or the user's own; popularity; where no model answers, popularity as last seen."
@@ -256,6 +266,7 @@ class ScoreResponse(Answer):
     user_id: str
     cold: bool
     reason: str | None
+    history: HistoryAge = Field(default=None, description=_HISTORY_AGE)
     debias: float
     scores: list[ItemScore]
     unknown_items: list[str]

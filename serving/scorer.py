@@ -48,6 +48,10 @@ NEWCOMERS_FILE = "newcomers.safetensors"
 ATTRIBUTES_FILE = "attributes.parquet"
 """What items can be filtered by: see serving.attributes."""
 
+WEIGHT_PRODUCTS, BLOCK_PRODUCTS, SCORE_PRODUCTS = 32, 1 << 20, 64
+"""Products that take as long as one weight between items, and, where items come on top of the training data, as a block of
+weights and as each of its scores, which are summed and standardised; measured."""
+
 _ROWS_AT_ONCE = 65_536
 
 _REBUILD = "Build it again: cllmr run --from train"
@@ -172,16 +176,19 @@ class Scorer:
             return factual - counterfactual
         return np.float32(1 - strength) * factual + np.float32(strength) * counterfactual
 
-    def effects(self, user: int, items: npt.ArrayLike, debias: float | None = None) -> Effects:
+    def effects(self, user: int, items: npt.ArrayLike, debias: float | None = None, recent: npt.ArrayLike = ()) -> Effects:
         """Effects of one user's pairs, in double precision (E13-E16).
 
         Args:
             user: user row.
             items: item rows, (num_pairs,) or a single one.
             debias: λ in [0, 1]; the bundle's own when None.
+            recent: item rows, see `score_users`.
         """
         rows = np.atleast_1d(np.asarray(items, dtype=np.int64))
         total, indirect = (model.pairs(user, rows) for model in (self.factual, self.counterfactual))
+        if (new := self._new(user, recent)).size:
+            total, indirect = total + self.factual.added(user, new)[rows], indirect + self.counterfactual.added(user, new)[rows]
         direct = total - indirect
         return Effects(total, direct, indirect, total - self._strength(debias) * direct)
 
@@ -196,8 +203,26 @@ class Scorer:
 
     @property
     def products_per_user(self) -> int:
-        """How many numbers are multiplied to score all items for one user, history blocks aside."""
+        """How many numbers are multiplied to score all items for one user, weights between items aside."""
         return int(self.num_items * self.factual.users.shape[1])
+
+    def history_products(self, user: int, further: int, debias: float) -> int:
+        """How many products take as long as the weights between items do, each item of a history having as many as the average.
+
+        Args:
+            user: user row, whose training interactions count; `UNKNOWN`: nobody's do.
+            further: items of the history beside these.
+            debias: λ in [0, 1].
+        """
+        items = further if user == UNKNOWN else further + int(self._seen_indptr[user + 1] - self._seen_indptr[user])
+        total = 0
+        for model, share in ((self.factual, 1 - debias), (self.counterfactual, debias)):
+            if share:
+                total += WEIGHT_PRODUCTS * items * model.weights.nnz // self.num_items
+            if share and further:
+                each = SCORE_PRODUCTS if model.folds is None else SCORE_PRODUCTS + model.folds.shape[1]
+                total += model.weights.shape[0] // self.num_items * (BLOCK_PRODUCTS + self.num_items * each)
+        return total
 
     @property
     def folds_in(self) -> bool:
@@ -235,15 +260,17 @@ class Scorer:
             float32, (num_asked, num_items).
         """
         scores, strength = self.score_all(users, debias), np.float32(self._strength(debias))
-        for place, items in enumerate(recent):
-            if not np.size(items):
-                continue
-            user = int(users[place])
-            new = np.setdiff1d(_known(items), self.seen(user))
-            if new.size:
-                scores[place] += (1 - strength) * self.factual.added(user, new)
-                scores[place] += strength * self.counterfactual.added(user, new)
+        shares = ((self.factual, 1 - strength), (self.counterfactual, strength))
+        for place, (user, items) in enumerate(zip(users.tolist(), recent, strict=False)):
+            if (new := self._new(user, items)).size:
+                for model, share in shares:
+                    if share:
+                        scores[place] += share * model.added(user, new)
         return scores
+
+    def _new(self, user: int, recent: npt.ArrayLike) -> Rows:
+        """Those of some item rows that a user's training interactions lack."""
+        return np.setdiff1d(_known(recent), self.seen(user)) if np.size(recent) else np.empty(0, dtype=np.int64)
 
     # -- rankings -------------------------------------------------------------------------------------------------------
 
@@ -279,6 +306,11 @@ class Scorer:
         """Which items may be ranked."""
         excluded = np.concatenate((_known(exclude), _known(deny)))
         return Candidates(self.num_items, excluded, None if allow is None else _known(allow), matching)
+
+    def user(self, user_id: str) -> int:
+        """Row of a user who has training interactions; `UNKNOWN` for anybody else: the row of a user without says nothing."""
+        row = self.user_vocabulary.row(user_id)
+        return row if row != UNKNOWN and self._seen_indptr[row] < self._seen_indptr[row + 1] else UNKNOWN
 
     def seen(self, user: int) -> Rows:
         """Item rows of a user's training interactions."""

@@ -24,7 +24,7 @@ from components.progress import progress
 from components.tracking import Registry, default_tracking_uri
 from serving.lists import BATCH, TABLE_DIRECTORY
 
-STAGE = Stage(BATCH, version=2)
+STAGE = Stage(BATCH, version=3)
 
 SCHEMA = pa.schema(
     [
@@ -42,7 +42,7 @@ def run(config: dict[str, Any], storage_root: str) -> Manifest:
     """Writes the ranking of every user, one row per place.
 
     The artifact is ``recommendations/part-*.parquet`` (`SCHEMA`, by user in the order asked for, then rank). Facts of the
-    manifest: ``model_version``, ``num_users``, ``num_rows``, ``num_cold`` (users the bundle does not know), ``k``. With
+    manifest: ``model_version``, ``num_users``, ``num_rows``, ``num_cold`` (users without training data), ``k``. With
     `to_feast` the online store has them too, see `components.batch.online`.
 
     Raises:

@@ -16,7 +16,7 @@ const HISTORIES = {
 const SLIDER_PAUSE_MS = 120;
 const FEW_COLUMNS = 4; // up to which their fields are in sight without being asked for
 const NOTHING_LEFT = "No item is left: none passes the filters, or the user knows them all.";
-const shown = { user: "", debias: null, chosenItem: null, asked: 0, explained: 0, strangers: false, filters: {}, columns: [] };
+const shown = { user: "", recent: [], debias: null, chosenItem: null, asked: 0, explained: 0, strangers: false, filters: {}, columns: [] };
 
 // -- questions ------------------------------------------------------------------------------------------------------
 
@@ -56,6 +56,7 @@ async function ask() {
     const { answer, degraded } = await post("recommend", body);
     if (number !== shown.asked) return;
     shown.user = user;
+    shown.recent = recent;
     show(answer, degraded);
     remember();
   } catch (error) {
@@ -118,7 +119,7 @@ async function explain(id, title) {
   for (const button of document.querySelectorAll(".item")) button.setAttribute("aria-pressed", String(button.dataset.item === id));
   const number = ++shown.explained; // as with `asked`
   try {
-    const { answer } = await post("explain", { user_id: shown.user, item_id: id, debias: shown.debias });
+    const { answer } = await post("explain", { user_id: shown.user, item_id: id, recent: shown.recent, debias: shown.debias });
     if (number === shown.explained) why(answer, title);
   } catch (error) {
     if (number === shown.explained) tell(error.message);

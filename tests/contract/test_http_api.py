@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -44,7 +45,7 @@ from serving.schemas import (
     ScoreResponse,
 )
 from serving.scorer import Scorer
-from tests.bundles import write_bundle, write_item_columns
+from tests.bundles import write_bundle, write_item_columns, write_random_bundle
 
 ROUTES = ("/v1/recommend", "/v1/score", "/v1/explain", "/v1/events")
 
@@ -109,7 +110,7 @@ class LocalBackend:
 
 def test_items_are_filtered_by_their_attributes_and_a_wrong_filter_is_named(http: TestClient) -> None:
     def ask(**filters: Any) -> httpx.Response:
-        return http.post("/v1/recommend", json={"users": ["cat"], "filters": filters})
+        return http.post("/v1/recommend", json={"users": ["bob"], "exclude_seen": False, "filters": filters})
 
     def found(**filters: Any) -> list[str]:
         return [item["item_id"] for item in ask(**filters).json()["results"][0]["items"]]
@@ -279,11 +280,29 @@ def test_every_users_result_says_how_current_his_history_is(
     assert [[score["history"] for score in result["scores"]] for result in scored] == [told, told]
     backend.features = Knows(Histories(found.item_ids[:1], found.degraded, ages=found.ages[:1]))
     assert http.post("/v1/explain", json={"user_id": "ann", "item_id": "i0"}).json()["history"] == told[0]
+    assert http.post("/v1/score", json={"user_id": "ann", "item_ids": ["i0"]}).json()["history"] == told[0]
+
+
+def test_what_a_user_did_since_counts_for_a_score_and_its_explanation_as_for_the_ranking(tmp_path: Path) -> None:
+    scorer = Scorer.load(write_random_bundle(tmp_path / "bundle"))
+    backend = LocalBackend(Recommender(scorer, "7"))
+    with TestClient(create_app(backend)) as http:
+        before = http.post("/v1/recommend", json={"users": ["u1"], "k": 1, "compare": True}).json()["results"][0]["items"][0]
+        backend.told = {"u1": ["i9"]}
+        asked = {"users": ["u1"], "k": 1, "compare": True, "exclude_seen": False, "recent": {"u1": ["i30"]}}
+        best = http.post("/v1/recommend", json=asked).json()["results"][0]["items"][0]
+        assert best["score"] != before["score"]
+        about = {"user_id": "u1", "recent": ["i30"]}
+        (scored,) = http.post("/v1/score", json={**about, "item_ids": [best["item_id"]]}).json()["scores"]
+        explained = http.post("/v1/explain", json={**about, "item_id": best["item_id"]}).json()["explanation"]
+    assert scored["score"] == pytest.approx(best["score"], abs=1e-5)
+    assert explained["debiased_score"] == pytest.approx(best["score"], abs=1e-5)
+    assert (explained["factual_rank"], explained["debiased_rank"]) == (best["factual_rank"], 1)
 
 
 def test_the_documentation_says_what_the_age_of_a_history_means(app: FastAPI) -> None:
     schemas = app.openapi()["components"]["schemas"]
-    for name in ("UserRecommendations", "ExplainResponse", "NewItemScore"):
+    for name in ("UserRecommendations", "ScoreResponse", "ExplainResponse", "NewItemScore"):
         described = schemas[name]["properties"]["history"]
         assert described["anyOf"][0]["enum"] == ["fresh", "stale", "last_good"]
         assert "older than its view allows" in described["description"]

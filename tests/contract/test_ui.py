@@ -160,6 +160,19 @@ def test_a_chosen_item_is_taken_apart(page: Page, url: str) -> None:
     expect(page.locator("#debiased .item").first).to_have_attribute("aria-pressed", "true")
 
 
+def test_pasted_items_count_for_an_explanation_as_for_the_ranking(page: Page, url: str) -> None:
+    page.goto(url)
+    page.fill("#user", "u3")
+    page.fill("#liked", "i3 i4")
+    page.click("text=Show")
+    expect(page.locator("#debiased .title")).to_have_count(10)
+    page.fill("#liked", "i5")  # not asked for yet
+    with page.expect_response("**/v1/explain") as answered:
+        page.locator("#debiased .item").first.click()
+    score = answered.value.json()["explanation"]["debiased_score"]
+    assert float(page.locator("#debiased .score").first.inner_text()) == pytest.approx(score, rel=5e-3)
+
+
 @pytest.mark.parametrize("late", [{"status": 200}, {"status": 503, "json": {"message": "Too late."}}])
 def test_an_explanation_that_another_ranking_overtook_is_dropped_and_so_is_its_error(
     page: Page, url: str, late: dict[str, Any]

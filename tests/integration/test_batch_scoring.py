@@ -18,10 +18,11 @@ from components.tracking import Registry, default_tracking_uri
 from pipelines.batch_scoring import batch_scoring
 from pipelines.config import load
 from pipelines.plan import compile_pipeline
+from serving import lists
 from serving.client import Client
 from serving.run import running_endpoint
 from serving.scorer import Scorer
-from tests.bundles import stored_bundle, write_random_bundle
+from tests.bundles import stored_bundle, write_bundle, write_random_bundle
 
 pytestmark = pytest.mark.ray
 
@@ -73,6 +74,18 @@ def test_every_user_has_the_ranking_of_the_scorer(scored: Manifest, trained: Man
         assert of_user["item_id"].tolist() == [f"i{row}" for row in expected.rows]
         assert of_user["rank"].tolist() == list(range(1, 13))
         np.testing.assert_allclose(of_user["score"], expected.scores, atol=1e-5)
+
+
+def test_a_user_without_training_interactions_is_cold_and_has_no_list(tmp_path: Path) -> None:
+    trained = stored_bundle(str(tmp_path), write_bundle)
+    scored = stage.run({"train": trained.fingerprint, "num_workers": 1, "k": 2}, str(tmp_path))
+    assert scored.facts["num_cold"] == 1
+    assert table(scored).groupby("user_id")["method"].first().to_dict() == {
+        "ann": "personalised",
+        "bob": "personalised",
+        "cat": "popularity",
+    }
+    assert lists.read(scored, Scorer.load(trained.path() / "bundle")).lengths.tolist() == [2, 2, 0]
 
 
 def test_the_same_again_is_reused_whoever_scores(

@@ -1,16 +1,19 @@
 """Answers of the recommender and of the degrade ladder, on the tiny bundle whose numbers are known (see test_scorer)."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 from structlog.testing import capture_logs
 
+from components.cllmr.linear.kernel import NewItems
 from serving.degrade import Ladder, Query
 from serving.ranking import top_k
 from serving.recommender import Question, Recommender
-from serving.schemas import ExplainRequest, RankedItem, RecommendRequest, ScoreRequest
-from serving.scorer import Scorer
+from serving.schemas import ExplainRequest, ItemsRequest, NewItem, RankedItem, RecommendRequest, ScoreRequest
+from serving.scorer import WEIGHT_PRODUCTS, Scorer
 from serving.texts import Texts
 from tests.bundles import write_bundle, write_random_bundle, write_text
 
@@ -89,10 +92,10 @@ def test_seen_items_stay_in_when_asked_for(recommender: Recommender) -> None:
 
 
 def test_compare_shows_both_rankings_and_the_places_won_and_lost(recommender: Recommender) -> None:
-    request = RecommendRequest(users=["cat"], k=4, debias=1.0, compare=True)
+    request = RecommendRequest(users=["bob"], k=4, debias=1.0, compare=True, exclude_seen=False)
     (result,) = recommender.recommend(request, [[]]).results
-    # TNIE of cat: 0.125, 0.0625, 0.1875, -0.75; TE of cat: 0.5, 0.25, 0.75, 0
-    assert ids(result.items) == ids(result.factual) == ["i2", "i0", "i1", "i3"]
+    # TNIE of bob: -0.25, 0.125, 1.125, -1.5; TE of bob: 1, 0.75, 3, 1
+    assert (ids(result.items), ids(result.factual)) == (["i2", "i1", "i0", "i3"], ["i2", "i0", "i3", "i1"])
     request = RecommendRequest(users=["ann"], k=2, debias=0.5, compare=True)
     (result,) = recommender.recommend(request, [[]]).results
     # ann saw i0; debiased 0.21875, 0.28125, -0.125 and factual 0.375, 0.75, 0.5 for i1, i2, i3
@@ -118,8 +121,32 @@ def test_an_unknown_user_with_a_history_is_not_shown_it_again(recommender: Recom
     assert ids(result.items) == ["i2", "i1", "i3"]
 
 
+def test_a_user_without_training_interactions_is_answered_as_a_new_one(recommender: Recommender, tmp_path: Path) -> None:
+    (result,) = recommender.recommend(RecommendRequest(users=["cat"], k=4), [[]]).results
+    assert (result.cold, result.method, result.reason) == (True, "popularity", "unknown_user")
+    scored = recommender.score(ScoreRequest(user_id="cat", item_ids=["i0"]))
+    assert (scored.cold, scored.reason, scored.scores[0].score) == (True, "unknown_user", None)
+    explained = recommender.explain(ExplainRequest(user_id="cat", item_id="i0"), [])
+    assert (explained.cold, explained.reason, explained.explanation) == (True, "unknown_user", None)
+    new, rows = (
+        ItemsRequest(items=[NewItem(item_id="new", text="A film.")], users=["bob", "cat"]),
+        np.eye(4, 3, dtype=np.float32),
+    )
+    (item,) = recommender.new_items(new, [[], []], "MiniLM", NewItems.of(rows, power=2.0), rows[:1]).results
+    assert [score.cold for score in item.scores] == [False, True]
+
+    directory = write_random_bundle(tmp_path / "bundle")
+    tensors = load_file(directory / "model.safetensors")
+    tensors["seen_indptr"][-1] = tensors["seen_indptr"][-2]
+    tensors["seen_items"] = tensors["seen_items"][: tensors["seen_indptr"][-1]]
+    save_file(tensors, directory / "model.safetensors")
+    asked = RecommendRequest(users=["u49", "new"], k=200, recent={"u49": ["i7"], "new": ["i7"]})
+    without, stranger = Recommender(Scorer.load(directory), "7").recommend(asked, [["i3"], ["i3"]]).results
+    assert (without.cold, without.method, without.items) == (True, "fold_in", stranger.items)
+
+
 def test_allow_and_deny_lists_narrow_the_candidates_and_ignore_unknown_items(recommender: Recommender) -> None:
-    request = RecommendRequest(users=["cat", "zoe"], k=4, allow=["i1", "i3", "nope"], deny=["i3", "nope"])
+    request = RecommendRequest(users=["ann", "zoe"], k=4, allow=["i1", "i3", "nope"], deny=["i3", "nope"])
     known, unknown = recommender.recommend(request, [[], []]).results
     assert ids(known.items) == ids(unknown.items) == ["i1"]
 
@@ -227,6 +254,44 @@ def test_what_a_known_user_did_just_now_moves_the_ranking_and_the_stored_history
     assert ids(now.items) == [f"i{row}" for row in top_k(scorer.score_user(row, None, [9]), 200, scorer.candidates()).rows]
     left_out = folding.recommend(RecommendRequest(users=["u1"], k=200, recent={"u1": ["i9"]}), [[]]).results[0]
     assert "i9" not in ids(left_out.items)
+
+
+@pytest.mark.parametrize("debias", [0.0, 0.3, 1.0])
+def test_a_score_and_its_explanation_are_those_of_the_ranking_also_after_events(folding: Recommender, debias: float) -> None:
+    recent = ["i9", "i30", "nope"]
+    asked = RecommendRequest(users=["u1"], k=200, debias=debias, compare=True, exclude_seen=False, recent={"u1": recent})
+    (ranked,) = folding.recommend(asked, [[]]).results
+    scored = folding.score(ScoreRequest(user_id="u1", item_ids=ids(ranked.items), debias=debias, recent=recent)).scores
+    np.testing.assert_allclose([one.score or 0.0 for one in scored], [item.score for item in ranked.items], atol=1e-5)
+    factual = {item.item_id: item.score for item in ranked.factual or []}
+    np.testing.assert_allclose([one.factual or 0.0 for one in scored], [factual[one.item_id] for one in scored], atol=1e-5)
+    for item in ranked.items[::40]:
+        answer = folding.explain(ExplainRequest(user_id="u1", item_id=item.item_id, debias=debias, recent=recent), [])
+        assert answer.explanation is not None
+        assert answer.explanation.debiased_score == pytest.approx(item.score, abs=1e-5)
+        assert answer.explanation.total_effect == pytest.approx(factual[item.item_id], abs=1e-5)
+        assert (answer.explanation.factual_rank, answer.explanation.debiased_rank) == (item.factual_rank, item.debiased_rank)
+    liked = folding.explain(ExplainRequest(user_id="u1", item_id="i9", recent=recent, num_neighbours=20), ["i50"])
+    assert liked.already_seen
+    assert {"i30", "i50"} <= {neighbour.item_id for neighbour in liked.nearest_liked_items}
+
+
+def test_what_histories_cost_counts_among_the_products_of_an_answer(folding: Recommender) -> None:
+    def products(user: str, recent: int = 0, history: int = 0, **asked: Any) -> int:
+        request = RecommendRequest(users=[user], recent={user: [f"i{row}" for row in range(recent)]}, **asked)
+        return folding.products(Question(request, [["i1"] * history]))
+
+    scorer = folding.scorer
+    weights = WEIGHT_PRODUCTS * scorer.factual.weights.nnz // scorer.num_items  # of an item, in one of the two models
+    assert products("new") == scorer.products_per_user
+    assert products("u1", history=100) == products("u1") > products("new")
+    assert products("u1", debias=0.0) == pytest.approx(products("new") + weights * len(scorer.seen(1)), rel=0.01)
+    assert products("new", recent=60, history=40) == products("new", recent=100) > products("new", recent=1)
+    one, two = (products("new", recent=100, debias=debias) - products("new") for debias in (0.0, 0.3))
+    assert one > 100 * weights
+    assert two == pytest.approx(2 * one, rel=0.01)
+    asked: dict[str, Any] = {"debias": 0.3, "compare": True}
+    assert products("new", recent=100, **asked) - products("new", **asked) == one + two
 
 
 def test_the_ladder_keeps_the_first_reason_on_its_way_down() -> None:

@@ -26,7 +26,7 @@ from serving.schemas import (
     RecommendResponse,
     ScoreRequest,
 )
-from tests.bundles import write_bundle, write_item_columns, write_text
+from tests.bundles import write_bundle, write_item_columns, write_random_bundle, write_text
 
 REQUEST = ItemsRequest(items=[NewItem(item_id="new", text="A film.")], users=["bob"])
 TEXT = np.array([[1, 0.1], [0, 1], [1, -0.1], [0.1, 1]], dtype=np.float32)
@@ -91,6 +91,22 @@ def test_a_comparison_counts_for_more_of_what_is_done_where_requests_come_in(
     monkeypatch.setattr(deployments, "PRODUCTS_AT_ONCE", limit)
     for compare in (False, True):
         asyncio.run(replica.recommend_here(RecommendRequest(users=users, k=2, compare=compare), [[]] * len(users)))
+    assert [thread is threading.current_thread() for thread in threads] == [True, False]
+
+
+def test_long_histories_are_worked_on_in_a_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replica = scorer_of(write_random_bundle(tmp_path / "bundle"))
+    threads: list[threading.Thread] = []
+    real = Recommender.recommend_all
+
+    def recommend_all(self: Recommender, asked: Sequence[Question]) -> list[RecommendResponse]:
+        threads.append(threading.current_thread())
+        return real(self, asked)
+
+    monkeypatch.setattr(Recommender, "recommend_all", recommend_all)
+    strangers, items = [f"x{row}" for row in range(100)], [f"i{row}" for row in range(200)]
+    for recent in ({}, dict.fromkeys(strangers, items)):
+        asyncio.run(replica.recommend_here(RecommendRequest(users=strangers, recent=recent), [[]] * 100))
     assert [thread is threading.current_thread() for thread in threads] == [True, False]
 
 
