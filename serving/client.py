@@ -143,13 +143,26 @@ class Client:
         )
         return self.ask(request)
 
-    def score(self, user_id: str, item_ids: list[str], *, debias: float | None = None) -> ScoreResponse:
+    def score(
+        self, user_id: str, item_ids: list[str], *, debias: float | None = None, recent: list[str] | None = None
+    ) -> ScoreResponse:
         """Scores of given items, see ScoreRequest; raises as `recommend`."""
-        return self._ask("/v1/score", ScoreRequest(user_id=user_id, item_ids=item_ids, debias=debias), ScoreResponse)
+        request = ScoreRequest(user_id=user_id, item_ids=item_ids, recent=recent or [], debias=debias)
+        return self._ask("/v1/score", request, ScoreResponse)
 
-    def explain(self, user_id: str, item_id: str, *, debias: float | None = None, num_neighbours: int = 5) -> ExplainResponse:
+    def explain(
+        self,
+        user_id: str,
+        item_id: str,
+        *,
+        debias: float | None = None,
+        recent: list[str] | None = None,
+        num_neighbours: int = 5,
+    ) -> ExplainResponse:
         """One score taken apart, see ExplainRequest; raises as `recommend`."""
-        request = ExplainRequest(user_id=user_id, item_id=item_id, debias=debias, num_neighbours=num_neighbours)
+        request = ExplainRequest(
+            user_id=user_id, item_id=item_id, recent=recent or [], debias=debias, num_neighbours=num_neighbours
+        )
         return self._ask("/v1/explain", request, ExplainResponse)
 
     def new_items(

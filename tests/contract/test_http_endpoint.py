@@ -95,6 +95,19 @@ def test_offline_scores_equal_http_scores(client: Client, scorer: Scorer, debias
         np.testing.assert_allclose([item.score for item in result.items], expected.scores, atol=1e-5)
 
 
+def test_what_a_user_did_just_now_counts_for_ranking_score_and_explanation(client: Client, scorer: Scorer) -> None:
+    recent = [f"i{row}" for row in np.setdiff1d(np.arange(6), scorer.seen(1))[:2]]
+    (result,) = client.recommend(["u1"], 1, recent={"u1": recent}).results
+    (best,) = result.items
+    (scored,) = client.score("u1", [best.item_id], recent=recent).scores
+    explained = client.explain("u1", best.item_id, recent=recent).explanation
+    assert explained is not None
+    assert scored.score == pytest.approx(best.score, abs=1e-5)
+    assert explained.debiased_score == pytest.approx(best.score, abs=1e-5)
+    told, untold = (client.score("u1", scorer.item_vocabulary.ids, recent=items).scores for items in (recent, []))
+    assert [item.score for item in told] != [item.score for item in untold]
+
+
 def test_unknown_users_and_items_are_answered(client: Client, scorer: Scorer) -> None:
     (result,) = client.recommend(["who"], 5).results
     assert (result.cold, result.method, result.reason) == (True, "popularity", "unknown_user")
