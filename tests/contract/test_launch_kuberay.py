@@ -20,7 +20,7 @@ from components.job import Job, LaunchConfig
 from components.kuberay import phase_of
 from components.launch import launch, make_job
 from components.spectrum.stage import run as run_spectrum
-from tests import crds
+from tests.crds import needs_crds
 from tests.kube_server import TEMPLATE, WORKFLOW, KubeServer, kube_server, kubeconfig
 from tests.sideinfo_parents import SMALL, write_ingest
 
@@ -326,8 +326,8 @@ def test_a_log_that_may_not_be_read_is_one_warning_and_no_failure(
     assert capfd.readouterr().err.count("may not be read") == 1
 
 
+@needs_crds
 def test_a_template_that_the_crd_refuses_is_told_by_path(server: KubeServer, ingest: Manifest, tmp_path: Path) -> None:
-    crds.folder()
     template = yaml.safe_load(TEMPLATE)
     template["spec"]["rayClusterSpec"]["headGroupSpec"]["replicaCount"] = 1
     (tmp_path / "templates" / "spectrum.yaml").write_text(yaml.safe_dump(template))
