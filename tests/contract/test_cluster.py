@@ -28,6 +28,7 @@ from pipelines.plan import NEVER_CACHED, CompiledPipeline, compile_pipeline
 from tests import crds
 from tests.kfp_server import KfpServer, kfp_server
 from tests.servers import Page, serving
+from tests.waiting import wait_until
 
 REPOSITORY = Path(__file__).parents[2]
 ROOT = "s3://bucket/cllmr"
@@ -604,9 +605,7 @@ def test_an_interrupt_while_the_run_is_being_created_finds_and_ends_it(server: K
     server.states = ["RUNNING"]
     server.fail("POST", ".*/runs", 503, times=1000, after=True, headers={"Retry-After": "30"})
     process = start("submit", "--host", server.url, *QUICK, "--wait")
-    deadline = time.monotonic() + 180
-    while not server.runs and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until("the run", lambda: server.runs)
     server.faults.clear()
     err = interrupted(process, signal.SIGINT)
     (run_id,) = server.runs
