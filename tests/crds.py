@@ -14,9 +14,11 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
+from tests import REPOSITORY
+
 Schema = dict[str, Any]
 
-DIRECTORY = Path(os.environ.get("CLLMR_CRDS") or Path(__file__).parents[2] / "shared" / "crds")
+DIRECTORY = Path(os.environ.get("CLLMR_CRDS") or REPOSITORY.parent / "shared" / "crds")
 FOUND = DIRECTORY.is_dir()
 needs_crds = pytest.mark.skipif(not FOUND, reason=f"no custom resource definitions at {DIRECTORY}: set CLLMR_CRDS")
 

@@ -21,11 +21,10 @@ from urllib.parse import parse_qs, urlsplit
 import yaml
 
 from components.kuberay import RIGHTS
-from tests import crds
+from tests import REPOSITORY, crds
 from tests.servers import Faulty, Refused, serving
 
 Json = dict[str, Any]
-REPOSITORY = Path(__file__).parents[1]
 TEMPLATE = """
 apiVersion: ray.io/v1
 kind: RayJob

@@ -12,10 +12,10 @@ from pathlib import Path
 import httpx
 import psutil
 
+from tests import REPOSITORY
 from tests.stores import free_ports
 from tests.waiting import wait_until
 
-REPOSITORY = Path(__file__).parents[1]
 TOKEN = "0123456789abcdef0123456789abcdef"
 HEADERS = {"Authorization": f"Bearer {TOKEN}"}
 OBJECT_STORE_BYTES = 100 * 2**20

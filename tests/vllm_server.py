@@ -10,10 +10,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests import REPOSITORY
 from tests.stores import free_ports
 from tests.waiting import wait_until
 
-REPOSITORY = Path(__file__).parents[1]
 PYTHON = REPOSITORY / ".venv-llm" / "bin" / "python"
 NAME = "tiny"
 ENGINE = {"dtype": "float32", "enforce_eager": True, "max_model_len": 2048, "max_num_seqs": 16}

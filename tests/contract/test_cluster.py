@@ -25,12 +25,11 @@ from pipelines.cluster_config import ClusterConfig
 from pipelines.config import PlatformConfig, load
 from pipelines.names import PipelineName
 from pipelines.plan import NEVER_CACHED, CompiledPipeline, compile_pipeline
-from tests import crds
+from tests import REPOSITORY, crds
 from tests.kfp_server import KfpServer, kfp_server
 from tests.servers import Page, serving
 from tests.waiting import wait_until
 
-REPOSITORY = Path(__file__).parents[2]
 ROOT = "s3://bucket/cllmr"
 DATA = ["ingest.source=files", "ingest.interactions=s3://bucket/raw/interactions.csv"]
 

@@ -28,7 +28,8 @@ from components.job import Job, LaunchConfig
 from components.jobs_api import JobsApi
 from components.launch import launch
 from components.spectrum.stage import run as run_spectrum
-from tests.ray_nodes import HEADERS, REPOSITORY, TOKEN, ray_cluster
+from tests import REPOSITORY
+from tests.ray_nodes import HEADERS, TOKEN, ray_cluster
 from tests.servers import Faulty, Refused, serving
 from tests.sideinfo_parents import SMALL, write_ingest
 from tests.stores import free_ports

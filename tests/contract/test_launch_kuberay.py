@@ -20,12 +20,12 @@ from components.job import Job, LaunchConfig
 from components.kuberay import phase_of
 from components.launch import launch, make_job
 from components.spectrum.stage import run as run_spectrum
+from tests import REPOSITORY
 from tests.crds import needs_crds
 from tests.kube_server import TEMPLATE, WORKFLOW, KubeServer, kube_server, kubeconfig
 from tests.sideinfo_parents import SMALL, write_ingest
 from tests.waiting import wait_until
 
-REPOSITORY = Path(__file__).parents[2]
 RUN = "0b7b1f0e-1111-4222-8333-444455556666"
 JOBS = "/apis/ray.io/v1/namespaces/team/rayjobs"
 

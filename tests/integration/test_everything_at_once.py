@@ -25,9 +25,10 @@ import yaml
 from components.artifacts import Manifest, Store
 from serving.client import Client
 from serving.run import wait_until_ready
+from tests import REPOSITORY
 from tests.k8s.manifests import Object, config_of, job_command, named, needs_kubectl, overlay, redis_config
 from tests.planted import block_world
-from tests.ray_nodes import HEADERS, REPOSITORY, TOKEN, RayCluster, lose_node, ray_cluster
+from tests.ray_nodes import HEADERS, TOKEN, RayCluster, lose_node, ray_cluster
 from tests.stores import (
     PASSWORD,
     free_ports,

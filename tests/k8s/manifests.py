@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
-REPOSITORY = Path(__file__).parents[2]
+from tests import REPOSITORY
+
 K8S = REPOSITORY / "k8s"
 OVERLAYS = ("dev", "prod")
 

@@ -19,10 +19,10 @@ from components.tracking import Registry, default_tracking_uri
 from pipelines.cli import app, filters_of
 from pipelines.cluster import source_revision
 from serving.schemas import Range
+from tests import REPOSITORY
 from tests.bundles import stored_bundle, write_item_columns, write_random_bundle
 from tests.waiting import wait_until
 
-REPOSITORY = Path(__file__).parents[2]
 COMMANDS = [
     *("doctor", "validate", "run", "compile", "submit", "schedule", "runs", "wait"),
     *("serve", "recommend", "explain", "experiment", "batch", "promote", "rollback", "materialise", "clean"),

@@ -18,11 +18,10 @@ from pipelines import local
 from pipelines.display import Lines
 from pipelines.local import PlatformRun, StageCrashed
 from pipelines.plan import plan
+from tests import REPOSITORY
 from tests.fake_pipeline import fake_pipeline
 from tests.fakes import STAGES, FakeConfig, FakePlatform
 from tests.waiting import wait_until
-
-REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
