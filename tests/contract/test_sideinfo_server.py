@@ -28,9 +28,8 @@ from components.sideinfo.config import SideinfoConfig
 from components.sideinfo.reader import reference_embeddings
 from components.sideinfo.stage import STAGE, run
 from tests.llm_server import Asked, Behaviour, Handler, LLMServer, completion, good, llm_server, profile_of
-from tests.sideinfo_parents import Small, write_ingest
+from tests.sideinfo_parents import HashEncoder, Small, write_ingest
 from tests.stores import free_ports
-from tests.unit.test_sideinfo_stage import HashEncoder
 from tests.waiting import wait_until
 
 NUM_ITEMS, NUM_USERS = 20, 6
@@ -422,7 +421,7 @@ import json, logging, signal, sys
 from components.sideinfo import encoder, vllm
 from tests.contract.test_profile_writers import Written
 from tests.contract.test_sideinfo_server import TOLD, run, write_ingest
-from tests.unit.test_sideinfo_stage import HashEncoder
+from tests.sideinfo_parents import HashEncoder
 signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests may have it ignored
 logging.basicConfig(level=logging.INFO)  # libraries tell what they can
 encoder.load = lambda name, truncate_dim: HashEncoder()

@@ -15,7 +15,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 import numpy as np
 import pandas as pd
@@ -32,13 +31,14 @@ from components.sideinfo.config import DEFAULT_ENCODER
 from components.spectrum import stage as spectrum_stage
 from serving.scorer import Scorer
 from serving.texts import Texts
+from tests import REPOSITORY
 from tests.llm_server import llm_server
 from tests.planted import block_world
+from tests.sideinfo_parents import HashEncoder
 from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-REPOSITORY = Path(__file__).parents[2]
 EPOCHS = 6
 WAIT = 240  # seconds; a busy machine takes more than a minute to start Ray's processes
 CONFIG: dict[str, Any] = {
@@ -61,16 +61,6 @@ from components.train.stage import run
 config, root, ingest, features, out = sys.argv[1:]
 run(json.loads(config), root, ingest=Manifest.read(ingest), features=Manifest.read(features)).write(out)
 """
-
-
-class HashEncoder:
-    """A vector per text, the same in every run."""
-
-    def get_embedding_dimension(self) -> int:
-        return 6
-
-    def encode(self, texts: list[str], **_: object) -> np.ndarray:
-        return np.stack([np.random.default_rng(crc32(text.encode())).standard_normal(6) for text in texts])
 
 
 @dataclass
