@@ -21,11 +21,10 @@ from urllib.parse import parse_qs, urlsplit
 import yaml
 
 from components.kuberay import RIGHTS
-from tests import crds
+from tests import REPOSITORY, crds
 from tests.servers import Faulty, Refused, serving
 
 Json = dict[str, Any]
-REPOSITORY = Path(__file__).parents[1]
 TEMPLATE = """
 apiVersion: ray.io/v1
 kind: RayJob
@@ -177,10 +176,8 @@ class KubeServer(Faulty):
 
     def _create(self, namespace: str, body: Json) -> Json:
         name = body["metadata"]["name"]
-        if self.validates and os.environ.get("CLLMR_CRDS"):
-            schema = crds.schema("kuberay-v1.7.0/ray.io_rayjobs.yaml", "v1")
-            if found := crds.problems(body, schema):
-                raise Refused(422, f"RayJob.ray.io {name!r} is invalid: {'; '.join(found)}")
+        if self.validates and crds.FOUND and (found := crds.problems(body)):
+            raise Refused(422, f"RayJob.ray.io {name!r} is invalid: {'; '.join(found)}")
         if name in self.objects:
             raise Refused(409, f'rayjobs.ray.io "{name}" already exists')
         made = copy.deepcopy(body)

@@ -9,7 +9,6 @@ import re
 import socket
 import struct
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -221,11 +220,3 @@ def llm_server(behaviour: Behaviour = good) -> Iterator[LLMServer]:
         server.shutdown()
         server.server_close()
         thread.join()
-
-
-def wait_until(done: Callable[[], bool], seconds: float = 120.0) -> None:
-    """Polls; fails when it takes longer."""
-    end = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.02)

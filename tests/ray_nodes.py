@@ -12,9 +12,10 @@ from pathlib import Path
 import httpx
 import psutil
 
-from tests.stores import free_ports, until
+from tests import REPOSITORY
+from tests.stores import free_ports
+from tests.waiting import wait_until
 
-REPOSITORY = Path(__file__).parents[1]
 TOKEN = "0123456789abcdef0123456789abcdef"
 HEADERS = {"Authorization": f"Bearer {TOKEN}"}
 OBJECT_STORE_BYTES = 100 * 2**20
@@ -46,7 +47,7 @@ class RayCluster:
         log, before = self.folder / f"node-{len(self.nodes)}.log", self.alive() if self.nodes else set()
         for _ in range(3):  # Ray gives a node 30 s to start, which a busy machine may exceed
             node = self.running.enter_context(_node({**role, "num-cpus": cpus}, self.environment, log))
-            until(lambda: node.poll() is not None or bool(self.alive() - before), log.name, 120)  # noqa: B023  # called at once
+            wait_until(log.name, lambda: node.poll() is not None or self.alive() - before, seconds=120)  # noqa: B023  # called at once
             if node.poll() is None:
                 self.nodes.append(node)
                 return node

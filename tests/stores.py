@@ -7,8 +7,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pytest
 from pyarrow.fs import S3FileSystem
 
 from serving.run import free_port
+from tests.waiting import wait_until
 
 PASSWORD = "correct-horse-battery"  # only of servers that live for a test
 POSTGRES_PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
@@ -33,15 +33,6 @@ def free_ports(count: int) -> list[int]:
     return [free_port("127.0.0.1", 0) for _ in range(count)]
 
 
-def until(check: Callable[[], bool], what: str, seconds: float = 180) -> None:
-    """Waits until `check` holds."""
-    deadline = time.monotonic() + seconds
-    while not check():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{what}: not within {seconds:g} s")
-        time.sleep(0.1)
-
-
 def listens(port: int) -> bool:
     """Whether somebody accepts connections at a port of loopback."""
     with socket.socket() as probe:
@@ -57,7 +48,7 @@ def redis_server(directory: Path, config: str) -> Iterator[str]:
         ["redis-server", str(directory / "redis.conf"), "--port", str(port), "--bind", "127.0.0.1"], stdout=subprocess.DEVNULL
     )
     try:
-        until(lambda: listens(port), "redis-server")
+        wait_until("redis-server", lambda: listens(port))
         yield f"127.0.0.1:{port},password={PASSWORD}"
     finally:
         process.terminate()
@@ -83,7 +74,7 @@ def postgres_server(statements: str) -> Iterator[str]:
     address = f"postgres:{PASSWORD}@127.0.0.1:{port}"
     try:
         ready = [str(programs / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port)]
-        until(lambda: subprocess.run(ready, check=False).returncode == 0, "postgres")
+        wait_until("postgres", lambda: subprocess.run(ready, check=False).returncode, lambda code: code == 0)
         with psycopg.connect(f"postgresql://{address}/postgres", autocommit=True) as connection:
             for statement in statements.split(";"):
                 connection.execute(statement.encode())
@@ -127,7 +118,7 @@ def s3_server(directory: Path, bucket: str) -> Iterator[Mapping[str, str]]:
             stderr=subprocess.STDOUT,
         )
     try:
-        until(lambda: listens(ports["s3.port"]), "weed")
+        wait_until("weed", lambda: listens(ports["s3.port"]))
         client = S3FileSystem(
             access_key=keys["accessKey"],
             secret_key=keys["secretKey"],
@@ -136,7 +127,7 @@ def s3_server(directory: Path, bucket: str) -> Iterator[Mapping[str, str]]:
             allow_bucket_creation=True,
         )
         client.create_dir(bucket)
-        until(lambda: _takes_objects(client, bucket), "weed, to store an object")
+        wait_until("weed to store an object", lambda: _takes_objects(client, bucket))
         yield {
             "AWS_ENDPOINT_URL": endpoint,
             "AWS_ACCESS_KEY_ID": keys["accessKey"],

@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,9 +10,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests import REPOSITORY
 from tests.stores import free_ports
+from tests.waiting import wait_until
 
-REPOSITORY = Path(__file__).parents[1]
 PYTHON = REPOSITORY / ".venv-llm" / "bin" / "python"
 NAME = "tiny"
 ENGINE = {"dtype": "float32", "enforce_eager": True, "max_model_len": 2048, "max_num_seqs": 16}
@@ -70,21 +70,18 @@ def vllm_server(model: Path, log: Path, name: str = NAME, options: Sequence[str]
         process = subprocess.Popen(command, env=environment(), stdout=output, stderr=subprocess.STDOUT, cwd=log.parent)
     try:
         url = f"http://127.0.0.1:{port}"
-        _wait_until_up(url, process, log)
+        wait_until("vLLM", lambda: _reason_it_is_down(url, process, log), lambda reason: reason is None, _SECONDS_TO_START)
         yield VLLMServer(f"{url}/v1")
     finally:
         process.terminate()  # it ends its engine
         process.wait(timeout=60)
 
 
-def _wait_until_up(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
-    deadline = time.monotonic() + _SECONDS_TO_START
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            if httpx.get(f"{url}/health", timeout=5).status_code == httpx.codes.OK:
-                return
-        except httpx.HTTPError:
-            pass  # not yet
-        time.sleep(0.2)
+def _reason_it_is_down(url: str, process: "subprocess.Popen[bytes]", log: Path) -> str | None:
+    """The end of its log while it starts, None when it is up; fails when it has ended."""
     tail = log.read_text(encoding="utf-8", errors="replace")[-3000:]
-    raise AssertionError(f"vLLM did not come up (exit code {process.poll()}): {tail}")
+    assert process.poll() is None, f"vLLM ended (exit code {process.poll()}): {tail}"
+    try:
+        return None if httpx.get(f"{url}/health", timeout=5).status_code == httpx.codes.OK else tail
+    except httpx.HTTPError:
+        return tail

@@ -17,7 +17,7 @@ Without propensity and without inflation all gates stay at 1.00 and recall moves
 0.247 -> 0.248, 0.241 -> 0.243).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -35,14 +35,6 @@ from tests.planted import World, block_world, propensity_world
 
 EPOCHS = 40
 STRENGTH = 0.5
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def sparse(world: World, pairs: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]) -> sp.csr_array:

@@ -13,24 +13,14 @@ Debiasing is no defence against text alone: no click was lured, so that it finds
 guard does not know and that gain as much with it as without: `tests/benchmarks/RESULTS.md`.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from components.sideinfo.guard import neutralise
 from tests.redteam import INTERESTS, WRITERS, Attack, Embedder, Trial, World, WriterName, corpus, lift, make_world
 
 SCORES = ("factual", "debiased")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

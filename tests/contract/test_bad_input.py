@@ -16,8 +16,8 @@ from components.artifacts import Stage, StageConfig, run_stage
 from components.batch import stage as batch
 from components.errors import ArtifactError, ConfigError, DataError, StorageError, UserError
 from components.ingest.stage import run
+from tests import REPOSITORY
 
-REPOSITORY = Path(__file__).parents[2]
 HEADER = "user_id,item_id,rating,timestamp\n"
 ROWS = "".join(f"{user},{item},5,{100 + item}\n" for user in range(4) for item in range(5))
 ITEMS = "item_id,title,genre\n" + "".join(f"{item},Film {item},Drama\n" for item in range(5))

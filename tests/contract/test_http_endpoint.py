@@ -6,9 +6,8 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from serving.run import free_port, parse_app_args, read_app_args, running_endpoi
 from serving.schemas import Event, NewItem
 from serving.scorer import Scorer
 from tests.bundles import write_item_columns, write_random_bundle, write_text
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.ray
 
@@ -130,19 +130,6 @@ def test_items_are_filtered_by_what_the_bundle_says_of_them(client: Client, scor
     assert client.model().model.filters["tag"].values == ["even", "odd"]
 
 
-def _until_it_is_there(ask: Callable[[], object]) -> Iterator[str]:
-    """Asks again after every refusal, and gives what was said."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        try:
-            ask()
-        except ServingError as error:
-            yield str(error)
-        else:
-            return
-    raise TimeoutError("still refused after 120 s")
-
-
 def test_a_new_item_is_scored_from_its_text_as_if_it_had_been_there(
     client: Client, scorer: Scorer, texts: NewItems, encoder: Any
 ) -> None:
@@ -151,8 +138,20 @@ def test_a_new_item_is_scored_from_its_text_as_if_it_had_been_there(
         NewItem(item_id="copy", text="A film about war in Tokyo."),
         NewItem(item_id="other", text="A film about knights in a castle."),
     ]
-    told = [*_until_it_is_there(lambda: client.new_items(new[:1]))]  # the encoder is started and loaded by the first who asks
-    assert all(re.search("encoder did not answer|does not answer in time", error) for error in told), told
+
+    def refusal() -> str | None:
+        """What is said until the encoder is there, which is started and loaded by the first who asks."""
+        try:
+            client.new_items(new[:1])
+        except ServingError as error:
+            return str(error)
+        return None
+
+    def is_there(told: str | None) -> bool:
+        assert told is None or re.search("encoder did not answer|does not answer in time", told), told
+        return told is None
+
+    wait_until("the encoder", refusal, is_there)
     answer = client.new_items(new, ["u3", "who", "else"], recent={"who": ["i7", "nope"]}, num_neighbours=3)
     assert (answer.model_version, answer.encoder) == ("7", DEFAULT_ENCODER)
     rows = texts.rows(encode(encoder, [item.text for item in new], 32, lambda done: None))

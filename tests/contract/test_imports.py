@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[2]
+from tests import REPOSITORY
+
 OURS = ("pipelines", "components", "serving", "feature_repo")
 FOUNDATION = {
     "components",

@@ -28,10 +28,12 @@ from components.job import Job, LaunchConfig
 from components.jobs_api import JobsApi
 from components.launch import launch
 from components.spectrum.stage import run as run_spectrum
-from tests.ray_nodes import HEADERS, REPOSITORY, TOKEN, ray_cluster
+from tests import REPOSITORY
+from tests.ray_nodes import HEADERS, TOKEN, ray_cluster
 from tests.servers import Faulty, Refused, serving
 from tests.sideinfo_parents import SMALL, write_ingest
-from tests.stores import free_ports, until
+from tests.stores import free_ports
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.ray
 
@@ -141,7 +143,7 @@ def test_a_job_that_never_ends_is_stopped_at_its_limit(cluster: str, ingest: Man
 def test_a_launcher_killed_and_started_again_finds_its_job_and_sigterm_stops_it(cluster: str, ingest: Manifest) -> None:
     endless = {"entrypoint": "echo epoch 1; sleep 600"}
     first = start(cluster, ingest, "killed", **endless)
-    until(lambda: "RUNNING" in jobs(cluster, "killed").values(), "the job to run")
+    wait_until("a running job", lambda: jobs(cluster, "killed"), lambda found: "RUNNING" in found.values())
     first.kill()
     first.communicate()
     second = start(cluster, ingest, "killed", **endless)

@@ -20,11 +20,12 @@ from components.job import Job, LaunchConfig
 from components.kuberay import phase_of
 from components.launch import launch, make_job
 from components.spectrum.stage import run as run_spectrum
-from tests import crds
+from tests import REPOSITORY
+from tests.crds import needs_crds
 from tests.kube_server import TEMPLATE, WORKFLOW, KubeServer, kube_server, kubeconfig
 from tests.sideinfo_parents import SMALL, write_ingest
+from tests.waiting import wait_until
 
-REPOSITORY = Path(__file__).parents[2]
 RUN = "0b7b1f0e-1111-4222-8333-444455556666"
 JOBS = "/apis/ray.io/v1/namespaces/team/rayjobs"
 
@@ -326,8 +327,8 @@ def test_a_log_that_may_not_be_read_is_one_warning_and_no_failure(
     assert capfd.readouterr().err.count("may not be read") == 1
 
 
+@needs_crds
 def test_a_template_that_the_crd_refuses_is_told_by_path(server: KubeServer, ingest: Manifest, tmp_path: Path) -> None:
-    crds.folder()
     template = yaml.safe_load(TEMPLATE)
     template["spec"]["rayClusterSpec"]["headGroupSpec"]["replicaCount"] = 1
     (tmp_path / "templates" / "spectrum.yaml").write_text(yaml.safe_dump(template))
@@ -381,27 +382,21 @@ def start(server: KubeServer, tmp_path: Path, ingest: Manifest, pod: str, **sett
     )
 
 
-def wait_for(condition: Any, seconds: float = 180) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.05)
-
-
-def running(server: KubeServer) -> bool:
-    return server.asked("WATCH", JOBS) > 0 and bool(server.objects)
+def wait_for_job(server: KubeServer) -> None:
+    """Until a launcher has made one and watches it."""
+    wait_until("a RayJob that is watched", lambda: (server.asked("WATCH", JOBS), len(server.objects)), all)
 
 
 def test_a_launcher_killed_and_started_again_finds_its_rayjob(server: KubeServer, ingest: Manifest, tmp_path: Path) -> None:
     server.operator = never_ends
     first = start(server, tmp_path, ingest, "pod-1")
-    wait_for(lambda: running(server))
+    wait_for_job(server)
     first.kill()
     first.communicate()
     (name,) = server.objects  # nobody could cancel it
     server.requests.clear()
     second = start(server, tmp_path, ingest, "pod-2")
-    wait_for(lambda: running(server))
+    wait_for_job(server)
     server.run(name)
     out, err = second.communicate(timeout=180)
     assert second.returncode == 0, err
@@ -420,7 +415,7 @@ def test_a_launcher_that_is_told_to_end_cancels_its_rayjob(
 ) -> None:
     server.operator, server.deletion_s = never_ends, 0.5
     process = start(server, tmp_path, ingest, "pod-1")
-    wait_for(lambda: running(server))
+    wait_for_job(server)
     process.send_signal(number)
     time.sleep(0.2)
     process.send_signal(signal.SIGTERM)  # the impatient one comes while it is cancelling
@@ -443,14 +438,14 @@ def test_a_job_whose_launcher_is_gone_for_good_ends_itself_and_one_that_is_waite
     """KFP kills a terminated task's Python with its container (kubeflow/pipelines#7903): nobody is left to cancel."""
     monkeypatch.setenv("TEST_ENTRYPOINT", ENDLESS)
     process = start(server, tmp_path, ingest, "pod-1", orphan_s=6)  # a busy machine may hold a launcher up for seconds
-    wait_for(lambda: running(server))
+    wait_for_job(server)
     time.sleep(10)
     (job,) = server.objects.values()
     assert job["status"]["jobDeploymentStatus"] == "Running"
     process.kill()
     process.communicate()
-    wait_for(lambda: job["status"]["jobDeploymentStatus"] != "Running")
-    assert job["status"]["jobDeploymentStatus"] == "Complete", "or the operator would try again, with a whole new cluster"
+    status = wait_until("the job's end", lambda: job["status"]["jobDeploymentStatus"], lambda status: status != "Running")
+    assert status == "Complete", "or the operator would try again, with a whole new cluster"
     (lines,) = server.logs.values()
     assert lines[-1] == f"job {job['metadata']['name']} ends: nobody has waited for it for 6 s"
     assert launched(ingest).stage == "spectrum", "a launcher that comes too late does not take it for done"

@@ -27,10 +27,10 @@ from components.sideinfo.component import sideinfo
 from components.sideinfo.config import SideinfoConfig
 from components.sideinfo.reader import reference_embeddings
 from components.sideinfo.stage import STAGE, run
-from tests.llm_server import Asked, Behaviour, Handler, LLMServer, completion, good, llm_server, profile_of, wait_until
-from tests.sideinfo_parents import Small, write_ingest
+from tests.llm_server import Asked, Behaviour, Handler, LLMServer, completion, good, llm_server, profile_of
+from tests.sideinfo_parents import HashEncoder, Small, write_ingest
 from tests.stores import free_ports
-from tests.unit.test_sideinfo_stage import HashEncoder
+from tests.waiting import wait_until
 
 NUM_ITEMS, NUM_USERS = 20, 6
 BAD = {"Film 3", "Film 7", "Film 11"}
@@ -421,7 +421,7 @@ import json, logging, signal, sys
 from components.sideinfo import encoder, vllm
 from tests.contract.test_profile_writers import Written
 from tests.contract.test_sideinfo_server import TOLD, run, write_ingest
-from tests.unit.test_sideinfo_stage import HashEncoder
+from tests.sideinfo_parents import HashEncoder
 signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests may have it ignored
 logging.basicConfig(level=logging.INFO)  # libraries tell what they can
 encoder.load = lambda name, truncate_dim: HashEncoder()
@@ -462,14 +462,18 @@ def ended_half_way(root: Path, server: LLMServer, half: int, by: signal.Signals)
     server.behaviour = stalls
     child = process(root, server, request_timeout=180.0)
     try:
-        wait_until(lambda: journal_lines(root) == half and len(server.asked) == half + SETTINGS["concurrency"])
+        wait_until(
+            "half of the answers",
+            lambda: (journal_lines(root), len(server.asked)),
+            lambda counts: counts == (half, half + SETTINGS["concurrency"]),
+        )
         child.send_signal(by)
         child.communicate(timeout=120)
     finally:
         child.kill()
         child.communicate()
     assert child.returncode == -by
-    wait_until(lambda: server.abandoned == SETTINGS["concurrency"])
+    wait_until("abandoned requests", lambda: server.abandoned, lambda count: count == SETTINGS["concurrency"])
 
 
 @pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda by: by.name)

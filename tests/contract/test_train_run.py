@@ -10,13 +10,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 import numpy as np
 import pandas as pd
@@ -33,12 +31,14 @@ from components.sideinfo.config import DEFAULT_ENCODER
 from components.spectrum import stage as spectrum_stage
 from serving.scorer import Scorer
 from serving.texts import Texts
+from tests import REPOSITORY
 from tests.llm_server import llm_server
 from tests.planted import block_world
+from tests.sideinfo_parents import HashEncoder
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-REPOSITORY = Path(__file__).parents[2]
 EPOCHS = 6
 WAIT = 240  # seconds; a busy machine takes more than a minute to start Ray's processes
 CONFIG: dict[str, Any] = {
@@ -61,16 +61,6 @@ from components.train.stage import run
 config, root, ingest, features, out = sys.argv[1:]
 run(json.loads(config), root, ingest=Manifest.read(ingest), features=Manifest.read(features)).write(out)
 """
-
-
-class HashEncoder:
-    """A vector per text, the same in every run."""
-
-    def get_embedding_dimension(self) -> int:
-        return 6
-
-    def encode(self, texts: list[str], **_: object) -> np.ndarray:
-        return np.stack([np.random.default_rng(crc32(text.encode())).standard_normal(6) for text in texts])
 
 
 @dataclass
@@ -139,7 +129,7 @@ class Run:
         An epoch is told before it is reported, a report waits until Ray has taken the one before, and Ray takes one when it
         has kept the one before that: the fourth epoch's end tells that the first one's checkpoint is kept.
         """
-        self._wait(lambda: len(self.epochs()) >= 4, "four epochs")
+        wait_until("four epochs", self._epochs_of_running, lambda told: len(told) >= 4, WAIT)
 
     def descendants(self) -> list[psutil.Process]:
         assert self.process is not None
@@ -164,13 +154,10 @@ class Run:
         psutil.wait_procs(family, timeout=30)
         assert not working, f"these outlived the stage: {working}"
 
-    def _wait(self, condition: Callable[[], bool], what: str) -> None:
+    def _epochs_of_running(self) -> list[int]:
         assert self.process is not None
-        end = time.monotonic() + WAIT
-        while not condition():
-            assert self.process.poll() is None, f"ended before {what}: " + (self.root / "log.txt").read_text()[-4000:]
-            assert time.monotonic() < end, f"waited for {what}"
-            time.sleep(0.02)
+        assert self.process.poll() is None, "ended too early: " + (self.root / "log.txt").read_text()[-4000:]
+        return self.epochs()
 
 
 @pytest.fixture

@@ -12,8 +12,7 @@ import pytest
 
 from components.cllmr import backbones, effects, encoders
 from components.experiment.planted import write_blocks
-
-REPOSITORY = Path(__file__).parents[2]
+from tests import REPOSITORY
 
 
 def example_of(package: ModuleType) -> dict[str, str]:

@@ -25,6 +25,7 @@ from serving.client import Client
 from serving.run import running_endpoint
 from serving.schemas import RecommendRequest, RecommendResponse
 from tests.bundles import write_random_bundle
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.ray
 
@@ -97,13 +98,13 @@ class Askers:
 
     def wait_for_calm(self) -> None:
         """Waits for enough answers in a row from now on."""
-        began, seen = time.monotonic(), len(self.outcomes)
-        while True:
-            ended = self.outcomes[seen:]
-            if len(ended) >= CALM and set(ended[-CALM:]) == {"200"}:
-                return
-            assert time.monotonic() - began < RECOVERED_WITHIN, Counter(ended)
-            time.sleep(0.05)
+        before = len(self.outcomes)
+        wait_until(
+            "calm",
+            lambda: Counter(self.outcomes[before:][-CALM:]),
+            lambda newest: newest == {"200": CALM},
+            RECOVERED_WITHIN,
+        )
 
 
 @pytest.fixture(scope="module")

@@ -24,9 +24,11 @@ import yaml
 
 from components.artifacts import Manifest, Store
 from serving.client import Client
+from serving.run import wait_until_ready
+from tests import REPOSITORY
 from tests.k8s.manifests import Object, config_of, job_command, named, needs_kubectl, overlay, redis_config
 from tests.planted import block_world
-from tests.ray_nodes import HEADERS, REPOSITORY, TOKEN, RayCluster, lose_node, ray_cluster
+from tests.ray_nodes import HEADERS, TOKEN, RayCluster, lose_node, ray_cluster
 from tests.stores import (
     PASSWORD,
     free_ports,
@@ -36,8 +38,8 @@ from tests.stores import (
     postgres_server,
     redis_server,
     s3_server,
-    until,
 )
+from tests.waiting import wait_until
 
 pytestmark = [
     pytest.mark.slow,
@@ -235,9 +237,10 @@ def test_the_manifests_serve_configuration_serves_the_model(world: World, there:
     httpx.put(address, headers=HEADERS, json=document, timeout=60).raise_for_status()
     try:
         url = f"http://127.0.0.1:{port}"
-        until(lambda: is_ready(url), "the endpoint", 400)
+        wait_until_ready(url, 400)
         with Client(url, timeout=60) as client:
-            until(lambda: client.model().features.state == "ready", "Feast, which a busy machine may load for long", 300)
+            # a busy machine may load it for long
+            wait_until("Feast", lambda: client.model().features, lambda now: now.state == "ready", 300)
             model, answer = client.model(), client.recommend(["0", "nobody"], k=5)
         assert model.model_version == "1"
         known, new = answer.results
@@ -247,13 +250,6 @@ def test_the_manifests_serve_configuration_serves_the_model(world: World, there:
         assert (response.status_code, response.headers.get("x-degraded")) == (200, None), "Redis has been read"
     finally:
         httpx.delete(address, headers=HEADERS, timeout=120)
-
-
-def is_ready(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/readyz", timeout=30).status_code == 200
-    except httpx.HTTPError:
-        return False
 
 
 def test_the_job_materialise_registers_in_postgres_and_refills_for_the_champion_a_redis_that_was_lost(
@@ -314,7 +310,12 @@ def test_a_worker_node_that_is_taken_away_costs_the_epochs_since_the_newest_chec
     with open(tmp_path / "log.txt", "w") as log:
         launcher = subprocess.Popen(command, cwd=tmp_path, env=variables, stdout=log, stderr=subprocess.STDOUT)
     try:
-        until(lambda: launcher.poll() is not None or len(checkpoints(store)) >= 2, "two checkpoints", 600)
+        wait_until(
+            "two checkpoints",
+            lambda: (launcher.poll(), checkpoints(store)),
+            lambda seen: seen[0] is not None or len(seen[1]) >= 2,
+            600,
+        )
         text = (tmp_path / "log.txt").read_text()
         assert launcher.poll() is None, f"it ended before it could be interrupted: {text[-3000:]}"
         lose_node(world.cluster.nodes[-1])

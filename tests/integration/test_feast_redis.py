@@ -15,7 +15,8 @@ from components.features.reader import training_features
 from components.features.stage import is_live, put_back, run
 from feature_repo.store import open_store
 from tests.features_parents import Small, spectrum
-from tests.stores import free_ports, listens, until
+from tests.stores import free_ports, listens
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(
     shutil.which("redis-server") is None, reason="redis-server is not installed (Debian: apt-get install redis-server)"
@@ -41,7 +42,7 @@ class RedisServer:
         self.process = subprocess.Popen(
             ["redis-server", *options], cwd=self.directory, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        until(lambda: listens(self.port), "redis-server")
+        wait_until("redis-server", lambda: listens(self.port))
 
     def stop(self) -> None:
         if self.process is not None:

@@ -22,7 +22,7 @@ from serving.run import running_endpoint
 from tests.bundles import write_random_bundle
 from tests.features_parents import Small
 from tests.integration.test_chaos import USERS, Askers
-from tests.integration.test_model_swap import until
+from tests.waiting import wait_until
 
 pytestmark = [
     pytest.mark.ray,
@@ -114,7 +114,7 @@ def test_a_full_disk_costs_no_answer_and_events_are_refused_until_there_is_room(
             assert "i31" in items
             assert shutil.disk_usage(disk).free == 0
             filler.unlink()
-            until(lambda: tell(url, "i31").status_code == 200)
+            wait_until("room", lambda: tell(url, "i31"), lambda response: response.status_code == 200)
             askers.wait_for_calm()
     assert set(askers.outcomes[before:]) == {"200"}, Counter(askers.outcomes[before:])
     assert "i31" not in ranked_to(url, NEWCOMER)[1]

@@ -7,7 +7,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from components.launch import ray_session
 from serving.gauges import LastingGauge
-from tests.stores import until
+from tests.waiting import wait_until
 
 
 @ray.remote
@@ -39,10 +39,11 @@ def test_a_gauge_that_is_set_once_is_told_for_as_long_as_it_is_not_ended() -> No
     with ray_session(num_cpus=1):
         told = Told.remote()
         ray.get(told.tell.remote())
-        until(lambda: exported() == {"ray_plain": 1, "ray_lasting1": 1, "ray_lasting2": 1}, "all are exported")
-        until(lambda: "ray_plain" not in exported(), "Ray forgets the plain one")  # why there are gauges of ours
+        wait_until("all gauges", exported, lambda found: found == {"ray_plain": 1, "ray_lasting1": 1, "ray_lasting2": 1})
+        # why there are gauges of ours
+        wait_until("Ray to forget the plain one", exported, lambda found: "ray_plain" not in found)
         assert exported() == {"ray_lasting1": 1, "ray_lasting2": 1}
         ray.get(told.end.remote())
-        until(lambda: exported().get("ray_lasting1") == 0, "its end is told")
-        until(lambda: "ray_lasting1" not in exported(), "and it ends")
+        wait_until("the end of a lasting one", exported, lambda found: found.get("ray_lasting1") == 0)
+        wait_until("Ray to forget it", exported, lambda found: "ray_lasting1" not in found)
         assert exported() == {"ray_lasting2": 1}

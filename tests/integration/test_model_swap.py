@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -26,12 +26,12 @@ from components.tracking import Registry, default_tracking_uri
 from serving.client import Client
 from serving.run import running_endpoint
 from tests.bundles import write_random_bundle
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.ray
 
 CLIENTS = 4
 SEEN_WITHIN = 60.0  # seconds from a command to answers of the other model, on a busy machine
-PATIENCE = 180.0  # seconds for anything else
 
 
 class Seed(StageConfig):
@@ -78,17 +78,14 @@ class Load:
         for thread in self.threads:
             thread.join()
 
-    def wait_for(self, version: str, seconds: float = PATIENCE) -> float:
-        """Seconds until every client was answered by a version and by no other since."""
-        return until(lambda: all(answers and answers[-1][1] == version for answers in self.answers), seconds)
-
-
-def until(is_so: Callable[[], bool], seconds: float = PATIENCE) -> float:
-    started = time.monotonic()
-    while not is_so():
-        assert time.monotonic() - started < seconds, f"not so after {seconds:g} s"
-        time.sleep(0.05)
-    return time.monotonic() - started
+    def wait_for(self, version: str, seconds: float = 180) -> None:
+        """Until every client was answered by a version and by no other since."""
+        wait_until(
+            f"answers by version {version} alone",
+            lambda: {answers[-1][1] if answers else "" for answers in self.answers},
+            lambda versions: versions == {version},
+            seconds,
+        )
 
 
 def metrics() -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -157,11 +154,11 @@ def test_models_are_swapped_refused_and_rolled_back_under_load_without_a_failed_
         world.registry.promote(world.trained[1].fingerprint)
         load.wait_for("2", SEEN_WITHIN)
         world.registry.promote(world.trained[2].fingerprint)
-        until(lambda: metric("cllmr_refused_bundles_total", model_version="3") == 1)
+        wait_until("the refusal", lambda: metric("cllmr_refused_bundles_total", model_version="3"), lambda count: count == 1)
         assert metric("cllmr_off_champion") == 1
         time.sleep(5)  # it is asked for again and again, and neither served nor told again
         world.cllmr("rollback")
-        until(lambda: metric("cllmr_off_champion") == 0)
+        wait_until("the champion", lambda: metric("cllmr_off_champion"), lambda off: off == 0)
         world.cllmr("rollback")
         load.wait_for("1", SEEN_WITHIN)
         time.sleep(1)
@@ -171,7 +168,7 @@ def test_models_are_swapped_refused_and_rolled_back_under_load_without_a_failed_
     for client in load.answers:
         assert [version for version, _ in groupby(header for _, header, _, _ in client)] == ["1", "2", "1"]
     assert max(seconds for *_, seconds in answers) < SEEN_WITHIN
-    until(lambda: metric("cllmr_model_swaps_total") == 2)
+    wait_until("both swaps", lambda: metric("cllmr_model_swaps_total"), lambda count: count == 2)
     assert metric("cllmr_refused_bundles_total", model_version="3") == 1  # counted once, though asked for many times
     given = {version: sum(body == version for _, _, body, _ in answers) for version in "12"}
 
@@ -179,14 +176,14 @@ def test_models_are_swapped_refused_and_rolled_back_under_load_without_a_failed_
         ours = {"method": "personalised", "reason": "none"}
         return {version: metric("cllmr_answers_total", model_version=version, **ours) for version in "12"}
 
-    until(lambda: counted() == given)  # Ray exports them some seconds later
+    wait_until("all answers", counted, lambda counts: counts == given)  # Ray exports them some seconds later
     assert [metric("cllmr_model_info", model_version=version) for version in "12"] == [1, 0]
 
 
 def test_the_model_route_tells_what_is_deployed_from_what_is_served(url: str, world: World) -> None:
     with Client(url, timeout=60) as client:
         world.registry.promote(world.trained[1].fingerprint)
-        until(lambda: client.model().model_version == "2", SEEN_WITHIN)
+        wait_until("the swap", lambda: client.model().model_version, lambda seen: seen == "2", SEEN_WITHIN)
         answer = client.model()
     assert (answer.deployed_version, answer.model.name) == ("1", "random")
 
@@ -214,7 +211,7 @@ def test_requests_are_counted_by_what_they_met(url: str) -> None:
 
     # popularity shows nothing but the head; every process exports its own counts, and at its own time
     expected = {"unknown items": 2, "unknown users": 2, "popular": 1, "head": 5, "tail": 0}
-    until(lambda: all(counted()[name] >= number for name, number in expected.items()))
+    wait_until("all counts", counted, lambda counts: all(counts[name] >= number for name, number in expected.items()))
     assert counted() == expected
     for stage, route in (("model", "/v1/score"), ("scorer", "/v1/explain"), ("features", "/v1/recommend")):
         assert metric("cllmr_stage_latency_ms_count", stage=stage, route=route) > 0, (stage, route)
@@ -255,13 +252,13 @@ def test_a_replica_that_starts_late_begins_with_the_champion_and_not_with_what_w
     kill("Scorer" if composition == "apart" else "Gateway")
     versions = []
 
-    def is_back() -> bool:
+    def ask() -> list[str]:
         response = httpx.post(f"{url}/v1/recommend", json={"users": ["u1"]}, timeout=60)
         if response.headers.get("x-degraded") in ("scorer_unavailable", "scorer_timeout"):
             assert {result["method"] for result in response.json()["results"]} == {"static"}
         elif response.status_code == 200:
             versions.append(response.headers["x-model-version"])
-        return len(versions) == 20
+        return versions
 
-    until(is_back)
+    wait_until("answers of a model", ask, lambda answered: len(answered) == 20)
     assert set(versions) == {"2"}

@@ -36,7 +36,8 @@ from serving.scorer import Scorer
 from tests.bundles import write_random_bundle
 from tests.features_parents import Small, embeddings
 from tests.integration.test_feast_redis import RedisServer
-from tests.integration.test_model_swap import metric, until
+from tests.integration.test_model_swap import metric
+from tests.waiting import wait_until
 
 pytestmark = [
     pytest.mark.ray,
@@ -156,7 +157,7 @@ def test_a_user_who_has_done_nothing_is_answered_by_his_text_until_he_does(world
     (before,) = world.client.recommend([NEWCOMER], 10).results
     assert (before.cold, before.method, before.reason, before.history) == (True, "side_information", "unknown_user", None)
     rung = {"model_version": "1", "method": "side_information", "reason": "unknown_user"}
-    until(lambda: metric("cllmr_answers_total", **rung) == 1)
+    wait_until("a counted answer", lambda: metric("cllmr_answers_total", **rung), lambda count: count == 1)
     world.tell((NEWCOMER, "i7", 30))
     (after,) = world.client.recommend([NEWCOMER], 10).results
     assert (after.method, after.history) == ("fold_in", "fresh")
@@ -217,19 +218,19 @@ def test_redis_stopped_under_load_costs_freshness_and_no_answer(world: World) ->
         return {mine[-1][1] if mine else "" for mine in answers}
 
     try:
-        until(lambda: latest() == {None})
+        wait_until("answers by fresh events", latest, lambda degraded: degraded == {None})
         world.redis.stop()
-        until(lambda: latest() == {"features_circuit_open"})
+        wait_until("an open circuit", latest, lambda degraded: degraded == {"features_circuit_open"})
         event = {"user_id": "u8", "item_id": "i31", "timestamp": int(time.time())}
         refused = httpx.post(f"{world.url}/v1/events", json={"events": [event]}, timeout=60)
         assert (refused.status_code, refused.json()["code"]) == (503, "features_unavailable")
         assert refused.headers["retry-after"] == "1"
-        until(lambda: metric("cllmr_features_circuit_open") == 1)
+        wait_until("an open circuit, counted", lambda: metric("cllmr_features_circuit_open"), lambda value: value == 1)
         assert all(mine[-1][2] for mine in answers)  # the last known events are still left out
         world.redis.start()
-        until(lambda: latest() == {None})
-        until(lambda: world.tell(("u8", "i31", 0)).stored == 1)
-        until(lambda: metric("cllmr_features_circuit_open") == 0)
+        wait_until("answers by fresh events again", latest, lambda degraded: degraded == {None})
+        wait_until("a stored event", lambda: world.tell(("u8", "i31", 0)).stored, lambda count: count == 1)
+        wait_until("a closed circuit", lambda: metric("cllmr_features_circuit_open"), lambda value: value == 0)
     finally:
         stop.set()
         for thread in threads:

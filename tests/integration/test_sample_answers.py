@@ -13,6 +13,7 @@ from components.ingest.dataset import Dataset
 from components.sideinfo.config import SAMPLE_ROOT
 from components.sideinfo.stage import make_writer
 from pipelines.config import load
+from tests import REPOSITORY
 
 MARKERS = sorted((SAMPLE_ROOT / "answers").glob("*/*.json"))
 
@@ -47,9 +48,7 @@ def test_the_preset_replays_them_for_all_items_and_users_and_asks_nobody(tmp_pat
 
 def test_make_run_uses_them() -> None:
     """They are of the sample alone, so `cllmr run`, which anybody's data go through, does not."""
-    printed = subprocess.run(
-        ["make", "-n", "run"], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True
-    ).stdout
+    printed = subprocess.run(["make", "-n", "run"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
     assert "cllmr run --preset smollm2" in printed
     settings = load("smollm2").sideinfo
     assert (settings.backend, settings.own_text) == ("replay", True)

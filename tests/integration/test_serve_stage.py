@@ -25,6 +25,7 @@ from serving.run import running_endpoint
 from serving.schemas import Event
 from tests.bundles import write_bundle
 from tests.features_parents import EVENTS, ITEMS, USERS, Small
+from tests.waiting import wait_until
 
 REGISTRY = "http://mlflow:5000"
 KEPT = {
@@ -283,13 +284,15 @@ def test_histories_follow_a_new_champion_to_its_own_feature_set(url: str, world:
     registry = Registry(default_tracking_uri(world.root), "cllmr")
     registry.register(trained.fingerprint, world.root, f"train/{trained.fingerprint}/bundle", {})
     registry.promote(trained.fingerprint)
-    seen, deadline = [], time.monotonic() + 180
-    while not seen or seen[-1] != ("1", None, []):
-        assert time.monotonic() < deadline, seen[-1]
+    seen = []
+
+    def ask() -> tuple[str, str | None, list[str]]:
         response = httpx.post(f"{url}/v1/recommend", json={"users": ["7"], "k": 4}, timeout=60)
         assert response.status_code == 200
         items = sorted(item["item_id"] for item in response.json()["results"][0]["items"])
         seen.append((response.headers["x-model-version"], response.headers.get("x-degraded"), items))
-        time.sleep(0.1)
+        return seen[-1]
+
+    wait_until("the new champion's history", ask, lambda answer: answer == ("1", None, []))
     assert seen[0] == ("3", "features_unavailable", [ITEMS[2]])  # by the history last known
     assert httpx.get(f"{url}/v1/model", timeout=60).json()["features"] == {"state": "ready", "reason": None}

@@ -14,7 +14,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from serving.run import running_endpoint
 from tests.bundles import write_random_bundle
-from tests.stores import until
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.ray
 
@@ -79,7 +79,7 @@ def test_a_request_is_traced_from_the_proxy_to_the_model(
         assert httpx.post(f"{url}/v1/recommend", json={"users": ["u1"]}, headers=parent, timeout=60).status_code == 200
         assert httpx.post(f"{url}/v1/recommend", json={"users": ["u2"]}, timeout=60).status_code == 200
         # each process sends its own
-        until(lambda: {span.name for span in collector.of_trace(TRACE)} >= EXPECTED, "the spans")
+        wait_until("the spans", lambda: {span.name for span in collector.of_trace(TRACE)}, lambda names: names >= EXPECTED)
     spans = {span.name: span for span in collector.of_trace(TRACE)}
     assert {service for service, _ in collector.spans} == {SERVICE}
     assert {span.trace_id.hex() for _, span in collector.spans} == {TRACE}

@@ -21,7 +21,8 @@ from serving.client import Client
 from serving.run import prepare_endpoint, stop_endpoint, wait_until_ready
 from serving.scorer import Scorer
 from serving.settings import Trial, place
-from tests.integration.test_model_swap import Load, metric, train, until
+from tests.integration.test_model_swap import Load, metric, train
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.ray
 
@@ -48,6 +49,10 @@ class World:
         """Which model answers which user, each asked together with all others."""
         with Client(self.url, timeout=60) as client:
             return {result.user_id: result.model_version for result in client.recommend(USERS, 5).results}
+
+    def wait_for(self, version: str) -> None:
+        """Until one model answers every user."""
+        wait_until(f"version {version} for everybody", lambda: set(self.versions().values()), lambda seen: seen == {version})
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +87,7 @@ def test_a_challenger_is_tried_compared_and_dropped_without_a_restart_or_a_faile
         world.deploy("canary", SHARE)
         tried = {user: "2" if place(user, challenger) < SHARE else "1" for user in USERS}
         assert set(tried.values()) == {"1", "2"}
-        until(lambda: world.versions() == tried)
+        wait_until("the trial", world.versions, lambda versions: versions == tried)
         assert world.versions() == tried  # and they stay where they are
         scorers = {str(number): Scorer.load(world.trained[number - 1].path() / "bundle") for number in (1, 2)}
         with Client(world.url, timeout=60) as client:
@@ -92,15 +97,20 @@ def test_a_challenger_is_tried_compared_and_dropped_without_a_restart_or_a_faile
                 assert scored.model_version == tried[user]
                 expected = scorers[tried[user]].score_all([int(user[1:])], 0.5)[0][3]
                 assert scored.scores[0].score == pytest.approx(expected, abs=1e-5)
-        until(lambda: metric("cllmr_answers_total", model_version="2", method="personalised", reason="none") > 0)
+        ours = {"model_version": "2", "method": "personalised", "reason": "none"}
+        wait_until("counted answers", lambda: metric("cllmr_answers_total", **ours))
         assert metric("cllmr_challenger_info", model_version="2") == 1
         world.deploy("shadow", 1.0)
-        until(lambda: set(world.versions().values()) == {"1"})
+        world.wait_for("1")
         compared = metric("cllmr_shadow_overlap_count", model_version="2")
-        until(lambda: metric("cllmr_shadow_overlap_count", model_version="2") > compared + 50)
+        wait_until(
+            "comparisons",
+            lambda: metric("cllmr_shadow_overlap_count", model_version="2"),
+            lambda count: count > compared + 50,
+        )
         assert metric("cllmr_shadow_score_difference_count", model_version="2") > 0
         world.deploy("canary", 0.0)
-        until(lambda: metric("cllmr_challenger_info", model_version="2") == 0)
+        wait_until("the end of the trial", lambda: metric("cllmr_challenger_info", model_version="2"), lambda info: info == 0)
         assert set(world.versions().values()) == {"1"}
     assert {status for answers in load.answers for status, *_ in answers} == {200}
     assert replicas() == before
@@ -110,16 +120,20 @@ def test_a_refused_challenger_leaves_the_champion_to_everybody(world: World) -> 
     fingerprint = world.trained[2].fingerprint
     world.registry.register(fingerprint, world.root, f"train/{fingerprint}/bundle", {})
     world.deploy("canary", 1.0)
-    until(lambda: metric("cllmr_refused_bundles_total", model_version="3") == 1)
+    wait_until("the refusal", lambda: metric("cllmr_refused_bundles_total", model_version="3"), lambda count: count == 1)
     assert set(world.versions().values()) == {"1"}
     assert metric("cllmr_off_champion") == 0
 
 
 def test_a_challenger_that_a_rollback_withdrew_is_not_tried_again(world: World) -> None:
     world.registry.register(world.trained[1].fingerprint, world.root, f"train/{world.trained[1].fingerprint}/bundle", {})
-    until(lambda: set(world.versions().values()) == {"2"})  # tried on everybody
+    world.wait_for("2")  # tried on everybody
     world.registry.promote(world.trained[1].fingerprint)
-    until(lambda: httpx.get(f"{world.url}/v1/model", timeout=60).json()["model_version"] == "2")
+    wait_until(
+        "the new champion",
+        lambda: httpx.get(f"{world.url}/v1/model", timeout=60).json()["model_version"],
+        lambda version: version == "2",
+    )
     world.registry.rollback()
-    until(lambda: set(world.versions().values()) == {"1"})
+    world.wait_for("1")
     assert world.registry.challenger() is None

@@ -13,11 +13,11 @@ from components.sideinfo import encoder
 from components.sideinfo.backends import Backend, Request
 from components.sideinfo.openai import OpenAIBackend
 from components.sideinfo.stage import run
+from tests import REPOSITORY
 from tests.integration.backend_contract import DECODING, ROWS, BackendContract, rows
-from tests.llm_server import wait_until
-from tests.sideinfo_parents import SMALL, write_ingest
-from tests.unit.test_sideinfo_stage import HashEncoder
-from tests.vllm_server import NAME, PYTHON, REPOSITORY, VLLMServer, environment, make_model, needs_vllm, vllm_server
+from tests.sideinfo_parents import SMALL, HashEncoder, write_ingest
+from tests.vllm_server import NAME, PYTHON, VLLMServer, environment, make_model, needs_vllm, vllm_server
+from tests.waiting import wait_until
 
 pytestmark = [needs_vllm, pytest.mark.timeout(1800)]  # of a busy machine: vLLM alone starts in 20 s to 4 min
 
@@ -76,7 +76,7 @@ class TestServer(BackendContract):
         )
         next(answers)
         answers.close()  # type: ignore[attr-defined]  # a generator
-        wait_until(lambda: server.metric("vllm:num_requests_running") == 0)
+        wait_until("no running request", lambda: server.metric("vllm:num_requests_running"), lambda count: count == 0)
         assert server.metric("vllm:request_success_total") - finished < len(sent)
         written = server.metric("vllm:generation_tokens_total")
         assert len(list(backend.answers(rows()[:1], DECODING))) == 1  # it goes on with others

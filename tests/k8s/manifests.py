@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
-REPOSITORY = Path(__file__).parents[2]
+from tests import REPOSITORY
+
 K8S = REPOSITORY / "k8s"
 OVERLAYS = ("dev", "prod")
 
@@ -279,10 +280,3 @@ def job_command(
         "/etc/serving/serve.yaml": str(serve_file),
     }
     return [str(Path(sys.executable).with_name(program)), *(here.get(part, part) for part in arguments)]
-
-
-def crd_directory() -> Path | None:
-    """Where the custom resources' schemas lie, None where they are not at hand; they are no part of the project."""
-    given = os.environ.get("CLLMR_CRDS")
-    places = [Path(given)] if given else [REPOSITORY.parent / "shared" / "crds"]
-    return next((place for place in places if place.is_dir()), None)

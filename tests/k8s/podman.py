@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.k8s.manifests import K8S, REPOSITORY
+from tests import REPOSITORY
+from tests.k8s.manifests import K8S
 
 DOCKERFILE = K8S / "images" / "Dockerfile"
 BOOTSTRAP = K8S / "images" / "bootstrap.sh"

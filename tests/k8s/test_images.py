@@ -17,8 +17,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests import REPOSITORY
 from tests.bundles import write_bundle
-from tests.k8s.manifests import K8S, REPOSITORY, needs_kubectl, overlay, pods
+from tests.k8s.manifests import K8S, needs_kubectl, overlay, pods
 from tests.k8s.podman import DOCKERFILE, build, find_base
 
 OURS = {"pipeline", "train", "llm", "serve"}

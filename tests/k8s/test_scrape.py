@@ -20,7 +20,8 @@ from tests.bundles import write_bundle
 from tests.k8s.manifests import needs_kubectl, overlay
 from tests.k8s.promql import alerts, metrics, queries, recorded, rule_groups
 from tests.k8s.test_monitoring import autoscaler_metrics, exported_elsewhere
-from tests.stores import free_ports, listens, until
+from tests.stores import free_ports, listens
+from tests.waiting import wait_until
 
 pytestmark = [
     needs_kubectl,
@@ -104,7 +105,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     logs = (directory / "log").open("w")
     running = [subprocess.Popen(command, env=environment, stdout=logs, stderr=logs) for command in (head, server)]
     try:
-        until(lambda: listens(ports["gcs"]), "the head node")
+        wait_until("the head node", lambda: listens(ports["gcs"]))
         serve = [sys.executable, "-c", SERVE, f"127.0.0.1:{ports['gcs']}", str(ports["http"]), str(directory / "bundle")]
         deployed = subprocess.run(
             [*serve, str(directory)], env=environment, capture_output=True, text=True, check=False, timeout=WAIT_SECONDS
@@ -144,10 +145,12 @@ def names_of_ray() -> set[str]:
 def test_every_metric_of_ray_and_of_the_endpoint_is_exported(prometheus: str) -> None:
     wanted = names_of_ray()
     assert {"ray_cllmr_degraded_answers_total", "ray_serve_num_http_requests_total", "ray_node_mem_used"} <= wanted
-    deadline = time.monotonic() + WAIT_SECONDS
-    while missing := {name for name in wanted if not ask(prometheus, name)}:
-        assert time.monotonic() < deadline, f"nobody exports {sorted(missing)}"
-        time.sleep(2)
+    wait_until(
+        "somebody to export them",
+        lambda: sorted(name for name in wanted if not ask(prometheus, name)),
+        lambda missing: not missing,
+        WAIT_SECONDS,
+    )
 
 
 def test_every_query_has_an_answer(prometheus: str) -> None:

@@ -29,6 +29,7 @@ from components.artifacts import (
     write_json,
 )
 from components.errors import ArtifactError, ConfigError, DataError, StorageError
+from tests import REPOSITORY
 
 STAGE = Stage("planting", version=1)
 Build = Callable[[Path], dict[str, Any]]
@@ -162,7 +163,7 @@ run_stage(Stage("planting", 1), StageConfig(), sys.argv[1], {}, build)
 
 
 def test_a_killed_stage_leaves_no_output(tmp_path: Path) -> None:
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=Path(__file__).parents[2], capture_output=True)
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=REPOSITORY, capture_output=True)
     assert killed.returncode == -9
     assert Store(str(tmp_path)).outputs("planting") == []
     run_stage(STAGE, StageConfig(), str(tmp_path), {}, build)

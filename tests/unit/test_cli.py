@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,10 @@ from components.tracking import Registry, default_tracking_uri
 from pipelines.cli import app, filters_of
 from pipelines.cluster import source_revision
 from serving.schemas import Range
+from tests import REPOSITORY
 from tests.bundles import stored_bundle, write_item_columns, write_random_bundle
+from tests.waiting import wait_until
 
-REPOSITORY = Path(__file__).parents[2]
 COMMANDS = [
     *("doctor", "validate", "run", "compile", "submit", "schedule", "runs", "wait"),
     *("serve", "recommend", "explain", "experiment", "batch", "promote", "rollback", "materialise", "clean"),
@@ -498,9 +498,7 @@ def test_a_crash_ends_with_the_stage_the_last_log_lines_the_log_and_exit_code_1(
 def test_an_interrupted_run_ends_with_exit_code_130(tmp_path: Path, by: signal.Signals) -> None:
     flag = tmp_path / "flag"
     process = start(tmp_path / "root", "wait", flag=str(flag))
-    deadline = time.monotonic() + 180
-    while not flag.exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait_until("the stage that waits", flag.exists)
     process.send_signal(by)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 130

@@ -21,6 +21,7 @@ from components.features.repository import check_view
 from components.features.stage import is_live, run
 from feature_repo.store import FeatureStoreError, feature_refs, open_store, sqlite_path
 from serving.features import Age, open_history_reader
+from tests import REPOSITORY
 from tests.features_parents import EVENTS, ITEMS, USERS, Event, Small, embeddings, spectrum
 
 VIEWS = {
@@ -123,7 +124,7 @@ def test_two_runs_write_the_same_bytes_in_different_places(finished: Manifest, t
     done = subprocess.run(
         [sys.executable, "-c", script],
         env=os.environ | {"PYTHONHASHSEED": "4"},
-        cwd=Path(__file__).parents[2],
+        cwd=REPOSITORY,
         capture_output=True,
         text=True,
     )

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -19,10 +18,10 @@ from pipelines import local
 from pipelines.display import Lines
 from pipelines.local import PlatformRun, StageCrashed
 from pipelines.plan import plan
+from tests import REPOSITORY
 from tests.fake_pipeline import fake_pipeline
 from tests.fakes import STAGES, FakeConfig, FakePlatform
-
-REPOSITORY = Path(__file__).parents[2]
+from tests.waiting import wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -180,19 +179,16 @@ run_fakes(Path(sys.argv[1]), FakePlatform(train=FakeConfig(behaviour="wait", fla
 
 def start_and_wait_for_train(root: Path, flag: Path) -> tuple["subprocess.Popen[bytes]", psutil.Process]:
     process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(root), str(flag)], cwd=REPOSITORY)
-    deadline = time.monotonic() + 180
-    while not (flag.exists() and flag.read_text()):
+
+    def train_pid() -> str:
         assert process.poll() is None, "the run ended before train"
-        assert time.monotonic() < deadline, "train did not start"
-        time.sleep(0.05)
-    return process, psutil.Process(int(flag.read_text()))
+        return flag.read_text() if flag.exists() else ""
+
+    return process, psutil.Process(int(wait_until("train to start", train_pid)))
 
 
-def ended(process: psutil.Process) -> bool:
-    deadline = time.monotonic() + 60
-    while local.is_alive(process) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return not local.is_alive(process)
+def wait_for_end(process: psutil.Process) -> None:
+    wait_until("the end of train", lambda: local.is_alive(process), lambda alive: not alive, 60)
 
 
 def test_a_run_killed_in_the_middle_leaves_no_process_and_the_next_one_goes_on_from_there(tmp_path: Path) -> None:
@@ -200,7 +196,7 @@ def test_a_run_killed_in_the_middle_leaves_no_process_and_the_next_one_goes_on_f
     process, task = start_and_wait_for_train(root, flag)
     process.kill()
     process.wait()
-    assert ended(task)
+    wait_for_end(task)
     result = run_fakes(root)
     # train and not spectrum was killed: kfp does sideinfo and spectrum, which do not need each other, in any order
     assert reused(result) == {"ingest": True, "sideinfo": True, "spectrum": True, "train": False, "promote": False}
@@ -210,7 +206,7 @@ def test_an_interrupt_ends_the_tasks(tmp_path: Path) -> None:
     process, task = start_and_wait_for_train(tmp_path / "root", tmp_path / "flag")
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=120) == -signal.SIGINT
-    assert ended(task)
+    wait_for_end(task)
 
 
 def test_a_user_error_of_an_unknown_kind_is_still_a_user_error(tmp_path: Path) -> None:

@@ -28,14 +28,6 @@ class Any(StageConfig):
     name: str = ""
 
 
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory) -> Path:
-    """MLflow takes seconds to create its tables: once is enough."""
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    tracking._connect(f"sqlite:///{path}").search_registered_models()
-    return path
-
-
 @pytest.fixture
 def root(empty_database, tmp_path) -> str:
     shutil.copy(empty_database, tmp_path / "mlflow.db")

@@ -39,13 +39,6 @@ class Named(StageConfig):
 
 
 @pytest.fixture(scope="module")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    tracking._connect(f"sqlite:///{path}").search_registered_models()
-    return path
-
-
-@pytest.fixture(scope="module")
 def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str] | None]:
     if WEED is None:
         yield None

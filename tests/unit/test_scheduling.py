@@ -4,7 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-REPOSITORY = Path(__file__).parents[2]
+from tests import REPOSITORY
+
 CONFTEST = """
 from tests.scheduling import RayApart
 

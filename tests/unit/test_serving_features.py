@@ -13,7 +13,7 @@ from feature_repo.store import UNTIMED
 from serving import features as features_module
 from serving.feature_set import FeatureSet
 from serving.features import UNAVAILABLE, FollowingFeatures, Histories, HistoryReader, NoFeatures, OnlineFeatures, Profiles
-from tests.stores import until
+from tests.waiting import wait_until
 
 DEADLINE = 0.5  # seconds, where it passes
 NOW = 1_800_000_000  # Unix seconds
@@ -81,7 +81,7 @@ def test_a_store_that_cannot_be_opened_is_tried_again(opened: list[OnlineFeature
     assert ask(source, "a") == Histories([[]], "features_unavailable")
     assert source.state().reason == "ConnectionError: no route to host"
     release.set()
-    until(lambda: source.state().state == "ready", "the store", PATIENCE)
+    wait_until("the store", source.state, lambda now: now.state == "ready", PATIENCE)
     assert ask(source, "a") == Histories([["seen by a"]])
     assert len(attempts) == 3
 

@@ -21,6 +21,7 @@ from serving.lifecycle import Follower, Live, Target
 from serving.metrics import Head, ScorerMetrics
 from serving.settings import Scoring
 from tests.bundles import write_bundle
+from tests.waiting import wait_until
 
 
 class Name(StageConfig):
@@ -199,10 +200,7 @@ def test_it_follows_by_itself_until_it_is_closed(make: Callable[[str], Target]) 
     follower = Follower([make("1")], registered, Told(), interval=0.05)
     registered.champion = make("2")
     follower.start()
-    deadline = time.monotonic() + 120
-    while follower.live.target != make("2"):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until("the new champion", lambda: follower.live.target, lambda target: target == make("2"))
     follower.close()
     time.sleep(0.2)
     registered.champion = make("1")

@@ -3,7 +3,6 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from zlib import crc32
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,17 +16,7 @@ from components.progress import EVENTS_VARIABLE
 from components.sideinfo import encoder
 from components.sideinfo.config import SideinfoConfig
 from components.sideinfo.stage import run
-from tests.sideinfo_parents import SMALL, Small, write_ingest
-
-
-class HashEncoder:
-    """A vector per text, the same in every batch, of no particular length."""
-
-    def get_embedding_dimension(self) -> int:
-        return 6
-
-    def encode(self, texts: list[str], **_: object) -> np.ndarray:
-        return np.stack([5 * np.random.default_rng(crc32(text.encode())).standard_normal(6) for text in texts])
+from tests.sideinfo_parents import SMALL, HashEncoder, Small, write_ingest
 
 
 @pytest.fixture(autouse=True)

@@ -4,21 +4,12 @@ import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from components import tracking
 from components.errors import ConfigError
 from components.tracking import NullRun, Registry, RegistryError, default_tracking_uri, open_run
-
-
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory) -> Path:
-    """MLflow takes seconds to create its tables: once is enough."""
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    tracking._connect(f"sqlite:///{path}").search_registered_models()
-    return path
 
 
 @pytest.fixture

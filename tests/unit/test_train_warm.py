@@ -11,7 +11,6 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from components import tracking
 from components.artifacts import Manifest, Stage, StageConfig, run_stage, write_json
 from components.cllmr.model import SideInformation
 from components.errors import ConfigError
@@ -99,13 +98,6 @@ class Days:
         found = warm.resolve(config, self.root, ingest, self.features(ingest.fingerprint))
         assert found.get("registry", "null") == "null", "an address may hold a password, and the training needs none"
         return str(found["warm_start"])
-
-
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    tracking._connect(f"sqlite:///{path}").search_registered_models()
-    return path
 
 
 @pytest.fixture
