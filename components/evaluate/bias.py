@@ -1,7 +1,7 @@
 """Where exposure goes: popularity, coverage and concentration of what is recommended, and what the propensity does to it.
 
 Exposure of an item is its number of appearances in the top lists; `top_items` is always (num_users, k) item rows with
-`metrics.NO_ITEM` for empty places.
+`NO_ITEM` for empty places.
 """
 
 from typing import Any
@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
-from components.evaluate.metrics import NO_ITEM, IntArray, ScoreBlock, blocks, masked
+from components.cllmr.linear.ranking import NO_ITEM
+from components.evaluate.metrics import IntArray, ScoreBlock, blocks, masked
 
 HEAD_SHARE = 0.2
 """The head is this share of the items, the most popular in training."""

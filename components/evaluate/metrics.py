@@ -16,12 +16,12 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
+from components.cllmr.linear.ranking import NO_ITEM, top_k
+
 CUTOFFS = (5, 10, 20)
 METRICS = tuple(f"{name}@{k}" for name in ("recall", "ndcg") for k in CUTOFFS)
 PRIMARY = "ndcg@10"
 """What baselines are tuned by and challengers are judged by."""
-NO_ITEM = -1
-"""Fills a ranking that is shorter than asked for, because fewer items are left after masking."""
 
 FloatArray = npt.NDArray[np.floating]
 IntArray = npt.NDArray[np.int64]
@@ -43,37 +43,6 @@ class Ranking:
     def mean(self) -> dict[str, float]:
         """Metric -> mean over users."""
         return {name: float(values.mean()) for name, values in self.per_user.items()}
-
-
-def top_k(scores: FloatArray, k: int) -> IntArray:
-    """Columns of the k largest scores of each row, best first, ties by the lower column.
-
-    Args:
-        scores: (n, num_items); -inf marks items that must not be ranked.
-        k: length of the ranking.
-
-    Returns:
-        (n, k), NO_ITEM at the end where fewer than k items can be ranked.
-
-    Raises:
-        ValueError: a score is NaN: a ranking of it would be arbitrary.
-    """
-    if np.isnan(scores).any():
-        raise ValueError(f"scores hold NaN in {int(np.isnan(scores).any(axis=1).sum())} of {len(scores)} rows")
-    num_rows, num_items = scores.shape
-    kept = min(k, num_items)
-    threshold = np.partition(scores, num_items - kept, axis=1)[:, num_items - kept, None]
-    chosen = scores >= threshold
-    for row in np.flatnonzero(np.count_nonzero(chosen, axis=1) > kept):  # more tie with the last one than there is room for
-        tied = np.flatnonzero(scores[row] == threshold[row])
-        above = np.count_nonzero(chosen[row]) - len(tied)
-        chosen[row, tied[kept - above :]] = False
-    columns = np.flatnonzero(chosen).reshape(num_rows, kept) % num_items  # ascending, so a stable sort breaks ties by column
-    values = np.take_along_axis(scores, columns, axis=1)
-    order = np.argsort(-values, axis=1, kind="stable")
-    columns = np.take_along_axis(columns, order, axis=1)
-    columns[np.isneginf(np.take_along_axis(values, order, axis=1))] = NO_ITEM
-    return np.pad(columns, ((0, 0), (0, k - kept)), constant_values=NO_ITEM).astype(np.int64)
 
 
 def blocks(users: IntArray, block_size: int) -> Iterator[IntArray]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
+from components.cllmr.linear.ranking import NO_ITEM, top_k
 from components.evaluate import bias, collapse, metrics
 
 
@@ -29,7 +30,7 @@ def test_recall_and_ndcg_equal_the_hand_computed_table():
     ranking = metrics.rank(score_of(scores), seen, held_out)
     assert ranking.users.tolist() == [0, 2]  # user 1 has nothing held out
     # user 0: item 0 is masked, so 1 2 3 4 5: hits at ranks 2 and 4. user 2: 5 4 3 2 1 0: hit at rank 6
-    assert ranking.top_items[0].tolist() == [1, 2, 3, 4, 5, *[metrics.NO_ITEM] * 15]
+    assert ranking.top_items[0].tolist() == [1, 2, 3, 4, 5, *[NO_ITEM] * 15]
     assert ranking.top_items[1, :6].tolist() == [5, 4, 3, 2, 1, 0]
     ndcg = (1 / math.log2(3) + 1 / math.log2(5)) / (1 + 1 / math.log2(3))
     assert ndcg == pytest.approx(0.650921, abs=1e-6)
@@ -61,7 +62,7 @@ def test_training_items_are_never_ranked_even_when_their_scores_are_the_best():
     held_out = sp.csr_array(((rng.random((20, 40)) < 0.2) & (seen.toarray() == 0)).astype(np.float32))
     ranking = metrics.rank(score_of(seen.toarray() * 100 + rng.random((20, 40))), seen, held_out)
     for user, top in zip(ranking.users, ranking.top_items, strict=True):
-        assert not set(top[top != metrics.NO_ITEM]) & set(seen[[user]].nonzero()[1])
+        assert not set(top[top != NO_ITEM]) & set(seen[[user]].nonzero()[1])
 
 
 @pytest.mark.parametrize("block_size", [1, 3, 7, 100])
@@ -92,14 +93,14 @@ def test_top_k_equals_a_full_sort_on_random_scores_with_masked_items():
     rng = np.random.default_rng(2)
     scores = np.round(rng.normal(size=(50, 30)), 1)
     scores[rng.random(scores.shape) < 0.5] = -np.inf
-    for row, top in zip(scores, metrics.top_k(scores, 20), strict=True):
+    for row, top in zip(scores, top_k(scores, 20), strict=True):
         expected = [item for item in np.lexsort((np.arange(30), -row)) if np.isfinite(row[item])][:20]
-        assert top.tolist() == expected + [metrics.NO_ITEM] * (20 - len(expected))
+        assert top.tolist() == expected + [NO_ITEM] * (20 - len(expected))
 
 
 def test_nan_scores_are_refused():
     with pytest.raises(ValueError, match="NaN in 1 of 2 rows"):
-        metrics.top_k(np.array([[0.0, 1.0], [np.nan, 0.0]]), 1)
+        top_k(np.array([[0.0, 1.0], [np.nan, 0.0]]), 1)
 
 
 def test_an_evaluation_without_held_out_items_is_refused():
@@ -145,7 +146,7 @@ def test_singular_values_are_those_of_the_centred_matrix():
 
 
 def test_exposure_figures_equal_hand_computed_values():
-    top = np.array([[0, 1], [0, 2], [0, metrics.NO_ITEM]])
+    top = np.array([[0, 1], [0, 2], [0, NO_ITEM]])
     popularity = np.array([10, 4, 2, 1, 1])
     assert bias.exposure(top, 5).tolist() == [3, 1, 1, 0, 0]
     assert bias.exposure_share(top, np.array([True, False, False, False, False])) == pytest.approx(3 / 5)
@@ -166,7 +167,7 @@ def test_exposure_figures_equal_hand_computed_values():
 def test_exposure_by_decile_sums_to_one_and_follows_the_order_of_the_values():
     values = np.arange(20)[::-1]
     assert bias.exposure_by_decile(np.array([[0, 1], [0, 19]]), values) == [0.25, *[0.0] * 8, 0.75]
-    assert bias.exposure_by_decile(np.full((2, 2), metrics.NO_ITEM), values) == [0.0] * 10
+    assert bias.exposure_by_decile(np.full((2, 2), NO_ITEM), values) == [0.0] * 10
 
 
 def test_items_of_equal_value_are_in_the_same_deciles_whatever_their_rows():

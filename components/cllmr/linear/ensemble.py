@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
+from components.cllmr.linear.ranking import NO_ITEM, top_k
 from components.cllmr.linear.scores import standardised
-from components.evaluate.metrics import NO_ITEM, top_k
 
 Floats = npt.NDArray[np.float32]
 Figures = npt.NDArray[np.float64]
