@@ -70,8 +70,7 @@ def removable(
     store, cutoff = Store(storage_root), datetime.now(UTC) - older_than
     folders = [folder for stage in stages for folder in store.folders(stage)]  # first: what is finished meanwhile is no remnant
     outputs = [manifest for stage in stages for manifest in store.outputs(stage)]
-    served = pointed_at(tracking_uri)
-    _check_registry(outputs, storage_root, tracking_uri)
+    served = pointed_at(tracking_uri) | _last_champion(outputs, storage_root, tracking_uri)
     kept = kept_outputs(outputs, served.union(deployed), keep, cutoff)
     found = [
         Removable("output", f"{one.stage}/{one.fingerprint}", sum(file.bytes for file in one.files.values()), one)
@@ -96,17 +95,20 @@ def removable(
     return found + _old_logs(storage_root, cutoff)
 
 
-def _check_registry(outputs: Iterable[Manifest], storage_root: str, tracking_uri: str) -> None:
-    """Raises RegistryError where the champion that a run told of last is no version of this registry."""
+def _last_champion(outputs: Iterable[Manifest], storage_root: str, tracking_uri: str) -> set[str]:
+    """The champion that a run told of last, if one did: it stays, for by it the next clean-up knows the registry again.
+
+    Raises RegistryError where it is no version of this registry.
+    """
     from components.tracking import Registry, RegistryError, without_password
 
     verdicts = [one for one in outputs if one.stage == "promote" and one.facts.get("champion")]
     if not verdicts:
-        return
+        return set()
     last = max(verdicts, key=lambda one: one.created_at)
     champion, name = last.facts["champion"], last.config["model_name"]
     if Registry(tracking_uri, name).find(champion) is not None:  # its alias may have moved since
-        return
+        return {champion}
     address = without_password(last.config.get("tracking_uri", ""))
     raise RegistryError(
         f"model '{name}' of the registry '{without_password(tracking_uri)}' has no version {champion}, but "
@@ -193,7 +195,7 @@ def _remove_online_rows(manifest: Manifest) -> None:
 
 
 def _unused_answers(store: Store, in_use: Iterable[Mapping[str, Any]], cutoff: datetime) -> list[Removable]:
-    """Shards that were answered in a way in which no kept output was."""
+    """Shards whose decoding no kept output has."""
     asked = [tuple(config.get(name) for name in _DECODING) for config in in_use]
     shelf, found = store.shelf(ANSWERS), []
     files = store.files(ANSWERS)

@@ -12,6 +12,7 @@ import asyncio
 import logging
 import math
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
@@ -131,6 +132,11 @@ class RegistryReplica:
             self._challenger = None if challenger is None else _target(challenger)
             self._is_up = True
         self._metrics.registry_up.set(int(self._is_up))
+
+
+async def _aside(answer: Callable[[], _T], recent: Sequence[str]) -> _T:
+    """What is answered, in a thread where further items are scored against all others: that may take long."""
+    return await asyncio.to_thread(answer) if recent else answer()
 
 
 def _target(version: ModelVersion) -> Target:
@@ -342,7 +348,7 @@ class ScorerReplica:
         """See Recommender."""
         live = self._model_of(request.user_id)
         with self._metrics.timed("model"):
-            answer = live.recommender.score(request)
+            answer = await _aside(partial(live.recommender.score, request), request.recent)
         self._metrics.scored(answer)
         return self._answered(answer, live)
 
@@ -350,7 +356,7 @@ class ScorerReplica:
         """See Recommender."""
         live = self._model_of(request.user_id)
         with self._metrics.timed("model"):
-            answer = live.recommender.explain(request, history)
+            answer = await _aside(partial(live.recommender.explain, request, history), request.recent)
         self._metrics.explained(answer)
         return self._answered(answer, live)
 

@@ -119,7 +119,8 @@ class ScoreRequest(_Strict):
     recent: list[RawId] = Field(
         default=[],
         max_length=MAX_RECENT,
-        description="Items of the user's, as in /v1/recommend: with them the score is as there.",
+        description="Items of the user's, as in /v1/recommend: with them the score is as there. Of users without training "
+        "interactions there is none.",
     )
     debias: Debias
 
@@ -134,7 +135,8 @@ class ExplainRequest(_Strict):
     recent: list[RawId] = Field(
         default=[],
         max_length=MAX_RECENT,
-        description="Items of the user's, as in /v1/recommend: with them the score is as there.",
+        description="Items of the user's, as in /v1/recommend: with them the score is as there. Of users without training "
+        "interactions there is none.",
     )
     debias: Debias
     num_neighbours: int = Field(default=5, ge=0, le=MAX_NEIGHBOURS, description="Nearest liked items to name.")

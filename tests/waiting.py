@@ -14,8 +14,10 @@ def wait_until(what: str, look: Callable[[], Seen], holds: Callable[[Seen], obje
         TimeoutError: it did not within `seconds`; tells what was waited for and what was last seen.
     """
     deadline = time.monotonic() + seconds
-    while not holds(seen := look()):
-        if time.monotonic() > deadline:
+    while True:
+        started = time.monotonic()
+        if holds(seen := look()):
+            return seen
+        if (now := time.monotonic()) > deadline:
             raise TimeoutError(f"waited {seconds:g} s for {what}; last seen: {seen!r}")
-        time.sleep(0.05)
-    return seen
+        time.sleep(max(0.05, now - started))  # looking does not keep busy what is waited for

@@ -152,11 +152,12 @@ class LLMWriter:
         if not (waiting := desk.waiting(attempt)):
             return
         if space.prompt.name != "repair" and self.config.backend != "replay" and self.cache.is_asked_anew(space):
+            pinned = "; a list in sideinfo.tags keeps the tags as they are when the data change"
             emit(
                 "warning",
                 stage="sideinfo",
-                message=f"all {waiting} {space.prompt.name} profiles are asked for anew: so far '{space.decoding.model}' was "
-                "asked with other tags or settings; a list in sideinfo.tags keeps the tags as they are when the data change",
+                message=f"all {waiting} {space.prompt.name} profiles are asked for: what '{space.decoding.model}' has answered "
+                f"was asked with other tags or settings{pinned if self.config.tags is None else ''}",
             )
         with self.cache.recorder(space) as keep:
             for answer in self.backend.answers(map(space.request, desk.requests(attempt)), space.decoding):

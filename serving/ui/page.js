@@ -143,7 +143,7 @@ function why(answer, title) {
     for (const [name, value] of figures) table.append(element("dt", name), element("dd", value));
     parts.push(table);
   } else {
-    const reason = shown.strangers ? "Scores are taken apart for users of the training data only." : `No explanation: ${answer.reason}.`;
+    const reason = shown.strangers ? "Scores are taken apart for users with training interactions only." : `No explanation: ${answer.reason}.`;
     parts.push(element("p", reason, "hint"));
   }
   if (answer.nearest_liked_items.length) {

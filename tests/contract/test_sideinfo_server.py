@@ -581,7 +581,7 @@ def test_new_tags_ask_for_everything_again_which_is_told_and_pinned_ones_do_not(
     assert warnings() == []
     assert asked_for_items(tmp_path / "null") == [NUM_ITEMS, NUM_ITEMS]
     assert warnings() == [
-        f"all {count} {side} profiles are asked for anew" for count, side in ((NUM_ITEMS, "item"), (NUM_USERS, "user"))
+        f"all {count} {side} profiles are asked for" for count, side in ((NUM_ITEMS, "item"), (NUM_USERS, "user"))
     ]
 
 

@@ -217,7 +217,7 @@ def test_somebody_new_is_ranked_from_pasted_items_and_from_nothing(page: Page, u
     page.click("text=Show")
     expect(page.locator("#how")).to_contain_text("ranked from the liked items")
     page.locator("#debiased .item").first.click()
-    expect(page.locator("#why")).to_contain_text("for users of the training data only")
+    expect(page.locator("#why")).to_contain_text("for users with training interactions only")
     page.fill("#liked", "")
     page.fill("#user", "nobody")
     page.click("text=Show")

@@ -237,9 +237,9 @@ def test_a_champion_that_was_rolled_back_since_the_last_run_is_known_to_its_regi
     place.output("promote", "verdict", 90, facts={"champion": runs[1]["train"].fingerprint})
     Registry(place.tracking_uri, "cllmr").rollback()
     place.register(runs[2]["train"], promote=False)
-    place.clean()
-    assert place.left() >= fingerprints(runs[0], runs[2], runs[3])
-    assert runs[1]["train"].fingerprint not in place.left()
+    for _ in range(2):
+        place.clean()
+        assert place.left() >= fingerprints(*runs), "what was champion stays too: by it the registry is known"
 
 
 def test_versions_of_another_storage_root_stay_in_a_shared_registry(place: Place, tmp_path: Path) -> None:
