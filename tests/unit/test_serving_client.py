@@ -39,10 +39,10 @@ def test_a_question_is_sent_as_the_schema_says_and_the_answer_is_typed() -> None
         return httpx.Response(200, json=SCORES)
 
     with client(answer) as asked:
-        scores = asked.score("ann", ["i0"], debias=0.5)
+        scores = asked.score("ann", ["i0"], debias=0.5, recent=["i3"])
     assert (scores.scores[0].score, scores.model_version) == (1.5, "7")
     assert (str(seen[0].url), seen[0].method) == ("http://endpoint:8000/v1/score", "POST")
-    assert json.loads(seen[0].content) == {"user_id": "ann", "item_ids": ["i0"], "debias": 0.5}
+    assert json.loads(seen[0].content) == {"user_id": "ann", "item_ids": ["i0"], "recent": ["i3"], "debias": 0.5}
 
 
 def test_a_dropped_connection_and_an_overload_are_asked_again() -> None:
