@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from serving import deployments
 from serving.deployments import Answered, ScorerReplica
 from serving.feature_set import FeatureSet
 from serving.lifecycle import Target, load
-from serving.recommender import Question, Recommender
+from serving.recommender import Recommender
 from serving.schemas import (
     ExplainRequest,
     Filter,
@@ -74,40 +74,49 @@ def test_new_items_hold_up_nobody_else_and_are_scored_one_request_at_a_time(
     assert at_once == ["begun", "done"] * 3
 
 
+@pytest.fixture
+def asides(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Of every question that a recommender is asked, whether it was in another thread than the event loop's."""
+    found: list[bool] = []
+
+    def noted(real: Callable[..., Any]) -> Callable[..., Any]:
+        def ask(self: Recommender, *asked: Any) -> Any:
+            found.append(threading.current_thread() is not threading.main_thread())
+            return real(self, *asked)
+
+        return ask
+
+    for name in ("recommend_all", "score", "explain"):
+        monkeypatch.setattr(Recommender, name, noted(getattr(Recommender, name)))
+    return found
+
+
 def test_a_comparison_counts_for_more_of_what_is_done_where_requests_come_in(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, asides: list[bool]
 ) -> None:
     replica = scorer_of(bundle)
-    threads: list[threading.Thread] = []
-    real = Recommender.recommend_all
-
-    def recommend_all(self: Recommender, asked: Sequence[Question]) -> list[RecommendResponse]:
-        threads.append(threading.current_thread())
-        return real(self, asked)
-
-    monkeypatch.setattr(Recommender, "recommend_all", recommend_all)
     users = ["ann", "bob", "cat"]
     limit = len(users) * replica._follower.live.recommender.scorer.products_per_user
     monkeypatch.setattr(deployments, "PRODUCTS_AT_ONCE", limit)
     for compare in (False, True):
         asyncio.run(replica.recommend_here(RecommendRequest(users=users, k=2, compare=compare), [[]] * len(users)))
-    assert [thread is threading.current_thread() for thread in threads] == [True, False]
+    assert asides == [False, True]
 
 
-def test_long_histories_are_worked_on_in_a_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_histories_are_worked_on_in_a_thread(tmp_path: Path, asides: list[bool]) -> None:
     replica = scorer_of(write_random_bundle(tmp_path / "bundle"))
-    threads: list[threading.Thread] = []
-    real = Recommender.recommend_all
-
-    def recommend_all(self: Recommender, asked: Sequence[Question]) -> list[RecommendResponse]:
-        threads.append(threading.current_thread())
-        return real(self, asked)
-
-    monkeypatch.setattr(Recommender, "recommend_all", recommend_all)
     strangers, items = [f"x{row}" for row in range(100)], [f"i{row}" for row in range(200)]
     for recent in ({}, dict.fromkeys(strangers, items)):
         asyncio.run(replica.recommend_here(RecommendRequest(users=strangers, recent=recent), [[]] * 100))
-    assert [thread is threading.current_thread() for thread in threads] == [True, False]
+    assert asides == [False, True]
+
+
+def test_scores_and_explanations_with_what_was_done_since_are_worked_on_in_a_thread(tmp_path: Path, asides: list[bool]) -> None:
+    replica = scorer_of(write_random_bundle(tmp_path / "bundle"))
+    for recent in ([], ["i1", "i2"]):
+        asyncio.run(replica.score(ScoreRequest(user_id="u1", item_ids=["i3"], recent=recent)))
+        asyncio.run(replica.explain(ExplainRequest(user_id="u1", item_id="i3", recent=recent), []))
+    assert asides == [False, False, True, True]
 
 
 def test_texts_that_are_damaged_are_told_as_texts_that_are_not_there(bundle: Path) -> None:

@@ -202,7 +202,8 @@ def mixed(factual: LinearScores, counterfactual: LinearScores, strength: float) 
 
 def mixtures(factual: LinearScores, counterfactual: LinearScores, strengths: Sequence[float], users: Rows) -> Iterator[Floats]:
     """Scores of `mixed` for some users at each strength, each model asked once for all of them: (n, num_items) each."""
-    ours, theirs = factual.score(users), counterfactual.score(users)
+    ours = factual.score(users)
+    theirs = ours if counterfactual is factual else counterfactual.score(users)
     for strength in strengths:
         yield np.float32(1 - strength) * ours + np.float32(strength) * theirs
 
