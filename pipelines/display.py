@@ -72,7 +72,7 @@ class Lines:
                 text = f"done in {event['seconds']:.1f} s, peak memory {memory(event['peak_memory_mb'])}"
             case "stage reused":
                 text = f"reused, nothing changed (took {event['seconds']:.1f} s when it was built)"
-            case "progress" if event.get("done") and (
+            case "progress" if (event.get("done") or figures(event)) and (
                 now - self._last >= SECONDS_BETWEEN_LINES or event["done"] == event["total"]
             ):
                 text = f"{count(event)}  {figures(event)}".rstrip()

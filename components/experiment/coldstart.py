@@ -23,7 +23,7 @@ from components.errors import DataError
 from components.evaluate.baselines import Factors, RandomScores, ials
 from components.evaluate.metrics import PRIMARY, Ranking, rank
 from components.experiment.dataset import ExperimentData, unit_rows
-from components.experiment.models import KINDS, Task
+from components.experiment.models import KINDS, Task, Tell, silent
 from components.experiment.store import Outcome
 from components.spectrum.decompose import inverse, spectrum
 
@@ -107,13 +107,17 @@ def split(data: ExperimentData, share: float, seed: int) -> ColdSplit:
     return ColdSplit(warm, np.sort(drawn[:half]), np.sort(drawn[half:]), held_out)
 
 
-def scorers(cold: ColdSplit, graph: Mapping[str, Any], seed: int) -> dict[str, list[tuple[dict[str, Any], Scores]]]:
+Options = dict[str, list[tuple[dict[str, Any], Scores]]]
+"""Scorer -> its settings to choose from, each with the scores that it gives."""
+
+
+def scorers(cold: ColdSplit, graph: Mapping[str, Any], seed: int, tell: Tell = silent) -> Options:
     """Scorer -> its settings to choose from on the validation items; every score is defined for items without interactions."""
     data = cold.warm
     assert data.item_text is not None, "texts are embedded before a study"
     text = centred_unit_rows(data.item_text)
     degree = np.bincount(data.train.indices, minlength=data.num_items)
-    found: dict[str, list[tuple[dict[str, Any], Scores]]] = {
+    found: Options = {
         "random": [({}, RandomScores(seed, data.num_items))],
         "text_cosine": [({}, Factors(data.user_text, data.item_text))],
         "text_cosine_centred": [({}, Factors(centred_unit_rows(np.asarray(data.train @ text, dtype=np.float32)), text))],
@@ -129,7 +133,7 @@ def scorers(cold: ColdSplit, graph: Mapping[str, Any], seed: int) -> dict[str, l
     task = Task(data, {}, seed)
     factors = ials(task.inputs, factors=64, alpha=10.0, regularization=10.0, iterations=15, seed=seed)
     found["ridge"] = [({"l2": l2}, Factors(factors.users, text @ side_map(factors.items, text, degree, l2))) for l2 in L2]
-    fitted = KINDS["graph"].fit(Task(data, dict(graph), seed))
+    fitted = KINDS["graph"].fit(Task(data, dict(graph), seed, tell=tell))
     assert fitted.side is not None, "the study's graph model has a side encoder"
     assert fitted.factors is not None, "a graph model has factors"
     users, items = fitted.factors.users[:, :-1], fitted.side["items"]
@@ -171,9 +175,7 @@ class Chosen(NamedTuple):
     validation: dict[str, dict[str, float]]
 
 
-def choose(
-    options: Mapping[str, list[tuple[dict[str, Any], Scores]]], validated: Callable[[Scores], dict[str, float]]
-) -> Chosen:
+def choose(options: Options, validated: Callable[[Scores], dict[str, float]]) -> Chosen:
     """The best of every scorer's `options` by the validation metrics of its scores; the first of equally good ones."""
     found = Chosen({}, {}, {})
     for name, tried in options.items():
@@ -183,14 +185,14 @@ def choose(
     return found
 
 
-def measure(data: ExperimentData, settings: Mapping[str, Any], seed: int) -> Outcome:
+def measure(data: ExperimentData, settings: Mapping[str, Any], seed: int, tell: Tell = silent) -> Outcome:
     """Task "coldstart": NDCG@10 and Recall@10 of every scorer on the cold test items, settings chosen on the validation items.
 
     Args:
         settings: "share" of the items, and "graph", settings of the encoder's graph model.
     """
     cold = split(data, settings["share"], seed)
-    options = scorers(cold, settings["graph"], seed)
+    options = scorers(cold, settings["graph"], seed, tell)
     chosen, used, validation = choose(options, lambda scores: cold.rank(scores, cold.validation_items).mean())
     parts = [name for name in chosen if name != "random"]
     held_out = sp.csr_array(cold.held_out[:, cold.validation_items])

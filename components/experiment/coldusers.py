@@ -20,9 +20,9 @@ from components.cllmr.linear.kernel import KernelScores
 from components.errors import DataError
 from components.evaluate.baselines import Factors, RandomScores, ials, popularity
 from components.evaluate.metrics import Ranking, rank
-from components.experiment.coldstart import KERNEL_POWERS, L2, choose
+from components.experiment.coldstart import KERNEL_POWERS, L2, Options, choose
 from components.experiment.dataset import ExperimentData, unit_rows
-from components.experiment.models import KINDS, Task
+from components.experiment.models import KINDS, Task, Tell, silent
 from components.experiment.store import Outcome
 
 IntArray = npt.NDArray[np.int64]
@@ -98,7 +98,7 @@ def split(data: ExperimentData, share: float, seed: int) -> ColdUsers:
     )
 
 
-def scorers(cold: ColdUsers, graph: Mapping[str, Any], seed: int) -> dict[str, list[tuple[dict[str, Any], Scores]]]:
+def scorers(cold: ColdUsers, graph: Mapping[str, Any], seed: int, tell: Tell = silent) -> Options:
     """Scorer -> its settings to choose from on the validation users."""
     data = cold.warm
     assert data.item_text is not None, "texts are embedded before a study"
@@ -106,7 +106,7 @@ def scorers(cold: ColdUsers, graph: Mapping[str, Any], seed: int) -> dict[str, l
     task = Task(data, {}, seed)
     factors = ials(task.inputs, factors=64, alpha=10.0, regularization=10.0, iterations=15, seed=seed)
     degree = np.diff(data.train.indptr)
-    fitted = KINDS["graph"].fit(Task(data, dict(graph), seed))
+    fitted = KINDS["graph"].fit(Task(data, dict(graph), seed, tell=tell))
     assert fitted.side is not None, "the study's graph model has a side encoder"
     assert fitted.factors is not None, "a graph model has factors"
     z = unit_rows(fitted.side["users"])
@@ -124,14 +124,14 @@ def scorers(cold: ColdUsers, graph: Mapping[str, Any], seed: int) -> dict[str, l
     }
 
 
-def measure(data: ExperimentData, settings: Mapping[str, Any], seed: int) -> Outcome:
+def measure(data: ExperimentData, settings: Mapping[str, Any], seed: int, tell: Tell = silent) -> Outcome:
     """Task "coldusers": metrics of every scorer for the cold test users, settings chosen on the validation users.
 
     Args:
         settings: "share" of the users, and "graph", settings of the encoder's graph model.
     """
     cold = split(data, settings["share"], seed)
-    options = scorers(cold, settings["graph"], seed)
+    options = scorers(cold, settings["graph"], seed, tell)
     chosen, used, validation = choose(options, lambda scores: cold.rank(scores, cold.validation_users).mean())
     parts = [name for name in chosen if name != "random"]
     asked = [Asked(chosen[name], cold.validation_users) for name in parts]

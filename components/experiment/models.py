@@ -34,6 +34,13 @@ if TYPE_CHECKING:
 
 FloatMatrix = npt.NDArray[np.float32]
 Tell = Callable[..., None]
+"""Told the figures of a fit while it goes on."""
+
+
+def silent(**figures: Any) -> None:
+    """Nobody listens."""
+
+
 _IALS = partial(baselines.ials, iterations=15)
 _GIVEN = {
     "seed": "Set first_seed and seeds of the experiment.",
@@ -70,7 +77,7 @@ class Task:
     """What fits with other settings on the same data can use again (Gram matrices)."""
     chosen: Any = None
     """Of kinds that tune themselves: what another seed was tuned to."""
-    tell: Tell = lambda **figures: None
+    tell: Tell = silent
 
     @property
     def item_text(self) -> FloatMatrix:
@@ -302,7 +309,7 @@ class Tuned:
     """Every setting tried with its validation NDCG@10 as "value"."""
 
 
-def tune(spec: ModelSpec, data: ExperimentData, seed: int, tell: Tell = lambda **figures: None) -> Tuned:
+def tune(spec: ModelSpec, data: ExperimentData, seed: int, tell: Tell = silent) -> Tuned:
     """Climbs the grid of a model on validation NDCG@10 from the middle of every axis; without a grid there is one fit."""
     shared: dict[str, Any] = {}
     best: tuple[float, Fitted] | None = None

@@ -10,7 +10,7 @@ from components.evaluate.metrics import ScoreBlock
 from components.experiment import propensity
 from components.experiment.config import GATES, OURS, Kind, ModelSpec
 from components.experiment.dataset import ExperimentData
-from components.experiment.models import KINDS, Task
+from components.experiment.models import KINDS, Task, Tell, silent
 from components.experiment.store import Outcome
 
 REFITTED: dict[str, tuple[Kind, dict[str, Any], dict[str, Any]]] = {
@@ -20,7 +20,7 @@ REFITTED: dict[str, tuple[Kind, dict[str, Any], dict[str, Any]]] = {
 """Formulation -> kind of the model that has it, settings without and with it."""
 
 
-def measure(data: ExperimentData, settings: Mapping[str, Any], seed: int) -> Outcome:
+def measure(data: ExperimentData, settings: Mapping[str, Any], seed: int, tell: Tell = silent) -> Outcome:
     """Task "propensity": see `components.experiment.propensity.measure`.
 
     Args:
@@ -30,7 +30,7 @@ def measure(data: ExperimentData, settings: Mapping[str, Any], seed: int) -> Out
     """
     original, injected = _injected(data, settings, seed)
     if settings["formulation"] in REFITTED:
-        removal, facts = _refitted(data, original, injected, settings, seed)
+        removal, facts = _refitted(data, original, injected, settings, seed, tell)
     else:
         model = propensity.ease(EaseSettings(**settings["model"]))
         removal, facts = propensity.study(original, injected, EFFECTS[settings["formulation"]], model), {}
@@ -38,7 +38,7 @@ def measure(data: ExperimentData, settings: Mapping[str, Any], seed: int) -> Out
     return Outcome({**asdict(removal), "num_lured": injected.num_lured, "lured_share": lured, **facts}, {})
 
 
-def exposure(data: ExperimentData, settings: Mapping[str, Any], seed: int) -> Outcome:
+def exposure(data: ExperimentData, settings: Mapping[str, Any], seed: int, tell: Tell = silent) -> Outcome:
     """Task "exposure": the share of the top ten that the injected items hold, with one model on one world.
 
     Args:
@@ -47,7 +47,7 @@ def exposure(data: ExperimentData, settings: Mapping[str, Any], seed: int) -> Ou
     """
     original, injected = _injected(data, settings, seed)
     spec = ModelSpec.model_validate({"name": "model", **settings["spec"]})
-    scores = KINDS[spec.kind].fit(Task(_in_world(data, injected.data), spec.settings, seed)).scores
+    scores = KINDS[spec.kind].fit(Task(_in_world(data, injected.data), spec.settings, seed, tell=tell)).scores
     share = propensity.injected_share(scores.score, injected.data.train, original.test, injected.items)
     return Outcome({"exposure": share, "lured_share": injected.num_lured / injected.data.train.nnz}, {})
 
@@ -73,13 +73,18 @@ def _in_world(data: ExperimentData, world: propensity.Data) -> ExperimentData:
 
 
 def _refitted(
-    data: ExperimentData, original: propensity.Data, injected: propensity.Injected, settings: Mapping[str, Any], seed: int
+    data: ExperimentData,
+    original: propensity.Data,
+    injected: propensity.Injected,
+    settings: Mapping[str, Any],
+    seed: int,
+    tell: Tell,
 ) -> tuple[propensity.Removal, dict[str, Any]]:
     """A formulation that is trained with its model: one without on both data, and one with it on those that were injected."""
     kind, without, with_effect = REFITTED[settings["formulation"]]
 
     def fitted(world: propensity.Data, own: Mapping[str, Any]) -> tuple[ScoreBlock, Any]:
-        task = Task(_in_world(data, world), {**settings["model"], **own}, seed, chosen=settings.get("chosen"))
+        task = Task(_in_world(data, world), {**settings["model"], **own}, seed, chosen=settings.get("chosen"), tell=tell)
         found = KINDS[kind].fit(task)
         return found.scores.score, found.facts.get("debias")
 

@@ -23,7 +23,7 @@ from components.evaluate.metrics import METRICS
 from components.experiment import statistics
 from components.experiment.config import LABELS, ExperimentConfig, ModelSpec, refuse_twins
 from components.experiment.dataset import ExperimentData, read
-from components.experiment.models import KINDS, check, skip_reason
+from components.experiment.models import KINDS, check, silent, skip_reason
 from components.experiment.store import Outcome, Results
 from components.experiment.tasks import TASKS
 from components.sideinfo.config import SideinfoConfig
@@ -58,11 +58,11 @@ class Progress:
     def __init__(self, tell: Tell, total: int, unit: str) -> None:
         self._tell, self.total, self.unit, self.done = tell, total, unit, 0
 
-    def advance(self, data: str, model: str, count: int = 1) -> None:
-        """`count` more units are done; which data set and model it is about."""
+    def advance(self, data: str, model: str, count: int = 1, **figures: Any) -> None:
+        """`count` more units are done; which data set and model it is about, and the figures of a fit that goes on."""
         self.done += count
         event = {"event": "progress", "stage": "experiment", "done": self.done, "total": self.total, "unit": self.unit}
-        self._tell({**event, "data": data, "model": model})
+        self._tell({**event, "data": data, "model": model, **figures})
 
 
 @dataclass(frozen=True)
@@ -133,13 +133,17 @@ class Unit:
         return fingerprint(STAGE, {**identity, "code": CODE}, {"dataset": self.source.fingerprint})
 
 
-def execute(unit: Unit) -> Outcome:
-    """Does the work of one unit; the outcome's facts hold seconds, CPU seconds and peak memory (MiB) as well."""
+def execute(unit: Unit, tell: Callable[..., None] = silent) -> Outcome:
+    """Does the work of one unit; the outcome's facts hold seconds, CPU seconds and peak memory (MiB) as well.
+
+    Args:
+        tell: told the figures of a fit while it goes on.
+    """
     data = load(unit.source)
     started, cpu = time.monotonic(), time.process_time()
     with peak_memory() as memory, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support")  # torch's, once per process; nothing to do about it
-        outcome = TASKS[unit.task](data, unit.settings, unit.seed)
+        outcome = TASKS[unit.task](data, unit.settings, unit.seed, tell)
         measured = {
             "seconds": round(time.monotonic() - started, 3),
             "cpu_seconds": round(time.process_time() - cpu, 3),
@@ -233,8 +237,9 @@ class Runner:
 
     def _here(self, units: Sequence[Unit]) -> Iterator[tuple[Unit, Outcome]]:
         for unit in units:
-            self._progress.advance(unit.source.name, unit.label, 0)
-            yield unit, execute(unit)
+            tell = partial(self._progress.advance, unit.source.name, unit.label, 0)
+            tell()
+            yield unit, execute(unit, tell)
 
     def _on_ray(self, units: Sequence[Unit]) -> Iterator[tuple[Unit, Outcome]]:
         import ray

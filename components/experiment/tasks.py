@@ -10,13 +10,13 @@ from components.evaluate.metrics import rank
 from components.experiment import coldstart, coldusers, propensity_study
 from components.experiment.config import ModelSpec
 from components.experiment.dataset import ExperimentData
-from components.experiment.models import KINDS, Task, tune
+from components.experiment.models import KINDS, Task, Tell, silent, tune
 from components.experiment.store import Outcome
 
 BLOCK = 512  # users scored at once
 
 
-def evaluate_model(data: ExperimentData, settings: Mapping[str, Any], seed: int) -> Outcome:
+def evaluate_model(data: ExperimentData, settings: Mapping[str, Any], seed: int, tell: Tell = silent) -> Outcome:
     """Task "model": tunes a model, or fits it with the settings that the first seed chose, and ranks validation and test.
 
     Args:
@@ -25,11 +25,11 @@ def evaluate_model(data: ExperimentData, settings: Mapping[str, Any], seed: int)
     spec = ModelSpec.model_validate({"name": "model", **settings["spec"]})
     chosen = settings["chosen"]
     if chosen is None:
-        tuned = tune(spec, data, seed)
+        tuned = tune(spec, data, seed, tell)
         fitted, used, tried = tuned.fitted, tuned.settings, tuned.tried
     else:
         used, tried = chosen["settings"], chosen.get("tried", [])
-        fitted = KINDS[spec.kind].fit(Task(data, used, seed, chosen=chosen["inner"]))
+        fitted = KINDS[spec.kind].fit(Task(data, used, seed, chosen=chosen["inner"], tell=tell))
     arrays: dict[str, Any] = {}
     facts: dict[str, Any] = {"chosen": {"settings": used, "inner": fitted.chosen}, "tried": tried, **fitted.facts}
     for split, held_out in (("val", data.validation), ("test", data.test)):
@@ -43,7 +43,7 @@ def evaluate_model(data: ExperimentData, settings: Mapping[str, Any], seed: int)
     return Outcome(facts, arrays)
 
 
-TASKS: dict[str, Callable[[ExperimentData, Mapping[str, Any], int], Outcome]] = {
+TASKS: dict[str, Callable[[ExperimentData, Mapping[str, Any], int, Tell], Outcome]] = {
     "model": evaluate_model,
     "coldstart": coldstart.measure,
     "coldusers": coldusers.measure,

@@ -2,8 +2,10 @@
 
 import io
 
+import pytest
 from rich.console import Console
 
+from pipelines import display
 from pipelines.display import Bars, Lines, make_display, memory
 
 EVENTS = [
@@ -19,11 +21,11 @@ EVENTS = [
 
 def shown(terminal: bool) -> str:
     console = Console(file=io.StringIO(), force_terminal=terminal, width=120, color_system=None)
-    with make_display(console, ["ingest", "train"]) as display:
-        assert isinstance(display, Bars if terminal else Lines)
+    with make_display(console, ["ingest", "train"]) as made:
+        assert isinstance(made, Bars if terminal else Lines)
         for event in EVENTS:
-            display.show(event)
-            display.tick()
+            made.show(event)
+            made.tick()
     return console.file.getvalue()  # type: ignore[attr-defined]  # a StringIO, see above
 
 
@@ -35,6 +37,16 @@ def test_without_a_terminal_every_step_is_one_plain_line() -> None:
         "train      done in 61.0 s, peak memory 1.5 GiB",
         "train      warning: sha256 differs; it is built again",
     ]
+
+
+def test_without_a_terminal_long_work_is_told_before_its_first_part_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(display, "SECONDS_BETWEEN_LINES", 0.0)
+    console = Console(file=io.StringIO(), width=120)
+    event = {"event": "progress", "stage": "experiment", "done": 0, "total": 2, "unit": "units"}
+    with Lines(console) as lines:
+        lines.show(event)  # nothing to say yet
+        lines.show({**event, "model": "CLLMR", "epoch": 3})
+    assert console.file.getvalue() == "experiment 0/2 units  model CLLMR  epoch 3\n"  # type: ignore[attr-defined]  # a StringIO
 
 
 def test_on_a_terminal_there_is_a_line_per_stage_with_seconds_and_memory() -> None:

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -92,11 +92,11 @@ def test_a_killed_run_goes_on_with_what_is_missing(source: Source, tmp_path: Pat
     config = small_config()
     real, calls = run.execute, []
 
-    def dies(unit: run.Unit) -> Outcome:
+    def dies(unit: run.Unit, tell: Callable[..., None]) -> Outcome:
         if len(calls) == 2:
             raise KeyboardInterrupt
         calls.append(unit.label)
-        return real(unit)
+        return real(unit, tell)
 
     monkeypatch.setattr(run, "execute", dies)
     with pytest.raises(KeyboardInterrupt):
@@ -144,6 +144,13 @@ def test_a_backbone_that_is_written_anew_is_measured_anew(
         monkeypatch.setattr(run, "CODE", run.sources(folder))
         keys.append(unit.key)
     assert keys[0] != keys[1]
+
+
+def test_a_fit_tells_its_figures_while_it_goes_on(source: Source, tmp_path: Path) -> None:
+    events: list[Mapping[str, Any]] = []
+    experiment(source, small_config(baselines=[], seeds=1), Runner(Results(tmp_path), tell=events.append))
+    assert [(event["done"], event.get("epoch")) for event in events] == [(0, None), (0, 1), (0, 2), (1, None)]
+    assert len({(event["data"], event["model"]) for event in events}) == 1
 
 
 def test_what_is_told_of_the_machine_is_that_which_measured_and_two_of_them_stand_beside_each_other(
