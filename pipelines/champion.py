@@ -56,9 +56,10 @@ def the_champion(settings: "PlatformConfig") -> "ModelVersion":
 def champion_recommender(settings: "PlatformConfig") -> "tuple[Recommender, HistoryReader]":
     """What answers as the endpoint would, and the histories it would see; raises ArtifactError for a damaged bundle."""
     from serving.attributes import Attributes
+    from serving.bundle import find_bundle
     from serving.features import Histories, open_history_reader
     from serving.recommender import Recommender
-    from serving.scorer import Scorer, find_bundle
+    from serving.scorer import Scorer
     from serving.texts import Texts, read_newcomers
 
     champion = the_champion(settings)

@@ -15,8 +15,9 @@ from safetensors import safe_open
 
 from components.cllmr.linear.compact import READ_ROWS, ItemStorage
 from components.errors import ConfigError
+from serving.bundle import MODEL_FILE
 from serving.ranking import Candidates, Floats, Ranking, Rows, top_k
-from serving.scorer import MODEL_FILE, Scorer
+from serving.scorer import Scorer
 from serving.settings import IndexKind, Scoring
 
 MEASURED_K = 20

@@ -20,9 +20,9 @@ from cachetools import LRUCache
 
 from components.errors import ArtifactError, UserError, did_you_mean
 from components.ids import UNKNOWN
+from serving.bundle import ATTRIBUTES_FILE
 from serving.ranking import Matching, Rows
 from serving.schemas import Filter, FilterColumn, Range
-from serving.scorer import ATTRIBUTES_FILE
 
 VALUES, NUMBERS = pa.list_(pa.string()), pa.float64()
 """Types of a column in the file; `components.train.attributes` writes them."""

@@ -19,11 +19,12 @@ import structlog
 from components.errors import UserError
 from serving.approximate import Exactness, prepare
 from serving.attributes import Attributes
+from serving.bundle import find_bundle
 from serving.feature_set import FeatureSet
 from serving.lists import ready_made
 from serving.metrics import Head
 from serving.recommender import Recommender
-from serving.scorer import Scorer, find_bundle
+from serving.scorer import Scorer
 from serving.settings import Scoring
 from serving.texts import Texts, read_newcomers
 

@@ -23,7 +23,8 @@ from components.errors import ArtifactError, ConfigError, ServingError
 from components.launch import prepare_ray_environment, start_local_ray
 from serving import APPLICATION
 from serving.admission import CALLBACK, CALLBACK_VARIABLE
-from serving.scorer import Scorer, find_bundle
+from serving.bundle import find_bundle
+from serving.scorer import Scorer
 
 if TYPE_CHECKING:
     from serving.app import AppArgs

@@ -13,8 +13,9 @@ from safetensors.numpy import load_file
 from components.cllmr.linear.kernel import NewItems
 from components.cllmr.linear.newcomers import Newcomers
 from components.errors import ArtifactError, first_line
+from serving.bundle import NEWCOMERS_FILE, TEXT_FILE
 from serving.ranking import Floats
-from serving.scorer import NEWCOMERS_FILE, TEXT_FILE, Scorer
+from serving.scorer import Scorer
 
 BATCH_SIZE = 32
 

@@ -18,7 +18,8 @@ from components.train.attributes import attributes_of, write_attributes
 from components.train.bundle import model_tensors, write_texts
 from components.train.config import TrainConfig
 from components.train.recipe import FittedRecipe, GraphFit
-from serving.scorer import BUNDLE_DIRECTORY, Scorer, make_golden
+from serving.bundle import BUNDLE_DIRECTORY
+from serving.scorer import Scorer, make_golden
 
 
 class NoSettings(StageConfig):

@@ -35,7 +35,7 @@ def open_online(trained: Manifest) -> "FeatureStore":
         ConfigError: the online store is not usable with this storage root or environment.
         StorageError: it cannot be reached.
     """
-    from serving.scorer import BUNDLE_DIRECTORY, BUNDLE_FILE
+    from serving.bundle import BUNDLE_DIRECTORY, BUNDLE_FILE
 
     bundle = json.loads((trained.path() / BUNDLE_DIRECTORY / BUNDLE_FILE).read_text(encoding="utf-8"))
     name, root = bundle.get("feature_fingerprint"), trained.storage_root

@@ -78,7 +78,7 @@ def run(config: dict[str, Any], storage_root: str) -> Manifest:
 
 def _bundle_of(settings: BatchConfig, storage_root: str) -> tuple[Manifest, str]:
     """The train artifact that scores, and what its model is called."""
-    from serving.scorer import find_trained
+    from serving.bundle import find_trained
 
     root, wanted, version = storage_root, settings.train, settings.train
     if wanted is None:
@@ -104,7 +104,7 @@ def part_name(start: int) -> str:
 
 def read_users(settings: BatchConfig, trained: Manifest) -> list[str]:
     """Users to score, each once, in the order of the file or of the bundle."""
-    from serving.scorer import BUNDLE_DIRECTORY, USERS_FILE
+    from serving.bundle import BUNDLE_DIRECTORY, USERS_FILE
 
     if settings.users is None:
         known: list[str] = json.loads((trained.path() / BUNDLE_DIRECTORY / USERS_FILE).read_text(encoding="utf-8"))
@@ -154,8 +154,9 @@ class PartScorer:
     def __init__(
         self, settings: BatchConfig, bundle_root: str, train: str, model_version: str, storage_root: str, name: str
     ) -> None:
+        from serving.bundle import find_bundle
         from serving.recommender import Recommender
-        from serving.scorer import Scorer, find_bundle
+        from serving.scorer import Scorer
 
         self._settings = settings
         self._recommender = Recommender(Scorer.load(find_bundle(bundle_root, train)), model_version)

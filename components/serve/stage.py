@@ -90,7 +90,8 @@ def check_bundle(storage_root: str, fingerprint: str) -> tuple[int, str | None]:
 
     Raises ArtifactError when the bundle or the feature set is missing or damaged.
     """
-    from serving.scorer import Scorer, find_bundle
+    from serving.bundle import find_bundle
+    from serving.scorer import Scorer
 
     scorer = Scorer.load(find_bundle(storage_root, fingerprint))
     golden_requests = scorer.replay_golden()

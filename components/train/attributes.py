@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from components.errors import ConfigError, did_you_mean
 from components.train.config import TrainConfig
-from serving.scorer import ATTRIBUTES_FILE
+from serving.bundle import ATTRIBUTES_FILE
 
 VALUES, NUMBERS = pa.list_(pa.string()), pa.float64()
 """Types of a column in the file; serving refuses others."""

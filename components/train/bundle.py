@@ -14,7 +14,7 @@ from components.cllmr.linear.kernel import NewItems
 from components.cllmr.linear.newcomers import Newcomers
 from components.cllmr.linear.scores import LinearScores, as_tensors
 from components.train.recipe import FittedRecipe
-from serving.scorer import (
+from serving.bundle import (
     BUNDLE_FILE,
     GOLDEN_FILE,
     ITEMS_FILE,
@@ -23,9 +23,8 @@ from serving.scorer import (
     SCHEMA_VERSION,
     TEXT_FILE,
     USERS_FILE,
-    Scorer,
-    make_golden,
 )
+from serving.scorer import Scorer, make_golden
 
 Floats = npt.NDArray[np.float32]
 

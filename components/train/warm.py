@@ -150,7 +150,7 @@ def starts(config: TrainConfig, storage_root: str, dataset: "Dataset") -> "dict[
     """
     from components.ids import UNKNOWN, Vocabulary
     from components.train.loop import Start
-    from serving.scorer import ITEMS_FILE, USERS_FILE
+    from serving.bundle import ITEMS_FILE, USERS_FILE
 
     assert config.warm_start != CHAMPION, "decided before: see resolve"
     if config.warm_start == NONE:

@@ -80,11 +80,11 @@ def test_of_serving_only_the_stages_that_score_or_start_it_know_anything(path: P
     stage = path.relative_to(REPOSITORY / "components").parts[0]
     allowed = {
         "evaluate": ("serving.scorer",),  # the one scorer, so that offline equals online
-        "train": ("serving.scorer",),  # writes the golden requests that the scorer replays
+        "train": ("serving.bundle", "serving.scorer"),  # writes bundles, and the golden requests that the scorer replays
         "promote": ("serving.scorer",),  # replays them before it promotes
         "serve": ("serving",),
         # what answers requests, without HTTP, and the place where that looks for what the stage writes
-        "batch": ("serving.scorer", "serving.recommender", "serving.schemas", "serving.lists"),
+        "batch": ("serving.bundle", "serving.scorer", "serving.recommender", "serving.schemas", "serving.lists"),
     }.get(stage, ())
     assert [name for name in ours(path) if is_below(name, "serving") and not is_below(name, *allowed)] == []
 

@@ -13,10 +13,11 @@ from components.cllmr.linear.newcomers import CrossFits, Fits, Newcomers
 from components.cllmr.linear.scores import LinearScores, standardised
 from components.train.bundle import write_newcomers
 from components.train.newcomers import FEWEST_USERS, fit_newcomers
+from serving.bundle import NEWCOMERS_FILE
 from serving.features import Profiles
 from serving.recommender import Question, Recommender
 from serving.schemas import RecommendRequest
-from serving.scorer import NEWCOMERS_FILE, Scorer
+from serving.scorer import Scorer
 from serving.texts import read_newcomers
 from tests.bundles import write_random_bundle
 

@@ -16,7 +16,7 @@ from components.errors import ConfigError
 from components.promote import gate, stage
 from components.tracking import Registry, RegistryError
 from pipelines.config import load
-from serving.scorer import models_of
+from serving.bundle import models_of
 from tests.bundles import TINY_MODEL, write_bundle
 
 METRIC = "debiased.ndcg@10"

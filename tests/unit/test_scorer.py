@@ -13,8 +13,9 @@ from components.artifacts import Stage, StageConfig, run_stage
 from components.cllmr.linear.scores import LinearScores
 from components.errors import ArtifactError, ConfigError
 from components.ids import UNKNOWN
+from serving.bundle import find_bundle
 from serving.ranking import Candidates, rank_of, top_k
-from serving.scorer import Effect, Scorer, find_bundle, make_golden
+from serving.scorer import Effect, Scorer, make_golden
 from tests.bundles import TINY_ITEMS, TINY_USERS, write_bundle, write_random_bundle
 
 EVERYBODY = np.arange(3)

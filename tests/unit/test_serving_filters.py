@@ -14,11 +14,12 @@ from components.train.attributes import attributes_of
 from components.train.config import TrainConfig
 from serving.approximate import Exactness, ItemIndex
 from serving.attributes import Attributes, FilterError, Filters
+from serving.bundle import ATTRIBUTES_FILE
 from serving.lifecycle import Target, load
 from serving.lists import RankedLists
 from serving.recommender import Recommender
 from serving.schemas import Filter, Range, RecommendRequest
-from serving.scorer import ATTRIBUTES_FILE, Scorer
+from serving.scorer import Scorer
 from tests.bundles import write_bundle, write_factor_bundle, write_item_columns, write_random_bundle
 
 NUM_ITEMS = 200
