@@ -13,8 +13,8 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle
 
 from serving.admission import OVERLOADED
-from serving.api import Impossible, Unavailable
 from serving.attributes import FilterError
+from serving.contract import Impossible, Unavailable
 from serving.degrade import Static
 from serving.feature_set import FeatureSet
 from serving.features import UNAVAILABLE, FeatureSource, Histories, Profiles

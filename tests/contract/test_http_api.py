@@ -18,17 +18,19 @@ from starlette.testclient import TestClient
 
 from components.cllmr.linear.kernel import NewItems
 from components.errors import ServingError
-from serving import api
+from serving import api, envelope
 from serving.admission import Admission
-from serving.api import MAX_BODY_BYTES, MAX_DEPTH, Impossible, Unavailable, create_app, depth_of
+from serving.api import create_app
 from serving.attributes import Attributes
 from serving.auth import Tokens
 from serving.callers import Callers
 from serving.client import Client
+from serving.contract import Impossible, Unavailable
 from serving.features import FeatureSource, Histories, NoFeatures, Profiles
 from serving.identity import Identities
 from serving.limits import Limiter
 from serving.recommender import Recommender
+from serving.refusals import MAX_BODY_BYTES, MAX_DEPTH, depth_of
 from serving.schemas import (
     ErrorBody,
     EventsRequest,
@@ -514,7 +516,7 @@ def test_a_huge_body_is_refused_while_it_streams_in(app: FastAPI) -> None:
 def test_a_body_that_trickles_in_is_given_up_and_makes_room_for_others(
     backend: LocalBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api, "BODY_SECONDS", 2)
+    monkeypatch.setattr(envelope, "BODY_SECONDS", 2)
     admission = Admission(1)
 
     async def ask() -> None:

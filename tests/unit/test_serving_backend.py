@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
-from serving.api import Unavailable
 from serving.attributes import Attributes
 from serving.backend import Answered, RayBackend
+from serving.contract import Unavailable
 from serving.degrade import Static
 from serving.features import NoFeatures
 from serving.metrics import GatewayMetrics
