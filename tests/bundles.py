@@ -1,7 +1,7 @@
 """A tiny valid bundle with numbers one can follow by hand, and a larger random one; shared by the tests."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +22,29 @@ from serving.bundle import BUNDLE_DIRECTORY
 from serving.scorer import Scorer, make_golden
 
 
-class NoSettings(StageConfig):
+class Named(StageConfig):
     """Of a train stage that only writes a bundle."""
 
+    name: str = ""
 
-def stored_bundle(root: str, write: Callable[[Path], object]) -> Manifest:
-    """A train artifact below a storage root that holds nothing but the bundle which `write` makes in a directory."""
+
+def stored_bundle(
+    root: str, write: Callable[[Path], object], name: str = "", parents: Mapping[str, Manifest] | None = None
+) -> Manifest:
+    """A train artifact below a storage root that holds nothing but the bundle which `write` makes in a directory.
+
+    Args:
+        root: the storage root.
+        write: makes the bundle in the directory that it is given.
+        name: makes it another artifact than those of other names.
+        parents: artifacts that it is made of, by stage.
+    """
 
     def build(directory: Path) -> dict[str, Any]:
         write(directory / BUNDLE_DIRECTORY)
         return {}
 
-    return run_stage(Stage("train", 1), NoSettings(), root, {}, build)
+    return run_stage(Stage("train", 1), Named(name=name), root, parents or {}, build)
 
 
 def graph_alone(graph: GraphFit) -> FittedRecipe:

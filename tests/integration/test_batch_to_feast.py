@@ -4,6 +4,7 @@ import json
 import sqlite3
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from components.artifacts import Manifest, Stage, StageConfig, run_stage
+from components.artifacts import Manifest
 from components.batch import stage
 from components.errors import ArtifactError, StorageError
 from components.features import stage as features_stage
@@ -21,7 +22,7 @@ from feature_repo.store import SHARED_PROJECT, open_shared_store, sqlite_path
 from pipelines.cli import app
 from serving.events import open_history
 from serving.schemas import Event
-from tests.bundles import write_random_bundle
+from tests.bundles import stored_bundle, write_random_bundle
 from tests.features_parents import Small
 
 pytestmark = pytest.mark.ray
@@ -29,12 +30,6 @@ pytestmark = pytest.mark.ray
 NUM_USERS, NUM_ITEMS = 25, 40
 USERS = [f"u{row}" for row in range(NUM_USERS)]
 FIELDS = ("item_ids", "scores", "method", "model_version")
-
-
-class Bundle(StageConfig):
-    """Of a train stage that only writes a bundle."""
-
-    feature_fingerprint: str | None
 
 
 @dataclass(frozen=True)
@@ -58,11 +53,8 @@ class World:
 
 
 def train(root: str, feature_fingerprint: str | None) -> Manifest:
-    def build(directory: Path) -> dict[str, Any]:
-        write_random_bundle(directory / "bundle", NUM_USERS, NUM_ITEMS, feature_fingerprint=feature_fingerprint)
-        return {}
-
-    return run_stage(Stage("train", 1), Bundle(feature_fingerprint=feature_fingerprint), root, {}, build)
+    write = partial(write_random_bundle, num_users=NUM_USERS, num_items=NUM_ITEMS, feature_fingerprint=feature_fingerprint)
+    return stored_bundle(root, write, str(feature_fingerprint))
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import httpx
 import pytest
 import yaml
 
-from components.artifacts import Manifest, Stage, StageConfig, Store, run_stage, write_json
+from components.artifacts import Manifest, Stage, Store, run_stage, write_json
 from components.errors import ArtifactError, ConfigError
 from components.features import stage as features_stage
 from components.promote.config import PromoteConfig
@@ -23,7 +24,7 @@ from feature_repo.store import sqlite_path
 from serving.client import Client
 from serving.run import running_endpoint
 from serving.schemas import Event
-from tests.bundles import write_bundle
+from tests.bundles import stored_bundle, write_bundle
 from tests.features_parents import EVENTS, ITEMS, USERS, Small
 from tests.waiting import wait_until
 
@@ -39,14 +40,11 @@ KEPT = {
 }
 
 
-class Label(StageConfig):
-    """Names a stand-in for a stage, so that others have other fingerprints."""
+class Verdict(PromoteConfig):
+    """A stand-in for the promote stage."""
 
     name: str
-
-
-class Verdict(PromoteConfig, Label):
-    """A stand-in for the promote stage."""
+    """So that others have other fingerprints."""
 
 
 @dataclass(frozen=True)
@@ -83,14 +81,10 @@ def decide(root: str, verdict: dict[str, Any], name: str) -> Manifest:
 
 def train(root: str, features: Manifest, name: str, feature_fingerprint: str | None = None) -> Manifest:
     """The tiny bundle for the users "7", "9", "10"; bob's row, which saw items 1 and 2 in training, is "9"."""
-
-    def build(directory: Path) -> dict[str, Any]:
-        items = [{"item_id": item, "title": f"Film {item}", "profile": ""} for item in ITEMS]
-        header = {"feature_fingerprint": feature_fingerprint or features.fingerprint, "feature_project": "small"}
-        write_bundle(directory / "bundle", header=header, users=USERS, items=items)
-        return {}
-
-    return run_stage(Stage("train", 1), Label(name=name), root, {"features": features}, build)
+    items = [{"item_id": item, "title": f"Film {item}", "profile": ""} for item in ITEMS]
+    header = {"feature_fingerprint": feature_fingerprint or features.fingerprint, "feature_project": "small"}
+    write = partial(write_bundle, header=header, users=USERS, items=items)
+    return stored_bundle(root, write, name, {"features": features})
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from components.promote import gate, stage
 from components.tracking import Registry, RegistryError
 from pipelines.config import load
 from serving.bundle import models_of
-from tests.bundles import TINY_MODEL, write_bundle
+from tests.bundles import TINY_MODEL, stored_bundle, write_bundle
 
 METRIC = "debiased.ndcg@10"
 
@@ -42,12 +42,11 @@ def registry(root) -> Registry:
 def train(root: str, name: str, header: dict | None = None, model: dict | None = None, golden: bool = True, **ids) -> Manifest:
     """The artifact of a train stage; `name` makes it another model."""
 
-    def build(built: Path) -> dict:
-        write_bundle(built / "bundle", header=header, model=model, golden=golden, **ids)
-        write_json(built / "curve.json", [{"epoch": 1, "ranking": 2.0, "ndcg@10": 0.1}, {"epoch": 2, "ranking": 1.0}])
-        return {}
+    def write(bundle: Path) -> None:
+        write_bundle(bundle, header=header, model=model, golden=golden, **ids)
+        write_json(bundle.parent / "curve.json", [{"epoch": 1, "ranking": 2.0, "ndcg@10": 0.1}, {"epoch": 2, "ranking": 1.0}])
 
-    return run_stage(Stage("train", 1), Any(name=name), root, {}, build)
+    return stored_bundle(root, write, name)
 
 
 def evaluate(

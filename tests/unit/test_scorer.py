@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from components.artifacts import Stage, StageConfig, run_stage
 from components.cllmr.linear.scores import LinearScores
 from components.errors import ArtifactError, ConfigError
 from components.ids import UNKNOWN
 from serving.bundle import find_bundle
 from serving.ranking import Candidates, rank_of, top_k
 from serving.scorer import Effect, Scorer, make_golden
-from tests.bundles import TINY_ITEMS, TINY_USERS, write_bundle, write_random_bundle
+from tests.bundles import TINY_ITEMS, TINY_USERS, stored_bundle, write_bundle, write_random_bundle
 
 EVERYBODY = np.arange(3)
 
@@ -381,18 +380,10 @@ def test_a_bundle_that_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
             Scorer.load(directory)
 
 
-class NoSettings(StageConfig):
-    """A train stage without settings."""
-
-
 @pytest.fixture
 def stored(tmp_path: Path) -> tuple[str, str]:
-    def build(directory: Path) -> dict[str, Any]:
-        write_random_bundle(directory / "bundle")
-        return {}
-
-    manifest = run_stage(Stage("train", 1), NoSettings(), str(tmp_path / "store"), {}, build)
-    return str(tmp_path / "store"), manifest.fingerprint
+    root = str(tmp_path / "store")
+    return root, stored_bundle(root, write_random_bundle).fingerprint
 
 
 def test_a_bundle_is_found_in_the_store_by_its_fingerprint(stored: tuple[str, str]) -> None:

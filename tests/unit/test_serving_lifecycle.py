@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,7 +11,6 @@ import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
-from components.artifacts import Stage, StageConfig, run_stage
 from components.errors import ArtifactError
 from components.evaluate.bias import head_items
 from components.tracking import Registry, default_tracking_uri
@@ -20,14 +20,8 @@ from serving.deployments import RegistryReplica
 from serving.lifecycle import Follower, Live, Target
 from serving.metrics import Head, ScorerMetrics
 from serving.settings import Scoring
-from tests.bundles import write_bundle
+from tests.bundles import stored_bundle, write_bundle
 from tests.waiting import wait_until
-
-
-class Name(StageConfig):
-    """Tells a bundle from others."""
-
-    name: str
 
 
 class Told:
@@ -64,11 +58,8 @@ def make(root: str) -> Callable[[str], Target]:
     """Trains the bundle of a model version, once."""
 
     def made(version: str) -> Target:
-        def build(directory: Path) -> dict[str, object]:
-            write_bundle(directory / "bundle", header={"name": version})
-            return {}
-
-        return Target(version, run_stage(Stage("train", 1), Name(name=version), root, {}, build).fingerprint, root)
+        trained = stored_bundle(root, partial(write_bundle, header={"name": version}), version)
+        return Target(version, trained.fingerprint, root)
 
     return made
 
