@@ -39,6 +39,32 @@ def listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
+class RedisServer:
+    """A Redis on loopback that keeps nothing on disk; a test may stop it and start it again."""
+
+    def __init__(self, directory: Path) -> None:
+        (self.port,) = free_ports(1)
+        self.directory = directory
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port},password={PASSWORD}"
+
+    def start(self) -> None:
+        options = ["--bind", "127.0.0.1", "--port", str(self.port), "--save", "", "--requirepass", PASSWORD]
+        self.process = subprocess.Popen(
+            ["redis-server", *options], cwd=self.directory, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        wait_until("redis-server", lambda: listens(self.port))
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.terminate()
+            self.process.wait(timeout=60)
+            self.process = None
+
+
 @contextmanager
 def redis_server(directory: Path, config: str) -> Iterator[str]:
     """A Redis that runs from a redis.conf; yields its address as Feast reads it."""

@@ -18,9 +18,9 @@ from components.train.loop import SingleProcess, TrainData, build_model, fit, ma
 from serving.api import create_app
 from serving.recommender import Recommender
 from serving.scorer import Scorer
+from tests.backends import LocalBackend
 from tests.behaviour.training import small_config, small_data
 from tests.bundles import graph_alone, write_bundle
-from tests.contract.test_http_api import LocalBackend
 
 NUM_USERS, NUM_ITEMS, DIM = 7, 5, 6
 

@@ -16,8 +16,8 @@ from schemathesis.specs.openapi.checks import (
 from serving.api import create_app
 from serving.recommender import Recommender
 from serving.scorer import Scorer
+from tests.backends import LocalBackend
 from tests.bundles import write_bundle
-from tests.contract.test_http_api import LocalBackend
 
 CHECKS = [
     not_a_server_error,

@@ -20,8 +20,8 @@ from serving.lifecycle import Target, load
 from serving.recommender import Recommender
 from serving.schemas import Filter, Range, RecommendRequest
 from serving.scorer import Scorer
+from tests.backends import LocalBackend
 from tests.bundles import write_bundle, write_item_columns, write_random_bundle
-from tests.contract.test_http_api import LocalBackend
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 TOKEN = "a-token-that-is-long-enough"

@@ -3,18 +3,12 @@
 And what it loses to a request that makes the model fail: that one.
 """
 
-import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
-import numpy as np
 import pytest
 import ray
-import structlog
 import yaml
 from ray import serve
 from ray.exceptions import RayTaskError
@@ -25,86 +19,9 @@ from serving.client import Client
 from serving.run import running_endpoint
 from serving.schemas import RecommendRequest, RecommendResponse
 from tests.bundles import write_random_bundle
-from tests.waiting import wait_until
+from tests.load import CLIENTS, USERS, Askers
 
 pytestmark = pytest.mark.ray
-
-log = structlog.get_logger()
-
-CLIENTS = 4
-USERS = 30
-CALM = 30  # answers in a row, of all clients, after which the endpoint is taken to have recovered
-RECOVERED_WITHIN = 180.0  # seconds
-
-
-class Askers:
-    """Clients that ask one after another, each request on its own connection, until they are told to stop."""
-
-    def __init__(self, url: str) -> None:
-        self._url, self._stop = url, threading.Event()
-        self.outcomes: list[str] = []
-        """How requests ended, in order: their status, or the error on the way."""
-        self.seconds: list[float] = []
-        """What those that were answered took."""
-        self._failed_at = 0.0
-        self._threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(CLIENTS)]
-
-    def _ask(self, number: int) -> None:
-        while not self._stop.is_set():
-            began = time.monotonic()
-            try:
-                answer = httpx.post(f"{self._url}/v1/recommend", json={"users": [f"u{number % USERS}"], "k": 5}, timeout=60)
-                told = str(answer.status_code)
-                if answer.status_code == 503 and "retry-after" not in answer.headers:
-                    told = "503 without Retry-After"
-            except httpx.TimeoutException:
-                told = "hung"
-            except httpx.TransportError:
-                told = "connection lost"
-                time.sleep(0.05)
-            if told == "200":
-                self.seconds.append(time.monotonic() - began)
-            else:
-                self._failed_at = time.monotonic()
-            self.outcomes.append(told)
-            number += CLIENTS
-
-    @contextmanager
-    def measured(self, what: str) -> Iterator[None]:
-        """Tells in the log what was lost: requests and those that failed, the p99 of the rest, seconds to the last failure."""
-        before, quick, began = len(self.outcomes), len(self.seconds), time.monotonic()
-        yield
-        told = Counter(self.outcomes[before:])
-        log.info(
-            "chaos",
-            what=what,
-            requests=told.total(),
-            failed={outcome: count for outcome, count in told.items() if outcome != "200"},
-            p99_ms=round(1000 * float(np.quantile(self.seconds[quick:], 0.99))),
-            p99_before_ms=round(1000 * float(np.quantile(self.seconds[:quick], 0.99))),
-            back_after_s=round(max(0.0, self._failed_at - began), 1),
-        )
-
-    def __enter__(self) -> "Askers":
-        for thread in self._threads:
-            thread.start()
-        self.wait_for_calm()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-    def wait_for_calm(self) -> None:
-        """Waits for enough answers in a row from now on."""
-        before = len(self.outcomes)
-        wait_until(
-            "calm",
-            lambda: Counter(self.outcomes[before:][-CALM:]),
-            lambda newest: newest == {"200": CALM},
-            RECOVERED_WITHIN,
-        )
 
 
 @pytest.fixture(scope="module")

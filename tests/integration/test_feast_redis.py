@@ -1,7 +1,6 @@
 """The features stage with a real Redis server: filled, read back, emptied, stopped."""
 
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,40 +14,11 @@ from components.features.reader import training_features
 from components.features.stage import is_live, put_back, run
 from feature_repo.store import open_store
 from tests.features_parents import Small, spectrum
-from tests.stores import free_ports, listens
-from tests.waiting import wait_until
+from tests.stores import PASSWORD, RedisServer
 
 pytestmark = pytest.mark.skipif(
     shutil.which("redis-server") is None, reason="redis-server is not installed (Debian: apt-get install redis-server)"
 )
-
-PASSWORD = "correct-horse-battery"  # only of a server that lives for one test
-
-
-class RedisServer:
-    """A Redis on loopback that keeps nothing on disk."""
-
-    def __init__(self, directory: Path) -> None:
-        (self.port,) = free_ports(1)
-        self.directory = directory
-        self.process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def address(self) -> str:
-        return f"127.0.0.1:{self.port},password={PASSWORD}"
-
-    def start(self) -> None:
-        options = ["--bind", "127.0.0.1", "--port", str(self.port), "--save", "", "--requirepass", PASSWORD]
-        self.process = subprocess.Popen(
-            ["redis-server", *options], cwd=self.directory, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        wait_until("redis-server", lambda: listens(self.port))
-
-    def stop(self) -> None:
-        if self.process is not None:
-            self.process.terminate()
-            self.process.wait(timeout=60)
-            self.process = None
 
 
 @pytest.fixture

@@ -7,21 +7,20 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 import yaml
 
-from components.artifacts import Stage, StageConfig, run_stage
 from components.features import stage as features_stage
 from components.serve.config import ServeConfig
 from components.serve.stage import serve_document
 from serving.run import running_endpoint
-from tests.bundles import write_random_bundle
+from tests.bundles import stored_bundle, write_random_bundle
 from tests.features_parents import Small
-from tests.integration.test_chaos import USERS, Askers
+from tests.load import USERS, Askers
 from tests.waiting import wait_until
 
 pytestmark = [
@@ -56,12 +55,8 @@ def url(disk: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     users, items = [f"u{row}" for row in range(USERS)], [f"i{row}" for row in range(NUM_ITEMS)]
     seen = [(user, user, 1_000_000_000 + user, "train") for user in range(USERS)]
     features = features_stage.run({}, root, **Small(root, users=users, items=items, events=seen).write().as_arguments())
-
-    def build(directory: Path) -> dict[str, Any]:
-        write_random_bundle(directory / "bundle", USERS, NUM_ITEMS, feature_fingerprint=features.fingerprint)
-        return {}
-
-    trained = run_stage(Stage("train", 1), StageConfig(), root, {"features": features}, build)
+    write = partial(write_random_bundle, num_users=USERS, num_items=NUM_ITEMS, feature_fingerprint=features.fingerprint)
+    trained = stored_bundle(root, write, parents={"features": features})
     champion = {"version": "1", "fingerprint": trained.fingerprint, "storage_root": root, "bundle": ""}
     settings = ServeConfig(feature_deadline_ms=10_000, poll_interval_s=0)  # a generous deadline: the machine may be busy
     config = tmp_path_factory.mktemp("serve") / "serve.yaml"

@@ -17,7 +17,7 @@ from serving.events import open_history
 from serving.features import open_history_reader
 from serving.schemas import Event
 from tests.features_parents import Small, embeddings
-from tests.integration.test_feast_redis import RedisServer
+from tests.stores import RedisServer
 
 OWN = {"user_history": ["item_ids"], "user_side_information": ["embedding", "profile"]}
 SHARED = {"user_events": ["item_ids", "timestamps"]}

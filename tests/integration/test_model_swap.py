@@ -5,104 +5,29 @@ One endpoint as it is deployed, a real registry, and clients that never pause.
 
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import ray
 import yaml
-from prometheus_client.parser import text_string_to_metric_families
 
-from components.artifacts import Manifest, Stage, StageConfig, run_stage
+from components.artifacts import Manifest
 from components.serve.config import ServeConfig
 from components.serve.stage import serve_document
 from components.tracking import Registry, default_tracking_uri
 from serving.client import Client
 from serving.run import running_endpoint
-from tests.bundles import write_random_bundle
+from tests.load import Load, metric, metrics, train
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.ray
 
-CLIENTS = 4
 SEEN_WITHIN = 60.0  # seconds from a command to answers of the other model, on a busy machine
-
-
-class Seed(StageConfig):
-    """Tells a bundle from others."""
-
-    seed: int
-
-
-def train(root: str, seed: int) -> Manifest:
-    def build(directory: Path) -> dict[str, Any]:
-        write_random_bundle(directory / "bundle", seed=seed, feature_fingerprint=None)
-        return {}
-
-    return run_stage(Stage("train", 1), Seed(seed=seed), root, {}, build)
-
-
-@dataclass
-class Load:
-    """Clients that ask one after another until they are told to stop, and what each was answered, in order."""
-
-    url: str
-    stop: threading.Event = field(default_factory=threading.Event)
-    answers: list[list[tuple[int, str, str, float]]] = field(default_factory=lambda: [[] for _ in range(CLIENTS)])
-
-    def ask(self, client: int) -> None:
-        with httpx.Client(base_url=self.url, timeout=60) as http:
-            number = client
-            while not self.stop.is_set():
-                started = time.perf_counter()
-                response = http.post("/v1/recommend", json={"users": [f"u{number % 50}"], "k": 5})
-                seconds = time.perf_counter() - started
-                version = response.json().get("model_version", "") if response.status_code == 200 else ""
-                self.answers[client].append((response.status_code, response.headers["x-model-version"], version, seconds))
-                number += 1
-
-    def __enter__(self) -> "Load":
-        self.threads = [threading.Thread(target=self.ask, args=(client,)) for client in range(CLIENTS)]
-        for thread in self.threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.stop.set()
-        for thread in self.threads:
-            thread.join()
-
-    def wait_for(self, version: str, seconds: float = 180) -> None:
-        """Until every client was answered by a version and by no other since."""
-        wait_until(
-            f"answers by version {version} alone",
-            lambda: {answers[-1][1] if answers else "" for answers in self.answers},
-            lambda versions: versions == {version},
-            seconds,
-        )
-
-
-def metrics() -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    """What Ray exports of ours, by name and by the labels that are ours; summed over replicas."""
-    (node,) = ray.nodes()
-    text = httpx.get(f"http://127.0.0.1:{node['MetricsExportPort']}/metrics", timeout=60).text
-    ours = ("model_version", "reason", "kind", "group", "method", "stage", "route")
-    found: dict[tuple[str, frozenset[tuple[str, str]]], float] = {}
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples if family.name.startswith("ray_cllmr_") else ():
-            key = sample.name.removeprefix("ray_"), frozenset((k, v) for k, v in sample.labels.items() if k in ours)
-            found[key] = found.get(key, 0.0) + sample.value
-    return found
-
-
-def metric(name: str, **labels: str) -> float:
-    return metrics().get((name, frozenset(labels.items())), 0.0)
 
 
 @dataclass(frozen=True)

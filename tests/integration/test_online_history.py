@@ -19,7 +19,6 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from components.artifacts import Stage, StageConfig, run_stage
 from components.cllmr.linear.newcomers import Fits
 from components.errors import ServingError
 from components.features import stage as features_stage
@@ -33,10 +32,10 @@ from serving.ranking import top_k
 from serving.run import running_endpoint
 from serving.schemas import Event, NewItem
 from serving.scorer import Scorer
-from tests.bundles import write_random_bundle
+from tests.bundles import stored_bundle, write_random_bundle
 from tests.features_parents import Small, embeddings
-from tests.integration.test_feast_redis import RedisServer
-from tests.integration.test_model_swap import metric
+from tests.load import metric
+from tests.stores import RedisServer
 from tests.waiting import wait_until
 
 pytestmark = [
@@ -49,12 +48,6 @@ pytestmark = [
 NUM_USERS, NUM_ITEMS = 20, 60
 NEWCOMER = "registered"
 """Has a text, and has done nothing."""
-
-
-class Seed(StageConfig):
-    """Tells a bundle from others."""
-
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -83,15 +76,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         parents = Small(root, users=users, items=items, events=seen, newcomers=[NEWCOMER]).write()
         features = features_stage.run({"online_store": "redis"}, root, **parents.as_arguments())
 
-        def build(directory: Path) -> dict[str, Any]:
-            bundle = directory / "bundle"
+        def write(bundle: Path) -> None:
             write_random_bundle(bundle, NUM_USERS, NUM_ITEMS, feature_fingerprint=features.fingerprint)
             scorer = Scorer.load(bundle)
             models = {"factual": scorer.factual, "counterfactual": scorer.counterfactual}
             write_newcomers(bundle, Fits(embeddings(NUM_USERS), np.arange(NUM_USERS), models).fit(1.0, 0.0))
-            return {}
 
-        trained = run_stage(Stage("train", 1), Seed(), root, {"features": features}, build)
+        trained = stored_bundle(root, write, parents={"features": features})
         models = Registry(default_tracking_uri(root), "cllmr")
         models.register(trained.fingerprint, root, f"train/{trained.fingerprint}/bundle", {})
         models.promote(trained.fingerprint)

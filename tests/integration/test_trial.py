@@ -21,7 +21,7 @@ from serving.client import Client
 from serving.run import prepare_endpoint, stop_endpoint, wait_until_ready
 from serving.scorer import Scorer
 from serving.settings import Trial, place
-from tests.integration.test_model_swap import Load, metric, train
+from tests.load import Load, metric, train
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.ray

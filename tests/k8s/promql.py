@@ -1,8 +1,12 @@
-"""What monitoring says: the queries of alerts and dashboards, and the metrics they name."""
+"""What monitoring says: the queries of alerts and dashboards, the metrics they name, and what other programs export."""
 
 import json
 import re
 from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import yaml
 
 from tests.k8s.manifests import Object, of_kind
 
@@ -57,3 +61,22 @@ def metrics(query: str) -> set[str]:
     words = re.finditer(r"[a-zA-Z_:][\w:]*(?!\w*\s*\()", text)
     names = {match[0] for match in words if not re.match(r"\s*\(", text[match.end() :])}
     return {name for name in names if name not in KEYWORDS and not re.fullmatch(r"[a-z]\d*|\d.*", name)}
+
+
+@cache
+def exported_elsewhere() -> dict[str, list[str]]:
+    """Labels by metric of the programs that do not run here."""
+    return {
+        name: labels
+        for part in yaml.safe_load((Path(__file__).parent / "exporters.yaml").read_text()).values()
+        for name, labels in part.items()
+    }
+
+
+@cache
+def autoscaler_metrics() -> set[str]:
+    """What Ray's autoscaler exports, from its own registry."""
+    from ray.autoscaler._private.prom_metrics import AutoscalerPrometheusMetrics
+
+    found = AutoscalerPrometheusMetrics(session_name="s")
+    return {sample for metric in found.registry.collect() for sample in (metric.name, f"{metric.name}_total")}

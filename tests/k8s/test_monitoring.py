@@ -10,7 +10,17 @@ import yaml
 
 from components.promote.config import PromoteConfig
 from tests.k8s.manifests import K8S, OVERLAYS, Object, needs_kubectl, of_kind, overlay
-from tests.k8s.promql import alerts, dashboards, metrics, panels, queries, recorded, rule_groups
+from tests.k8s.promql import (
+    alerts,
+    autoscaler_metrics,
+    dashboards,
+    exported_elsewhere,
+    metrics,
+    panels,
+    queries,
+    recorded,
+    rule_groups,
+)
 
 pytestmark = needs_kubectl
 
@@ -116,23 +126,6 @@ def test_every_runbook_is_led_to_by_an_alert_or_by_the_readme() -> None:
 )
 def test_metrics_are_found_in_queries(query: str, found: set[str]) -> None:
     assert metrics(query) == found
-
-
-@cache
-def exported_elsewhere() -> dict[str, list[str]]:
-    """Labels by metric of the programs that do not run here."""
-    return {
-        name: labels for part in yaml.safe_load((HERE / "exporters.yaml").read_text()).values() for name, labels in part.items()
-    }
-
-
-@cache
-def autoscaler_metrics() -> set[str]:
-    """What Ray's autoscaler exports, from its own registry."""
-    from ray.autoscaler._private.prom_metrics import AutoscalerPrometheusMetrics
-
-    found = AutoscalerPrometheusMetrics(session_name="s")
-    return {sample for metric in found.registry.collect() for sample in (metric.name, f"{metric.name}_total")}
 
 
 @cache

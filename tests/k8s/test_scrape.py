@@ -18,8 +18,7 @@ import yaml
 
 from tests.bundles import write_bundle
 from tests.k8s.manifests import needs_kubectl, overlay
-from tests.k8s.promql import alerts, metrics, queries, recorded, rule_groups
-from tests.k8s.test_monitoring import autoscaler_metrics, exported_elsewhere
+from tests.k8s.promql import alerts, autoscaler_metrics, exported_elsewhere, metrics, queries, recorded, rule_groups
 from tests.stores import free_ports, listens
 from tests.waiting import wait_until
 

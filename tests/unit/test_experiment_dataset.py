@@ -11,6 +11,7 @@ import pytest
 from components.errors import DataError
 from components.experiment.dataset import cleaned, read, texts_of
 from components.experiment.planted import write_blocks
+from tests.evaluate_parents import ingest, world
 
 SPLITS: dict[str, Any] = {
     "trn": ([0, 0, 1, 2], [0, 1, 1, 2]),
@@ -154,8 +155,6 @@ def test_the_fingerprint_follows_what_is_read(tmp_path: Path) -> None:
 
 
 def test_an_ingest_output_is_read_too(tmp_path: Path) -> None:
-    from tests.unit.test_evaluate_stage import ingest, world
-
     data = read(ingest(str(tmp_path), world()).path())
     assert (data.num_users, data.num_items) == (60, 40)
     assert (data.train.nnz, data.validation.nnz, data.test.nnz) == (720, 240, 240)
