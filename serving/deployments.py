@@ -75,7 +75,10 @@ from serving.trial import Shadow, joined, part, parts
 PRODUCTS_AT_ONCE = 1 << 27
 """Products, some 20 ms of one core, up to which a ranking is made where requests come in: in a thread beside it everything took
 two to three times the CPU (both wait for Python's lock at every step). Longer work may not hold up health checks."""
-REGISTRY_DEADLINE_SECONDS = 10.0  # a registry that is slower is asked again later
+REGISTRY_DEADLINE_SECONDS = 10.0  # for an answer of the replica that asks the registry
+REGISTRY_PATIENCE_SECONDS = 5.0
+"""How long that replica waits for the registry before it answers with what it remembers: well within the deadline, where MLflow
+gives up on a registry that hangs after 45 s."""
 
 _T = TypeVar("_T")
 
@@ -100,23 +103,31 @@ class RegistryReplica:
         self._challenger: Target | None = None
         self._asked_at = -math.inf
         self._is_up = True
-        self._asking = asyncio.Lock()
+        self._asking: asyncio.Task[None] | None = None
 
     async def champions(self) -> list[Target]:
-        """The champion and the champion before it, as far as there are any; of earlier while the registry is down."""
+        """The champion and the champion before it, as far as there are any; of earlier while the registry is down or slow."""
         await self._refresh()
         return self._champions
 
     async def challenger(self) -> Target | None:
-        """The challenger, if there is one; of earlier while the registry is down."""
+        """The challenger, if there is one; of earlier while the registry is down or slow."""
         await self._refresh()
         return self._challenger
 
     async def _refresh(self) -> None:
-        async with self._asking:
-            if time.monotonic() - self._asked_at >= self._max_age_s:
-                await asyncio.to_thread(self._ask)
-                self._asked_at = time.monotonic()
+        """Waits for one question that all callers share, and outlives each of them."""
+        if self._asking is None:
+            if time.monotonic() - self._asked_at < self._max_age_s:
+                return
+            self._asking = asyncio.create_task(self._ask_aside())
+        await asyncio.wait([self._asking], timeout=REGISTRY_PATIENCE_SECONDS)
+
+    async def _ask_aside(self) -> None:
+        try:
+            await asyncio.to_thread(self._ask)
+        finally:
+            self._asked_at, self._asking = time.monotonic(), None
 
     def _ask(self) -> None:
         try:

@@ -1,5 +1,6 @@
 """Alerts fire and keep quiet when they should (promtool), lead to runbooks, and name metrics that exist, as dashboards do."""
 
+import re
 import shutil
 import subprocess
 from functools import cache
@@ -9,7 +10,7 @@ import pytest
 import yaml
 
 from components.promote.config import PromoteConfig
-from tests.k8s.manifests import K8S, OVERLAYS, Object, needs_kubectl, of_kind, overlay
+from tests.k8s.manifests import K8S, OVERLAYS, Object, named, needs_kubectl, of_kind, overlay
 from tests.k8s.promql import (
     alerts,
     autoscaler_metrics,
@@ -56,6 +57,28 @@ def test_every_alert_fires_and_is_silent_as_its_unit_tests_say(tmp_path: Path) -
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+@needs_promtool
+def test_every_alert_fires_for_one_namespace_while_another_is_well(tmp_path: Path) -> None:
+    """Both run the platform: what is there in one hides nothing that is not there in the other."""
+    write_rules(tmp_path, overlay("prod"), annotations=False)
+    written = yaml.safe_load((HERE / "alerts.yaml").read_text())
+    well, ill = {}, []
+    for test in written["tests"]:
+        (case,) = test["alert_rule_test"]
+        if case["exp_alerts"]:
+            ill.append(test)
+        else:
+            well[case["alertname"]] = test["input_series"]
+    for test in ill:
+        for series in well[test["alert_rule_test"][0]["alertname"]]:
+            if 'namespace="cllmr"' in series["series"]:  # a queue is in none
+                name = re.sub(r'(namespace|job)="cllmr', r'\1="cllmr-dev', series["series"])
+                test["input_series"].append({**series, "series": name})
+    (tmp_path / "alerts.yaml").write_text(yaml.safe_dump(written | {"tests": ill}))
+    result = promtool("test", "rules", "alerts.yaml", directory=tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
 def test_exposure_that_the_gate_lets_pass_alerts_nobody() -> None:
     (rule,) = [rule for rule in alerts(overlay("prod")) if rule["alert"] == "ServingHeadExposure"]
     assert float(rule["expr"].rpartition(">")[2]) == PromoteConfig().max_head_exposure
@@ -73,6 +96,11 @@ def test_exposure_that_the_gate_lets_pass_alerts_nobody() -> None:
         ("ServingReplicasMissing", "or 0 *", "or 1 *"),
         ("RedisDown", "(gcs|feature)-redis", "feature-redis"),
         ("BackupOld", "kube_cronjob_created", "kube_cronjob_made"),
+        ("RayHeadDown", "gcs-redis", "feature-redis"),
+        ("RayNodesFailing", "ErrImage.+|ImagePullBackOff", "ErrImage.+"),
+        ("RayNodesFailing", "kube_pod_init_container", "kube_pod_container"),
+        ("RayNodesFailing", "> 6", "> 60"),
+        ("RayNodesFailing", "> 6", "> 5"),
     ],
 )
 def test_a_rule_that_is_changed_fails_its_unit_test(tmp_path: Path, alert: str, found: str, put: str) -> None:
@@ -111,6 +139,34 @@ def test_every_runbook_is_led_to_by_an_alert_or_by_the_readme() -> None:
     readme = (K8S / "README.md").read_text(encoding="utf-8")
     for file in (K8S / "runbooks").glob("*.md"):
         assert file.name in urls or f"runbooks/{file.name}" in readme, file.name
+
+
+@pytest.mark.parametrize("file", ["runbooks/model.md", "README.md"])
+def test_the_registry_takes_the_address_by_which_a_person_is_told_to_reach_it(file: str) -> None:
+    """Through a forwarded port: the preset's own, http://mlflow:5000, only pods can resolve."""
+    from mlflow.server.security_utils import is_allowed_host_header
+
+    (container,) = named(overlay("prod"), "Deployment", "mlflow")["spec"]["template"]["spec"]["containers"]
+    allowed = next(one["value"] for one in container["env"] if one["name"] == "MLFLOW_SERVER_ALLOWED_HOSTS").split(",")
+    text = (K8S / file).read_text(encoding="utf-8")
+    told = re.findall(r"port-forward svc/mlflow (\d+) &\n +cllmr rollback --preset cluster .*tracking_uri=http://(\S+)", text)
+    assert told
+    assert len(told) == text.count("cllmr rollback --preset")
+    for port, host in told:
+        assert host == f"localhost:{port}"
+        assert is_allowed_host_header(allowed, host)
+        assert not is_allowed_host_header(allowed, f"127.0.0.1:{port}")
+
+
+def test_lines_that_runbooks_look_for_are_logged_by_the_endpoint_and_looked_for_where_ray_puts_them() -> None:
+    """Not in `kubectl logs`: Ray sends what its workers write to files."""
+    source = "".join(file.read_text(encoding="utf-8") for file in (K8S.parent / "serving").glob("*.py"))
+    text = "".join(file.read_text(encoding="utf-8") for file in (K8S / "runbooks").glob("*.md"))
+    found = re.findall(r"exec \$pod -c ray-worker -- grep -rh '(.+)' (.+)", text)
+    assert {place for _, place in found} == {"/tmp/ray/session_latest/logs"}
+    assert {line for line, _ in found} == {"bundle refused", "request failed"}
+    assert all(f'("{line}"' in source for line, _ in found)
+    assert not re.search(r"logs [^`]*ray-(worker|head)", text)
 
 
 # -- metrics ----------------------------------------------------------------------------------------------------------------

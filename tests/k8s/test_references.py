@@ -8,6 +8,7 @@ import pytest
 
 from pipelines.cluster import parameters_of, pipeline_of
 from pipelines.config import load
+from serving.auth import MIN_LENGTH, read_tokens
 from tests.k8s.manifests import (
     K8S,
     OVERLAYS,
@@ -83,6 +84,11 @@ def test_a_name_that_leads_nowhere_is_found(change: Callable[[list[Object]], obj
 def test_every_declared_secret_and_key_is_read_by_somebody() -> None:
     read = {(name, key) for _, (kind, name, key) in of_objects(overlay("prod")) if kind == "Secret" and key}
     assert read == {(name, key) for name, values in declared_secrets().items() for key in values}
+
+
+def test_what_is_said_of_a_token_is_what_the_endpoint_takes() -> None:
+    assert f"at least {MIN_LENGTH} characters" in (K8S / "secrets.example.yaml").read_text(encoding="utf-8")
+    assert read_tokens({"CLLMR_TOKENS": str(declared_secrets()["endpoint"]["tokens"])}).are_needed
 
 
 @pytest.mark.parametrize("name", OVERLAYS)

@@ -1,6 +1,7 @@
 """Which bundle is served: what is swapped in, what is refused, what is told, and what a new replica begins with."""
 
 import asyncio
+import socket
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -259,6 +260,19 @@ def test_the_registry_is_asked_at_most_once_in_an_age_and_remembered_while_it_is
         assert asyncio.run(replica.champions()) == [Target("1", "a" * 16, "/store")]
         assert [asyncio.run(down.champions()) for _ in range(3)] == [[]] * 3
     assert [entry["event"] for entry in logs] == ["registry does not answer"] * 2
+
+
+def test_a_registry_that_hangs_keeps_nobody_from_what_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deployments, "REGISTRY_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+
+    async def ask() -> list[list[Target]]:
+        with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and never answers; its end ends them
+            replica = RegistryReplica(f"http://127.0.0.1:{silent.getsockname()[1]}", "cllmr", max_age_s=0)
+            replica._champions = [Target("1", "a" * 16, "/store")]  # of earlier
+            return [await asyncio.wait_for(replica.champions(), 5) for _ in range(3)]
+
+    assert asyncio.run(ask()) == [[Target("1", "a" * 16, "/store")]] * 3
 
 
 # -- exposure -----------------------------------------------------------------------------------------------------------
