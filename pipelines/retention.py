@@ -151,14 +151,21 @@ def _belongs_to_model(one: Manifest) -> bool:
 
 
 def remove(storage_root: str, tracking_uri: str, found: Iterable[Removable]) -> list[Removable]:
-    """Removes what `removable` found; what is gone. An output that cannot go (its online rows cannot be reached) is told of."""
+    """Removes what `removable` found; what is gone.
+
+    An output that cannot go (its online rows cannot be reached), or that a promotion or rollback needs since, is told of.
+    """
     from components.tracking import Registry, registered_models
 
     store, gone, found = Store(storage_root), [], list(found)
     models = [one.manifest.fingerprint for one in found if one.manifest and one.manifest.stage == "train"]
     for name in registered_models(tracking_uri):
         Registry(tracking_uri, name).forget(models, storage_root)
+    needed = _needed_since(store, tracking_uri, found)  # only now: what was forgotten, no alias can move to any more
     for one in found:
+        if not needed.isdisjoint(one.where.split("/")):
+            emit("warning", message=f"{one.where} stays: the registry points at its model since it was listed")
+            continue
         try:
             _remove(store, one, storage_root)
         except (UserError, OSError) as error:
@@ -166,6 +173,18 @@ def remove(storage_root: str, tracking_uri: str, found: Iterable[Removable]) -> 
         else:
             gone.append(one)
     return gone
+
+
+def _needed_since(store: Store, tracking_uri: str, found: Iterable[Removable]) -> set[str]:
+    """Of what was found, that which a model needs that an alias was moved to meanwhile: fingerprints, and `ANSWERS` if it is any."""
+    from components.tracking import pointed_at
+
+    served = pointed_at(tracking_uri)
+    going = [one.manifest for one in found if one.manifest]
+    models = [model for model in (store.find("train", name) for name in sorted(served)) if model is not None]
+    never = datetime.max.replace(tzinfo=UTC)
+    needed = kept_outputs([*going, *models], served, 0, never)
+    return needed | {ANSWERS} if any(one.fingerprint in needed for one in going) else needed
 
 
 def _remove(store: Store, one: Removable, storage_root: str) -> None:

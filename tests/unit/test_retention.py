@@ -171,6 +171,21 @@ def test_a_rollback_passes_over_what_was_removed(place: Place) -> None:
         registry.rollback()
 
 
+def test_a_model_that_a_rollback_points_at_since_it_was_listed_stays_with_all_it_needs(place: Place) -> None:
+    runs = [place.run(f"run {number}", days=100 - number) for number in range(4)]
+    for run in runs[1:]:
+        place.register(run["train"])
+    found = place.removable()
+    assert {one.manifest.fingerprint for one in found if one.manifest} == fingerprints(*runs[:2])
+    registry = Registry(place.tracking_uri, "cllmr")
+    registry.rollback()
+    gone = retention.remove(place.root, place.tracking_uri, found)
+    assert {one.manifest.fingerprint for one in gone if one.manifest} == fingerprints(runs[0])
+    assert place.left() == fingerprints(*runs[1:]), "outputs it was made from and judged by too"
+    assert registry.rollback().fingerprint == runs[1]["train"].fingerprint
+    assert (runs[1]["train"].path() / "data.bin").read_bytes(), "whole"
+
+
 def test_what_is_young_and_the_newest_models_stay_and_shared_parents_with_them(place: Place) -> None:
     shared = place.output("ingest", "shared", days=200)
     models = [place.output("train", f"model {number}", days=100 - number, parents={"ingest": shared}) for number in range(3)]
