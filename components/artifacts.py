@@ -45,7 +45,8 @@ _INSTEAD_OF_SECRETS = {
     "postgresql": "PGPASSWORD or a pgpass file",
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
 }
-_WORK = ".work-"
+WORK = ".work-"
+"""Begins the name of what an unfinished output keeps beside the finished ones."""
 
 
 def refuse_secret(uri: str, *, instead: str = "") -> str:
@@ -242,15 +243,15 @@ class Store:
 
     def directory(self, stage: str, name: str) -> Path:
         """A local directory for `stage` that survives a killed run, on this machine; created on first use."""
-        return _make_directory((self._cache() if self.is_remote else Path(self._base)) / stage / f"{_WORK}{name}")
+        return _make_directory((self._cache() if self.is_remote else Path(self._base)) / stage / f"{WORK}{name}")
 
     def work(self, stage: str, name: str) -> tuple[pafs.FileSystem, str]:
         """Where in the store `stage` keeps what survives a killed run and its machine (checkpoints): file system and path."""
-        return self._fs, self._remote(stage, f"{_WORK}{name}")
+        return self._fs, self._remote(stage, f"{WORK}{name}")
 
     def remove_work(self, stage: str, name: str) -> None:
         """Removes what lies at `work`, if anything does."""
-        self.remove(f"{stage}/{_WORK}{name}")
+        self.remove(f"{stage}/{WORK}{name}")
 
     def find(self, stage: str, name: str) -> Manifest | None:
         """The committed manifest of one output, or None; a damaged manifest counts as none and is reported.

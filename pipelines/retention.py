@@ -4,7 +4,8 @@ Kept is whatever is younger than a limit; the newest models; every model that an
 challenger, previous), under whatever name, or that an endpoint is configured with; and what any of these was made from, began
 with, or was evaluated and served with. Answers of an LLM are kept while a kept output was made with that model's answers. A
 manifest goes before its data and a marker before its shard, so that what a broken-off removal leaves does not exist for a run,
-and the next removal takes the rest. Where a manifest cannot be read nobody knows what has to stay, and nothing is removed.
+and the next removal takes the rest. Online rows that a killed run left go after a day. Where a manifest cannot be read nobody
+knows what has to stay, and nothing is removed.
 """
 
 import json
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from components.artifacts import MANIFEST, Manifest, Store
+from components.artifacts import MANIFEST, WORK, Manifest, Store
 from components.errors import ArtifactError, UserError
 from components.launch import NOTES
 from components.progress import emit
@@ -25,6 +26,7 @@ from pipelines.local import runs_home
 ANSWERS = "answers"
 AFTER_TRAIN = ("evaluate", "promote", "serve")
 """Stages whose outputs belong to the model they judge: kept with it."""
+LONGEST_RUN = timedelta(days=1)
 _DECODING = ("model", "max_tokens", "temperature", "seed")
 
 
@@ -87,7 +89,9 @@ def removable(
                 f"{place}/{MANIFEST} below '{storage_root}' cannot be read, so nobody knows what has to stay for it.",
                 "Put back what was there or build it again; if nothing needs it, remove the folder by hand.",
             )
-        if newest < cutoff and name not in kept:
+        # online rows of a killed run take memory, and no run takes longer to be finished
+        limit = max(cutoff, datetime.now(UTC) - LONGEST_RUN) if place.startswith(f"features/{WORK}") else cutoff
+        if newest < limit and name not in kept:
             found.append(Removable("unfinished", place, size))
     in_use = [one.config for one in outputs if one.stage == "sideinfo" and one.fingerprint in kept]
     found += _unused_answers(store, in_use, cutoff)
@@ -176,7 +180,7 @@ def remove(storage_root: str, tracking_uri: str, found: Iterable[Removable]) -> 
 
 
 def _needed_since(store: Store, tracking_uri: str, found: Iterable[Removable]) -> set[str]:
-    """Of what was found, that which a model needs that an alias was moved to meanwhile: fingerprints, and `ANSWERS` if it is any."""
+    """Fingerprints of what a model needs that an alias was moved to since, and `ANSWERS` where it needs anything of `found`."""
     from components.tracking import pointed_at
 
     served = pointed_at(tracking_uri)
@@ -188,9 +192,12 @@ def _needed_since(store: Store, tracking_uri: str, found: Iterable[Removable]) -
 
 
 def _remove(store: Store, one: Removable, storage_root: str) -> None:
+    from components.features.online import remove_rows
+    from components.features.stage import remove_unfinished_rows
+
     if one.manifest is not None:
         if one.manifest.stage == "features":
-            _remove_online_rows(one.manifest)
+            remove_rows(one.manifest.facts["online_store"], storage_root, one.manifest.facts["project"])
         store.discard(one.manifest.stage, one.manifest.fingerprint)
     match one.what:
         case "log":
@@ -199,18 +206,10 @@ def _remove(store: Store, one: Removable, storage_root: str) -> None:
         case "answers":
             for suffix in (".json", ".parquet"):
                 store.remove(f"{one.where}{suffix}")
+        case "unfinished" if one.where.startswith(f"features/{WORK}"):
+            remove_unfinished_rows(storage_root, one.where.removeprefix(f"features/{WORK}"))
         case _:
             store.remove(one.where)
-
-
-def _remove_online_rows(manifest: Manifest) -> None:
-    """Empties a feature set's own project in the online store."""
-    from components.features.online import user_errors
-    from components.features.repository import quiet_feast
-    from feature_repo.store import open_store
-
-    with user_errors(manifest.facts["online_store"]), quiet_feast():
-        open_store(manifest.path(), manifest.storage_root).teardown()  # type: ignore[no-untyped-call]  # Feast's has no types
 
 
 def _unused_answers(store: Store, in_use: Iterable[Mapping[str, Any]], cutoff: datetime) -> list[Removable]:

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from components import tracking
 from components.artifacts import MANIFEST, Manifest, Stage, StageConfig, Store, run_stage
 from components.errors import ArtifactError, StorageError
+from components.features import online
 from components.features import stage as features_stage
 from components.tracking import Registry
 from feature_repo.store import sqlite_path
@@ -398,16 +399,39 @@ def test_the_online_rows_of_a_removed_feature_set_go_with_it(local: Place) -> No
     assert features_stage.is_live(sets[1])
 
 
+def test_the_online_rows_of_a_killed_run_go_after_a_day_and_those_of_a_finished_one_stay(
+    local: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the killed one there is no manifest; the finished one was killed before its note was removed."""
+    store, rows = Store(local.root), {}
+    for name in ("killed", "finished"):
+        made = features_stage.run({}, local.root, **Small(local.root, name=name).write().as_arguments())
+        note = features_stage.rows_note(made.fingerprint)
+        store.write_note("sqlite", *note)
+        rows[name] = sqlite_path(local.root, made.facts["project"])
+        if name == "killed":
+            store.remove(f"features/{made.fingerprint}")
+    notes = list(Path(local.root, "features").glob(".work-*/online_store"))
+    assert len(notes) == 2
+    assert local.clean() == [], "a run may be at it"
+    for file in notes:
+        os.utime(file, (time.time() - 25 * 3600,) * 2)
+    gone = local.clean()
+    assert {one.where for one in gone} == {f"features/{file.parent.name}" for file in notes}
+    assert {name: file.exists() for name, file in rows.items()} == {"killed": False, "finished": True}
+    assert local.clean() == []
+
+
 def test_a_feature_set_whose_online_rows_cannot_be_removed_stays_and_is_told_of(
     local: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     made = features_stage.run({}, local.root, **Small(local.root).write().as_arguments())
     local.aged(made, days=30)
 
-    def down(manifest: Manifest) -> None:
+    def down(*of: str) -> None:
         raise StorageError("the online store 'redis' cannot be used: no answer.", "Start Redis.")
 
-    monkeypatch.setattr(retention, "_remove_online_rows", down)
+    monkeypatch.setattr(online, "remove_rows", down)
     local.clean()
     assert made.fingerprint in local.left()
     assert (
