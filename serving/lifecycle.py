@@ -16,6 +16,7 @@ from typing import Protocol
 
 import structlog
 
+from components.artifacts import hold
 from components.errors import UserError
 from serving.approximate import Exactness, prepare
 from serving.attributes import Attributes
@@ -23,7 +24,7 @@ from serving.feature_set import FeatureSet
 from serving.lists import ready_made
 from serving.metrics import Head
 from serving.recommender import Recommender
-from serving.scorer import Scorer, find_bundle
+from serving.scorer import BUNDLE_DIRECTORY, Scorer, find_bundle
 from serving.settings import Scoring
 from serving.texts import Texts, read_newcomers
 
@@ -200,6 +201,8 @@ class Follower:
 
     def look(self) -> None:
         """Asks once, and swaps if there is something to swap to; never raises."""
+        for live in filter(None, (self.live, self.challenger)):  # whose texts are read when they are first asked for
+            hold(live.target.storage_root, "train", live.target.fingerprint, BUNDLE_DIRECTORY)
         try:
             champion = self._read_champion()
             challenger = self._read_challenger() if self.tries else None

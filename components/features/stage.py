@@ -157,6 +157,6 @@ def _lost_in_sqlite(manifest: Manifest) -> dict[str, int]:
 
 
 def _lost_in_redis(manifest: Manifest) -> dict[str, int]:
-    probes = json.loads((manifest.path() / PROBES_FILE).read_text(encoding="utf-8"))
+    probes = json.loads((manifest.path(PROBES_FILE) / PROBES_FILE).read_text(encoding="utf-8"))
     with closing(online.redis_client()) as client:
         return {view: count for view, count in online.missing_probes(client, probes).items() if count}
