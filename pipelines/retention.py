@@ -6,6 +6,11 @@ with, or was evaluated and served with. Answers of an LLM are kept while a kept 
 manifest goes before its data and a marker before its shard, so that what a broken-off removal leaves does not exist for a run,
 and the next removal takes the rest. Online rows that a killed run left go after a day. Where a manifest cannot be read nobody
 knows what has to stay, and nothing is removed.
+
+Online rows take memory, each feature set its own, and can be written again from what is kept. So they go, however young the
+feature set is, unless it is that of a model that is pointed at or configured, or of a run of the last two days. After a
+rollback to any other model answers are degraded until `cllmr materialise` has written its rows; a run that reuses a feature set
+writes them itself.
 """
 
 import json
@@ -27,6 +32,9 @@ ANSWERS = "answers"
 AFTER_TRAIN = ("evaluate", "promote", "serve")
 """Stages whose outputs belong to the model they judge: kept with it."""
 LONGEST_RUN = timedelta(days=1)
+FEATURES = "features"
+ROWS_STAY = timedelta(days=2)
+"""Online, of a run's feature set: its model may be promoted, or another run reuse it."""
 _DECODING = ("model", "max_tokens", "temperature", "seed")
 
 
@@ -35,12 +43,14 @@ class Removable:
     """One thing that nothing kept needs."""
 
     what: str
-    """``output`` of a stage, ``unfinished`` work of a killed run, ``answers`` of an LLM, ``note`` or ``log`` of a run."""
+    """``output`` of a stage, online ``rows`` of a feature set that stays, ``unfinished`` work of a killed run, ``answers`` of
+    an LLM, ``note`` or ``log`` of a run."""
     where: str
     """Path below the storage root; of a log below its own folder."""
     bytes: int
+    """Below the storage root, so none of rows in Redis."""
     manifest: Manifest | None = None
-    """Of an output."""
+    """Of an output, or of the feature set with the rows."""
 
 
 def removable(
@@ -79,6 +89,7 @@ def removable(
         for one in outputs
         if one.fingerprint not in kept
     ]
+    found += _unused_rows(outputs, kept, served.union(deployed), storage_root)
     finished = {f"{one.stage}/{one.fingerprint}" for one in outputs}
     for place, size, newest, has_manifest in folders:
         name = place.split("/")[1]
@@ -90,13 +101,42 @@ def removable(
                 "Put back what was there or build it again; if nothing needs it, remove the folder by hand.",
             )
         # online rows of a killed run take memory, and no run takes longer to be finished
-        limit = max(cutoff, datetime.now(UTC) - LONGEST_RUN) if place.startswith(f"features/{WORK}") else cutoff
+        limit = max(cutoff, datetime.now(UTC) - LONGEST_RUN) if place.startswith(f"{FEATURES}/{WORK}") else cutoff
         if newest < limit and name not in kept:
             found.append(Removable("unfinished", place, size))
     in_use = [one.config for one in outputs if one.stage == "sideinfo" and one.fingerprint in kept]
     found += _unused_answers(store, in_use, cutoff)
     found += [Removable("note", place, size) for place, size, newest in store.files(NOTES) if newest < cutoff]
     return found + _old_logs(storage_root, cutoff)
+
+
+def _unused_rows(
+    outputs: Collection[Manifest], kept: Collection[str], served: Collection[str], storage_root: str
+) -> list[Removable]:
+    """Online rows of feature sets that stay; none where the online store cannot be reached, which is told of."""
+    from components.features.online import projects
+
+    since = datetime.now(UTC) - ROWS_STAY
+    used = {
+        name
+        for one in outputs
+        if one.fingerprint in served or datetime.fromisoformat(one.created_at) >= since
+        for name in (one.fingerprint, one.parents.get(FEATURES))
+    }
+    unused = [one for one in outputs if one.stage == FEATURES and one.fingerprint in kept and one.fingerprint not in used]
+    found = []
+    for kind in sorted({one.facts["online_store"] for one in unused}):
+        try:
+            sizes = projects(kind, storage_root)
+        except UserError as error:
+            emit("warning", message=f"rows in the online store stay: {error}")
+            continue
+        found += [
+            Removable("rows", f"{FEATURES}/{one.fingerprint}", sizes[one.facts["project"]], one)
+            for one in unused
+            if one.facts["online_store"] == kind and one.facts["project"] in sizes
+        ]
+    return found
 
 
 def _last_champion(outputs: Iterable[Manifest], storage_root: str, tracking_uri: str) -> set[str]:
@@ -184,7 +224,7 @@ def _needed_since(store: Store, tracking_uri: str, found: Iterable[Removable]) -
     from components.tracking import pointed_at
 
     served = pointed_at(tracking_uri)
-    going = [one.manifest for one in found if one.manifest]
+    going = [one.manifest for one in found if one.manifest and one.what == "output"]
     models = [model for model in (store.find("train", name) for name in sorted(served)) if model is not None]
     never = datetime.max.replace(tzinfo=UTC)
     needed = kept_outputs([*going, *models], served, 0, never)
@@ -196,8 +236,10 @@ def _remove(store: Store, one: Removable, storage_root: str) -> None:
     from components.features.stage import remove_unfinished_rows
 
     if one.manifest is not None:
-        if one.manifest.stage == "features":
+        if one.manifest.stage == FEATURES:
             remove_rows(one.manifest.facts["online_store"], storage_root, one.manifest.facts["project"])
+        if one.what == "rows":
+            return
         store.discard(one.manifest.stage, one.manifest.fingerprint)
     match one.what:
         case "log":
@@ -206,8 +248,8 @@ def _remove(store: Store, one: Removable, storage_root: str) -> None:
         case "answers":
             for suffix in (".json", ".parquet"):
                 store.remove(f"{one.where}{suffix}")
-        case "unfinished" if one.where.startswith(f"features/{WORK}"):
-            remove_unfinished_rows(storage_root, one.where.removeprefix(f"features/{WORK}"))
+        case "unfinished" if one.where.startswith(f"{FEATURES}/{WORK}"):
+            remove_unfinished_rows(storage_root, one.where.removeprefix(f"{FEATURES}/{WORK}"))
         case _:
             store.remove(one.where)
 

@@ -157,6 +157,7 @@ def test_rows_of_one_feature_set_are_removed_by_its_name_and_those_of_others_sta
     online.remove_rows("redis", root, first.facts["project"])
     assert (is_live(first), is_live(other)) == (False, True)
     assert online.redis_client().dbsize() == 7 + 1, "every row of the one"
+    assert list(online.projects("redis", root)) == [other.facts["project"]]
 
 
 def test_the_password_is_written_nowhere(

@@ -393,10 +393,34 @@ def test_the_online_rows_of_a_removed_feature_set_go_with_it(local: Place) -> No
     files = [sqlite_path(local.root, one.facts["project"]) for one in sets]
     for one in sets:
         local.aged(one, days=30)
-    local.output("train", "model", days=30, parents={"features": sets[1]})
+    local.register(local.output("train", "model", days=30, parents={"features": sets[1]}))
     local.clean()
     assert [file.exists() for file in files] == [False, True]
     assert features_stage.is_live(sets[1])
+
+
+def test_online_rows_stay_for_models_that_may_be_served_at_once_and_for_runs_of_two_days(local: Place) -> None:
+    names = ("old", "previous", "champion", "challenger", "deployed", "reused today")
+    sets = {name: features_stage.run({}, local.root, **Small(local.root, name=name).write().as_arguments()) for name in names}
+    models = {}
+    for name, features in sets.items():
+        local.aged(features, days=5)
+        age = 1 if name == "reused today" else 5
+        models[name] = local.output("train", name, age, parents={"features": features})
+        if name in ("previous", "champion", "challenger"):
+            local.register(models[name], promote=name != "challenger")
+
+    def removable() -> list[retention.Removable]:
+        return retention.removable(local.root, STAGES, local.tracking_uri, 1, LONG, deployed=[models["deployed"].fingerprint])
+
+    file = sqlite_path(local.root, sets["old"].facts["project"])
+    (listed,) = removable()
+    assert (listed.what, listed.where, listed.bytes) == ("rows", f"features/{sets['old'].fingerprint}", file.stat().st_size)
+    assert retention.remove(local.root, local.tracking_uri, [listed]) == [listed]
+    assert [name for name, features in sets.items() if not features_stage.is_live(features)] == ["old"]
+    assert removable() == [], "they are gone"
+    assert features_stage.put_back(sets["old"]), "as after a rollback to its model"
+    assert features_stage.is_live(sets["old"])
 
 
 def test_the_online_rows_of_a_killed_run_go_after_a_day_and_those_of_a_finished_one_stay(
