@@ -124,7 +124,7 @@ def _unused_rows(
         for name in (one.fingerprint, one.parents.get(FEATURES))
     }
     unused = [one for one in outputs if one.stage == FEATURES and one.fingerprint in kept and one.fingerprint not in used]
-    found = []
+    found: list[Removable] = []
     for kind in sorted({one.facts["online_store"] for one in unused}):
         try:
             sizes = projects(kind, storage_root)
