@@ -45,7 +45,9 @@ _INSTEAD_OF_SECRETS = {
     "postgresql": "PGPASSWORD or a pgpass file",
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
 }
-_WORK = ".work-"
+UNUSED_SECONDS = 3600.0
+WORK = ".work-"
+"""Begins the name of what an unfinished output keeps beside the finished ones."""
 
 
 def refuse_secret(uri: str, *, instead: str = "") -> str:
@@ -177,12 +179,19 @@ class Manifest(BaseModel):
         """The artifact's directory, as a path or URI below the storage root."""
         return _join(self.storage_root, self.stage, self.fingerprint)
 
-    def path(self) -> Path:
+    def path(self, *parts: str) -> Path:
         """The artifact as a local directory, fetched when the store is remote.
+
+        Args:
+            parts: the folders and files that are needed, none: all; of a remote store there is nothing else then, and for a
+                while only, see `hold`.
 
         Raises ArtifactError when a file is missing or is not what the manifest says.
         """
-        return Store(self.storage_root).local_path(self)
+        return Store(self.storage_root).local_path(self, *parts)
+
+    def _files_of(self, parts: tuple[str, ...]) -> dict[str, FileEntry]:
+        return {name: entry for name, entry in self.files.items() if not parts or name in parts or name.split("/")[0] in parts}
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Writes the manifest as the file of a KFP artifact."""
@@ -242,15 +251,15 @@ class Store:
 
     def directory(self, stage: str, name: str) -> Path:
         """A local directory for `stage` that survives a killed run, on this machine; created on first use."""
-        return _make_directory((self._cache() if self.is_remote else Path(self._base)) / stage / f"{_WORK}{name}")
+        return _make_directory((_cache(self.root) if self.is_remote else Path(self._base)) / stage / f"{WORK}{name}")
 
     def work(self, stage: str, name: str) -> tuple[pafs.FileSystem, str]:
         """Where in the store `stage` keeps what survives a killed run and its machine (checkpoints): file system and path."""
-        return self._fs, self._remote(stage, f"{_WORK}{name}")
+        return self._fs, self._remote(stage, f"{WORK}{name}")
 
     def remove_work(self, stage: str, name: str) -> None:
         """Removes what lies at `work`, if anything does."""
-        self.remove(f"{stage}/{_WORK}{name}")
+        self.remove(f"{stage}/{WORK}{name}")
 
     def find(self, stage: str, name: str) -> Manifest | None:
         """The committed manifest of one output, or None; a damaged manifest counts as none and is reported.
@@ -338,7 +347,7 @@ class Store:
             case pafs.FileType.File:
                 self._remove_file(target)
         if self.is_remote:
-            shutil.rmtree(self._cache() / path, ignore_errors=True)
+            shutil.rmtree(_cache(self.root) / path, ignore_errors=True)
 
     def discard(self, stage: str, name: str) -> None:
         """Forgets one output: without its manifest it does not exist, and the next run builds it again."""
@@ -349,37 +358,42 @@ class Store:
             with suppress(FileNotFoundError):  # another process may be as quick
                 self._fs.delete_file(target)
 
-    def local_path(self, manifest: Manifest) -> Path:
+    def local_path(self, manifest: Manifest, *parts: str) -> Path:
         """See Manifest.path."""
         source = self._remote(manifest.stage, manifest.fingerprint)
         if not self.is_remote:
-            _verify(Path(source), manifest)
+            _verify(Path(source), manifest, parts)
             return Path(source)
-        target = self._cache() / manifest.stage / manifest.fingerprint
-        if not _is_as_told(target, manifest):  # not fetched yet, damaged, or of an output that was built again since
-            self._fetch(source, target, manifest)
+        target = _copy(self.root, manifest.stage, manifest.fingerprint, parts)
+        hold(self.root, manifest.stage, manifest.fingerprint, *parts)  # before it is looked at: it may be about to be dropped
+        if not _is_as_told(target, manifest, parts):  # not fetched yet, damaged, or of an output that was built again since
+            self._fetch(source, target, manifest, parts)
         return target
 
-    def _fetch(self, source: str, target: Path, manifest: Manifest) -> None:
+    def _fetch(self, source: str, target: Path, manifest: Manifest, parts: tuple[str, ...]) -> None:
         """Replaces the local copy `target` by what lies in the store; raises ArtifactError when that is damaged itself."""
-        staging = Path(mkdtemp(dir=_make_directory(target.parent), prefix=".fetch-"))
+        _make_directory(target.parent)
+        if parts:
+            _drop_unused(target.parent, parts)
+        staging = Path(mkdtemp(dir=target.parent, prefix=".fetch-", suffix=_suffix(parts)))
         try:
-            pafs.copy_files(source, str(staging), source_filesystem=self._fs, destination_filesystem=pafs.LocalFileSystem())
-            _verify(staging, manifest)
-            _rename_directory(staging, target, lambda directory: _is_as_told(directory, manifest))
+            for part in parts or ("",):
+                place, local = "/".join(filter(None, (source, part))), staging / part
+                if part not in manifest.files:
+                    local.mkdir(exist_ok=True)
+                with suppress(FileNotFoundError):  # told below, if the manifest names it
+                    pafs.copy_files(
+                        place, str(local), source_filesystem=self._fs, destination_filesystem=pafs.LocalFileSystem()
+                    )
+            _verify(staging, manifest, parts)
+            _rename_directory(staging, target, lambda directory: _is_as_told(directory, manifest, parts))
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-
-    def _cache(self) -> Path:
-        cache = os.environ.get("CLLMR_CACHE") or os.path.join(
-            os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "cllmr"
-        )
-        return Path(cache) / hashlib.sha256(self.root.encode()).hexdigest()[:12]
 
     @contextmanager
     def staging(self, stage: str) -> Iterator[Path]:
         """An empty local directory to build an output in; removed if it is not committed."""
-        parent = (self._cache() if self.is_remote else Path(self._base)) / stage
+        parent = (_cache(self.root) if self.is_remote else Path(self._base)) / stage
         path = Path(mkdtemp(dir=_make_directory(parent), prefix=".tmp-"))
         try:
             yield path
@@ -407,6 +421,48 @@ class Store:
         (built / MANIFEST).write_bytes(text)
         _rename_directory(built, Path(target), lambda directory: _has_manifest(directory, instead_of))
         return self.find(manifest.stage, manifest.fingerprint) or manifest  # None: removed again by another process
+
+
+def hold(storage_root: str, stage: str, name: str, *parts: str) -> None:
+    """Says that this machine's copy of parts of an output is in use; nothing happens where there is no copy.
+
+    An endpoint fetches parts of one model after another for as long as it lives, so a fetch of parts drops the copies of these
+    parts of other outputs that nobody has opened or held for `UNUSED_SECONDS`: who reads from one later holds it more often.
+    Copies of whole outputs are those of runs, which may read them hours later, and stay.
+    """
+    if "://" in storage_root:
+        with suppress(OSError):  # a copy that another user made can be read all the same
+            os.utime(_copy(storage_root, stage, name, parts))
+
+
+def _copy(storage_root: str, stage: str, name: str, parts: tuple[str, ...]) -> Path:
+    """A folder of its own for parts, so that they never take the place of a whole copy."""
+    return _cache(storage_root) / stage / f"{name}{_suffix(parts)}"
+
+
+def _suffix(parts: tuple[str, ...]) -> str:
+    return "".join(f"-{part}" for part in parts)
+
+
+def _cache(storage_root: str) -> Path:
+    cache = os.environ.get("CLLMR_CACHE") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "cllmr"
+    )
+    return Path(cache) / hashlib.sha256(storage_root.encode()).hexdigest()[:12]
+
+
+def _drop_unused(copies: Path, parts: tuple[str, ...]) -> None:
+    """See `hold`; what a killed fetch has left goes too."""
+
+    def is_used(copy: Path) -> bool:
+        with suppress(FileNotFoundError):  # another process is at it too
+            return time.time() - copy.stat().st_mtime < UNUSED_SECONDS
+        return False
+
+    for copy in list(copies.glob(f"*{_suffix(parts)}")):
+        if not is_used(copy):
+            with _taken_away(copy, is_used):  # it may have been opened since
+                pass
 
 
 def run_stage(
@@ -534,8 +590,8 @@ def _describe(directory: Path) -> dict[str, FileEntry]:
     }
 
 
-def _verify(directory: Path, manifest: Manifest) -> None:
-    for name, entry in manifest.files.items():
+def _verify(directory: Path, manifest: Manifest, parts: tuple[str, ...] = ()) -> None:
+    for name, entry in manifest._files_of(parts).items():
         path = directory / name
         try:
             seen = sha256_file(path)
@@ -619,10 +675,10 @@ def _has_manifest(directory: Path, other_than: Manifest | None) -> bool:
     return other_than is None or found != other_than.model_copy(update={"storage_root": found.storage_root})
 
 
-def _is_as_told(directory: Path, manifest: Manifest) -> bool:
+def _is_as_told(directory: Path, manifest: Manifest, parts: tuple[str, ...]) -> bool:
     """Whether a directory holds what the manifest says."""
     try:
-        _verify(directory, manifest)
+        _verify(directory, manifest, parts)
     except ArtifactError:
         return False
     return True

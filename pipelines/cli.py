@@ -956,6 +956,7 @@ def clean(
 
     Kept: champion, challenger and the champion before, the newest models, what any of these was made from, began with or was
     evaluated with, and whatever is young. With outputs go their rows in the online store and their versions in the registry.
+    Online rows of models that neither are served nor were made within two days go sooner.
 
     [dim]cllmr clean
     cllmr clean --keep 10 --older-than 30 --yes

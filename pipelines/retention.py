@@ -4,7 +4,13 @@ Kept is whatever is younger than a limit; the newest models; every model that an
 challenger, previous), under whatever name, or that an endpoint is configured with; and what any of these was made from, began
 with, or was evaluated and served with. Answers of an LLM are kept while a kept output was made with that model's answers. A
 manifest goes before its data and a marker before its shard, so that what a broken-off removal leaves does not exist for a run,
-and the next removal takes the rest. Where a manifest cannot be read nobody knows what has to stay, and nothing is removed.
+and the next removal takes the rest. Online rows that a killed run left go after a day. Where a manifest cannot be read nobody
+knows what has to stay, and nothing is removed.
+
+Online rows take memory, each feature set its own, and can be written again from what is kept. So they go, however young the
+feature set is, unless it is that of a model that is pointed at or configured, or of a run of the last two days. After a
+rollback to any other model answers are degraded until `cllmr materialise` has written its rows; a run that reuses a feature set
+writes them itself.
 """
 
 import json
@@ -15,7 +21,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from components.artifacts import MANIFEST, Manifest, Store
+from components.artifacts import MANIFEST, WORK, Manifest, Store
 from components.errors import ArtifactError, UserError
 from components.launch import NOTES
 from components.progress import emit
@@ -25,6 +31,10 @@ from pipelines.local import runs_home
 ANSWERS = "answers"
 AFTER_TRAIN = ("evaluate", "promote", "serve")
 """Stages whose outputs belong to the model they judge: kept with it."""
+LONGEST_RUN = timedelta(days=1)
+FEATURES = "features"
+ROWS_STAY = timedelta(days=2)
+"""Online, of a run's feature set: its model may be promoted, or another run reuse it."""
 _DECODING = ("model", "max_tokens", "temperature", "seed")
 
 
@@ -33,12 +43,14 @@ class Removable:
     """One thing that nothing kept needs."""
 
     what: str
-    """``output`` of a stage, ``unfinished`` work of a killed run, ``answers`` of an LLM, ``note`` or ``log`` of a run."""
+    """``output`` of a stage, online ``rows`` of a feature set that stays, ``unfinished`` work of a killed run, ``answers`` of
+    an LLM, ``note`` or ``log`` of a run."""
     where: str
     """Path below the storage root; of a log below its own folder."""
     bytes: int
+    """Below the storage root, so none of rows in Redis."""
     manifest: Manifest | None = None
-    """Of an output."""
+    """Of an output, or of the feature set with the rows."""
 
 
 def removable(
@@ -77,6 +89,7 @@ def removable(
         for one in outputs
         if one.fingerprint not in kept
     ]
+    found += _unused_rows(outputs, kept, served.union(deployed), storage_root)
     finished = {f"{one.stage}/{one.fingerprint}" for one in outputs}
     for place, size, newest, has_manifest in folders:
         name = place.split("/")[1]
@@ -87,12 +100,43 @@ def removable(
                 f"{place}/{MANIFEST} below '{storage_root}' cannot be read, so nobody knows what has to stay for it.",
                 "Put back what was there or build it again; if nothing needs it, remove the folder by hand.",
             )
-        if newest < cutoff and name not in kept:
+        # online rows of a killed run take memory, and no run takes longer to be finished
+        limit = max(cutoff, datetime.now(UTC) - LONGEST_RUN) if place.startswith(f"{FEATURES}/{WORK}") else cutoff
+        if newest < limit and name not in kept:
             found.append(Removable("unfinished", place, size))
     in_use = [one.config for one in outputs if one.stage == "sideinfo" and one.fingerprint in kept]
     found += _unused_answers(store, in_use, cutoff)
     found += [Removable("note", place, size) for place, size, newest in store.files(NOTES) if newest < cutoff]
     return found + _old_logs(storage_root, cutoff)
+
+
+def _unused_rows(
+    outputs: Collection[Manifest], kept: Collection[str], served: Collection[str], storage_root: str
+) -> list[Removable]:
+    """Online rows of feature sets that stay; none where the online store cannot be reached, which is told of."""
+    from components.features.online import projects
+
+    since = datetime.now(UTC) - ROWS_STAY
+    used = {
+        name
+        for one in outputs
+        if one.fingerprint in served or datetime.fromisoformat(one.created_at) >= since
+        for name in (one.fingerprint, one.parents.get(FEATURES))
+    }
+    unused = [one for one in outputs if one.stage == FEATURES and one.fingerprint in kept and one.fingerprint not in used]
+    found: list[Removable] = []
+    for kind in sorted({one.facts["online_store"] for one in unused}):
+        try:
+            sizes = projects(kind, storage_root)
+        except UserError as error:
+            emit("warning", message=f"rows in the online store stay: {error}")
+            continue
+        found += [
+            Removable("rows", f"{FEATURES}/{one.fingerprint}", sizes[one.facts["project"]], one)
+            for one in unused
+            if one.facts["online_store"] == kind and one.facts["project"] in sizes
+        ]
+    return found
 
 
 def _last_champion(outputs: Iterable[Manifest], storage_root: str, tracking_uri: str) -> set[str]:
@@ -151,14 +195,21 @@ def _belongs_to_model(one: Manifest) -> bool:
 
 
 def remove(storage_root: str, tracking_uri: str, found: Iterable[Removable]) -> list[Removable]:
-    """Removes what `removable` found; what is gone. An output that cannot go (its online rows cannot be reached) is told of."""
+    """Removes what `removable` found; what is gone.
+
+    An output that cannot go (its online rows cannot be reached), or that a promotion or rollback needs since, is told of.
+    """
     from components.tracking import Registry, registered_models
 
     store, gone, found = Store(storage_root), [], list(found)
     models = [one.manifest.fingerprint for one in found if one.manifest and one.manifest.stage == "train"]
     for name in registered_models(tracking_uri):
         Registry(tracking_uri, name).forget(models, storage_root)
+    needed = _needed_since(store, tracking_uri, found)  # only now: what was forgotten, no alias can move to any more
     for one in found:
+        if not needed.isdisjoint(one.where.split("/")):
+            emit("warning", message=f"{one.where} stays: the registry points at its model since it was listed")
+            continue
         try:
             _remove(store, one, storage_root)
         except (UserError, OSError) as error:
@@ -168,10 +219,27 @@ def remove(storage_root: str, tracking_uri: str, found: Iterable[Removable]) -> 
     return gone
 
 
+def _needed_since(store: Store, tracking_uri: str, found: Iterable[Removable]) -> set[str]:
+    """Fingerprints of what a model needs that an alias was moved to since, and `ANSWERS` where it needs anything of `found`."""
+    from components.tracking import pointed_at
+
+    served = pointed_at(tracking_uri)
+    going = [one.manifest for one in found if one.manifest and one.what == "output"]
+    models = [model for model in (store.find("train", name) for name in sorted(served)) if model is not None]
+    never = datetime.max.replace(tzinfo=UTC)
+    needed = kept_outputs([*going, *models], served, 0, never)
+    return needed | {ANSWERS} if any(one.fingerprint in needed for one in going) else needed
+
+
 def _remove(store: Store, one: Removable, storage_root: str) -> None:
+    from components.features.online import remove_rows
+    from components.features.stage import remove_unfinished_rows
+
     if one.manifest is not None:
-        if one.manifest.stage == "features":
-            _remove_online_rows(one.manifest)
+        if one.manifest.stage == FEATURES:
+            remove_rows(one.manifest.facts["online_store"], storage_root, one.manifest.facts["project"])
+        if one.what == "rows":
+            return
         store.discard(one.manifest.stage, one.manifest.fingerprint)
     match one.what:
         case "log":
@@ -180,18 +248,10 @@ def _remove(store: Store, one: Removable, storage_root: str) -> None:
         case "answers":
             for suffix in (".json", ".parquet"):
                 store.remove(f"{one.where}{suffix}")
+        case "unfinished" if one.where.startswith(f"{FEATURES}/{WORK}"):
+            remove_unfinished_rows(storage_root, one.where.removeprefix(f"{FEATURES}/{WORK}"))
         case _:
             store.remove(one.where)
-
-
-def _remove_online_rows(manifest: Manifest) -> None:
-    """Empties a feature set's own project in the online store."""
-    from components.features.online import user_errors
-    from components.features.repository import quiet_feast
-    from feature_repo.store import open_store
-
-    with user_errors(manifest.facts["online_store"]), quiet_feast():
-        open_store(manifest.path(), manifest.storage_root).teardown()  # type: ignore[no-untyped-call]  # Feast's has no types
 
 
 def _unused_answers(store: Store, in_use: Iterable[Mapping[str, Any]], cutoff: datetime) -> list[Removable]:

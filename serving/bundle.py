@@ -62,7 +62,7 @@ def find_bundle(storage_root: str, fingerprint: str) -> Path:
 
     Raises ArtifactError when it is not there or damaged, StorageError when the store does not say.
     """
-    return find_trained(storage_root, fingerprint).path() / BUNDLE_DIRECTORY
+    return find_trained(storage_root, fingerprint).path(BUNDLE_DIRECTORY) / BUNDLE_DIRECTORY
 
 
 class Contents(NamedTuple):

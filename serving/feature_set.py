@@ -5,6 +5,7 @@ from pathlib import Path
 
 from components.artifacts import Store
 from components.errors import ArtifactError
+from feature_repo.store import CONFIG_FILE, REGISTRY_FILE
 
 JOIN_KEY = "user_id"
 
@@ -18,7 +19,7 @@ class FeatureSet:
 
 
 def find_feature_set(storage_root: str, fingerprint: str) -> Path:
-    """Where a feature set lies.
+    """What opens a feature set, as a local directory.
 
     Raises:
         ArtifactError: there is no such feature set.
@@ -28,4 +29,4 @@ def find_feature_set(storage_root: str, fingerprint: str) -> Path:
         raise ArtifactError(
             f"feature set {fingerprint} is not below '{storage_root}'.", "Build it again: cllmr run --from features"
         )
-    return manifest.path()
+    return manifest.path(CONFIG_FILE, REGISTRY_FILE)  # which are read while it is opened; the tables are for training

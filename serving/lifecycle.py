@@ -16,10 +16,11 @@ from typing import Protocol
 
 import structlog
 
+from components.artifacts import hold
 from components.errors import UserError
 from serving.approximate import Exactness, prepare
 from serving.attributes import Attributes
-from serving.bundle import find_bundle
+from serving.bundle import BUNDLE_DIRECTORY, find_bundle
 from serving.feature_set import FeatureSet
 from serving.lists import ready_made
 from serving.metrics import Head
@@ -201,6 +202,8 @@ class Follower:
 
     def look(self) -> None:
         """Asks once, and swaps if there is something to swap to; never raises."""
+        for live in filter(None, (self.live, self.challenger)):  # whose texts are read when they are first asked for
+            hold(live.target.storage_root, "train", live.target.fingerprint, BUNDLE_DIRECTORY)
         try:
             champion = self._read_champion()
             challenger = self._read_challenger() if self.tries else None

@@ -131,7 +131,7 @@ def read(table: Manifest, scorer: Scorer) -> RankedLists:
     """
     shape = scorer.num_users, int(table.config["k"])
     rows, scores = np.full(shape, UNKNOWN, dtype=np.int32), np.zeros(shape, dtype=np.float32)
-    for file in sorted((table.path() / TABLE_DIRECTORY).glob("part-*.parquet")):
+    for file in sorted((table.path(TABLE_DIRECTORY) / TABLE_DIRECTORY).glob("part-*.parquet")):
         _fill(file, scorer, rows, scores)
     return RankedLists(rows, scores)
 

@@ -37,7 +37,7 @@ def open_online(trained: Manifest) -> "FeatureStore":
     """
     from serving.bundle import BUNDLE_DIRECTORY, BUNDLE_FILE
 
-    bundle = json.loads((trained.path() / BUNDLE_DIRECTORY / BUNDLE_FILE).read_text(encoding="utf-8"))
+    bundle = json.loads((trained.path(BUNDLE_DIRECTORY) / BUNDLE_DIRECTORY / BUNDLE_FILE).read_text(encoding="utf-8"))
     name, root = bundle.get("feature_fingerprint"), trained.storage_root
     if name is None:
         raise ArtifactError(

@@ -107,7 +107,8 @@ def read_users(settings: BatchConfig, trained: Manifest) -> list[str]:
     from serving.bundle import BUNDLE_DIRECTORY, USERS_FILE
 
     if settings.users is None:
-        known: list[str] = json.loads((trained.path() / BUNDLE_DIRECTORY / USERS_FILE).read_text(encoding="utf-8"))
+        file = trained.path(BUNDLE_DIRECTORY) / BUNDLE_DIRECTORY / USERS_FILE
+        known: list[str] = json.loads(file.read_text(encoding="utf-8"))
         return known
     if USER_ID not in (names := column_names(settings.users)):
         raise DataError(

@@ -1,18 +1,23 @@
 """Checks of the online store that need no Feast, so that a finished stage is recognised in milliseconds."""
 
 import json
+import re
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.errors import ConfigError, StorageError
 from components.progress import emit
-from feature_repo.store import ONLINE_STORE_VARIABLE, REDIS, FeatureStoreError, redis_connection, sqlite_path
+from feature_repo.store import ONLINE_STORE_VARIABLE, REDIS, SQLITE, FeatureStoreError, redis_connection, sqlite_path
 
 if TYPE_CHECKING:
     from redis import Redis
+
+_SCANNED_KEYS = 1000
+_PROJECT = re.compile(rb"cllmr_[0-9a-f]{16}\Z")  # ends the keys of a feature set's rows
 
 
 def check_reachable(online_store: str, storage_root: str, project: str) -> None:
@@ -77,6 +82,34 @@ def missing_probes(client: "Redis", probes: Mapping[str, list[str]]) -> dict[str
     for (view, _), present in zip(checks, found, strict=True):
         missing[view] += not present
     return missing
+
+
+def projects(online_store: str, storage_root: str) -> dict[str, int]:
+    """Every feature set's project that has rows online, and their bytes below the storage root: 0 with Redis.
+
+    Raises StorageError or ConfigError when the online store cannot be used.
+    """
+    with user_errors(online_store):
+        if online_store == SQLITE:
+            return {path.stem: path.stat().st_size for path in sqlite_path(storage_root, "").parent.glob("*.db")}
+        with closing(redis_client()) as client:
+            found = (_PROJECT.search(key) for key in client.scan_iter(count=_SCANNED_KEYS))
+            return dict.fromkeys((project[0].decode() for project in found if project), 0)
+
+
+def remove_rows(online_store: str, storage_root: str, project: str) -> None:
+    """Takes a feature set's own project out of the online store; nothing happens if it has no rows.
+
+    Of a project's name alone: rows may be left of a feature set that was never finished.
+    """
+    with user_errors(online_store):
+        if online_store == SQLITE:
+            sqlite_path(storage_root, project).unlink(missing_ok=True)
+            return
+        with closing(redis_client()) as client:
+            keys = client.scan_iter(match=f"*{project}", count=_SCANNED_KEYS)  # Feast's keys end with the project
+            while some := list(islice(keys, _SCANNED_KEYS)):
+                client.unlink(*some)
 
 
 def redis_client() -> "Redis":

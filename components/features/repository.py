@@ -71,7 +71,7 @@ def check_view(store: "FeatureStore", view: str, table: pa.Table) -> None:
         _rows_found(store, f"{view}:{features[-1]}", key, ids[start : start + READ_CHUNK])
         for start in range(0, len(ids), READ_CHUNK)
     )
-    hint = "Empty this project's rows in the online store and run again: cllmr run --from features"
+    hint = "Check that the online store has room and no other writer; cllmr run --from features writes the rows again."
     if found != len(ids):
         raise StorageError(f"the online store holds {found} rows of {view}, the offline table {len(ids)}.", hint)
     # take would put the blocks of a column together, which may be more than one can hold

@@ -1,16 +1,18 @@
 """The features stage: side information, spectrum, counts and histories in a Feast feature set.
 
 The artifact is a Feast repository of its own (settings, registry, offline tables). The online store is filled from it and
-lies outside, so the stage counts as done only while its rows are still there.
+lies outside, so the stage counts as done only while its rows are still there. Rows of a feature set that is not finished go
+when it fails; of a run that was killed a note tells, by which a clean-up finds them.
 """
 
 import json
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from components.artifacts import Manifest, Stage, Store, failure_told, fingerprint, run_stage, write_json
+from components.artifacts import WORK, Manifest, Stage, Store, failure_told, fingerprint, run_stage, write_json
 from components.errors import ArtifactError, UserError
 from components.features import online
 from components.features.config import FeaturesConfig
@@ -37,7 +39,8 @@ def run(config: dict[str, Any], storage_root: str, ingest: Manifest, sideinfo: M
     settings = FeaturesConfig.parse(config, STAGE.name)
     parents = {"ingest": ingest, "sideinfo": sideinfo, "spectrum": spectrum}
     inputs = {name: parent.fingerprint for name, parent in parents.items()}
-    project = project_name(fingerprint(STAGE, settings.identity(), inputs))
+    name = fingerprint(STAGE, settings.identity(), inputs)
+    project = project_name(name)
     if settings.online_store == SQLITE:
         with failure_told(STAGE), online.user_errors(SQLITE):
             sqlite_path(storage_root, project)  # refuses a remote root before anything is asked of it
@@ -50,7 +53,8 @@ def run(config: dict[str, Any], storage_root: str, ingest: Manifest, sideinfo: M
         data = load_inputs(ingest.path(), sideinfo.path(), spectrum.path())
         tables = build_tables(data, settings.history_length)
         window = window_of(data.interactions[TIMESTAMP].to_numpy())
-        with online.user_errors(settings.online_store):
+        Store(storage_root).write_note(settings.online_store, *rows_note(name))
+        with _no_rows_left_behind(storage_root, name), online.user_errors(settings.online_store):
             rows = build_feature_set(directory, storage_root, project, settings.online_store, tables, window)
             if settings.online_store == REDIS:
                 write_json(directory / PROBES_FILE, probe_keys(project, tables))
@@ -64,7 +68,37 @@ def run(config: dict[str, Any], storage_root: str, ingest: Manifest, sideinfo: M
             "items": len(data.items.ids),
         }
 
-    return run_stage(STAGE, settings, storage_root, parents, build, is_live)
+    manifest = run_stage(STAGE, settings, storage_root, parents, build, is_live)
+    with failure_told(STAGE):
+        Store(storage_root).remove_work(STAGE.name, name)  # only now: till there is a manifest it alone tells of the rows
+    return manifest
+
+
+def rows_note(features_fingerprint: str) -> tuple[str, ...]:
+    """Where it is noted below the storage root which kind of online store has rows of a feature set that is not finished."""
+    return STAGE.name, f"{WORK}{features_fingerprint}", "online_store"
+
+
+def remove_unfinished_rows(storage_root: str, features_fingerprint: str) -> None:
+    """Takes out of the online store what was written for a feature set that was never finished, and the note of it.
+
+    Raises StorageError or ConfigError when the online store cannot be used; the note stays then.
+    """
+    store = Store(storage_root)
+    kind = store.read_note(*rows_note(features_fingerprint))
+    if kind is not None and store.find(STAGE.name, features_fingerprint) is None:  # else a reader may have these rows
+        online.remove_rows(kind, storage_root, project_name(features_fingerprint))
+    store.remove_work(STAGE.name, features_fingerprint)
+
+
+@contextmanager
+def _no_rows_left_behind(storage_root: str, name: str) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        with suppress(UserError, OSError):  # the note is left, and the next clean-up does it
+            remove_unfinished_rows(storage_root, name)
+        raise
 
 
 def put_back(features: Manifest) -> bool:
@@ -123,6 +157,6 @@ def _lost_in_sqlite(manifest: Manifest) -> dict[str, int]:
 
 
 def _lost_in_redis(manifest: Manifest) -> dict[str, int]:
-    probes = json.loads((manifest.path() / PROBES_FILE).read_text(encoding="utf-8"))
+    probes = json.loads((manifest.path(PROBES_FILE) / PROBES_FILE).read_text(encoding="utf-8"))
     with closing(online.redis_client()) as client:
         return {view: count for view, count in online.missing_probes(client, probes).items() if count}

@@ -113,7 +113,21 @@ def test_a_redis_that_dies_while_it_is_filled_leaves_no_artifact(
     monkeypatch.setattr(FeatureStore, "materialize", die_at_the_third_view)
     with pytest.raises(StorageError, match="the online store 'redis' cannot be used"):
         build()
-    assert list((tmp_path / "root/features").iterdir()) == []
+    (note,) = (tmp_path / "root/features").iterdir()
+    assert note.name.startswith(".work-"), "by which a clean-up finds the rows"
+
+
+def test_rows_of_one_feature_set_are_removed_by_its_name_and_those_of_others_stay(
+    server: RedisServer, build: Callable[[], Manifest], tmp_path: Path
+) -> None:
+    root = str(tmp_path / "root")
+    first = build()
+    other = run({"online_store": "redis"}, root, **Small(root, name="other").write().as_arguments())
+    online.redis_client().set("events", "nowhere else")
+    online.remove_rows("redis", root, first.facts["project"])
+    assert (is_live(first), is_live(other)) == (False, True)
+    assert online.redis_client().dbsize() == 7 + 1, "every row of the one"
+    assert list(online.projects("redis", root)) == [other.facts["project"]]
 
 
 def test_the_password_is_written_nowhere(

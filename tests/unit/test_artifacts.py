@@ -3,9 +3,11 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -18,11 +20,13 @@ from pydantic import BaseModel, ConfigDict
 
 from components import artifacts
 from components.artifacts import (
+    UNUSED_SECONDS,
     Manifest,
     Stage,
     StageConfig,
     Store,
     fingerprint,
+    hold,
     peak_memory,
     run_stage,
     sha256_file,
@@ -290,6 +294,46 @@ def test_a_refused_download_is_not_left_in_the_cache(remote: str, tmp_path: Path
     with pytest.raises(ArtifactError, match=r"data\.bin is not what its manifest says"):
         manifest.path()
     assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
+
+
+def test_parts_of_outputs_are_fetched_alone_and_dropped_when_nobody_holds_them(remote: str, tmp_path: Path) -> None:
+    made = [run_stage(STAGE, Planting(seeds=seeds), remote, {}, build) for seeds in range(3)]
+    first, whole = made[0].path("deep"), made[0].path()
+    assert [path.name for path in first.rglob("*") if path.is_file()] == ["data.bin"]
+    long_ago = time.time() - 2 * UNUSED_SECONDS
+
+    def age(*copies: Path) -> None:
+        for copy in copies:
+            os.utime(copy, (long_ago, long_ago))
+
+    killed = first.parent / ".fetch-killed-deep"
+    killed.mkdir()
+    age(first, whole, killed)
+    hold(remote, "planting", made[0].fingerprint, "deep")  # as an endpoint does whose model stays
+    second = made[1].path("deep")
+    assert (first.is_dir(), second.is_dir(), killed.exists()) == (True, True, False)
+    age(first)
+    made[2].path("deep")
+    assert (first.exists(), second.is_dir()) == (False, True)
+    assert whole.is_dir(), "a run may read it hours later"
+    assert made[0].path("deep") == first, "fetched again"
+    assert (first / "deep/data.bin").read_bytes()
+    assert all((tmp_path / "bucket/planting" / one.fingerprint / "deep/data.bin").is_file() for one in made)
+
+
+def test_a_part_that_the_store_has_lost_is_told_of(remote: str, tmp_path: Path) -> None:
+    manifest = run(remote)
+    shutil.rmtree(tmp_path / "bucket/planting" / manifest.fingerprint / "deep")
+    with pytest.raises(ArtifactError, match=r"deep/data.bin is not what its manifest says: sha256 no file"):
+        manifest.path("deep")
+
+
+def test_nothing_of_a_local_store_is_ever_dropped(tmp_path: Path) -> None:
+    manifest = run(tmp_path)
+    os.utime(manifest.path(), (0, 0))
+    hold(str(tmp_path), "planting", manifest.fingerprint, "deep")
+    assert manifest.path("deep") == manifest.path()
+    assert manifest.path().stat().st_mtime == 0
 
 
 def test_a_copy_damaged_in_the_cache_is_fetched_again(remote: str) -> None:

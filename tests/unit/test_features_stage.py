@@ -16,6 +16,7 @@ import pytest
 
 from components.artifacts import Manifest, Store
 from components.errors import ArtifactError, StorageError
+from components.features import repository
 from components.features.reader import _entity_features, training_features
 from components.features.repository import check_view
 from components.features.stage import is_live, run
@@ -204,6 +205,24 @@ def test_a_damaged_page_of_the_online_store_counts_as_lost(copied: Manifest) -> 
     whole = database(copied).read_bytes()
     database(copied).write_bytes(whole[:4096] + b"\xff" * (len(whole) - 4096))
     assert not is_live(copied)
+
+
+def test_rows_of_a_build_that_fails_go_but_not_those_of_a_finished_feature_set(
+    tmp_path: Path, copied: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*of: object) -> None:
+        raise StorageError("the online store holds 2 rows.", "Run again.")
+
+    monkeypatch.setattr(repository, "check_view", refuse)
+    with pytest.raises(StorageError, match="holds 2 rows"):
+        build(tmp_path / "new")
+    assert list((tmp_path / "new/online_store").iterdir()) == []
+    assert list((tmp_path / "new/features").iterdir()) == [], "nor the note of them"
+    execute(copied, 'DELETE FROM "PROJECT_item_side_information"')
+    with pytest.raises(StorageError, match="holds 2 rows"):
+        build(Path(copied.storage_root))
+    assert database(copied).exists(), "an endpoint may read the others"
+    assert not list(Path(copied.storage_root, "features").glob(".work-*"))
 
 
 def test_rows_missing_online_are_an_error_naming_view_and_counts(copied: Manifest) -> None:

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from components import tracking
 from components.artifacts import MANIFEST, Manifest, Stage, StageConfig, Store, run_stage
 from components.errors import ArtifactError, StorageError
+from components.features import online
 from components.features import stage as features_stage
 from components.tracking import Registry
 from feature_repo.store import sqlite_path
@@ -169,6 +170,21 @@ def test_a_rollback_passes_over_what_was_removed(place: Place) -> None:
     assert registry.rollback().fingerprint == runs[2]["train"].fingerprint
     with pytest.raises(tracking.RegistryError, match="has had only one champion"):
         registry.rollback()
+
+
+def test_a_model_that_a_rollback_points_at_since_it_was_listed_stays_with_all_it_needs(place: Place) -> None:
+    runs = [place.run(f"run {number}", days=100 - number) for number in range(4)]
+    for run in runs[1:]:
+        place.register(run["train"])
+    found = place.removable()
+    assert {one.manifest.fingerprint for one in found if one.manifest} == fingerprints(*runs[:2])
+    registry = Registry(place.tracking_uri, "cllmr")
+    registry.rollback()
+    gone = retention.remove(place.root, place.tracking_uri, found)
+    assert {one.manifest.fingerprint for one in gone if one.manifest} == fingerprints(runs[0])
+    assert place.left() == fingerprints(*runs[1:]), "outputs it was made from and judged by too"
+    assert registry.rollback().fingerprint == runs[1]["train"].fingerprint
+    assert (runs[1]["train"].path() / "data.bin").read_bytes(), "whole"
 
 
 def test_what_is_young_and_the_newest_models_stay_and_shared_parents_with_them(place: Place) -> None:
@@ -377,10 +393,57 @@ def test_the_online_rows_of_a_removed_feature_set_go_with_it(local: Place) -> No
     files = [sqlite_path(local.root, one.facts["project"]) for one in sets]
     for one in sets:
         local.aged(one, days=30)
-    local.output("train", "model", days=30, parents={"features": sets[1]})
+    local.register(local.output("train", "model", days=30, parents={"features": sets[1]}))
     local.clean()
     assert [file.exists() for file in files] == [False, True]
     assert features_stage.is_live(sets[1])
+
+
+def test_online_rows_stay_for_models_that_may_be_served_at_once_and_for_runs_of_two_days(local: Place) -> None:
+    names = ("old", "previous", "champion", "challenger", "deployed", "reused today")
+    sets = {name: features_stage.run({}, local.root, **Small(local.root, name=name).write().as_arguments()) for name in names}
+    models = {}
+    for name, features in sets.items():
+        local.aged(features, days=5)
+        age = 1 if name == "reused today" else 5
+        models[name] = local.output("train", name, age, parents={"features": features})
+        if name in ("previous", "champion", "challenger"):
+            local.register(models[name], promote=name != "challenger")
+
+    def removable() -> list[retention.Removable]:
+        return retention.removable(local.root, STAGES, local.tracking_uri, 1, LONG, deployed=[models["deployed"].fingerprint])
+
+    file = sqlite_path(local.root, sets["old"].facts["project"])
+    (listed,) = removable()
+    assert (listed.what, listed.where, listed.bytes) == ("rows", f"features/{sets['old'].fingerprint}", file.stat().st_size)
+    assert retention.remove(local.root, local.tracking_uri, [listed]) == [listed]
+    assert [name for name, features in sets.items() if not features_stage.is_live(features)] == ["old"]
+    assert removable() == [], "they are gone"
+    assert features_stage.put_back(sets["old"]), "as after a rollback to its model"
+    assert features_stage.is_live(sets["old"])
+
+
+def test_the_online_rows_of_a_killed_run_go_after_a_day_and_those_of_a_finished_one_stay(
+    local: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the killed one there is no manifest; the finished one was killed before its note was removed."""
+    store, rows = Store(local.root), {}
+    for name in ("killed", "finished"):
+        made = features_stage.run({}, local.root, **Small(local.root, name=name).write().as_arguments())
+        note = features_stage.rows_note(made.fingerprint)
+        store.write_note("sqlite", *note)
+        rows[name] = sqlite_path(local.root, made.facts["project"])
+        if name == "killed":
+            store.remove(f"features/{made.fingerprint}")
+    notes = list(Path(local.root, "features").glob(".work-*/online_store"))
+    assert len(notes) == 2
+    assert local.clean() == [], "a run may be at it"
+    for file in notes:
+        os.utime(file, (time.time() - 25 * 3600,) * 2)
+    gone = local.clean()
+    assert {one.where for one in gone} == {f"features/{file.parent.name}" for file in notes}
+    assert {name: file.exists() for name, file in rows.items()} == {"killed": False, "finished": True}
+    assert local.clean() == []
 
 
 def test_a_feature_set_whose_online_rows_cannot_be_removed_stays_and_is_told_of(
@@ -389,10 +452,10 @@ def test_a_feature_set_whose_online_rows_cannot_be_removed_stays_and_is_told_of(
     made = features_stage.run({}, local.root, **Small(local.root).write().as_arguments())
     local.aged(made, days=30)
 
-    def down(manifest: Manifest) -> None:
+    def down(*of: str) -> None:
         raise StorageError("the online store 'redis' cannot be used: no answer.", "Start Redis.")
 
-    monkeypatch.setattr(retention, "_remove_online_rows", down)
+    monkeypatch.setattr(online, "remove_rows", down)
     local.clean()
     assert made.fingerprint in local.left()
     assert (

@@ -1,6 +1,7 @@
 """Which bundle is served: what is swapped in, what is refused, what is told, and what a new replica begins with."""
 
 import asyncio
+import os
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -185,6 +186,38 @@ def test_what_was_refused_at_the_start_is_not_refused_again_at_once(make: Callab
     follower.look()
     assert told.events == [("refused", "damaged"), ("swapped", "1")]
     assert told.on_champion is False
+
+
+def test_the_copy_of_a_model_that_is_served_is_held_and_those_of_earlier_ones_are_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A champion stays for days, and challengers come and go; a champion's texts are read when they are asked for."""
+    monkeypatch.setenv("CLLMR_CACHE", str(tmp_path / "cache"))
+    root = f"file://{tmp_path}/bucket"
+
+    def made(version: str) -> Target:
+        def write(bundle: Path) -> None:
+            write_bundle(bundle, header={"name": version})
+            (bundle.parent / "warm_start.safetensors").write_bytes(b"for training")
+
+        return Target(version, stored_bundle(root, write, version).fingerprint, root)
+
+    def copies() -> set[str]:
+        return {path.name.split("-")[0] for path in tmp_path.glob("cache/*/train/*-bundle")}
+
+    champion, *challengers = (made(version) for version in "1234")
+    told = Told()
+    follower = Follower([champion], lambda: champion, told, 60.0, lambda: challengers[0])
+    follower.tries = True
+    while len(challengers) > 1:
+        follower.look()
+        for path in tmp_path.glob("cache/*/train/*"):
+            os.utime(path, (0, 0))
+        before = challengers.pop(0)
+    follower.look()
+    assert told.events[-1] == ("tried", "4")
+    assert copies() == {one.fingerprint for one in (champion, before, challengers[0])}, "the one before was held till it left"
+    assert not list(tmp_path.glob("cache/**/warm_start.safetensors"))
 
 
 def test_it_follows_by_itself_until_it_is_closed(make: Callable[[str], Target]) -> None:
