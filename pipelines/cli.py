@@ -4,18 +4,12 @@ Exit codes: 0 done, 1 a crash, a failed check or a failed run, 2 a mistake the u
 passed, 130 interrupted (Ctrl-C or SIGTERM).
 """
 
-import csv
 import functools
 import json
-import os
-import re
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
 import typer
@@ -25,72 +19,59 @@ from rich.markup import escape
 from components.errors import ConfigError, UserError
 from pipelines.champion import asked_of_the_endpoint, champion_endpoint, champion_recommender, endpoint, registry
 from pipelines.names import PipelineName
+from pipelines.options import (
+    Cache,
+    Columns,
+    Deadline,
+    Deployed,
+    Files,
+    Host,
+    Interactions,
+    Items,
+    JsonFile,
+    Namespace,
+    Preset,
+    Revision,
+    Sets,
+    Storage,
+    Terminate,
+    Until,
+    Url,
+    Users,
+    Which,
+    filters_of,
+    load_config,
+    validated,
+)
+from pipelines.terminal import (
+    check_writable,
+    connected,
+    crash_told,
+    ended_with_the_command,
+    ends_that_are_asked_for,
+    events_told,
+    exit_with,
+    make_console,
+    told_to_the_user,
+    watched,
+    write_result,
+    writing,
+)
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
-
     from components.tracking import ModelVersion
     from pipelines.cluster import Cluster, Version
     from pipelines.config import PlatformConfig
     from pipelines.local import PlatformRun
-    from serving.schemas import Range
 
 P = ParamSpec("P")
 R = TypeVar("R")
-M = TypeVar("M", bound="BaseModel")
 
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-
-_NUMBER = r"(-?\d+(?:\.\d+)?)?"
-_RANGE = re.compile(rf"{_NUMBER}\s*\.\.\s*{_NUMBER}")
-
-WIDTH_OF_A_PIPE = 130  # of tables that are not printed on a terminal
-
-
-def make_console(stderr: bool = False) -> Console:
-    """Results go to standard output, progress and errors to standard error."""
-    console = Console(stderr=stderr, highlight=False)
-    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=WIDTH_OF_A_PIPE)
-
-
-@contextmanager
-def told_to_the_user() -> Iterator[None]:
-    """Ends the command with the right exit code, and one line instead of a traceback for what the user can mend."""
-    errors = make_console(stderr=True)
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # `docker stop` and CI systems end it as Ctrl-C does
-    os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")  # that takes SIGTERM for a crash; read at Ray's import
-    try:
-        yield
-    except UserError as error:
-        errors.print(f"[bold red]error:[/bold red] {escape(error.message)} {escape(error.hint)}".rstrip(), soft_wrap=True)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt as interrupt:
-        errors.print(f"interrupted: {escape(str(interrupt) or 'nothing is left running.')}", soft_wrap=True)
-        raise typer.Exit(130) from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def ends_that_are_asked_for() -> Iterator[SimpleQueue[int]]:
-    """Within, Ctrl-C and SIGTERM are put into the queue and interrupt nothing: an interrupted print would be written twice.
-
-    A queue, as a handler may run while its reader holds the lock of an Event. A signal that is ignored stays so.
-    """
-    asked: SimpleQueue[int] = SimpleQueue()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    heard = [number for number, handler in before.items() if handler != signal.SIG_IGN]
-    for number in heard:
-        signal.signal(number, lambda got, frame: asked.put(got))
-    try:
-        yield asked
-    finally:
-        for number in heard:
-            signal.signal(number, before[number])
 
 
 def _print_version(wanted: bool) -> None:
@@ -122,171 +103,6 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
 
     return guarded
-
-
-# -- options that several commands have -------------------------------------------------------------------------------------
-
-Preset = Annotated[
-    str,
-    typer.Option(
-        "--preset",
-        "-p",
-        help="Settings to begin with: local, gpu, cluster, spot, incremental, paper, smollm2; cluster,spot: one over another.",
-    ),
-]
-Files = Annotated[
-    list[Path] | None, typer.Option("--config", "-c", help="Your own settings (YAML); may be repeated, later ones win.")
-]
-Sets = Annotated[
-    list[str] | None, typer.Option("--set", "-s", help="One setting, for example train.max_epochs=5; may be repeated.")
-]
-Storage = Annotated[str | None, typer.Option("--storage", help="Where artifacts live: a directory or an s3://, gs:// URI.")]
-Interactions = Annotated[str | None, typer.Option("--interactions", help="Your interactions: CSV, TSV or Parquet.")]
-Items = Annotated[str | None, typer.Option("--items", help="Your items: id, title and any text columns (optional).")]
-Users = Annotated[str | None, typer.Option("--users", help="Your users: id and any text columns (optional).")]
-Columns = Annotated[
-    list[str] | None, typer.Option("--column", help="A column's name in your files: user_id=uid; may be repeated.")
-]
-
-
-def _writable(path: Path | None) -> Path | None:
-    """Refuses a file that cannot be written before the command acts: told at its end, what was done would be done twice."""
-    if path is not None:
-        with told_to_the_user():
-            check_writable("--json", path)
-    return path
-
-
-JsonFile = Annotated[
-    Path | None, typer.Option("--json", help="Also write the result to this file as JSON.", callback=_writable)
-]
-Url = Annotated[
-    str | None,
-    typer.Option("--url", help="A running endpoint (token: CLLMR_TOKEN); without it the champion's bundle is read."),
-]
-Deployed = Annotated[
-    list[Path] | None, typer.Option("--deployed", help="A serve.yaml that is in use: its model counts too; may be repeated.")
-]
-Host = Annotated[str | None, typer.Option("--host", help="URL of the Kubeflow Pipelines API; default: KF_PIPELINES_ENDPOINT.")]
-Namespace = Annotated[str | None, typer.Option("--namespace", "-n", help="Your namespace on a multi-user Kubeflow.")]
-Which = Annotated[
-    PipelineName,
-    typer.Option("--pipeline", help="From data to a served model, or the champion's rankings for all."),
-]
-Until = Annotated[str | None, typer.Option("--until", help="End after this stage.")]
-Cache = Annotated[
-    bool,
-    typer.Option(
-        "--cache/--no-cache",
-        help="Let KFP skip tasks it has seen with the same inputs; finished stages are reused from storage either way.",
-    ),
-]
-Revision = Annotated[
-    str | None, typer.Option("--revision", help="Name of the code's state; default: CLLMR_REVISION, else git's HEAD.")
-]
-Deadline = Annotated[float, typer.Option("--deadline", min=0, help="Seconds to wait at most; exit code 124 after them.")]
-Terminate = Annotated[
-    bool, typer.Option("--terminate/--keep", help="On Ctrl-C (or SIGTERM): end the run too, or let it go on.")
-]
-
-
-def load_config(
-    preset: str,
-    files: list[Path] | None,
-    sets: list[str] | None,
-    storage: str | None,
-    interactions: str | None = None,
-    items: str | None = None,
-    users: str | None = None,
-    columns: list[str] | None = None,
-    host: str | None = None,
-    namespace: str | None = None,
-) -> "PlatformConfig":
-    """The settings that the command line describes; options of their own win over ``--set``."""
-    from pipelines import config
-
-    overrides = [*(sets or []), *own_data(interactions, items, users, columns)]
-    given = {"storage_root": storage, "cluster.host": host, "cluster.namespace": namespace}
-    overrides += [f"{name}={json.dumps(value)}" for name, value in given.items() if value is not None]
-    return config.load(preset, files or [], overrides)
-
-
-def own_data(interactions: str | None, items: str | None, users: str | None, columns: list[str] | None) -> Iterator[str]:
-    """Settings that the options for a user's own data stand for; raises ConfigError when they do not fit together."""
-    if interactions is None and (items or users or columns):
-        raise ConfigError("--items, --users and --column describe your own data.", "Give --interactions FILE as well.")
-    if interactions is None:
-        return
-    yield "ingest.source=files"
-    for name, path in (("interactions", interactions), ("items", items), ("users", users)):
-        if path is not None:
-            yield f"ingest.{name}={json.dumps(path if '://' in path else str(Path(path).expanduser().absolute()))}"
-    for column in columns or []:
-        name, equals, theirs = column.partition("=")
-        if not equals or not name.strip() or not theirs.strip():
-            raise ConfigError(
-                f"--column {column}: not a column.", "Write --column ours=yours, for example --column user_id=uid"
-            )
-        yield f"ingest.columns.{name.strip()}={json.dumps(theirs.strip())}"
-
-
-def filters_of(texts: list[str] | None) -> "dict[str, list[str] | Range]":
-    """What ``--filter`` asks for, as the API takes it: a range, or values, with commas between as in a line of CSV.
-
-    Raises ConfigError for what is neither. Whether items have such a column and such values, the model knows.
-    """
-    from pydantic import ValidationError
-
-    from serving.schemas import Range
-
-    found: dict[str, list[str] | Range] = {}
-    hint = "Write --filter genres=Comedy,Drama, or --filter year=1990..1999 (either side may be left out)."
-    for text in texts or []:
-        column, _, wanted = (part.strip() for part in text.partition("="))
-        values = [value.strip() for value in next(csv.reader([wanted], skipinitialspace=True), []) if value.strip()]
-        if not column or not values:
-            raise ConfigError(f"--filter {text}: expected column=value.", hint)
-        span, before = _RANGE.fullmatch(wanted), found.get(column)
-        if before is not None and (span or isinstance(before, Range)):
-            raise ConfigError(f"--filter {text}: there is another filter on '{column}'.", "Give one range, or values alone.")
-        if span is None:
-            found[column] = [*(before or []), *values]
-            continue
-        least, most = (None if number is None else float(number) for number in span.groups())
-        try:
-            found[column] = Range(min=least, max=most)
-        except ValidationError as error:
-            raise ConfigError(f"--filter {text}: {error.errors()[0]['msg'].removeprefix('Value error, ')}.", hint) from None
-    return found
-
-
-def write_result(path: Path | None, value: Any) -> None:
-    """Writes a command's result as JSON where it is asked for."""
-    if path is None:
-        return
-    with writing("--json", path):
-        path.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
-
-
-def check_writable(option: str, path: Path) -> None:
-    """Raises ConfigError for a file that cannot be written; makes its folder, and leaves no file that was not there."""
-    if path.is_fifo():  # whoever reads it would take this for the end
-        return
-    with writing(option, path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        was_there = path.exists()
-        path.open("a").close()
-        if not was_there:
-            path.resolve().unlink()
-
-
-@contextmanager
-def writing(option: str, path: Path) -> Iterator[None]:
-    """Names the option whose path cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        raise ConfigError(f"{option} {path} cannot be written: {error.strerror or error}.", "Choose another path.") from None
 
 
 # -- commands ---------------------------------------------------------------------------------------------------------------
@@ -992,33 +808,6 @@ def clean(
 # -- what commands share ----------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def events_told(file: Path) -> Iterator[None]:
-    """At its end, what stages that worked in this process have told, in the lines of a run; `file` holds it until then."""
-    from components.progress import EVENTS_VARIABLE
-    from pipelines.display import Lines
-
-    before, os.environ[EVENTS_VARIABLE] = os.environ.get(EVENTS_VARIABLE), str(file)
-    file.touch()
-    try:
-        yield
-    finally:
-        del os.environ[EVENTS_VARIABLE]
-        if before is not None:
-            os.environ[EVENTS_VARIABLE] = before
-        with Lines(make_console(stderr=True)) as shown:
-            for line in file.read_text(encoding="utf-8").splitlines():
-                shown.show(json.loads(line))
-
-
-def connected(settings: "PlatformConfig") -> "Cluster":
-    """The Kubeflow Pipelines of these settings; says so while it is failing or away and asked again."""
-    from pipelines.cluster import Cluster
-
-    errors = make_console(stderr=True)
-    return Cluster(settings.cluster, lambda text: errors.print(escape(text), soft_wrap=True))
-
-
 def prepared(
     settings: "PlatformConfig", until: str | None, cache: bool, which: PipelineName, revision: str | None
 ) -> "tuple[Cluster, Version, dict[str, Any]]":
@@ -1029,69 +818,6 @@ def prepared(
     parameters = clusters.parameters_of(settings, pipeline)  # it may refuse: before anything is uploaded
     cluster = connected(settings)
     return cluster, cluster.ensure_version(pipeline, revision or clusters.source_revision()), parameters
-
-
-@contextmanager
-def crash_told(progress: Console) -> Iterator[None]:
-    """Ends the command with the last lines of a stage that crashed, and where the whole log is."""
-    from pipelines.local import StageCrashed
-
-    try:
-        yield
-    except StageCrashed as crash:
-        for line in crash.tail:
-            progress.print(line, markup=False, soft_wrap=True, style="dim")
-        progress.print(f"[bold red]error:[/bold red] stage {crash.stage} crashed. The whole log: {crash.log}", soft_wrap=True)
-        raise typer.Exit(1) from None
-
-
-@contextmanager
-def ended_with_the_command(cluster: "Cluster", find: Callable[[], str | None], terminate: bool) -> Iterator[None]:
-    """On Ctrl-C or SIGTERM ends the run as well, if it is there and that is asked for, and says what became of it."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        run_id = find()
-        if run_id is None:
-            raise KeyboardInterrupt("no run was started.") from None
-        if not terminate:
-            raise KeyboardInterrupt(f"run {run_id} goes on. next: cllmr wait {run_id}") from None
-        try:
-            state = cluster.terminate(run_id)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"run {run_id} may go on. See {cluster.url(run_id)}") from None
-        raise KeyboardInterrupt(f"run {run_id} was told to end and is {state.lower()}.") from None
-
-
-def watched(cluster: "Cluster", run_id: str, deadline: float) -> str:
-    """Waits for a run and tells of its tasks as they go on, and of what failed; its state."""
-    from pipelines.cluster import failures
-
-    progress = make_console(stderr=True)
-    run = cluster.wait(run_id, deadline, lambda task, state: progress.print(f"{escape(task)}: {state.lower()}", soft_wrap=True))
-    for failure in failures(run):
-        progress.print(
-            f"[bold red]failed:[/bold red] {escape(failure.task)}: {escape(failure.message.strip())}", soft_wrap=True
-        )
-    return str(run.state)
-
-
-def exit_with(state: str, deadline: float, run_id: str) -> None:
-    """Ends the command with the exit code of a run's state, and says it; 124 for one that has not ended."""
-    from pipelines.cluster import FINISHED, SUCCEEDED
-
-    errors = make_console(stderr=True)
-    if state in SUCCEEDED:
-        errors.print(f"run {run_id}: {state.lower()}", soft_wrap=True)
-        return
-    if state in FINISHED:
-        errors.print(f"[bold red]error:[/bold red] run {run_id}: {state.lower()}", soft_wrap=True)
-        raise typer.Exit(1)
-    errors.print(
-        f"[bold red]error:[/bold red] run {run_id} is {state.lower()} after {deadline:g} s. next: cllmr wait {run_id}",
-        soft_wrap=True,
-    )
-    raise typer.Exit(124)
 
 
 def report(
@@ -1119,19 +845,6 @@ def report(
     for line in summary.next_commands(settings, user_id):
         out.print(line, soft_wrap=True)
     return {"user_id": user_id, "last_liked": titles, "answer": answer}
-
-
-def validated(model: type[M], values: dict[str, Any]) -> M:
-    """A request built from the command line; raises ConfigError for a value the API does not allow."""
-    from pydantic import ValidationError
-
-    from components.artifacts import config_error
-
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        problem = config_error(model, error)
-        raise ConfigError(problem.message, "See --help.") from None
 
 
 def tell_champion(champion: "ModelVersion", json_file: Path | None) -> None:

@@ -20,7 +20,7 @@ import yaml
 
 from components.artifacts import config_error
 from components.errors import ArtifactError, ConfigError, ServingError
-from components.launch import prepare_ray_environment, start_local_ray
+from components.local_ray import prepare_ray_environment, start_local_ray
 from serving import APPLICATION
 from serving.admission import CALLBACK, CALLBACK_VARIABLE
 from serving.bundle import find_bundle

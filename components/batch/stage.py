@@ -19,7 +19,7 @@ from components.batch.online import open_online, write_online
 from components.errors import ArtifactError, DataError
 from components.ids import MAX_ID_LENGTH, USER_ID
 from components.ingest.readers import column_names, read_chunks
-from components.launch import ray_session
+from components.local_ray import ray_session
 from components.progress import progress
 from components.tracking import Registry, default_tracking_uri
 from serving.lists import BATCH, TABLE_DIRECTORY

@@ -178,7 +178,7 @@ class Runner:
         if self.parallel == 1:
             yield self
             return
-        from components.launch import ray_session
+        from components.local_ray import ray_session
 
         with ray_session(self.parallel):
             yield self
@@ -204,7 +204,7 @@ class Runner:
             UserError: what a fit finds wrong with settings or data; searches that were done stay done.
         """
         from components.experiment.search import search
-        from components.launch import ray_session
+        from components.local_ray import ray_session
 
         missing = [unit for unit in searches if self.results.find(unit.key) is None]
         with ray_session(1) if missing and self.parallel == 1 else nullcontext():

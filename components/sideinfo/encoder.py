@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from components.errors import ConfigError, first_line
-from components.launch import ray_session
+from components.local_ray import ray_session
 from components.sideinfo.config import DEFAULT_ENCODER, ENCODER_DISTRIBUTION, SideinfoConfig
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from components.errors import ConfigError, LLMError
-from components.launch import join_ray
+from components.local_ray import join_ray
 from components.sideinfo.backends import MAX_ANSWER_CHARS, Answer, Decoding, Request
 
 if TYPE_CHECKING:

@@ -49,7 +49,7 @@ def _build(
 
     from components.features.reader import training_features
     from components.ingest.dataset import Dataset
-    from components.launch import ray_session
+    from components.local_ray import ray_session
     from components.train import warm
     from components.train.attributes import attributes_of, write_attributes
     from components.train.bundle import model_tensors, write_bundle, write_newcomers, write_texts

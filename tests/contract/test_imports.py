@@ -18,6 +18,7 @@ FOUNDATION = {
     "components.ids",
     "components.job",
     "components.launch",
+    "components.local_ray",
     "components.progress",
     "components.retry",
 }

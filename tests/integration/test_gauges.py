@@ -5,7 +5,7 @@ import pytest
 import ray
 from prometheus_client.parser import text_string_to_metric_families
 
-from components.launch import ray_session
+from components.local_ray import ray_session
 from serving.gauges import LastingGauge
 from tests.waiting import wait_until
 

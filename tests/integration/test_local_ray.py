@@ -11,7 +11,7 @@ import pytest
 import ray
 
 from components.errors import LaunchError
-from components.launch import RAY_STARTS, start_local_ray
+from components.local_ray import RAY_STARTS, start_local_ray
 
 pytestmark = pytest.mark.ray
 

@@ -16,8 +16,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from components.tracking import Registry, default_tracking_uri
-from pipelines.cli import app, filters_of
+from pipelines.cli import app
 from pipelines.cluster import source_revision
+from pipelines.options import filters_of
 from serving.schemas import Range
 from tests import REPOSITORY
 from tests.bundles import stored_bundle, write_item_columns, write_random_bundle
