@@ -28,7 +28,7 @@ from components.train.checkpoint import TrainState, check_checkpoint, load_check
 from components.train.config import TrainConfig
 from components.train.graph import as_arrays, training_data
 from components.train.loop import Start, TrainData, fit
-from components.train.recipe import GraphFit, RecipeData, TrainGraph
+from components.train.members import GraphFit, RecipeData, TrainGraph
 
 RESULT = "result.safetensors"
 RUN = "result.json"

@@ -22,7 +22,7 @@ from components.evaluate.config import LABELS, EvaluateConfig
 from components.ids import TEST, TRAIN, VALIDATION
 from components.ingest.dataset import Dataset
 from components.train.config import TrainConfig
-from components.train.recipe import GraphFit
+from components.train.members import GraphFit
 from pipelines.summary import result_table
 from serving.scorer import Scorer
 from tests.bundles import graph_tensors, write_bundle
