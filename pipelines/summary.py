@@ -1,6 +1,5 @@
 """What a run says at its end: a machine-readable summary, and the tables a person reads."""
 
-import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from components.artifacts import read_json
 from components.evaluate.config import LABELS, SCORES
 from components.ids import ITEM, TIMESTAMP, TITLE, USER, USER_ID
 from pipelines.config import PlatformConfig
@@ -31,11 +31,6 @@ if TYPE_CHECKING:
 PACKAGES = ("cllmr-platform", "torch", "ray", "kfp", "feast", "mlflow-skinny", "numpy", "scipy", "sentence-transformers")
 TABLE_METRICS = ("recall@5", "recall@10", "recall@20", "ndcg@5", "ndcg@10", "ndcg@20")
 TITLE_WIDTH = 46
-
-
-def read_json(path: Path) -> Any:
-    """The contents of a JSON file of an artifact."""
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def summarise(run: PlatformRun, config: PlatformConfig, preset: str, seconds: float) -> dict[str, Any]:
