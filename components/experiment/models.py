@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from inspect import signature
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -358,7 +358,7 @@ def graph_settings(settings: Mapping[str, Any], seed: int) -> tuple[TrainConfig,
     """
     own = dict(settings)
     effect = own.pop("effect", "none")
-    allowed = ("none", "factual", "tnie", "pnde")
+    allowed = get_args(Effect)
     if effect not in allowed:
         raise ConfigError(f"effect '{effect}' is unknown.", did_you_mean(str(effect), allowed))
     gates = {"effect": "gates" if effect != "none" else "none", "model.counterfactual": effect != "none"}
