@@ -225,6 +225,11 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     Path(path).write_text(text + "\n", encoding="utf-8")
 
 
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """The contents of a JSON file; what is missing or damaged raises as it comes, OSError or ValueError."""
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
 class Store:
     """Artifacts below one storage root."""
 

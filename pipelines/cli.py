@@ -827,14 +827,15 @@ def report(
 
     Returns the endpoint's answer with the user's last liked titles, or None.
     """
+    from components.artifacts import read_json
     from pipelines import summary
 
     if "evaluate" in run.stages:
         evaluated = run.manifest("evaluate").path()
-        out.print(summary.result_table(summary.read_json(evaluated / "metrics.json")))
+        out.print(summary.result_table(read_json(evaluated / "metrics.json")))
         out.print(f"report: {evaluated / 'report.html'}", soft_wrap=True)
     if "promote" in run.stages:
-        out.print(summary.verdict_line(summary.read_json(run.manifest("promote").path() / "verdict.json")), soft_wrap=True)
+        out.print(summary.verdict_line(read_json(run.manifest("promote").path() / "verdict.json")), soft_wrap=True)
     if not ask_user or "serve" not in run.stages:
         return None
     example = partial(summary.last_liked, run.manifest("ingest").path(), user)

@@ -137,9 +137,9 @@ class Bars:
                 text = f"{count(event)}  {figures(event)}".rstrip()
                 self._progress.update(task, total=event["total"], completed=event["done"], text=text)
             case "stage done":
-                self._finish(stage, "[green]✓[/green]", event["seconds"], f"peak {memory(event['peak_memory_mb'])}")
+                self._finish(stage, event["seconds"], f"peak {memory(event['peak_memory_mb'])}")
             case "stage reused":
-                self._finish(stage, "[green]✓[/green]", 0.0, "reused")
+                self._finish(stage, 0.0, "reused")
             case "stage failed":
                 self._started.pop(stage, None)
                 self._progress.update(task, mark="[red]✗[/red]", text="failed")
@@ -149,10 +149,9 @@ class Bars:
             case "warning":
                 self._progress.console.print(f"{stage}: {event.get('message', '')}", style="yellow")
 
-    def _finish(self, stage: str, mark: str, seconds: float, text: str) -> None:
+    def _finish(self, stage: str, seconds: float, text: str) -> None:
         self._started.pop(stage, None)
         self._progress.start_task(self._tasks[stage])
-        self._progress.update(
-            self._tasks[stage], total=1, completed=1, mark=mark, text=text, seconds=f"{seconds:.1f} s" if seconds else ""
-        )
+        shown = f"{seconds:.1f} s" if seconds else ""
+        self._progress.update(self._tasks[stage], total=1, completed=1, mark="[green]✓[/green]", text=text, seconds=shown)
         self._progress.stop_task(self._tasks[stage])

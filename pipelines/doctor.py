@@ -152,8 +152,9 @@ def check_disk(storage_root: str) -> Check:
     return Check("disk", "ok", f"{free:.1f} GiB free")
 
 
-def check_shared_memory(path: str = "/dev/shm") -> Check:
+def check_shared_memory() -> Check:
     """Ray keeps objects in shared memory; where it is small Ray falls back to the disk and is slow."""
+    path = "/dev/shm"
     if not os.path.isdir(path):
         return Check("shared memory", "ok", "not used on this system")
     total = shutil.disk_usage(path).total / 2**30

@@ -1,6 +1,5 @@
 """What a run says at its end: a machine-readable summary, and the tables a person reads."""
 
-import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from components.artifacts import read_json
 from components.evaluate.config import LABELS, SCORES
 from components.ids import ITEM, TIMESTAMP, TITLE, USER, USER_ID
 from pipelines.config import PlatformConfig
@@ -31,11 +31,6 @@ if TYPE_CHECKING:
 PACKAGES = ("cllmr-platform", "torch", "ray", "kfp", "feast", "mlflow-skinny", "numpy", "scipy", "sentence-transformers")
 TABLE_METRICS = ("recall@5", "recall@10", "recall@20", "ndcg@5", "ndcg@10", "ndcg@20")
 TITLE_WIDTH = 46
-
-
-def read_json(path: Path) -> Any:
-    """The contents of a JSON file of an artifact."""
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def summarise(run: PlatformRun, config: PlatformConfig, preset: str, seconds: float) -> dict[str, Any]:
@@ -198,10 +193,10 @@ def data_table(facts: Mapping[str, Any]) -> Table:
     return table
 
 
-def removed_table(removed: "pd.DataFrame", examples: int = 2) -> Table:
-    """For each reason a few of the rows that were removed."""
+def removed_table(removed: "pd.DataFrame") -> Table:
+    """For each reason two of the rows that were removed."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="removed rows, for example", title_justify="left")
-    shown = removed.groupby("reason", sort=True).head(examples).sort_values("reason", kind="stable")
+    shown = removed.groupby("reason", sort=True).head(2).sort_values("reason", kind="stable")
     for column in shown.columns:
         table.add_column(str(column), max_width=TITLE_WIDTH, overflow="ellipsis", no_wrap=True)
     for row in shown.itertuples(index=False):
@@ -209,13 +204,12 @@ def removed_table(removed: "pd.DataFrame", examples: int = 2) -> Table:
     return table
 
 
-def last_liked(folder: Path, user_id: str | None, count: int = 5) -> tuple[str, list[str]]:
-    """One user and the titles of the last items in the user's history, newest first.
+def last_liked(folder: Path, user_id: str | None) -> tuple[str, list[str]]:
+    """One user and the titles of the last five items in the user's history, newest first.
 
     Args:
         folder: of the ingest artifact.
         user_id: the user; None: the most active one with less than 100 interactions (a readable profile).
-        count: how many titles.
     """
     from components.ingest.dataset import Dataset
 
@@ -228,7 +222,7 @@ def last_liked(folder: Path, user_id: str | None, count: int = 5) -> tuple[str, 
     rows = users[users == user_id].index
     theirs = dataset.interactions[dataset.interactions[USER].isin(rows)].sort_values([TIMESTAMP, ITEM], ascending=False)
     titles = dataset.items.set_index(ITEM)[TITLE]
-    return user_id, [str(titles[row]) for row in theirs[ITEM].head(count)]
+    return user_id, [str(titles[row]) for row in theirs[ITEM].head(5)]
 
 
 def side_by_side(answer: Mapping[str, Any], debias: float) -> RenderableType:

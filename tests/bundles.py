@@ -17,7 +17,8 @@ from components.cllmr.linear.scores import LinearScores, Standard, as_tensors, j
 from components.train.attributes import attributes_of, write_attributes
 from components.train.bundle import model_tensors, write_texts
 from components.train.config import TrainConfig
-from components.train.recipe import FittedRecipe, GraphFit
+from components.train.members import GraphFit
+from components.train.recipe import FittedRecipe
 from serving.bundle import BUNDLE_DIRECTORY
 from serving.scorer import Scorer, make_golden
 

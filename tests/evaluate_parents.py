@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 from components.artifacts import Manifest, Stage, StageConfig, run_stage, write_json
 from components.ids import TEST, TRAIN, VALIDATION
 from components.ingest.dataset import Dataset
-from components.train.recipe import GraphFit
+from components.train.members import GraphFit
 from tests.bundles import graph_tensors, write_bundle
 
 NUM_USERS, NUM_ITEMS = 60, 40

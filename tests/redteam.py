@@ -41,7 +41,8 @@ from components.sideinfo.stage import make_writer
 from components.spectrum.decompose import spectrum
 from components.train.config import EffectName, TrainConfig
 from components.train.graph import trained_here
-from components.train.recipe import RecipeData, fit_recipe
+from components.train.members import RecipeData
+from components.train.recipe import fit_recipe
 from tests.behaviour.training import SMALL_RECIPE
 from tests.llm_server import Asked, Handler, completion, llm_server, profile_of
 
@@ -302,7 +303,7 @@ class Trained:
             self.weights.append(weights)
             return weights, value
 
-        with patch("components.train.recipe.choose_weights", weigh):
+        with patch("components.train.members.choose_weights", weigh):
             fitted = fit_recipe(recipe, TrainConfig.parse({**SETTINGS, "effect": effect}, "train"), trained_here())
         scores = {"factual": fitted.factual, "debiased": fitted.counterfactual}
         self.places = {name: _places(masked(model.score(everybody), train, everybody)) for name, model in scores.items()}

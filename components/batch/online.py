@@ -4,7 +4,6 @@ They lie in the project that belongs to no feature set, beside the online histor
 whichever model it is of.
 """
 
-import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from components.artifacts import Manifest, Store
+from components.artifacts import Manifest, Store, read_json
 from components.errors import ArtifactError
 from components.features.online import user_errors
 from components.ids import USER_ID
@@ -37,7 +36,7 @@ def open_online(trained: Manifest) -> "FeatureStore":
     """
     from serving.bundle import BUNDLE_DIRECTORY, BUNDLE_FILE
 
-    bundle = json.loads((trained.path(BUNDLE_DIRECTORY) / BUNDLE_DIRECTORY / BUNDLE_FILE).read_text(encoding="utf-8"))
+    bundle = read_json(trained.path(BUNDLE_DIRECTORY) / BUNDLE_DIRECTORY / BUNDLE_FILE)
     name, root = bundle.get("feature_fingerprint"), trained.storage_root
     if name is None:
         raise ArtifactError(

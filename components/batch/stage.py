@@ -4,7 +4,6 @@ Ray Data gives parts of the users to processes that hold the bundle; each part b
 not at all. A run that died goes on with the parts that are missing.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from components.artifacts import Manifest, Stage, Store, failure_told, fingerprint, run_stage
+from components.artifacts import Manifest, Stage, Store, failure_told, fingerprint, read_json, run_stage
 from components.batch.config import BatchConfig
 from components.batch.online import open_online, write_online
 from components.errors import ArtifactError, DataError
@@ -107,8 +106,7 @@ def read_users(settings: BatchConfig, trained: Manifest) -> list[str]:
     from serving.bundle import BUNDLE_DIRECTORY, USERS_FILE
 
     if settings.users is None:
-        file = trained.path(BUNDLE_DIRECTORY) / BUNDLE_DIRECTORY / USERS_FILE
-        known: list[str] = json.loads(file.read_text(encoding="utf-8"))
+        known: list[str] = read_json(trained.path(BUNDLE_DIRECTORY) / BUNDLE_DIRECTORY / USERS_FILE)
         return known
     if USER_ID not in (names := column_names(settings.users)):
         raise DataError(

@@ -1,6 +1,5 @@
 """What the evaluate stage does: the bundle's scores and their rivals on held-out interactions, as figures and one page."""
 
-import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy.typing as npt
 import scipy.sparse as sp
 from safetensors.numpy import load_file, save_file
 
-from components.artifacts import Manifest, write_json
+from components.artifacts import Manifest, read_json, write_json
 from components.cllmr.linear.ensemble import Scores
 from components.cllmr.linear.kernel import KernelScores, NewItems
 from components.cllmr.linear.newcomers import CrossFits
@@ -58,11 +57,11 @@ def build(built: Path, config: EvaluateConfig, ingest: Manifest, sideinfo: Manif
     page = report.render(
         report.Facts(
             metrics=figures,
-            data_card=_read_json(ingest.path() / "data_card.json"),
+            data_card=read_json(ingest.path() / "data_card.json"),
             popularity=scorer.popularity,
-            curve=_read_json(train.path() / "curve.json"),
+            curve=read_json(train.path() / "curve.json"),
             bundle=scorer.bundle,
-            training=_read_json(train.path() / "training.json"),
+            training=read_json(train.path() / "training.json"),
             manifests={"ingest": ingest, "sideinfo": sideinfo, "train": train},
             settings=config.model_dump(mode="json"),
         )
@@ -375,7 +374,3 @@ def _facts(figures: Mapping[str, Any]) -> dict[str, Any]:
     facts["debias_strength"] = figures["debias_strength"]
     facts["strongest_baseline"] = figures["comparison"]["strongest_baseline"]
     return facts
-
-
-def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))

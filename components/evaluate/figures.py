@@ -84,13 +84,13 @@ def _inline(svg: str, description: str) -> str:
     return re.sub(r"<svg[^>]*>", f'<svg {box.group()} role="img" aria-label="{description}">', svg, count=1)
 
 
-def intervals(results: Mapping[str, Mapping[str, Any]], labels: Mapping[str, str], metric: str = PRIMARY) -> str:
+def intervals(results: Mapping[str, Mapping[str, Any]], labels: Mapping[str, str]) -> str:
     """Mean and interval of each model, best at the top."""
-    names = sorted((name for name in LABELS if name in results), key=lambda name: results[name][metric]["mean"])
+    names = sorted((name for name in LABELS if name in results), key=lambda name: results[name][PRIMARY]["mean"])
 
     def panel(axes: Axes) -> None:
         for row, name in enumerate(names):
-            entry = results[name][metric]
+            entry = results[name][PRIMARY]
             colour = COLOURS.get(name, MUTED)
             axes.plot(entry["ci95"], [row, row], color=colour, linewidth=3 if name in SCORES else 2, solid_capstyle="round")
             axes.plot(entry["mean"], row, "o", color=colour, markersize=7 if name in SCORES else 5)
@@ -100,9 +100,9 @@ def intervals(results: Mapping[str, Mapping[str, Any]], labels: Mapping[str, str
             label.set_fontweight("bold" if name in SCORES else "normal")
         axes.grid(axis="y", visible=False)
         axes.set_xlim(left=0)
-        axes.set_xlabel(f"{metric.upper()} on test, mean and 95 % interval")
+        axes.set_xlabel(f"{PRIMARY.upper()} on test, mean and 95 % interval")
 
-    return draw("intervals", (8.6, 0.9 + 0.32 * len(names)), [panel], f"{metric} of every model with its interval")
+    return draw("intervals", (8.6, 0.9 + 0.32 * len(names)), [panel], f"{PRIMARY} of every model with its interval")
 
 
 def popularity(counts: npt.NDArray[np.integer]) -> str:

@@ -17,6 +17,7 @@ from components.artifacts import Manifest
 from components.evaluate import figures
 from components.evaluate.config import ACTIVITY, LABELS, NEW_ITEMS, NEW_USERS, SCORES
 from components.evaluate.metrics import METRICS, PRIMARY
+from components.evaluate.summary import percent, signed
 from components.pages import templates
 from components.tracking import flat
 
@@ -87,16 +88,6 @@ def number(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(number(entry) for entry in value) or "none"
     return "none" if value is None or value == "" else str(value)
-
-
-def percent(share: float, digits: int = 1) -> str:
-    """0.123 as "12.3 %"."""
-    return f"{100 * share:.{digits}f} %"
-
-
-def signed(value: float, digits: int = 4) -> str:
-    """A difference with its sign, and a minus as wide as the plus."""
-    return f"{value:+.{digits}f}".replace("-", "−")
 
 
 def metric(name: str) -> str:

@@ -37,12 +37,8 @@ def _against(figures: Mapping[str, Any], rival: str | None, role: str) -> str:
 
 
 def _measured(first: float, second: float, low: float, high: float) -> str:
-    interval = f"{_signed(low)} to {_signed(high)}"
+    interval = f"{signed(low)} to {signed(high)}"
     return f"{METRIC} {first:.4f} against {second:.4f}, difference {interval} with 95 % confidence"
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.4f}".replace("-", "−")
 
 
 def _debiasing(figures: Mapping[str, Any]) -> str:
@@ -58,8 +54,8 @@ def _debiasing(figures: Mapping[str, Any]) -> str:
     low, high = figures["comparison"]["debiased_minus"]["factual"][PRIMARY]["ci95"]
     noise = "" if low > 0 or high < 0 else ", within the noise"
     return (
-        f"Debiasing (strength {strength:g}) changes {METRIC} by {_signed(change)}{noise}, coverage of the top 10 from "
-        f"{_percent(before['coverage'])} to {_percent(after['coverage'])}, and the average popularity of a recommended item "
+        f"Debiasing (strength {strength:g}) changes {METRIC} by {signed(change)}{noise}, coverage of the top 10 from "
+        f"{percent(before['coverage'])} to {percent(after['coverage'])}, and the average popularity of a recommended item "
         f"from {before['average_popularity']:.1f} to {after['average_popularity']:.1f} interactions; an item of the factual "
         f"top 10 moves by {figures['bias']['rank_shift']['top10']:.1f} places on average."
     )
@@ -77,8 +73,14 @@ def _text(figures: Mapping[str, Any]) -> str:
 
 
 def _relative(better: float, worse: float) -> str:
-    return _percent(better / worse - 1) if worse > 0 else "any factor"
+    return percent(better / worse - 1) if worse > 0 else "any factor"
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+def percent(share: float, digits: int = 1) -> str:
+    """0.123 as "12.3 %"."""
+    return f"{100 * share:.{digits}f} %"
+
+
+def signed(value: float, digits: int = 4) -> str:
+    """A difference with its sign, and a minus as wide as the plus."""
+    return f"{value:+.{digits}f}".replace("-", "−")

@@ -209,11 +209,21 @@ def measure(data: ExperimentData, settings: Mapping[str, Any], seed: int, tell: 
             test["combined"] = ranking
         else:
             validation["combined"] = ranking.mean()
+    users = len(test["combined"].users)
+    return told(test, used, validation, cold_items=len(cold.test_items), users_evaluated=users)
+
+
+def told(
+    test: Mapping[str, Ranking],
+    settings: Mapping[str, Mapping[str, Any]],
+    validation: Mapping[str, Mapping[str, float]],
+    **counts: int,
+) -> Outcome:
+    """What a study of cold start says of every scorer: its settings, its validation metrics, and the test's by user."""
     return Outcome(
         {
-            "cold_items": len(cold.test_items),
-            "users_evaluated": len(test["combined"].users),
-            "settings": used,
+            **counts,
+            "settings": settings,
             "val": validation,
             "test": {name: ranking.mean() for name, ranking in test.items()},
         },

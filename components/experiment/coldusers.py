@@ -20,7 +20,7 @@ from components.cllmr.linear.kernel import KernelScores
 from components.errors import DataError
 from components.evaluate.baselines import Factors, RandomScores, ials, popularity
 from components.evaluate.metrics import Ranking, rank
-from components.experiment.coldstart import KERNEL_POWERS, L2, Options, choose
+from components.experiment.coldstart import KERNEL_POWERS, L2, Options, choose, told
 from components.experiment.dataset import ExperimentData, unit_rows
 from components.experiment.models import KINDS, Task, Tell, silent
 from components.experiment.store import Outcome
@@ -141,15 +141,7 @@ def measure(data: ExperimentData, settings: Mapping[str, Any], seed: int, tell: 
     joined = Ensemble([chosen[name] for name in parts], weights)
     validation["combined"] = cold.rank(joined, cold.validation_users).mean()
     test = {name: cold.rank(scores, cold.test_users) for name, scores in {**chosen, "combined": joined}.items()}
-    return Outcome(
-        {
-            "cold_users": len(cold.test_users),
-            "settings": used,
-            "val": validation,
-            "test": {name: ranking.mean() for name, ranking in test.items()},
-        },
-        {f"{name}.{metric}": values for name, ranking in test.items() for metric, values in ranking.per_user.items()},
-    )
+    return told(test, used, validation, cold_users=len(cold.test_users))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from inspect import signature
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +30,7 @@ from components.train.config import TrainConfig
 from components.train.search import Settings, coordinate_search
 
 if TYPE_CHECKING:
-    from components.train.recipe import RecipeData
+    from components.train.members import RecipeData
 
 FloatMatrix = npt.NDArray[np.float32]
 Tell = Callable[..., None]
@@ -139,7 +139,7 @@ def _alpharec(task: Task) -> Fitted:
 def _recipe_data(task: Task, spectrum_rank: int) -> "RecipeData":
     """The data as the train stage would get them from the stages before."""
     from components.spectrum.decompose import spectrum
-    from components.train.recipe import RecipeData
+    from components.train.members import RecipeData
 
     data = task.data
     user_text, item_text = (centred_unit_rows(rows) for rows in (data.user_text, task.item_text))
@@ -358,7 +358,7 @@ def graph_settings(settings: Mapping[str, Any], seed: int) -> tuple[TrainConfig,
     """
     own = dict(settings)
     effect = own.pop("effect", "none")
-    allowed = ("none", "factual", "tnie", "pnde")
+    allowed = get_args(Effect)
     if effect not in allowed:
         raise ConfigError(f"effect '{effect}' is unknown.", did_you_mean(str(effect), allowed))
     gates = {"effect": "gates" if effect != "none" else "none", "model.counterfactual": effect != "none"}

@@ -5,14 +5,13 @@ lies outside, so the stage counts as done only while its rows are still there. R
 when it fails; of a run that was killed a note tells, by which a clean-up finds them.
 """
 
-import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from components.artifacts import WORK, Manifest, Stage, Store, failure_told, fingerprint, run_stage, write_json
+from components.artifacts import WORK, Manifest, Stage, Store, failure_told, fingerprint, read_json, run_stage, write_json
 from components.errors import ArtifactError, UserError
 from components.features import online
 from components.features.config import FeaturesConfig
@@ -157,6 +156,6 @@ def _lost_in_sqlite(manifest: Manifest) -> dict[str, int]:
 
 
 def _lost_in_redis(manifest: Manifest) -> dict[str, int]:
-    probes = json.loads((manifest.path(PROBES_FILE) / PROBES_FILE).read_text(encoding="utf-8"))
+    probes = read_json(manifest.path(PROBES_FILE) / PROBES_FILE)
     with closing(online.redis_client()) as client:
         return {view: count for view, count in online.missing_probes(client, probes).items() if count}

@@ -1,6 +1,5 @@
 """The data set that ingest writes, as every later stage reads it."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -11,6 +10,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 from scipy import sparse
 
+from components.artifacts import read_json
 from components.errors import ArtifactError, DataError
 from components.ids import ITEM, SPLIT, SPLITS, TEST, TRAIN, USER, USER_ID, VALIDATION
 
@@ -40,7 +40,7 @@ class Dataset:
         """Reads the directory of an ingest artifact; raises ArtifactError when a file is missing or damaged."""
         directory = Path(path)
         try:
-            card = json.loads((directory / DATA_CARD_FILE).read_text(encoding="utf-8"))
+            card = read_json(directory / DATA_CARD_FILE)
             users, items, interactions = (
                 pq.read_table(directory / name).to_pandas() for name in (USERS_FILE, ITEMS_FILE, INTERACTIONS_FILE)
             )

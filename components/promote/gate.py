@@ -3,7 +3,6 @@
 A bad model never raises here: it fails a check. What cannot be compared is passed over, and the check's sentence says why.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -13,7 +12,7 @@ import numpy.typing as npt
 import scipy.sparse as sp
 from safetensors.numpy import load_file
 
-from components.artifacts import Manifest, Store
+from components.artifacts import Manifest, Store, read_json
 from components.errors import ArtifactError, UserError
 from components.evaluate import metrics
 from components.evaluate.metrics import Bootstrap
@@ -63,7 +62,7 @@ def run_checks(
         champion: the version it wants to replace; None or the challenger itself: the comparison is left out.
         withdrawn_at: when a rollback took the challenger out of service; empty if none did.
     """
-    figures = json.loads((evaluate.path() / "metrics.json").read_text(encoding="utf-8"))
+    figures = read_json(evaluate.path() / "metrics.json")
     checks = [check_bundle(train), check_withdrawn(withdrawn_at)]
     if config.min_over_popularity > -1:
         checks.append(check_popularity(config, figures["results"]))

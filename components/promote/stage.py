@@ -1,10 +1,19 @@
 """The promote stage: a challenger becomes the champion when it passes the gate; the verdict is always written."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from components.artifacts import Manifest, Stage, Store, failure_told, fingerprint, is_asked_again, run_stage, write_json
+from components.artifacts import (
+    Manifest,
+    Stage,
+    Store,
+    failure_told,
+    fingerprint,
+    is_asked_again,
+    read_json,
+    run_stage,
+    write_json,
+)
 from components.progress import emit
 from components.promote.config import PromoteConfig
 from components.tracking import (
@@ -175,7 +184,7 @@ def _has_moved(champion: ModelVersion | None, train: Manifest, settings: Promote
 def _track(registry: Registry, train: Manifest, evaluate: Manifest) -> str | None:
     """Notes settings, learning curve and figures of the challenger; the run's id, None when the tracker is down."""
     figures = {name: value for name, value in evaluate.facts.items() if isinstance(value, int | float)}
-    curve = json.loads((train.path() / "curve.json").read_text(encoding="utf-8"))
+    curve = read_json(train.path() / "curve.json")
     with open_run(registry.tracking_uri, registry.model_name, train.fingerprint, stage=STAGE.name) as run:
         run.params(flat({"train": train.config, "evaluate": evaluate.config}))
         run.curve(curve)

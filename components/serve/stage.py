@@ -1,12 +1,11 @@
 """The serve stage: the champion's configuration file for Ray Serve, checked before anybody deploys it."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from components.artifacts import Manifest, Stage, Store, run_stage
+from components.artifacts import Manifest, Stage, Store, read_json, run_stage
 from components.errors import ArtifactError
 from components.promote.config import PromoteConfig
 from components.serve.config import ServeConfig
@@ -63,7 +62,7 @@ def read_champion(verdict_file: Path, storage_root: str) -> dict[str, str]:
 
     Raises ArtifactError when the verdict names none.
     """
-    verdict = json.loads(verdict_file.read_text(encoding="utf-8"))
+    verdict = read_json(verdict_file)
     champion = verdict.get("champion")
     if not champion:
         failed = [str(reason.get("text") or reason["check"]) for reason in verdict.get("reasons", []) if not reason["passed"]]

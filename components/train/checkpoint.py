@@ -1,6 +1,5 @@
 """Checkpoints as safetensors and JSON: weights, best weights, optimiser and the place in the run. No pickle."""
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from components.artifacts import sha256_file, write_json
+from components.artifacts import read_json, sha256_file, write_json
 from components.errors import ArtifactError
 
 STATE = "state.json"
@@ -67,7 +66,7 @@ def load_checkpoint(
 def check_checkpoint(directory: Path) -> dict[str, Any]:
     """The contents of a whole checkpoint's state file; raises ArtifactError naming what is wrong with a damaged one."""
     try:
-        description: dict[str, Any] = json.loads((directory / STATE).read_text(encoding="utf-8"))
+        description: dict[str, Any] = read_json(directory / STATE)
         damaged = [name for name, digest in description["sha256"].items() if sha256_file(directory / name) != digest]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # a state file can be any JSON
         raise ArtifactError(

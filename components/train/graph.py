@@ -12,7 +12,7 @@ from components.evaluate.baselines import num_threads
 from components.train.checkpoint import TrainState
 from components.train.config import TrainConfig
 from components.train.loop import SingleProcess, TrainData, fit
-from components.train.recipe import GraphFit, RecipeData, TasteData, TrainGraph
+from components.train.members import GraphFit, RecipeData, TasteData, TrainGraph
 
 
 def training_data(data: RecipeData) -> TrainData:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from components.cllmr.linear.kernel import NewItems
     from components.features.reader import TrainingFeatures
     from components.ingest.dataset import Dataset
-    from components.train.recipe import FittedRecipe, FloatMatrix, RecipeData
+    from components.train.members import FloatMatrix, RecipeData
+    from components.train.recipe import FittedRecipe
     from components.train.workers import Place
 
 STAGE = Stage("train", version=13)
@@ -105,7 +106,7 @@ def _build(
 def _recipe_data(dataset: "Dataset", inputs: "TrainingFeatures", references: "FloatMatrix | None") -> "RecipeData":
     """What the recipe learns from: the test interactions are left behind here."""
     from components.cllmr.linear.ease import centred_unit_rows
-    from components.train.recipe import RecipeData
+    from components.train.members import RecipeData
 
     train, validation = dataset.matrix(TRAIN), dataset.matrix(VALIDATION)
     user_text, item_text = (centred_unit_rows(rows) for rows in (inputs.user_embeddings, inputs.item_embeddings))

@@ -6,12 +6,11 @@ with only where today's held-out interactions are none of them. ``ingest.split.m
 interaction's part depends on nothing but itself. The other splits move some interactions whenever a user has new ones.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.artifacts import Manifest, Store, failure_told, fingerprint
+from components.artifacts import Manifest, Store, failure_told, fingerprint, read_json
 from components.errors import ArtifactError, ConfigError
 from components.ids import ITEM_ID, SPLIT, TEST, TRAIN, USER_ID, VALIDATION
 from components.progress import emit
@@ -159,8 +158,8 @@ def starts(config: TrainConfig, storage_root: str, dataset: "Dataset") -> "dict[
 
     found = _earlier(config, storage_root)
     bundle = found.path() / "bundle"
-    users = Vocabulary(json.loads((bundle / USERS_FILE).read_text(encoding="utf-8")))
-    items = Vocabulary([item[ITEM_ID] for item in json.loads((bundle / ITEMS_FILE).read_text(encoding="utf-8"))])
+    users = Vocabulary(read_json(bundle / USERS_FILE))
+    items = Vocabulary([item[ITEM_ID] for item in read_json(bundle / ITEMS_FILE)])
     item_rows = items.rows(dataset.items[ITEM_ID])
     # (num_nodes,), rows of their table: users first
     rows = np.concatenate([users.rows(dataset.users[USER_ID]), np.where(item_rows == UNKNOWN, UNKNOWN, item_rows + len(users))])

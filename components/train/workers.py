@@ -1,6 +1,5 @@
 """Ray Train around the loop: workers, data-parallel gradients, checkpoints that survive a killed worker."""
 
-import json
 import os
 import tempfile
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ from ray.train.torch import TorchTrainer, prepare_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from components.artifacts import write_json
+from components.artifacts import read_json, write_json
 from components.cllmr.model import CLLMR, SideInformation
 from components.errors import ArtifactError
 from components.progress import emit
@@ -28,7 +27,7 @@ from components.train.checkpoint import TrainState, check_checkpoint, load_check
 from components.train.config import TrainConfig
 from components.train.graph import as_arrays, training_data
 from components.train.loop import Start, TrainData, fit
-from components.train.recipe import GraphFit, RecipeData, TrainGraph
+from components.train.members import GraphFit, RecipeData, TrainGraph
 
 RESULT = "result.safetensors"
 RUN = "result.json"
@@ -50,7 +49,7 @@ def trained_by_workers(work: Place, starts: Mapping[str, Start]) -> TrainGraph:
         training = replace(training_data(data), start=starts.get(run))
         with run_workers(pack(training), config, work, run).as_directory() as directory:
             tensors = load_file(Path(directory) / RESULT)
-            told = json.loads((Path(directory) / RUN).read_text(encoding="utf-8"))
+            told = read_json(Path(directory) / RUN)
         return GraphFit(**{name: tensors[name].numpy() for name in TENSORS}, run=told)
 
     return train

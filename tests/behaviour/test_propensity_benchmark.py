@@ -27,7 +27,8 @@ from components.experiment.propensity import Data, Injected, Kind, Removal, ease
 from components.spectrum.decompose import spectrum
 from components.train.config import TrainConfig
 from components.train.graph import trained_here
-from components.train.recipe import FittedRecipe, RecipeData, fit_recipe
+from components.train.members import RecipeData
+from components.train.recipe import FittedRecipe, fit_recipe
 from tests.behaviour.training import SMALL_RECIPE
 from tests.planted import propensity_world
 

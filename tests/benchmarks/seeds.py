@@ -13,13 +13,13 @@ from importlib.metadata import version
 from rich.console import Console
 from rich.table import Table
 
+from components.artifacts import read_json
 from components.evaluate.config import LABELS
 from components.train.config import TrainConfig
 from pipelines import config, local
 from pipelines.display import make_display
 from pipelines.plan import compile_pipeline
 from pipelines.retraining import retraining
-from pipelines.summary import read_json
 
 METRICS = ("recall@10", "recall@20", "ndcg@10", "ndcg@20")
 

@@ -28,7 +28,8 @@ from components.sideinfo.reader import reference_embeddings
 from components.spectrum.decompose import spectrum
 from components.train.config import MEMBERS, TrainConfig
 from components.train.graph import trained_here
-from components.train.recipe import FittedRecipe, RecipeData, fit_recipe
+from components.train.members import RecipeData
+from components.train.recipe import FittedRecipe, fit_recipe
 from components.train.strength import choose_strength
 
 

@@ -15,10 +15,11 @@ from components.experiment.config import ModelSpec
 from components.experiment.models import check
 from components.features.reader import TrainingFeatures
 from components.spectrum.decompose import spectrum
-from components.train import recipe, stage
+from components.train import members, stage
 from components.train.config import MEMBERS, TrainConfig
 from components.train.graph import trained_here
-from components.train.recipe import FittedRecipe, RecipeData, TasteData, fit_recipe
+from components.train.members import RecipeData, TasteData
+from components.train.recipe import FittedRecipe, fit_recipe
 from tests.planted import block_world
 
 RECIPE: dict[str, Any] = {
@@ -193,8 +194,8 @@ def test_a_counterfactual_is_not_asked_with_clicks_that_were_lured(member: Any) 
     powers = dict.fromkeys(("user_power", "item_power", "popularity_power"), 0.0)
     settings = {"ease": {"l2": 10.0, "side_weight": 12.0, "side_mix": 0.0, **powers}, "text": {"power": 2.0}}[member]
     config = TrainConfig.parse(SMALL, "train")
-    task = recipe.Task(taste, config, lambda config, name: pytest.fail("no graph"), None, settings, lambda **figures: None, "")
-    scores, user = recipe._FITS[member](task).scores, np.array([3])
+    task = members.Task(taste, config, lambda config, name: pytest.fail("no graph"), None, settings, lambda **figures: None, "")
+    scores, user = members._FITS[member](task).scores, np.array([3])
     assert (scores.history[[3]] != log[[3]]).nnz == 0
     assert np.abs(scores.score(user) - replace(scores, history=data.train).score(user)).max() > 1e-3
 

@@ -23,7 +23,8 @@ from components.train import warm
 from components.train.config import TrainConfig
 from components.train.graph import as_arrays, trained_here
 from components.train.loop import SingleProcess, Start, TrainData, build_model, fit
-from components.train.recipe import RecipeData, fit_recipe
+from components.train.members import RecipeData
+from components.train.recipe import fit_recipe
 from components.train.stage import STAGE
 from components.train.workers import pack, unpack
 from tests.behaviour.training import SMALL_RECIPE, small_config, small_data
