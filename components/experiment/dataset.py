@@ -11,7 +11,7 @@ import hashlib
 import html
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ BATCH = 64  # texts embedded at once
 
 FloatMatrix = npt.NDArray[np.float32]
 Texts = list[str | None]
+Rows = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class ExperimentData:
     """(num_items,), None where there is no text."""
     user_texts: Texts
     """(num_users,), None where the user has no text of their own."""
+    identifiers: tuple[str, ...] = ()
+    """Fields of items and users that were taken for identifiers, and so are in no text."""
     item_text: FloatMatrix | None = None
     """Embeddings of the items' texts with unit rows, (num_items, dim), dim 0 without any text; None: not yet embedded."""
     own_user_text: FloatMatrix | None = None
@@ -162,7 +165,7 @@ def _from_ingest(folder: Path) -> ExperimentData:
         dict(zip(dataset.user_text_columns, values, strict=True))
         for values in zip(*(dataset.users[name] for name in dataset.user_text_columns), strict=True)
     ] or [{} for _ in range(dataset.num_users)]
-    return ExperimentData(dataset.name, train, validation, test, texts_of(items), texts_of(users))
+    return _with_texts(dataset.name, (train, validation, test), items, users)
 
 
 def _from_arrays(folder: Path) -> ExperimentData:
@@ -179,9 +182,13 @@ def _from_arrays(folder: Path) -> ExperimentData:
     num_users, num_items = matrices[SPLITS[0]].shape
     items = _read_rows(folder, "items", num_items)
     users = _read_rows(folder, "users", num_users)
-    return ExperimentData(
-        folder.resolve().name, matrices["train"], matrices["validation"], matrices["test"], texts_of(items), texts_of(users)
-    )
+    return _with_texts(folder.resolve().name, tuple(matrices.values()), items, users)
+
+
+def _with_texts(name: str, splits: tuple[sp.csr_array, ...], items: Rows, users: Rows) -> ExperimentData:
+    (item_texts, of_items), (user_texts, of_users) = texts_of(items), texts_of(users)
+    train, validation, test = splits
+    return ExperimentData(name, train, validation, test, item_texts, user_texts, (*of_items, *of_users))
 
 
 def _read_matrix(path: Path) -> sp.csr_array:
@@ -276,30 +283,37 @@ def _lines(path: Path) -> Iterator[str]:
         yield from (line for line in file if line.strip())
 
 
-def texts_of(rows: Sequence[Mapping[str, Any]]) -> Texts:
+def texts_of(rows: Rows) -> tuple[Texts, list[str]]:
     """One text per row from whatever fields say something: joined, cleaned, at most `MAX_WORDS` words; None for nothing.
 
-    A field counts unless it holds identifiers: its name ends in "id", or nearly all values are single words, all different.
+    A field counts unless it holds identifiers: its name ends in "id", or nearly all values are single words in Latin, Greek or
+    Cyrillic letters, all different.
+
+    Returns:
+        The texts, and the fields that hold identifiers.
     """
-    fields = list(dict.fromkeys(name for row in rows for name in row))
-    told = [name for name in fields if _is_text(name, [cleaned(row.get(name)) for row in rows])]
+    names = dict.fromkeys(name for row in rows for name in row)
+    fields = {name: list(filter(None, (cleaned(row.get(name)) for row in rows))) for name in names}
+    worded = {name: values for name, values in fields.items() if any(map(str.isalpha, "".join(values)))}
+    told = [name for name, values in worded.items() if not _are_identifiers(name, values)]
     texts: Texts = []
     for row in rows:
         said = [text if text.endswith((".", "!", "?")) else f"{text}." for name in told if (text := cleaned(row.get(name)))]
         texts.append(" ".join(" ".join(said).split()[:MAX_WORDS]) or None)
-    return texts
+    return texts, [name for name in worded if name not in told]
 
 
-def _is_text(name: str, values: Iterable[str]) -> bool:
-    values = [value for value in values if value]
-    if not values or name.lower().endswith("id"):
-        return False
-    if not any(character.isalpha() for value in values for character in value):
-        return False
-    if len(values) < 3:  # too few to tell
+# letters beyond Latin, Greek and Cyrillic: a title in Chinese or Thai has no spaces either
+_OTHER_LETTERS = re.compile(r"[^\x00-\u052f\W\d_]")
+
+
+def _are_identifiers(name: str, values: Sequence[str]) -> bool:
+    if name.lower().endswith("id"):
         return True
-    single = sum(" " not in value for value in values) / len(values)
-    return single < 0.9 or len(set(values)) < 0.9 * len(values)
+    if len(values) < 3:  # too few to tell
+        return False
+    single = sum(" " not in value and not _OTHER_LETTERS.search(value) for value in values) / len(values)
+    return single >= 0.9 and len(set(values)) >= 0.9 * len(values)
 
 
 _TAG = re.compile(r"<[^<>]+>")

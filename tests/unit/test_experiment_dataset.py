@@ -113,15 +113,22 @@ def test_text_fields_are_found_and_identifiers_are_not() -> None:
         {"asin": f"B{number}", "code": f"x{number}", "title": f"Nut {number}", "kind": ["hardware", "steel"], "price": 3.5}
         for number in range(5)
     ]
-    assert texts_of([*rows, {}]) == [*(f"Nut {number}. hardware, steel." for number in range(5)), None]
-    assert texts_of([{"user_id": "a b c"}, {"user_id": "d e"}]) == [None, None]
+    texts = [*(f"Nut {number}. hardware, steel." for number in range(5)), None]
+    assert texts_of([*rows, {}]) == (texts, ["asin", "code"])
+    assert texts_of([{"user_id": "a b c"}, {"user_id": "d e"}]) == ([None, None], ["user_id"])
+
+
+@pytest.mark.parametrize("title", ["千と千尋の神隠し{}", "第{}集", "ภาพยนตร์{}", "영화{}", "ಚಿತ್ರ{}"])
+def test_a_title_without_spaces_is_a_text_where_no_identifier_has_such_letters(title: str) -> None:
+    rows = [{"title": title.format(number), "sku": f"ÄB-{number}", "модель": f"Я{number}"} for number in range(20)]
+    assert texts_of(rows) == ([f"{row['title']}." for row in rows], ["sku", "модель"])
 
 
 def test_text_is_cleaned_and_cut() -> None:
     assert cleaned("['a <b>bold</b> claim', 'two &amp; more']") == "a bold claim, two & more"
     assert cleaned("[not a list") == "[not a list"
     assert cleaned(None) == ""
-    assert texts_of([{"story": "word " * 150}])[0] == " ".join(["word"] * 100)
+    assert texts_of([{"story": "word " * 150}])[0] == [" ".join(["word"] * 100)]
 
 
 def test_users_are_the_mean_of_their_training_items_unless_they_have_text(tmp_path: Path) -> None:
