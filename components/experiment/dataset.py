@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import html
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ import scipy.sparse as sp
 from components.errors import DataError, first_line
 from components.experiment.store import write_atomically
 from components.ids import SPLITS
-from components.ingest.dataset import DATA_CARD_FILE, INTERACTIONS_FILE, Dataset
+from components.ingest.dataset import DATA_CARD_FILE, INTERACTIONS_FILE, NO_TEXT, Dataset
 from components.sideinfo.config import SideinfoConfig
 
 FILES = dict(zip(SPLITS, ("trn.npz", "val.npz", "tst.npz"), strict=True))
@@ -332,7 +333,10 @@ def cleaned(value: Any) -> str:
         return ", ".join(filter(None, map(cleaned, value)))
     if isinstance(value, dict):
         return ""  # nested fields have no order in which they could be read
-    return " ".join(_TAG.sub(" ", html.unescape(str(value))).split())
+    if isinstance(value, float) and not math.isfinite(value):
+        return ""
+    text = " ".join(_TAG.sub(" ", html.unescape(str(value))).split())
+    return "" if text.casefold() in NO_TEXT else text
 
 
 def unit_rows(matrix: npt.NDArray[np.floating]) -> FloatMatrix:

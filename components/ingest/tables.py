@@ -12,6 +12,7 @@ from components.errors import DataError
 from components.ids import ITEM, ITEM_ID, RATING, REVIEW, TIMESTAMP, TITLE, USER, USER_ID
 from components.ingest import readers, sample
 from components.ingest.config import ColumnsConfig, IngestConfig
+from components.ingest.dataset import NO_TEXT
 from components.ingest.validation import LARGEST_TIME, entities_schema, interactions_schema, numbers, rejections
 from components.progress import emit
 
@@ -24,7 +25,6 @@ _TIME_UNITS = ("seconds", "milliseconds", "microseconds", "nanoseconds")
 _UNITS_PER_SECOND = np.array([1, 10**3, 10**6, 10**9])
 # from the limit on, a value lies after the year 2262 in the unit: none that counts, and none that a feature store can hold
 _UNIT_LIMITS = LARGEST_TIME / 10**9 * _UNITS_PER_SECOND
-_NO_TEXT = frozenset({"", "nan", "<na>"})
 # what pandas calls a column without a name: most often the index of the frame that was saved
 _NAMELESS = re.compile(r"Unnamed: \d+|__index_level_\d+__")
 
@@ -249,7 +249,7 @@ def clean_text(text: str) -> str:
     """One line without control characters, Unicode NFC; "" for what spreadsheets write when there is none."""
     spaced = "".join(" " if unicodedata.category(char) == "Cc" else char for char in unicodedata.normalize("NFC", text))
     line = " ".join(spaced.split())
-    return "" if line.casefold() in _NO_TEXT else line
+    return "" if line.casefold() in NO_TEXT else line
 
 
 def _interaction_columns(path: str, config: IngestConfig) -> dict[str, str]:

@@ -127,8 +127,17 @@ def test_a_title_without_spaces_is_a_text_where_no_identifier_has_such_letters(t
 def test_text_is_cleaned_and_cut() -> None:
     assert cleaned("['a <b>bold</b> claim', 'two &amp; more']") == "a bold claim, two & more"
     assert cleaned("[not a list") == "[not a list"
-    assert cleaned(None) == ""
+    for nothing in (None, float("nan"), float("-inf"), "NaN", " <NA>", [float("nan"), "nan"]):
+        assert cleaned(nothing) == ""
     assert texts_of([{"story": "word " * 150}])[0] == [" ".join(["word"] * 100)]
+
+
+def test_a_missing_number_is_no_text_and_makes_none_of_the_others(tmp_path: Path) -> None:
+    write(tmp_path)
+    write_items(
+        tmp_path, ['{"iid": 0, "title": NaN, "price": 1.5}', '{"iid": 1, "title": "two nuts", "price": NaN}', '{"iid": 2}']
+    )
+    assert read(tmp_path).item_texts == [None, "two nuts.", None, None]
 
 
 def test_users_are_the_mean_of_their_training_items_unless_they_have_text(tmp_path: Path) -> None:
