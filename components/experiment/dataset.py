@@ -335,7 +335,9 @@ def cleaned(value: Any) -> str:
         return ""  # nested fields have no order in which they could be read
     if isinstance(value, float) and not math.isfinite(value):
         return ""
-    text = " ".join(_TAG.sub(" ", html.unescape(str(value))).split())
+    # half of a pair, as JSON may hold one (cut in the middle of an emoji), cannot be encoded and stops the tokenizer
+    whole = str(value).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    text = " ".join(_TAG.sub(" ", html.unescape(whole)).split())
     return "" if text.casefold() in NO_TEXT else text
 
 

@@ -132,6 +132,15 @@ def test_text_is_cleaned_and_cut() -> None:
     assert texts_of([{"story": "word " * 150}])[0] == [" ".join(["word"] * 100)]
 
 
+def test_half_an_emoji_is_replaced_and_a_whole_one_stays(tmp_path: Path) -> None:
+    write(tmp_path)
+    lines = [{"iid": 0, "title": "a cat \ud83d"}, {"iid": 1, "title": "\ude3a a dog"}, {"iid": 2, "title": r"['\ud83d\ude3a']"}]
+    write_items(tmp_path, [json.dumps(line) for line in lines])
+    data = read(tmp_path)
+    assert data.item_texts == ["a cat \ufffd.", "\ufffd a dog.", "\N{SMILING CAT FACE WITH OPEN MOUTH}.", None]
+    assert data.embedded("all-MiniLM-L6-v2", tmp_path / "cache").item_text is not None
+
+
 def test_a_missing_number_is_no_text_and_makes_none_of_the_others(tmp_path: Path) -> None:
     write(tmp_path)
     write_items(
