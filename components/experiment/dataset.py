@@ -12,6 +12,7 @@ import html
 import json
 import math
 import re
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -194,14 +195,17 @@ def _with_texts(name: str, splits: tuple[sp.csr_array, ...], items: Rows, users:
 
 def _read_matrix(path: Path) -> sp.csr_array:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            raise ValueError("it holds a single array, without a name")
+        with loaded as file:
             missing = [name for name in ("row", "col", "shape") if name not in file]
             arrays = {} if missing else {name: np.asarray(file[name]) for name in ("row", "col", "shape")}
             seen = ", ".join(file)
     except FileNotFoundError:
         expected = f"Give a folder with {', '.join(FILES.values())}, or the output of ingest ({DATA_CARD_FILE} and so on)."
         raise DataError(f"{path} is missing.", expected) from None
-    except (OSError, ValueError) as error:
+    except Exception as error:  # zipfile, zlib and numpy have errors of their own for a damaged file; all mean the same here
         reason = first_line(error)
         raise DataError(f"{path} cannot be read: {reason}.", "Write row, col and shape as integers with numpy.savez.") from None
     if missing:
@@ -259,16 +263,22 @@ def _read_rows(folder: Path, kind: str, count: int) -> list[dict[str, Any]]:
     if len(paths) == 2:
         raise DataError(f"'{folder}' has {name}.gz and {name}.", "Leave one: they may differ.")
     (path,) = paths
+    seen: dict[int, int] = {}  # line of each row
     try:
-        for number, line in enumerate(_lines(path), start=1):
+        for number, line in _lines(path):
             fields = json.loads(line)
             row = fields.get(key) if isinstance(fields, dict) else None
             if not isinstance(row, int) or isinstance(row, bool) or not 0 <= row < count:
                 raise DataError(
                     f"{path}, line {number}: '{key}' is {row!r}, allowed: 0 to {count - 1}.", f"Give every {kind[:-1]} its row."
                 )
+            if row in seen:
+                raise DataError(
+                    f"{path}: '{key}' is {row} in line {seen[row]} and in line {number}.", f"Give every {kind[:-1]} one line."
+                )
+            seen[row] = number
             rows[row] = {field: value for field, value in fields.items() if field != key}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, zlib.error, RecursionError) as error:
         if isinstance(error, DataError):
             raise
         reason = first_line(error)
@@ -279,9 +289,10 @@ def _read_rows(folder: Path, kind: str, count: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _lines(path: Path) -> Iterator[str]:
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines that hold something, with their numbers in the file, from 1."""
     with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-        yield from (line for line in file if line.strip())
+        yield from ((number, line) for number, line in enumerate(file, start=1) if line.strip())
 
 
 def texts_of(rows: Rows) -> tuple[Texts, list[str]]:

@@ -88,9 +88,49 @@ def test_a_missing_or_damaged_file_is_named(tmp_path: Path) -> None:
         read(tmp_path)
 
 
+def test_a_damaged_archive_is_named_whatever_is_wrong_with_it(tmp_path: Path) -> None:
+    path = write(tmp_path) / "trn.npz"
+    stored = path.read_bytes()
+    np.savez_compressed(path, **{name: np.arange(500) for name in ("row", "col", "shape")})
+    packed = bytearray(path.read_bytes())
+    packed[57] = 255  # the first byte behind the head: a block of no type that there is
+    with path.open("wb") as file:
+        np.save(file, np.arange(3))
+    single = path.read_bytes()
+    flipped = stored.replace(np.array([0, 0, 1, 2]).tobytes(), np.array([0, 0, 1, 1]).tobytes())
+    for damaged, part in (
+        (b"", "No data left in file"),
+        (stored[:300], "not a zip file"),
+        (flipped, "Bad CRC-32 for file 'row.npy'"),
+        (bytes(packed), "while decompressing data"),
+        (single, "a single array, without a name"),
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=rf"trn.npz cannot be read: .*{part}"):
+            read(tmp_path)
+
+
+def test_damaged_compressed_texts_are_named(tmp_path: Path) -> None:
+    path = write(tmp_path) / "items.jsonl.gz"
+    write_items(tmp_path, [json.dumps({"iid": item, "title": "word " * item}) for item in range(4)])
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len("..........items.jsonl.")] = 255  # behind the head of the file: a block of no type that there is
+    for damaged in (whole[: len(whole) // 2], bytes(flipped), b"plain"):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"items.jsonl.gz cannot be read: .*compressed by gzip"):
+            read(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("line", "part"),
-    [('{"iid": 9}', "line 1: 'iid' is 9, allowed: 0 to 3"), ('{"iid": 1', "cannot be read"), ("[1]", "'iid' is None")],
+    [
+        ('{"iid": 9}', "line 1: 'iid' is 9, allowed: 0 to 3"),
+        ('{"iid": 1', "cannot be read"),
+        ("[1]", "'iid' is None"),
+        ('{"iid": 1}\n\n{"iid": 0}\n{"iid": 1}', "'iid' is 1 in line 1 and in line 4. Give every item one line"),
+        ('{"iid": 1, "title": ' + "[" * 100_000 + "]" * 100_000 + "}", "cannot be read: maximum recursion depth exceeded"),
+    ],
 )
 def test_what_is_wrong_with_the_texts_is_named(tmp_path: Path, line: str, part: str) -> None:
     write(tmp_path)
