@@ -20,6 +20,7 @@ REASON, VALUE, TABLE, ROW = "reason", "value", "table", "row"
 REMOVED_COLUMNS = (TABLE, ROW, USER_ID, ITEM_ID, REASON, VALUE)
 _SHOWN = 5
 _CLOCKS_DIFFER_S = 300
+_FIRST_LOGS_S = 631_152_000  # 1990: nobody has clicks that are older
 _UNTIMED_HINT = "Give Unix time as a number, or do without: --set ingest.columns.timestamp=null"
 _TIME_UNITS = ("seconds", "milliseconds", "microseconds", "nanoseconds")
 _UNITS_PER_SECOND = np.array([1, 10**3, 10**6, 10**9])
@@ -189,9 +190,9 @@ def typed_interactions(
         emit(
             "warning",
             stage="ingest",
-            message=f"{others.sum()} of {len(others)} timestamps would lie after the year 2262 if they were {unit} like the "
-            f"rest, for example {given[first]:.0f} in row {interactions[ROW].iloc[first]}: they are read in a smaller unit "
-            "(milliseconds among seconds are the usual cause)",
+            message=f"{others.sum()} of {len(others)} timestamps would lie in 1970 or after the year 2262 if they were {unit} "
+            f"like the rest, for example {given[first]:.0f} in row {interactions[ROW].iloc[first]}: they are read in the unit "
+            "that their size tells (seconds and milliseconds in one column are the usual cause)",
         )
     return interactions, unit
 
@@ -199,7 +200,9 @@ def typed_interactions(
 def unix_seconds(times: np.ndarray) -> tuple[np.ndarray, str, np.ndarray]:
     """Unix times in any unit as whole seconds.
 
-    The unit is told by the size of the median; a value that is too large for it is in the next unit for which it is not.
+    The unit is told by the size of the median; a value that is too large for it is in the next unit for which it is not. One
+    that is too small (it would lie in 1970) is in the unit of its own size, if it and the median then lie in times that have
+    logs: times that count from 0 have small values too.
 
     Args:
         times: float64, 0 to `LARGEST_TIME`, (n,).
@@ -207,8 +210,10 @@ def unix_seconds(times: np.ndarray) -> tuple[np.ndarray, str, np.ndarray]:
     Returns:
         int64 seconds, (n,); the unit of most; bool, (n,), which values are in another.
     """
-    unit = int(np.searchsorted(_UNIT_LIMITS[:-1], np.median(times), side="right"))
-    own = np.maximum(np.searchsorted(_UNIT_LIMITS[:-1], times, side="right"), unit)
+    median = np.median(times)
+    unit, own = (np.searchsorted(_UNIT_LIMITS[:-1], given, side="right") for given in (median, times))
+    is_dated = (median // _UNITS_PER_SECOND[unit] >= _FIRST_LOGS_S) & (times // _UNITS_PER_SECOND[own] >= _FIRST_LOGS_S)
+    own = np.where((own > unit) | is_dated, own, unit)
     return (times // _UNITS_PER_SECOND[own]).astype(np.int64), _TIME_UNITS[unit], own != unit
 
 

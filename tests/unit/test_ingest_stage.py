@@ -386,12 +386,22 @@ def test_milliseconds_among_seconds_are_read_as_such_and_told(tmp_path, monkeypa
     lines = [*(line.replace(",10", ",17000010") for line in block()), "7,0,5,1700000000500", "7,1,5,1700000000"]
     told, dataset, card = warnings_of(tmp_path, monkeypatch, lines)
     (line,) = [one for one in told if "unit" in one]
-    assert line.startswith("1 of 22 timestamps would lie after the year 2262 if they were seconds like the rest, for example ")
+    assert line.startswith("1 of 22 timestamps would lie in 1970 or after the year 2262 if they were seconds like the rest, for ")
     assert "1700000000500 in row 20" in line
-    assert "milliseconds among seconds are the usual cause" in line
+    assert "seconds and milliseconds in one column are the usual cause" in line
     theirs = dataset.interactions.query("user_id == '7'")
     assert theirs["timestamp"].tolist() == [1_700_000_000] * 2
     assert (card["in_the_future"], card["timestamp_unit"]) == (0, "seconds")
+
+
+def test_seconds_among_milliseconds_are_read_as_such_and_told(tmp_path, monkeypatch):
+    lines = [*(line.replace(",10", ",17000010") + "000" for line in block()), "7,0,5,1700000000", "7,1,5,1700000001"]
+    told, dataset, card = warnings_of(tmp_path, monkeypatch, lines)
+    (line,) = [one for one in told if "size" in one]
+    assert line.startswith("2 of 22 timestamps would lie in 1970 or after the year 2262 if they were milliseconds like the rest")
+    assert "1700000000 in row 20" in line
+    assert dataset.interactions.query("user_id == '7'")["timestamp"].tolist() == [1_700_000_000, 1_700_000_001]
+    assert card["timestamp_unit"] == "milliseconds"
 
 
 def test_one_rating_for_all_is_fine_when_it_reaches_the_threshold(tmp_path):
