@@ -118,6 +118,7 @@ def _load_files(config: IngestConfig) -> Source:
         frame = pd.concat(chunks("users", config.users, user_columns))
         users = entities(frame, USER_ID, tuple(user_columns), "users", removed)
         _check_ids_meet("user", interactions[USER_ID], users.table.index, config.interactions, config.users)
+    has_timestamp = bool(interactions[TIMESTAMP].any())  # 0 is none, in every later stage as well
     return Source(interactions, items, users, has_rating, has_timestamp, unit, rows_read, removed)
 
 

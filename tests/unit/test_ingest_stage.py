@@ -148,11 +148,32 @@ def test_the_order_of_rows_changes_neither_the_interactions_nor_their_splits(tmp
     assert card["splits"] == {"train": 12, "validation": 4, "test": 4}
 
 
-def test_the_temporal_split_tests_each_users_latest_and_orders_ties_by_item(tmp_path):
-    dataset, _, _ = build(tmp_path, split={"method": "temporal"})
-    by_user = dataset.interactions.pivot(index="user_id", columns="item_id", values="split")
+def test_the_temporal_split_tests_each_users_latest_and_draws_among_equal_times(tmp_path, monkeypatch):
+    told, dataset, _ = warnings_of(tmp_path, monkeypatch, split={"method": "temporal"})
+    by_user = dataset.interactions.pivot(index="user_id", columns="item_id", values="split").to_numpy().tolist()
     expected = [TRAIN, TRAIN, TRAIN, VALIDATION, TEST]
-    assert by_user.to_numpy().tolist() == [expected] * 4  # user 3 has one time for all
+    assert by_user[:3] == [expected] * 3
+    assert sorted(by_user[3]) == sorted(expected)  # one time for all
+    assert not [one for one in told if "one time" in one]
+
+
+def test_where_times_are_coarse_the_temporal_split_tests_no_items_more_than_others_and_says_so(tmp_path, monkeypatch):
+    lines = [f"{user},{item},5,1700000000" for user in range(200) for item in range(5)]
+    told, dataset, _ = warnings_of(tmp_path, monkeypatch, [*lines, "200,0,5,1"], split={"method": "temporal"})
+    tested = dataset.interactions.query("split == 'test'")["item"].value_counts()
+    # each of 5 items 40 times of 200 (binomial, sd 5.7; bounds at more than 4 sd)
+    assert len(tested) == 5
+    assert tested.between(15, 65).all()
+    (line,) = [one for one in told if "one time" in one]
+    assert line.startswith("200 of 200 users with more than one interaction have one time for all of them: which are tested is")
+
+
+def test_times_that_are_all_zero_are_none(tmp_path):
+    lines = [line.rpartition(",")[0] + ",0" for line in block()]
+    _, card, _ = build(tmp_path, lines)
+    assert (card["time_range"], card["timestamp_unit"]) == (None, None)
+    with pytest.raises(ConfigError, match=r"'temporal' needs timestamps, and the interactions have none \(0 is none\)"):
+        build(tmp_path, lines, split={"method": "temporal"})
 
 
 def test_every_row_that_does_not_arrive_is_listed_with_its_reason_and_row_number(tmp_path):
