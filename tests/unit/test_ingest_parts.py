@@ -216,6 +216,14 @@ def test_parquet_columns_of_rarer_types_become_text(tmp_path, column, texts, nam
     assert frame[name].tolist() == texts
 
 
+def test_a_parquet_text_that_is_not_utf8_is_told_as_damage(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"x": ["Amelie"]}), path, compression="none", use_dictionary=False, write_statistics=False)
+    path.write_bytes(path.read_bytes().replace(b"Amelie", b"Am\xe9lie"))
+    with pytest.raises(DataError, match=r"a.parquet' is not Parquet, or damaged: 'utf-8' codec can't decode byte 0xe9"):
+        list(readers.read_chunks(str(path), {"x": "x"}))
+
+
 def test_texts_are_one_clean_line_in_nfc():
     assert tables.clean_text("  Cafe\u0301\tau\nlait\x00 ") == "Café au lait"
     assert tables.clean_text("NaN") == ""

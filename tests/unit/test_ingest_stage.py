@@ -407,7 +407,9 @@ def test_milliseconds_among_seconds_are_read_as_such_and_told(tmp_path, monkeypa
     lines = [*(line.replace(",10", ",17000010") for line in block()), "7,0,5,1700000000500", "7,1,5,1700000000"]
     told, dataset, card = warnings_of(tmp_path, monkeypatch, lines)
     (line,) = [one for one in told if "unit" in one]
-    assert line.startswith("1 of 22 timestamps would lie in 1970 or after the year 2262 if they were seconds like the rest, for ")
+    assert line.startswith(
+        "1 of 22 timestamps would lie in 1970 or after the year 2262 if they were seconds like the rest, for "
+    )
     assert "1700000000500 in row 20" in line
     assert "seconds and milliseconds in one column are the usual cause" in line
     theirs = dataset.interactions.query("user_id == '7'")
@@ -419,7 +421,9 @@ def test_seconds_among_milliseconds_are_read_as_such_and_told(tmp_path, monkeypa
     lines = [*(line.replace(",10", ",17000010") + "000" for line in block()), "7,0,5,1700000000", "7,1,5,1700000001"]
     told, dataset, card = warnings_of(tmp_path, monkeypatch, lines)
     (line,) = [one for one in told if "size" in one]
-    assert line.startswith("2 of 22 timestamps would lie in 1970 or after the year 2262 if they were milliseconds like the rest")
+    assert line.startswith(
+        "2 of 22 timestamps would lie in 1970 or after the year 2262 if they were milliseconds like the rest"
+    )
     assert "1700000000 in row 20" in line
     assert dataset.interactions.query("user_id == '7'")["timestamp"].tolist() == [1_700_000_000, 1_700_000_001]
     assert card["timestamp_unit"] == "milliseconds"
@@ -491,6 +495,9 @@ def test_settings_that_do_not_fit_are_named_with_their_value(values, message):
 
 def test_a_damaged_data_set_is_an_error_that_says_what_to_run(tmp_path):
     path = run(settings(tmp_path), str(tmp_path / "store")).path()
-    (path / "users.parquet").write_bytes(b"PAR1")
-    with pytest.raises(ArtifactError, match=r"cannot be read: .* Run ingest again"):
-        Dataset.load(path)
+    for name, damaged in (("users.parquet", b"PAR1"), ("data_card.json", b"{}")):
+        whole = (path / name).read_bytes()
+        (path / name).write_bytes(damaged)
+        with pytest.raises(ArtifactError, match=r"cannot be read: .* Run ingest again"):
+            Dataset.load(path)
+        (path / name).write_bytes(whole)
