@@ -10,8 +10,10 @@ import gzip
 import hashlib
 import html
 import json
+import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ import scipy.sparse as sp
 from components.errors import DataError, first_line
 from components.experiment.store import write_atomically
 from components.ids import SPLITS
-from components.ingest.dataset import DATA_CARD_FILE, INTERACTIONS_FILE, Dataset
+from components.ingest.dataset import DATA_CARD_FILE, INTERACTIONS_FILE, NO_TEXT, Dataset
 from components.sideinfo.config import SideinfoConfig
 
 FILES = dict(zip(SPLITS, ("trn.npz", "val.npz", "tst.npz"), strict=True))
@@ -35,6 +37,7 @@ BATCH = 64  # texts embedded at once
 
 FloatMatrix = npt.NDArray[np.float32]
 Texts = list[str | None]
+Rows = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,8 @@ class ExperimentData:
     """(num_items,), None where there is no text."""
     user_texts: Texts
     """(num_users,), None where the user has no text of their own."""
+    identifiers: tuple[str, ...] = ()
+    """Fields of items and users that were taken for identifiers, and so are in no text."""
     item_text: FloatMatrix | None = None
     """Embeddings of the items' texts with unit rows, (num_items, dim), dim 0 without any text; None: not yet embedded."""
     own_user_text: FloatMatrix | None = None
@@ -162,7 +167,7 @@ def _from_ingest(folder: Path) -> ExperimentData:
         dict(zip(dataset.user_text_columns, values, strict=True))
         for values in zip(*(dataset.users[name] for name in dataset.user_text_columns), strict=True)
     ] or [{} for _ in range(dataset.num_users)]
-    return ExperimentData(dataset.name, train, validation, test, texts_of(items), texts_of(users))
+    return _with_texts(dataset.name, (train, validation, test), items, users)
 
 
 def _from_arrays(folder: Path) -> ExperimentData:
@@ -179,21 +184,28 @@ def _from_arrays(folder: Path) -> ExperimentData:
     num_users, num_items = matrices[SPLITS[0]].shape
     items = _read_rows(folder, "items", num_items)
     users = _read_rows(folder, "users", num_users)
-    return ExperimentData(
-        folder.resolve().name, matrices["train"], matrices["validation"], matrices["test"], texts_of(items), texts_of(users)
-    )
+    return _with_texts(folder.resolve().name, tuple(matrices.values()), items, users)
+
+
+def _with_texts(name: str, splits: tuple[sp.csr_array, ...], items: Rows, users: Rows) -> ExperimentData:
+    (item_texts, of_items), (user_texts, of_users) = texts_of(items), texts_of(users)
+    train, validation, test = splits
+    return ExperimentData(name, train, validation, test, item_texts, user_texts, (*of_items, *of_users))
 
 
 def _read_matrix(path: Path) -> sp.csr_array:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            raise ValueError("it holds a single array, without a name")
+        with loaded as file:
             missing = [name for name in ("row", "col", "shape") if name not in file]
             arrays = {} if missing else {name: np.asarray(file[name]) for name in ("row", "col", "shape")}
             seen = ", ".join(file)
     except FileNotFoundError:
         expected = f"Give a folder with {', '.join(FILES.values())}, or the output of ingest ({DATA_CARD_FILE} and so on)."
         raise DataError(f"{path} is missing.", expected) from None
-    except (OSError, ValueError) as error:
+    except Exception as error:  # zipfile, zlib and numpy have errors of their own for a damaged file; all mean the same here
         reason = first_line(error)
         raise DataError(f"{path} cannot be read: {reason}.", "Write row, col and shape as integers with numpy.savez.") from None
     if missing:
@@ -251,16 +263,22 @@ def _read_rows(folder: Path, kind: str, count: int) -> list[dict[str, Any]]:
     if len(paths) == 2:
         raise DataError(f"'{folder}' has {name}.gz and {name}.", "Leave one: they may differ.")
     (path,) = paths
+    seen: dict[int, int] = {}  # line of each row
     try:
-        for number, line in enumerate(_lines(path), start=1):
+        for number, line in _lines(path):
             fields = json.loads(line)
             row = fields.get(key) if isinstance(fields, dict) else None
             if not isinstance(row, int) or isinstance(row, bool) or not 0 <= row < count:
                 raise DataError(
                     f"{path}, line {number}: '{key}' is {row!r}, allowed: 0 to {count - 1}.", f"Give every {kind[:-1]} its row."
                 )
+            if row in seen:
+                raise DataError(
+                    f"{path}: '{key}' is {row} in line {seen[row]} and in line {number}.", f"Give every {kind[:-1]} one line."
+                )
+            seen[row] = number
             rows[row] = {field: value for field, value in fields.items() if field != key}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, zlib.error, RecursionError) as error:
         if isinstance(error, DataError):
             raise
         reason = first_line(error)
@@ -271,35 +289,43 @@ def _read_rows(folder: Path, kind: str, count: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _lines(path: Path) -> Iterator[str]:
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines that hold something, with their numbers in the file, from 1."""
     with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-        yield from (line for line in file if line.strip())
+        yield from ((number, line) for number, line in enumerate(file, start=1) if line.strip())
 
 
-def texts_of(rows: Sequence[Mapping[str, Any]]) -> Texts:
+def texts_of(rows: Rows) -> tuple[Texts, list[str]]:
     """One text per row from whatever fields say something: joined, cleaned, at most `MAX_WORDS` words; None for nothing.
 
-    A field counts unless it holds identifiers: its name ends in "id", or nearly all values are single words, all different.
+    A field counts unless it holds identifiers: its name ends in "id", or nearly all values are single words in Latin, Greek or
+    Cyrillic letters, all different.
+
+    Returns:
+        The texts, and the fields that hold identifiers.
     """
-    fields = list(dict.fromkeys(name for row in rows for name in row))
-    told = [name for name in fields if _is_text(name, [cleaned(row.get(name)) for row in rows])]
+    names = dict.fromkeys(name for row in rows for name in row)
+    fields = {name: list(filter(None, (cleaned(row.get(name)) for row in rows))) for name in names}
+    worded = {name: values for name, values in fields.items() if any(map(str.isalpha, "".join(values)))}
+    told = [name for name, values in worded.items() if not _are_identifiers(name, values)]
     texts: Texts = []
     for row in rows:
         said = [text if text.endswith((".", "!", "?")) else f"{text}." for name in told if (text := cleaned(row.get(name)))]
         texts.append(" ".join(" ".join(said).split()[:MAX_WORDS]) or None)
-    return texts
+    return texts, [name for name in worded if name not in told]
 
 
-def _is_text(name: str, values: Iterable[str]) -> bool:
-    values = [value for value in values if value]
-    if not values or name.lower().endswith("id"):
-        return False
-    if not any(character.isalpha() for value in values for character in value):
-        return False
-    if len(values) < 3:  # too few to tell
+# letters beyond Latin, Greek and Cyrillic: a title in Chinese or Thai has no spaces either
+_OTHER_LETTERS = re.compile(r"[^\x00-\u052f\W\d_]")
+
+
+def _are_identifiers(name: str, values: Sequence[str]) -> bool:
+    if name.lower().endswith("id"):
         return True
-    single = sum(" " not in value for value in values) / len(values)
-    return single < 0.9 or len(set(values)) < 0.9 * len(values)
+    if len(values) < 3:  # too few to tell
+        return False
+    single = sum(" " not in value and not _OTHER_LETTERS.search(value) for value in values) / len(values)
+    return single >= 0.9 and len(set(values)) >= 0.9 * len(values)
 
 
 _TAG = re.compile(r"<[^<>]+>")
@@ -318,7 +344,12 @@ def cleaned(value: Any) -> str:
         return ", ".join(filter(None, map(cleaned, value)))
     if isinstance(value, dict):
         return ""  # nested fields have no order in which they could be read
-    return " ".join(_TAG.sub(" ", html.unescape(str(value))).split())
+    if isinstance(value, float) and not math.isfinite(value):
+        return ""
+    # half of a pair, as JSON may hold one (cut in the middle of an emoji), cannot be encoded and stops the tokenizer
+    whole = str(value).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    text = " ".join(_TAG.sub(" ", html.unescape(whole)).split())
+    return "" if text.casefold() in NO_TEXT else text
 
 
 def unit_rows(matrix: npt.NDArray[np.floating]) -> FloatMatrix:

@@ -86,6 +86,10 @@ class Source:
             ConfigError: the encoder cannot be loaded.
         """
         data = read(path)
+        if data.identifiers:
+            fields = ", ".join(f"'{name}'" for name in data.identifiers)
+            message = f"'{data.name}': no text has {fields}, whose values look like identifiers"
+            tell({"event": "warning", "stage": "experiment", "message": message})
         absolute = str(Path(path).resolve())
         identity = SideinfoConfig(encoder=encoder).identity()["encoder"]
         source = cls(data.name, absolute, data.fingerprint(), encoder, identity, str(Path(work).resolve()))

@@ -19,15 +19,15 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def paired(ours: npt.NDArray[np.floating], theirs: npt.NDArray[np.floating]) -> dict[str, float]:
+def paired(ours: npt.NDArray[np.floating], theirs: npt.NDArray[np.floating]) -> dict[str, float | None]:
     """Paired comparison of two models over the same users.
 
     Args:
         ours, theirs: a metric of each user, averaged over seeds, (num_users,).
 
     Returns:
-        difference of the means, relative_percent (of theirs; 0 when theirs is 0), p of the paired t-test and of Wilcoxon's
-        signed-rank test, both two-sided; 1 where no user differs, and for a single user, who shows nothing.
+        difference of the means, relative_percent (of theirs; None where theirs is 0 and ours is not), p of the paired t-test
+        and of Wilcoxon's signed-rank test, both two-sided; 1 where no user differs, and for a single user, who shows nothing.
     """
     from scipy import stats
 
@@ -38,9 +38,10 @@ def paired(ours: npt.NDArray[np.floating], theirs: npt.NDArray[np.floating]) -> 
         wilcoxon_p = float(stats.wilcoxon(difference).pvalue)
         # equal differences have no variance: then the test is sure of what it sees
         t_p = float(stats.ttest_rel(ours, theirs).pvalue) if np.ptp(difference) else 0.0
+    nothing = None if mean else 0.0  # no share of 0 is more than 0
     return {
         "difference": round(mean, 6),
-        "relative_percent": round(100 * mean / base, 3) if base else 0.0,
+        "relative_percent": round(100 * mean / base, 3) if base else nothing,
         "t_p": t_p,
         "wilcoxon_p": wilcoxon_p,
     }

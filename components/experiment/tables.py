@@ -156,9 +156,10 @@ def percent(value: Mapping[str, Any]) -> str:
     return spread({"mean": 100 * value["mean"], "std": 100 * value["std"]}, 1) + " %"
 
 
-def signed(difference: Mapping[str, float]) -> str:
-    """``+4.5 %``, of the other's mean."""
-    return f"{difference['relative_percent']:+.1f} %".replace("-", "−")
+def signed(difference: Mapping[str, float | None]) -> str:
+    """``+4.5 %``, of the other's mean; of nothing there is no share."""
+    relative = difference["relative_percent"]
+    return "theirs is 0" if relative is None else f"{relative:+.1f} %".replace("-", "−")
 
 
 def p_value(p: float) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,6 +34,7 @@ from components.progress import emit
 BELOW_MIN_RATING = "below_min_rating"
 DUPLICATE = "duplicate_interaction"
 FEWEST = 2
+MANY = 0.5  # of the users: from there on the times that they have are told as too coarse
 
 
 def build(directory: Path, config: IngestConfig) -> dict[str, Any]:
@@ -40,7 +42,7 @@ def build(directory: Path, config: IngestConfig) -> dict[str, Any]:
     source = tables.load(config)
     if config.split.method == "temporal" and not source.has_timestamp:
         raise ConfigError(
-            "setting 'ingest.split.method' = 'temporal' needs timestamps, and the interactions have none.",
+            "setting 'ingest.split.method' = 'temporal' needs timestamps, and the interactions have none (0 is none).",
             "Name their column (--set ingest.columns.timestamp=NAME) or set ingest.split.method=random",
         )
     interactions, removed, rounds = select(source, config)
@@ -150,7 +152,8 @@ def number_and_split(interactions: pd.DataFrame, source: Source, config: IngestC
         case "stable":
             parts = splits.stable(drawn, config.split.ratios)
         case "temporal":
-            parts = splits.split(user, (times, item), config.split.ratios)
+            _tell_of_one_time(user, times)
+            parts = splits.split(user, (times, drawn, item), config.split.ratios)
         case "random":
             parts = splits.split(user, (drawn,), config.split.ratios)
     table = pd.DataFrame(
@@ -171,6 +174,19 @@ def number_and_split(interactions: pd.DataFrame, source: Source, config: IngestC
         item_table.insert(2, TITLE, "")
     item_table[TITLE] = item_table[TITLE].where(item_table[TITLE] != "", item_table[ITEM_ID])
     return Dataset(config.name, _entity_table(users, USER, USER_ID, source.users), item_table, table)
+
+
+def _tell_of_one_time(users: npt.NDArray[np.integer], times: npt.NDArray[np.int64]) -> None:
+    """Warns where times order next to nothing; a user with a single interaction has nothing to order."""
+    theirs = pd.Series(times).groupby(users).agg(["size", "nunique"]).query("size > 1")
+    unordered = int((theirs["nunique"] == 1).sum())
+    if unordered and unordered >= MANY * len(theirs):
+        emit(
+            "warning",
+            stage="ingest",
+            message=f"{unordered} of {len(theirs)} users with more than one interaction have one time for all of them: which "
+            "are tested is drawn. Give finer times, or say what the split is: --set ingest.split.method=random",
+        )
 
 
 def _entity_table(vocabulary: Vocabulary, row: str, raw_id: str, described: Entities) -> pd.DataFrame:

@@ -7,11 +7,12 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 from scipy import sparse
 
 from components.artifacts import read_json
-from components.errors import ArtifactError, DataError
+from components.errors import ArtifactError, DataError, first_line
 from components.ids import ITEM, SPLIT, SPLITS, TEST, TRAIN, USER, USER_ID, VALIDATION
 
 INTERACTIONS_FILE = "interactions.parquet"
@@ -20,6 +21,9 @@ NEWCOMERS_FILE = "newcomers.parquet"
 ITEMS_FILE = "items.parquet"
 REMOVED_FILE = "removed.parquet"
 DATA_CARD_FILE = "data_card.json"
+
+NO_TEXT = frozenset({"", "nan", "<na>"})
+"""Texts, casefolded, that mean "no text": what spreadsheets and pandas write for one."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +48,10 @@ class Dataset:
             users, items, interactions = (
                 pq.read_table(directory / name).to_pandas() for name in (USERS_FILE, ITEMS_FILE, INTERACTIONS_FILE)
             )
-        except (OSError, ValueError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            return cls(card["name"], users, items, interactions)
+        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+            reason = first_line(error)
             raise ArtifactError(f"the data set in '{directory}' cannot be read: {reason}.", "Run ingest again.") from None
-        return cls(card["name"], users, items, interactions)
 
     @property
     def num_users(self) -> int:

@@ -261,6 +261,8 @@ def _batches(path: str, table: Any, columns: list[str], rows: int) -> Iterator[A
 def _column(path: str, name: str, column: pa.Array, is_time: bool) -> list[str]:
     try:
         return _as_text(column, is_time)
+    except UnicodeDecodeError as error:  # pyarrow does not look at the bytes of a text before it is asked for it
+        raise _damaged(path, error) from None
     except pa.ArrowException:
         raise DataError(
             f"file '{path}' has a column '{name}' of type {column.type}, which cannot be read as text.",

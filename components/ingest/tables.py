@@ -12,6 +12,7 @@ from components.errors import DataError
 from components.ids import ITEM, ITEM_ID, RATING, REVIEW, TIMESTAMP, TITLE, USER, USER_ID
 from components.ingest import readers, sample
 from components.ingest.config import ColumnsConfig, IngestConfig
+from components.ingest.dataset import NO_TEXT
 from components.ingest.validation import LARGEST_TIME, entities_schema, interactions_schema, numbers, rejections
 from components.progress import emit
 
@@ -19,12 +20,12 @@ REASON, VALUE, TABLE, ROW = "reason", "value", "table", "row"
 REMOVED_COLUMNS = (TABLE, ROW, USER_ID, ITEM_ID, REASON, VALUE)
 _SHOWN = 5
 _CLOCKS_DIFFER_S = 300
+_FIRST_LOGS_S = 631_152_000  # 1990: nobody has clicks that are older
 _UNTIMED_HINT = "Give Unix time as a number, or do without: --set ingest.columns.timestamp=null"
 _TIME_UNITS = ("seconds", "milliseconds", "microseconds", "nanoseconds")
 _UNITS_PER_SECOND = np.array([1, 10**3, 10**6, 10**9])
 # from the limit on, a value lies after the year 2262 in the unit: none that counts, and none that a feature store can hold
 _UNIT_LIMITS = LARGEST_TIME / 10**9 * _UNITS_PER_SECOND
-_NO_TEXT = frozenset({"", "nan", "<na>"})
 # what pandas calls a column without a name: most often the index of the frame that was saved
 _NAMELESS = re.compile(r"Unnamed: \d+|__index_level_\d+__")
 
@@ -117,6 +118,7 @@ def _load_files(config: IngestConfig) -> Source:
         frame = pd.concat(chunks("users", config.users, user_columns))
         users = entities(frame, USER_ID, tuple(user_columns), "users", removed)
         _check_ids_meet("user", interactions[USER_ID], users.table.index, config.interactions, config.users)
+    has_timestamp = bool(interactions[TIMESTAMP].any())  # 0 is none, in every later stage as well
     return Source(interactions, items, users, has_rating, has_timestamp, unit, rows_read, removed)
 
 
@@ -189,9 +191,9 @@ def typed_interactions(
         emit(
             "warning",
             stage="ingest",
-            message=f"{others.sum()} of {len(others)} timestamps would lie after the year 2262 if they were {unit} like the "
-            f"rest, for example {given[first]:.0f} in row {interactions[ROW].iloc[first]}: they are read in a smaller unit "
-            "(milliseconds among seconds are the usual cause)",
+            message=f"{others.sum()} of {len(others)} timestamps would lie in 1970 or after the year 2262 if they were {unit} "
+            f"like the rest, for example {given[first]:.0f} in row {interactions[ROW].iloc[first]}: they are read in the unit "
+            "that their size tells (seconds and milliseconds in one column are the usual cause)",
         )
     return interactions, unit
 
@@ -199,7 +201,9 @@ def typed_interactions(
 def unix_seconds(times: np.ndarray) -> tuple[np.ndarray, str, np.ndarray]:
     """Unix times in any unit as whole seconds.
 
-    The unit is told by the size of the median; a value that is too large for it is in the next unit for which it is not.
+    The unit is told by the size of the median; a value that is too large for it is in the next unit for which it is not. One
+    that is too small (it would lie in 1970) is in the unit of its own size, if it and the median then lie in times that have
+    logs: times that count from 0 have small values too.
 
     Args:
         times: float64, 0 to `LARGEST_TIME`, (n,).
@@ -207,8 +211,10 @@ def unix_seconds(times: np.ndarray) -> tuple[np.ndarray, str, np.ndarray]:
     Returns:
         int64 seconds, (n,); the unit of most; bool, (n,), which values are in another.
     """
-    unit = int(np.searchsorted(_UNIT_LIMITS[:-1], np.median(times), side="right"))
-    own = np.maximum(np.searchsorted(_UNIT_LIMITS[:-1], times, side="right"), unit)
+    median = np.median(times)
+    unit, own = (np.searchsorted(_UNIT_LIMITS[:-1], given, side="right") for given in (median, times))
+    is_dated = (median // _UNITS_PER_SECOND[unit] >= _FIRST_LOGS_S) & (times // _UNITS_PER_SECOND[own] >= _FIRST_LOGS_S)
+    own = np.where((own > unit) | is_dated, own, unit)
     return (times // _UNITS_PER_SECOND[own]).astype(np.int64), _TIME_UNITS[unit], own != unit
 
 
@@ -249,7 +255,7 @@ def clean_text(text: str) -> str:
     """One line without control characters, Unicode NFC; "" for what spreadsheets write when there is none."""
     spaced = "".join(" " if unicodedata.category(char) == "Cc" else char for char in unicodedata.normalize("NFC", text))
     line = " ".join(spaced.split())
-    return "" if line.casefold() in _NO_TEXT else line
+    return "" if line.casefold() in NO_TEXT else line
 
 
 def _interaction_columns(path: str, config: IngestConfig) -> dict[str, str]:

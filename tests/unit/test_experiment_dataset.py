@@ -89,9 +89,49 @@ def test_a_missing_or_damaged_file_is_named(tmp_path: Path) -> None:
         read(tmp_path)
 
 
+def test_a_damaged_archive_is_named_whatever_is_wrong_with_it(tmp_path: Path) -> None:
+    path = write(tmp_path) / "trn.npz"
+    stored = path.read_bytes()
+    np.savez_compressed(path, **{name: np.arange(500) for name in ("row", "col", "shape")})
+    packed = bytearray(path.read_bytes())
+    packed[57] = 255  # the first byte behind the head: a block of no type that there is
+    with path.open("wb") as file:
+        np.save(file, np.arange(3))
+    single = path.read_bytes()
+    flipped = stored.replace(np.array([0, 0, 1, 2]).tobytes(), np.array([0, 0, 1, 1]).tobytes())
+    for damaged, part in (
+        (b"", "No data left in file"),
+        (stored[:300], "not a zip file"),
+        (flipped, "Bad CRC-32 for file 'row.npy'"),
+        (bytes(packed), "while decompressing data"),
+        (single, "a single array, without a name"),
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=rf"trn.npz cannot be read: .*{part}"):
+            read(tmp_path)
+
+
+def test_damaged_compressed_texts_are_named(tmp_path: Path) -> None:
+    path = write(tmp_path) / "items.jsonl.gz"
+    write_items(tmp_path, [json.dumps({"iid": item, "title": "word " * item}) for item in range(4)])
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len("..........items.jsonl.")] = 255  # behind the head of the file: a block of no type that there is
+    for damaged in (whole[: len(whole) // 2], bytes(flipped), b"plain"):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"items.jsonl.gz cannot be read: .*compressed by gzip"):
+            read(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("line", "part"),
-    [('{"iid": 9}', "line 1: 'iid' is 9, allowed: 0 to 3"), ('{"iid": 1', "cannot be read"), ("[1]", "'iid' is None")],
+    [
+        ('{"iid": 9}', "line 1: 'iid' is 9, allowed: 0 to 3"),
+        ('{"iid": 1', "cannot be read"),
+        ("[1]", "'iid' is None"),
+        ('{"iid": 1}\n\n{"iid": 0}\n{"iid": 1}', "'iid' is 1 in line 1 and in line 4. Give every item one line"),
+        ('{"iid": 1, "title": ' + "[" * 100_000 + "]" * 100_000 + "}", "cannot be read: maximum recursion depth exceeded"),
+    ],
 )
 def test_what_is_wrong_with_the_texts_is_named(tmp_path: Path, line: str, part: str) -> None:
     write(tmp_path)
@@ -114,15 +154,40 @@ def test_text_fields_are_found_and_identifiers_are_not() -> None:
         {"asin": f"B{number}", "code": f"x{number}", "title": f"Nut {number}", "kind": ["hardware", "steel"], "price": 3.5}
         for number in range(5)
     ]
-    assert texts_of([*rows, {}]) == [*(f"Nut {number}. hardware, steel." for number in range(5)), None]
-    assert texts_of([{"user_id": "a b c"}, {"user_id": "d e"}]) == [None, None]
+    texts = [*(f"Nut {number}. hardware, steel." for number in range(5)), None]
+    assert texts_of([*rows, {}]) == (texts, ["asin", "code"])
+    assert texts_of([{"user_id": "a b c"}, {"user_id": "d e"}]) == ([None, None], ["user_id"])
+
+
+@pytest.mark.parametrize("title", ["千と千尋の神隠し{}", "第{}集", "ภาพยนตร์{}", "영화{}", "ಚಿತ್ರ{}"])
+def test_a_title_without_spaces_is_a_text_where_no_identifier_has_such_letters(title: str) -> None:
+    rows = [{"title": title.format(number), "sku": f"ÄB-{number}", "модель": f"Я{number}"} for number in range(20)]
+    assert texts_of(rows) == ([f"{row['title']}." for row in rows], ["sku", "модель"])
 
 
 def test_text_is_cleaned_and_cut() -> None:
     assert cleaned("['a <b>bold</b> claim', 'two &amp; more']") == "a bold claim, two & more"
     assert cleaned("[not a list") == "[not a list"
-    assert cleaned(None) == ""
-    assert texts_of([{"story": "word " * 150}])[0] == " ".join(["word"] * 100)
+    for nothing in (None, float("nan"), float("-inf"), "NaN", " <NA>", [float("nan"), "nan"]):
+        assert cleaned(nothing) == ""
+    assert texts_of([{"story": "word " * 150}])[0] == [" ".join(["word"] * 100)]
+
+
+def test_half_an_emoji_is_replaced_and_a_whole_one_stays(tmp_path: Path) -> None:
+    write(tmp_path)
+    lines = [{"iid": 0, "title": "a cat \ud83d"}, {"iid": 1, "title": "\ude3a a dog"}, {"iid": 2, "title": r"['\ud83d\ude3a']"}]
+    write_items(tmp_path, [json.dumps(line) for line in lines])
+    data = read(tmp_path)
+    assert data.item_texts == ["a cat \ufffd.", "\ufffd a dog.", "\N{SMILING CAT FACE WITH OPEN MOUTH}.", None]
+    assert data.embedded("all-MiniLM-L6-v2", tmp_path / "cache").item_text is not None
+
+
+def test_a_missing_number_is_no_text_and_makes_none_of_the_others(tmp_path: Path) -> None:
+    write(tmp_path)
+    write_items(
+        tmp_path, ['{"iid": 0, "title": NaN, "price": 1.5}', '{"iid": 1, "title": "two nuts", "price": NaN}', '{"iid": 2}']
+    )
+    assert read(tmp_path).item_texts == [None, "two nuts.", None, None]
 
 
 def test_users_are_the_mean_of_their_training_items_unless_they_have_text(tmp_path: Path) -> None:

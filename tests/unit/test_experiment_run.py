@@ -171,6 +171,17 @@ def test_what_is_told_of_the_machine_is_that_which_measured_and_two_of_them_stan
     }
 
 
+def test_fields_that_are_left_out_as_identifiers_are_told(tmp_path: Path) -> None:
+    folder, events = write_blocks(tmp_path / "blocks"), list[Mapping[str, Any]]()
+    (folder / "items.jsonl.gz").unlink()
+    (folder / "items.jsonl").write_text('{"iid": 0, "title": "a rook", "price": 3, "brandID": "b"}\n', encoding="utf-8")
+    (folder / "users.jsonl").write_text('{"uid": 0, "user_id": "u"}\n', encoding="utf-8")
+    Source.open(folder, "all-MiniLM-L6-v2", tmp_path, events.append)
+    assert [event["message"] for event in events if event["event"] == "warning"] == [
+        "'blocks': no text has 'brandID', 'user_id', whose values look like identifiers"
+    ]
+
+
 def test_data_that_change_while_a_run_goes_on_are_refused(tmp_path: Path) -> None:
     folder = write_blocks(tmp_path / "blocks")
     (folder / "items.jsonl.gz").unlink()

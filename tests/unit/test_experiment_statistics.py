@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 
 from components.experiment.statistics import paired, spread, two_way
+from components.experiment.tables import signed
 
 
 def test_the_spread_is_the_sample_standard_deviation() -> None:
@@ -31,6 +32,14 @@ def test_equal_models_do_not_differ_and_a_constant_difference_is_certain() -> No
     same = np.array([0.1, 0.5, 0.9])
     assert paired(same, same) == {"difference": 0.0, "relative_percent": 0.0, "t_p": 1.0, "wilcoxon_p": 1.0}
     assert paired(np.array([1.0, 2.0]), np.array([0.5, 1.5]))["t_p"] == 0.0
+
+
+def test_against_nothing_there_is_no_share_and_the_table_says_so() -> None:
+    found = paired(np.array([0.1, 0.2]), np.zeros(2))
+    assert (found["difference"], found["relative_percent"]) == (0.15, None)
+    assert signed(found) == "theirs is 0"
+    assert signed(paired(np.zeros(2), np.zeros(2))) == "+0.0 %"
+    assert signed(paired(np.zeros(2), np.array([0.1, 0.2]))) == "−100.0 %"
 
 
 def test_one_user_shows_nothing() -> None:

@@ -153,6 +153,21 @@ def test_a_time_that_is_too_large_for_the_unit_of_the_rest_is_in_a_smaller_one()
     assert others.tolist() == [False, False, True, True, False, False]
 
 
+def test_a_time_that_is_too_small_for_the_unit_of_the_rest_is_in_a_larger_one():
+    given = np.array([1_700_000_000_000] * 5 + [1_700_000_001, 0, 86_400_000, 1_700_000_002_000_000], float)
+    seconds, unit, others = tables.unix_seconds(given)
+    assert unit == "milliseconds"
+    assert seconds.tolist() == [1_700_000_000] * 5 + [1_700_000_001, 0, 86_400, 1_700_000_002]
+    assert others.tolist() == [False] * 5 + [True, False, False, True]
+
+
+def test_times_that_count_from_zero_are_all_in_one_unit():
+    days = np.arange(400.0)
+    seconds, unit, others = tables.unix_seconds(days * 86_400_000)
+    assert (unit, others.any()) == ("milliseconds", False)
+    assert seconds.tolist() == (days * 86_400).tolist()
+
+
 def test_no_time_that_is_accepted_lies_beyond_what_the_feature_store_can_hold():
     largest = np.nextafter(validation.LARGEST_TIME, 0)
     for unit in (1.0, 1e-3, 1e-6, 1e-9):
@@ -199,6 +214,14 @@ def test_parquet_columns_of_rarer_types_become_text(tmp_path, column, texts, nam
     pq.write_table(pa.table({"x": column}), tmp_path / "a.parquet")
     frame = pd.concat(readers.read_chunks(str(tmp_path / "a.parquet"), {name: "x"}))
     assert frame[name].tolist() == texts
+
+
+def test_a_parquet_text_that_is_not_utf8_is_told_as_damage(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"x": ["Amelie"]}), path, compression="none", use_dictionary=False, write_statistics=False)
+    path.write_bytes(path.read_bytes().replace(b"Amelie", b"Am\xe9lie"))
+    with pytest.raises(DataError, match=r"a.parquet' is not Parquet, or damaged: 'utf-8' codec can't decode byte 0xe9"):
+        list(readers.read_chunks(str(path), {"x": "x"}))
 
 
 def test_texts_are_one_clean_line_in_nfc():

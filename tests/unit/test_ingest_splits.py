@@ -24,7 +24,8 @@ def split_by_pair(
     texts = [
         np.array([f"{kind}{number}" for number in numbers], dtype=object) for kind, numbers in (("u", users), ("i", items))
     ]
-    orders = (items % 3, items) if temporal else (draws(*texts, seed),)
+    drawn = draws(*texts, seed)
+    orders = (items % 3, drawn, items) if temporal else (drawn,)
     return dict(zip(pairs, split(users, orders, ratios), strict=True))
 
 
@@ -73,13 +74,13 @@ def test_when_almost_all_is_to_be_held_out_one_interaction_still_trains_and_the_
     assert validation.tolist() == [0, 0, 0]
 
 
-def test_the_temporal_split_tests_the_latest_and_orders_equal_times_by_item():
+def test_the_temporal_split_tests_the_latest_and_orders_equal_times_by_the_next_key():
     users = np.array([0] * 5 + [1] * 5)
     times = np.array([50, 10, 40, 30, 20, 7, 7, 7, 7, 7])
-    items = np.array([0, 1, 2, 3, 4, 8, 6, 9, 5, 7])
-    parts = split(users, (times, items), (3, 1, 1)).tolist()
+    drawn = np.array([0, 1, 2, 3, 4, 8, 6, 9, 5, 7])
+    parts = split(users, (times, drawn), (3, 1, 1)).tolist()
     assert parts[:5] == [TEST, TRAIN, VALIDATION, TRAIN, TRAIN]
-    # one time for all: items 5, 6, 7 train, 8 validates, 9 tests
+    # one time for all: draws 5, 6, 7 train, 8 validates, 9 tests
     assert parts[5:] == [VALIDATION, TRAIN, TEST, TRAIN, TRAIN]
 
 

@@ -148,11 +148,32 @@ def test_the_order_of_rows_changes_neither_the_interactions_nor_their_splits(tmp
     assert card["splits"] == {"train": 12, "validation": 4, "test": 4}
 
 
-def test_the_temporal_split_tests_each_users_latest_and_orders_ties_by_item(tmp_path):
-    dataset, _, _ = build(tmp_path, split={"method": "temporal"})
-    by_user = dataset.interactions.pivot(index="user_id", columns="item_id", values="split")
+def test_the_temporal_split_tests_each_users_latest_and_draws_among_equal_times(tmp_path, monkeypatch):
+    told, dataset, _ = warnings_of(tmp_path, monkeypatch, split={"method": "temporal"})
+    by_user = dataset.interactions.pivot(index="user_id", columns="item_id", values="split").to_numpy().tolist()
     expected = [TRAIN, TRAIN, TRAIN, VALIDATION, TEST]
-    assert by_user.to_numpy().tolist() == [expected] * 4  # user 3 has one time for all
+    assert by_user[:3] == [expected] * 3
+    assert sorted(by_user[3]) == sorted(expected)  # one time for all
+    assert not [one for one in told if "one time" in one]
+
+
+def test_where_times_are_coarse_the_temporal_split_tests_no_items_more_than_others_and_says_so(tmp_path, monkeypatch):
+    lines = [f"{user},{item},5,1700000000" for user in range(200) for item in range(5)]
+    told, dataset, _ = warnings_of(tmp_path, monkeypatch, [*lines, "200,0,5,1"], split={"method": "temporal"})
+    tested = dataset.interactions.query("split == 'test'")["item"].value_counts()
+    # each of 5 items 40 times of 200 (binomial, sd 5.7; bounds at more than 4 sd)
+    assert len(tested) == 5
+    assert tested.between(15, 65).all()
+    (line,) = [one for one in told if "one time" in one]
+    assert line.startswith("200 of 200 users with more than one interaction have one time for all of them: which are tested is")
+
+
+def test_times_that_are_all_zero_are_none(tmp_path):
+    lines = [line.rpartition(",")[0] + ",0" for line in block()]
+    _, card, _ = build(tmp_path, lines)
+    assert (card["time_range"], card["timestamp_unit"]) == (None, None)
+    with pytest.raises(ConfigError, match=r"'temporal' needs timestamps, and the interactions have none \(0 is none\)"):
+        build(tmp_path, lines, split={"method": "temporal"})
 
 
 def test_every_row_that_does_not_arrive_is_listed_with_its_reason_and_row_number(tmp_path):
@@ -386,12 +407,26 @@ def test_milliseconds_among_seconds_are_read_as_such_and_told(tmp_path, monkeypa
     lines = [*(line.replace(",10", ",17000010") for line in block()), "7,0,5,1700000000500", "7,1,5,1700000000"]
     told, dataset, card = warnings_of(tmp_path, monkeypatch, lines)
     (line,) = [one for one in told if "unit" in one]
-    assert line.startswith("1 of 22 timestamps would lie after the year 2262 if they were seconds like the rest, for example ")
+    assert line.startswith(
+        "1 of 22 timestamps would lie in 1970 or after the year 2262 if they were seconds like the rest, for "
+    )
     assert "1700000000500 in row 20" in line
-    assert "milliseconds among seconds are the usual cause" in line
+    assert "seconds and milliseconds in one column are the usual cause" in line
     theirs = dataset.interactions.query("user_id == '7'")
     assert theirs["timestamp"].tolist() == [1_700_000_000] * 2
     assert (card["in_the_future"], card["timestamp_unit"]) == (0, "seconds")
+
+
+def test_seconds_among_milliseconds_are_read_as_such_and_told(tmp_path, monkeypatch):
+    lines = [*(line.replace(",10", ",17000010") + "000" for line in block()), "7,0,5,1700000000", "7,1,5,1700000001"]
+    told, dataset, card = warnings_of(tmp_path, monkeypatch, lines)
+    (line,) = [one for one in told if "size" in one]
+    assert line.startswith(
+        "2 of 22 timestamps would lie in 1970 or after the year 2262 if they were milliseconds like the rest"
+    )
+    assert "1700000000 in row 20" in line
+    assert dataset.interactions.query("user_id == '7'")["timestamp"].tolist() == [1_700_000_000, 1_700_000_001]
+    assert card["timestamp_unit"] == "milliseconds"
 
 
 def test_one_rating_for_all_is_fine_when_it_reaches_the_threshold(tmp_path):
@@ -460,6 +495,9 @@ def test_settings_that_do_not_fit_are_named_with_their_value(values, message):
 
 def test_a_damaged_data_set_is_an_error_that_says_what_to_run(tmp_path):
     path = run(settings(tmp_path), str(tmp_path / "store")).path()
-    (path / "users.parquet").write_bytes(b"PAR1")
-    with pytest.raises(ArtifactError, match=r"cannot be read: .* Run ingest again"):
-        Dataset.load(path)
+    for name, damaged in (("users.parquet", b"PAR1"), ("data_card.json", b"{}")):
+        whole = (path / name).read_bytes()
+        (path / name).write_bytes(damaged)
+        with pytest.raises(ArtifactError, match=r"cannot be read: .* Run ingest again"):
+            Dataset.load(path)
+        (path / name).write_bytes(whole)
