@@ -53,12 +53,12 @@ class ExperimentData:
     """(num_items,), None where there is no text."""
     user_texts: Texts
     """(num_users,), None where the user has no text of their own."""
-    identifiers: tuple[str, ...] = ()
-    """Fields of items and users that were taken for identifiers, and so are in no text."""
     item_text: FloatMatrix | None = None
     """Embeddings of the items' texts with unit rows, (num_items, dim), dim 0 without any text; None: not yet embedded."""
     own_user_text: FloatMatrix | None = None
     """Embeddings of the users' own texts, a zero row where there is none, (num_users, dim)."""
+    identifiers: tuple[str, ...] = ()
+    """Fields of items and users that were taken for identifiers, and so are in no text."""
 
     @property
     def num_users(self) -> int:
@@ -190,7 +190,7 @@ def _from_arrays(folder: Path) -> ExperimentData:
 def _with_texts(name: str, splits: tuple[sp.csr_array, ...], items: Rows, users: Rows) -> ExperimentData:
     (item_texts, of_items), (user_texts, of_users) = texts_of(items), texts_of(users)
     train, validation, test = splits
-    return ExperimentData(name, train, validation, test, item_texts, user_texts, (*of_items, *of_users))
+    return ExperimentData(name, train, validation, test, item_texts, user_texts, identifiers=(*of_items, *of_users))
 
 
 def _read_matrix(path: Path) -> sp.csr_array:

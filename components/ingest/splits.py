@@ -49,8 +49,8 @@ def split(
     Args:
         users: user row of each interaction, 0-based, (interactions,).
         orders: keys, each (interactions,), that put a user's interactions in order, the first key first: the last test, those
-            before validate. Random: (`draws`,). Temporal: (Unix seconds, `draws`, item rows): coarse
-            times tie, and item rows alone would then always test the same items.
+            before validate. Random: (`draws`,). Temporal: (Unix seconds, `draws`, item rows): coarse times
+            tie, and by item rows alone the same items would be tested for all.
         ratios: shares of train, validation and test, see `held_out_counts`.
 
     Returns:

@@ -212,7 +212,8 @@ def unix_seconds(times: np.ndarray) -> tuple[np.ndarray, str, np.ndarray]:
         int64 seconds, (n,); the unit of most; bool, (n,), which values are in another.
     """
     median = np.median(times)
-    unit, own = (np.searchsorted(_UNIT_LIMITS[:-1], given, side="right") for given in (median, times))
+    unit = int(np.searchsorted(_UNIT_LIMITS[:-1], median, side="right"))
+    own = np.searchsorted(_UNIT_LIMITS[:-1], times, side="right")
     is_dated = (median // _UNITS_PER_SECOND[unit] >= _FIRST_LOGS_S) & (times // _UNITS_PER_SECOND[own] >= _FIRST_LOGS_S)
     own = np.where((own > unit) | is_dated, own, unit)
     return (times // _UNITS_PER_SECOND[own]).astype(np.int64), _TIME_UNITS[unit], own != unit
