@@ -9,7 +9,7 @@ from typer.testing import CliRunner, Result
 from components.artifacts import MANIFEST, Manifest, Stage, StageConfig, Store, run_stage
 from components.errors import ArtifactError
 from components.features import stage
-from components.tracking import Registry
+from components.registry import Registry
 from feature_repo.store import sqlite_path
 from pipelines import cli
 from tests.features_parents import Small

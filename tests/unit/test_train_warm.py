@@ -17,8 +17,8 @@ from components.errors import ConfigError
 from components.ids import TEST, TRAIN, VALIDATION
 from components.ingest import stage as ingest_stage
 from components.ingest.dataset import Dataset
+from components.registry import Registry, default_tracking_uri
 from components.spectrum.decompose import spectrum
-from components.tracking import Registry, default_tracking_uri
 from components.train import warm
 from components.train.config import TrainConfig
 from components.train.graph import as_arrays, trained_here
