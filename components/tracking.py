@@ -9,6 +9,7 @@ from typing import Any
 
 from components.mlflow_client import connect, reason, safe_name, tracker_errors
 from components.progress import emit
+from components.settings import flat
 
 _RUN_KEY_TAG = "cllmr.key"
 _BATCH = 100  # the tracking API takes at most 100 parameters and 1,000 metrics a call
@@ -128,17 +129,6 @@ def open_run(tracking_uri: str, experiment: str, key: str, stage: str = "") -> I
         run.finish("FAILED")
         raise
     run.finish("FINISHED")
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, names joined by dots: ``{"a": {"b": 1}}`` becomes ``{"a.b": 1}``."""
-    result: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            result |= flat(value, f"{prefix}{name}.")
-        else:
-            result[f"{prefix}{name}"] = value
-    return result
 
 
 def _start_run(tracking_uri: str, experiment: str, key: str, stage: str) -> MlflowRun:

@@ -21,6 +21,7 @@ FOUNDATION = {
     "components.local_ray",
     "components.progress",
     "components.retry",
+    "components.settings",
 }
 HEAVY = ("torch", "ray", "kfp", "feast", "mlflow", "sentence_transformers", "transformers", "matplotlib", "pandera", "implicit")
 

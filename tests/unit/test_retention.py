@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from components.artifacts import MANIFEST, Manifest, Stage, StageConfig, Store, run_stage
+from components.artifacts import MANIFEST, Manifest, Stage, Store, run_stage
 from components.errors import ArtifactError, StorageError
 from components.features import online
 from components.features import stage as features_stage
 from components.mlflow_client import connect
 from components.registry import Registry, RegistryError
+from components.settings import StageConfig
 from feature_repo.store import sqlite_path
 from pipelines import cli, retention
 from pipelines.config import BATCH, PlatformConfig
