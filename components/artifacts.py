@@ -405,7 +405,7 @@ def run_stage(
         done = store.find(stage.name, name)
         if done is not None and not is_asked_again(stage.name) and is_whole(done) and is_live(done):
             config.check_reuse(done.facts)
-            emit("stage reused", stage=stage.name, fingerprint=name, uri=done.uri, seconds=done.seconds)
+            tell_reused(done)
             return done
     configure_logging()
     emit("stage started", stage=stage.name, fingerprint=name)
@@ -426,16 +426,26 @@ def run_stage(
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         manifest = store.commit(built, manifest, instead_of=done)
+    tell_done(manifest)
+    return manifest
+
+
+def tell_reused(manifest: Manifest) -> None:
+    """The event that a stage's output was there."""
+    emit("stage reused", stage=manifest.stage, fingerprint=manifest.fingerprint, uri=manifest.uri, seconds=manifest.seconds)
+
+
+def tell_done(manifest: Manifest) -> None:
+    """The event that a stage has written its output."""
     emit(
         "stage done",
-        stage=stage.name,
-        fingerprint=name,
+        stage=manifest.stage,
+        fingerprint=manifest.fingerprint,
         uri=manifest.uri,
         seconds=manifest.seconds,
         peak_memory_mb=manifest.peak_memory_mb,
         facts=manifest.facts,
     )
-    return manifest
 
 
 def is_asked_again(stage: str) -> bool:
