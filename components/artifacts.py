@@ -13,9 +13,7 @@ import errno
 import hashlib
 import json
 import os
-import re
 import shutil
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -23,114 +21,22 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
-import psutil
 import pyarrow.fs as pafs
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict
 
-from components.errors import ArtifactError, ConfigError, StorageError, UserError, did_you_mean, first_line
+from components.errors import ArtifactError, StorageError, UserError, first_line
 from components.job import AGAIN_VARIABLE
+from components.memory import peak_memory
 from components.progress import configure_logging, emit
+from components.settings import StageConfig
 
 MANIFEST = "manifest.json"
 FINGERPRINT_LENGTH = 16  # hex digits: 64 bits, no clash in any history of runs
-
-_NULL = "null"
-_SECRET = "secret"
-_INSTEAD_OF_SECRETS = {
-    "http": "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
-    "https": "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
-    "postgresql": "PGPASSWORD or a pgpass file",
-    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
-}
 UNUSED_SECONDS = 3600.0
 WORK = ".work-"
 """Begins the name of what an unfinished output keeps beside the finished ones."""
-
-
-def refuse_secret(uri: str, *, instead: str = "") -> str:
-    """`uri`, unless it carries a password or key: settings are written to logs, manifests and compiled pipelines.
-
-    A user name is none, but for s3 and http, where it can be a key or a token; nor is a query, but for http.
-
-    Args:
-        uri: a URI, or a path, which is let through.
-        instead: where the secret belongs; empty: the environment variables that are read for this kind of URI.
-
-    Raises:
-        PydanticCustomError: there is a secret, which `config_error` does not show.
-    """
-    scheme, _, rest = uri.partition("://")
-    kind = scheme.lower().partition("+")[0]
-    named = re.match(r"[^/@:?#]*(?::([^@]*))?@", rest)  # a password may hold any other character, as databases' clients read it
-    is_key = kind == "s3" or kind.startswith("http")
-    asks = re.search(r"[?&][^=&]*(password|secret|token)[^=&]*=", rest) or (kind.startswith("http") and "?" in rest)
-    if asks or (named and (is_key or named[1])):
-        instead = instead or _INSTEAD_OF_SECRETS.get(kind, "the environment of what reads it")
-        reason = (
-            f"a password, key or query in an address would be written to logs and compiled pipelines: use {instead} instead"
-        )
-        raise PydanticCustomError(_SECRET, reason)
-    return uri
-
-
-Uri = Annotated[str, AfterValidator(refuse_secret)]
-"""Of a setting: a path or URI without a secret."""
-
-
-class StageConfig(BaseModel):
-    """Base of every stage's settings: frozen; an unknown key is an error with a suggestion, and no number is infinite."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    def identity(self) -> dict[str, Any]:
-        """What of this config decides the stage's output; part of the fingerprint."""
-        return self.model_dump(mode="json")
-
-    def identity_below(self, storage_root: str) -> dict[str, Any]:
-        """Likewise of a run below `storage_root`, for a stage that reads something there that is no artifact."""
-        return self.identity()
-
-    def check_reuse(self, facts: Mapping[str, Any]) -> None:
-        """Raises what the stage itself would, when an output of the same identity is refused by a setting outside of it.
-
-        Args:
-            facts: of the output's manifest.
-        """
-
-    def as_parameter(self) -> dict[str, Any]:
-        """These settings as the value of a KFP parameter, which `parse` reads: its structs carry no null, so None is a word."""
-        parameter: dict[str, Any] = _replaced(self.model_dump(mode="json"), None, _NULL)
-        return parameter
-
-    @classmethod
-    def parse(cls, values: Mapping[str, Any], where: str) -> Self:
-        """Validates `values`; raises ConfigError naming the setting (`where` is its prefix), the value and the allowed ones."""
-        try:
-            return cls.model_validate(_replaced(dict(values), _NULL, None))
-        except ValidationError as error:
-            raise config_error(cls, error, where) from None
-
-
-def config_error(model: type[BaseModel], error: ValidationError, where: str = "") -> ConfigError:
-    """The first problem of a pydantic validation as one line for the user."""
-    problem = min(error.errors(), key=lambda one: one["type"] == "missing")  # what is missing may be there, misspelt
-    location = [str(part) for part in problem["loc"]]
-    name = ".".join(([where] if where else []) + location)
-    owner: Any = model
-    for part in location[:-1]:
-        field = owner.model_fields.get(part) if hasattr(owner, "model_fields") else None
-        owner = field.annotation if field else None
-    fields = owner.model_fields if owner is not None and hasattr(owner, "model_fields") else {}
-    if problem["type"] == "extra_forbidden":
-        return ConfigError(f"unknown setting '{name}'.", did_you_mean(location[-1], list(fields)))
-    message = problem["msg"].removeprefix("Value error, ")
-    # where people put secrets by mistake
-    hidden = problem["type"] == _SECRET or (location and location[-1] in fields and not fields[location[-1]].repr)
-    seen = "(not shown)" if hidden and problem["input"] is not None else repr(problem["input"])
-    return ConfigError(f"setting '{name}' = {seen}: {message}.", "Correct it in the preset or with --set.")
 
 
 @dataclass(frozen=True)
@@ -499,7 +405,7 @@ def run_stage(
         done = store.find(stage.name, name)
         if done is not None and not is_asked_again(stage.name) and is_whole(done) and is_live(done):
             config.check_reuse(done.facts)
-            emit("stage reused", stage=stage.name, fingerprint=name, uri=done.uri, seconds=done.seconds)
+            tell_reused(done)
             return done
     configure_logging()
     emit("stage started", stage=stage.name, fingerprint=name)
@@ -520,16 +426,26 @@ def run_stage(
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         manifest = store.commit(built, manifest, instead_of=done)
+    tell_done(manifest)
+    return manifest
+
+
+def tell_reused(manifest: Manifest) -> None:
+    """The event that a stage's output was there."""
+    emit("stage reused", stage=manifest.stage, fingerprint=manifest.fingerprint, uri=manifest.uri, seconds=manifest.seconds)
+
+
+def tell_done(manifest: Manifest) -> None:
+    """The event that a stage has written its output."""
     emit(
         "stage done",
-        stage=stage.name,
-        fingerprint=name,
+        stage=manifest.stage,
+        fingerprint=manifest.fingerprint,
         uri=manifest.uri,
         seconds=manifest.seconds,
         peak_memory_mb=manifest.peak_memory_mb,
         facts=manifest.facts,
     )
-    return manifest
 
 
 def is_asked_again(stage: str) -> bool:
@@ -551,41 +467,6 @@ def failure_told(stage: Stage) -> Iterator[None]:
 
 
 _STORAGE_HINT = "Check that the storage root exists, is writable and has room, or choose another with --storage."
-
-
-@contextmanager
-def peak_memory(every: float = 1.0) -> Iterator[Callable[[], float]]:
-    """Watches this process and its children; the yielded function gives the largest sum seen, in MiB.
-
-    Proportional set size, so that pages shared between processes count once; sampled every `every` seconds.
-    """
-    peak, stop, process = 0.0, threading.Event(), psutil.Process()
-
-    def sample() -> None:
-        nonlocal peak
-        total = 0
-        for member in [process, *process.children(recursive=True)]:
-            try:
-                total += member.memory_full_info().pss
-            except (psutil.NoSuchProcess, psutil.AccessDenied):
-                continue  # ended between the listing and the reading
-        peak = max(peak, total / 2**20)
-
-    def watch() -> None:
-        while not stop.wait(every):
-            sample()
-
-    def result() -> float:
-        sample()
-        return round(peak, 1)
-
-    watcher = threading.Thread(target=watch, daemon=True, name="peak-memory")
-    watcher.start()
-    try:
-        yield result
-    finally:
-        stop.set()
-        watcher.join()
 
 
 def _describe(directory: Path) -> dict[str, FileEntry]:
@@ -659,15 +540,6 @@ def _taken_away(target: Path, is_good: Callable[[Path], bool] = lambda taken: Fa
         if is_good(taken):
             _rename_directory(taken, target, is_good)
         yield
-
-
-def _replaced(value: Any, old: Any, new: Any) -> Any:
-    """`value` with `old` replaced by `new` in all its mappings and lists."""
-    if isinstance(value, dict):
-        return {key: _replaced(inner, old, new) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_replaced(inner, old, new) for inner in value]
-    return new if value == old else value
 
 
 def _has_manifest(directory: Path, other_than: Manifest | None) -> bool:

@@ -2,9 +2,10 @@
 
 import os
 import sys
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +19,10 @@ AGAIN_VARIABLE = "CLLMR_AGAIN"
 REQUEST_VARIABLE = "CLLMR_LAUNCH_REQUEST"
 ENTRYPOINT = "python -m components.launch"
 TEMPLATES = "/etc/cllmr/rayjobs"
+REQUEST_S = (10.0, 30.0)
+"""Of a request to a backend: seconds to connect, and to the next byte."""
+
+_LOG_DRAIN_S = 10.0  # to read the rest of a log when its job has ended
 
 
 class LaunchConfig(BaseModel):
@@ -103,9 +108,21 @@ class Backend(ABC):
     def look(self, longest_s: Callable[[], float]) -> Iterator[Seen]:
         """How the job stands, at every change and at least every ``resync_s`` (or `longest_s`) seconds; never ends."""
 
-    @abstractmethod
-    def logs(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def logs(self) -> Iterator[None]:
         """While open, the job's log goes to standard error; closing waits a moment for the rest of it."""
+        stop = threading.Event()
+        reader = threading.Thread(target=self._read_logs, args=(stop,), daemon=True, name="job-log")
+        reader.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            reader.join(_LOG_DRAIN_S)
+
+    @abstractmethod
+    def _read_logs(self, stop: threading.Event) -> None:
+        """Tells the log line by line, in a thread of its own; ends when `stop` is set and the rest has been told."""
 
     @abstractmethod
     def cancel(self) -> None:

@@ -8,7 +8,6 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import aiohttp
@@ -19,14 +18,12 @@ from tenacity import Retrying, retry_if_result, stop_after_delay
 from tenacity import wait_fixed as every
 
 from components.errors import ConfigError, LaunchError, first_line
-from components.job import ENTRYPOINT, Backend, Job, LaunchConfig, Phase, Seen
+from components.job import ENTRYPOINT, REQUEST_S, Backend, Job, LaunchConfig, Phase, Seen
 from components.progress import emit
 from components.retry import TRANSIENT, retrying
 
 _PATIENCE_S = 60.0  # of trying again when the cluster is away
-_REQUEST_S = (10.0, 30.0)  # to connect, and to the next byte
 _LONGEST_POLL_S = 2.0  # the Jobs API has no watch
-_LOG_DRAIN_S = 10.0  # to read the rest of a log when its job has ended
 _PHASES: dict[JobStatus, Phase] = {
     JobStatus.PENDING: "starting",
     JobStatus.RUNNING: "running",
@@ -41,7 +38,7 @@ class _Client(JobSubmissionClient):
     """Ray's client, whose requests end."""
 
     def _do_request(self, method: str, endpoint: str, **options: Any) -> requests.Response:
-        return super()._do_request(method, endpoint, timeout=_REQUEST_S, **options)
+        return super()._do_request(method, endpoint, timeout=REQUEST_S, **options)
 
 
 class JobsApi(Backend):
@@ -130,19 +127,11 @@ class JobsApi(Backend):
             pause.wait(min(_LONGEST_POLL_S, self.config.resync_s, longest_s()))
         yield Seen("gone", "deleted")
 
-    @contextmanager
-    def logs(self) -> Iterator[None]:
+    def _read_logs(self, stop: threading.Event) -> None:
         """See Backend."""
-        stop = threading.Event()
-        reader = threading.Thread(target=lambda: asyncio.run(self._read_logs(stop)), daemon=True, name="job-log")
-        reader.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            reader.join(_LOG_DRAIN_S)
+        asyncio.run(self._copy_log(stop))
 
-    async def _read_logs(self, stop: threading.Event) -> None:
+    async def _copy_log(self, stop: threading.Event) -> None:
         """Copies the driver's log until its end; where the connection breaks, goes on from there."""
         told = 0  # lines
         while True:

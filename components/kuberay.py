@@ -5,7 +5,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +17,7 @@ from tenacity import Retrying, retry_if_result, stop_after_delay
 from tenacity import wait_fixed as every
 
 from components.errors import ConfigError, LaunchError, did_you_mean
-from components.job import ENTRYPOINT, Backend, Job, LaunchConfig, Phase, Seen
+from components.job import ENTRYPOINT, REQUEST_S, Backend, Job, LaunchConfig, Phase, Seen
 from components.progress import emit
 from components.retry import TRANSIENT, retrying
 
@@ -37,9 +36,7 @@ RUN_LABEL, STAGE_LABEL = "cllmr.io/run", "cllmr.io/stage"
 POD_NAME_VARIABLE, NAMESPACE_VARIABLE = "CLLMR_POD_NAME", "CLLMR_POD_NAMESPACE"
 
 _PATIENCE_S = 120.0  # of trying again when the API server is throttling, failing or away
-_REQUEST_S = (10.0, 30.0)  # to connect, and to the next byte
 _PAUSE_S = 1.0  # between a watch that has ended and the next look
-_LOG_DRAIN_S = 10.0  # to read the rest of a log when its job has ended
 
 
 class KubeRay(Backend):
@@ -97,7 +94,7 @@ class KubeRay(Backend):
         try:
             manifest["metadata"]["ownerReferences"] = self._owners()
             made: Json = self._call(
-                lambda: self._jobs.create_namespaced_custom_object(*self._where, manifest, _request_timeout=_REQUEST_S)
+                lambda: self._jobs.create_namespaced_custom_object(*self._where, manifest, _request_timeout=REQUEST_S)
             )
             return made
         except ApiException as error:
@@ -133,7 +130,7 @@ class KubeRay(Backend):
         name = os.environ.get(POD_NAME_VARIABLE)
         if not name or self.namespace != self._own_namespace:
             return []
-        pod = self._call(lambda: self._core.read_namespaced_pod(name, self.namespace, _request_timeout=_REQUEST_S))
+        pod = self._call(lambda: self._core.read_namespaced_pod(name, self.namespace, _request_timeout=REQUEST_S))
         return [
             {"apiVersion": owner.api_version, "kind": owner.kind, "name": owner.name, "uid": owner.uid}
             for owner in pod.metadata.owner_references or []
@@ -142,7 +139,7 @@ class KubeRay(Backend):
     def _get(self) -> Json | None:
         try:
             there: Json = self._call(
-                lambda: self._jobs.get_namespaced_custom_object(*self._where, self.job.name, _request_timeout=_REQUEST_S)
+                lambda: self._jobs.get_namespaced_custom_object(*self._where, self.job.name, _request_timeout=REQUEST_S)
             )
             return there
         except ApiException as error:
@@ -169,7 +166,7 @@ class KubeRay(Backend):
         try:
             self._call(
                 lambda: self._jobs.delete_namespaced_custom_object(
-                    *self._where, self.job.name, body=options, _request_timeout=_REQUEST_S
+                    *self._where, self.job.name, body=options, _request_timeout=REQUEST_S
                 )
             )
         except ApiException as error:
@@ -204,7 +201,7 @@ class KubeRay(Backend):
                     field_selector=f"metadata.name={self.job.name}",
                     resource_version=there["metadata"]["resourceVersion"],
                     timeout_seconds=seconds,
-                    _request_timeout=(_REQUEST_S[0], seconds + 5.0),  # a server that is silent for longer is dead
+                    _request_timeout=(REQUEST_S[0], seconds + 5.0),  # a server that is silent for longer is dead
                 ):
                     if event["type"] == "DELETED":
                         break
@@ -219,18 +216,6 @@ class KubeRay(Backend):
 
     # -- its log ---------------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def logs(self) -> Iterator[None]:
-        """See Backend."""
-        stop = threading.Event()
-        reader = threading.Thread(target=self._read_logs, args=(stop,), daemon=True, name="job-log")
-        reader.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            reader.join(_LOG_DRAIN_S)
-
     def _read_logs(self, stop: threading.Event) -> None:
         """Copies the log of the pod that submits the job, which is the driver's, until `stop`, and then the rest of it."""
         told: dict[str, int] = {}  # lines, by pod
@@ -244,7 +229,7 @@ class KubeRay(Backend):
                         name=pod,
                         namespace=self.namespace,
                         container=container,
-                        _request_timeout=(_REQUEST_S[0], self.config.resync_s),
+                        _request_timeout=(REQUEST_S[0], self.config.resync_s),
                         **({} if last else {"follow": True}),
                     )
                     for line in islice(lines, told.get(pod, 0), None):  # a log that is read again begins at its beginning
@@ -268,7 +253,7 @@ class KubeRay(Backend):
             selector = f"ray.io/cluster={cluster},ray.io/node-type=head"
         else:
             return
-        pods = self._core.list_namespaced_pod(self.namespace, label_selector=selector, _request_timeout=_REQUEST_S).items
+        pods = self._core.list_namespaced_pod(self.namespace, label_selector=selector, _request_timeout=REQUEST_S).items
         for pod in sorted(pods, key=lambda pod: str(pod.metadata.creation_timestamp)):
             names = [container.name for container in pod.spec.containers]
             yield pod.metadata.name, "ray-job-submitter" if "ray-job-submitter" in names else names[0]

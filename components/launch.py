@@ -20,10 +20,21 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from components.artifacts import Manifest, Stage, StageConfig, Store, failure_told, fingerprint, is_asked_again, is_whole
+from components.artifacts import (
+    Manifest,
+    Stage,
+    Store,
+    failure_told,
+    fingerprint,
+    is_asked_again,
+    is_whole,
+    tell_done,
+    tell_reused,
+)
 from components.errors import ConfigError, LaunchError, UserError, error_of
 from components.job import ENDED, LAUNCH_VARIABLE, REQUEST_VARIABLE, RUN_ID_VARIABLE, Backend, Job, LaunchConfig, Seen
 from components.progress import configure_logging, emit
+from components.settings import StageConfig
 
 NOTES = "launched"
 """Folder below the storage root where jobs leave what became of them."""
@@ -46,20 +57,12 @@ def launch(stage: str, config: Mapping[str, Any], storage_root: str, parents: Ma
     configure_logging()
     with failure_told(described):
         if (done := _done(described, config, storage_root, parents)) is not None:
-            emit("stage reused", stage=stage, fingerprint=done.fingerprint, uri=done.uri, seconds=done.seconds)
+            tell_reused(done)
             return done
         emit("stage started", stage=stage)
         job = make_job(stage, config, storage_root, parents, settings)
         manifest = run_job(backend_of(job, settings), Store(storage_root))
-    emit(
-        "stage done",
-        stage=stage,
-        fingerprint=manifest.fingerprint,
-        uri=manifest.uri,
-        seconds=manifest.seconds,
-        peak_memory_mb=manifest.peak_memory_mb,
-        facts=manifest.facts,
-    )
+    tell_done(manifest)
     return manifest
 
 

@@ -15,7 +15,7 @@ from components.errors import ArtifactError, StorageError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from components.tracking import ModelVersion, Registry
+    from components.registry import ModelVersion, Registry
     from pipelines.config import PlatformConfig
     from pipelines.local import PlatformRun
     from serving.client import Client
@@ -30,7 +30,7 @@ def registry(settings: "PlatformConfig") -> "Registry":
         ConfigError: see `default_tracking_uri`.
         StorageError: it would lie in a directory that does not exist or cannot be looked at.
     """
-    from components.tracking import Registry, default_tracking_uri
+    from components.registry import Registry, default_tracking_uri
     from pipelines.local import absolute_root
 
     root = absolute_root(settings.storage_root)

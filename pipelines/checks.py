@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 def check_settings(config: "PlatformConfig") -> None:
     """Raises ConfigError where a stage would refuse what other settings than its own make."""
-    from components.tracking import default_tracking_uri
+    from components.registry import default_tracking_uri
 
     if config.train.effect == "reference_texts" and config.sideinfo.backend == "metadata":
         raise ConfigError(

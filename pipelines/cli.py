@@ -59,7 +59,7 @@ from pipelines.terminal import (
 )
 
 if TYPE_CHECKING:
-    from components.tracking import ModelVersion
+    from components.registry import ModelVersion
     from pipelines.cluster import Cluster, Version
     from pipelines.config import PlatformConfig
     from pipelines.local import PlatformRun
@@ -688,7 +688,7 @@ def promote(
     from dataclasses import asdict
 
     from components.artifacts import Store
-    from components.tracking import registered_root
+    from components.registry import registered_root
     from pipelines.local import absolute_root
     from pipelines.summary import versions_table
 

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from components.artifacts import FINGERPRINT_LENGTH, StageConfig, Uri, config_error
+from components.artifacts import FINGERPRINT_LENGTH
 from components.batch.config import BatchConfig
 from components.errors import ConfigError, did_you_mean, first_line
 from components.evaluate.config import EvaluateConfig
@@ -22,6 +22,7 @@ from components.features.config import FeaturesConfig
 from components.ingest.config import IngestConfig
 from components.promote.config import PromoteConfig
 from components.serve.config import ServeConfig
+from components.settings import StageConfig, Uri, config_error
 from components.sideinfo.config import SideinfoConfig
 from components.spectrum.config import SpectrumConfig
 from components.train.config import CHAMPION, RegistryConfig, TrainConfig

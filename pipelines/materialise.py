@@ -21,7 +21,7 @@ def feature_sets(storage_root: str, tracking_uri: str, deployed: Collection[str]
 
     Raises RegistryError when the registry cannot be reached.
     """
-    from components.tracking import pointed_at
+    from components.registry import pointed_at
 
     store, found = Store(storage_root), {}
     for model in sorted(pointed_at(tracking_uri).union(deployed)):

@@ -165,7 +165,7 @@ def validated(model: type[M], values: dict[str, Any]) -> M:
     """A request built from the command line; raises ConfigError for a value the API does not allow."""
     from pydantic import ValidationError
 
-    from components.artifacts import config_error
+    from components.settings import config_error
 
     try:
         return model.model_validate(values)

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from components.artifacts import Manifest, Stage, StageConfig, Store, fingerprint
+from components.artifacts import Manifest, Stage, Store, fingerprint
 from components.errors import ConfigError, did_you_mean
+from components.settings import StageConfig
 from pipelines.names import PipelineName
 
 if TYPE_CHECKING:

@@ -77,7 +77,7 @@ def removable(
         StorageError: the storage root cannot be read, so nobody knows what was made from what.
         ArtifactError: nor does anybody where a manifest is damaged.
     """
-    from components.tracking import pointed_at
+    from components.registry import pointed_at
 
     store, cutoff = Store(storage_root), datetime.now(UTC) - older_than
     folders = [folder for stage in stages for folder in store.folders(stage)]  # first: what is finished meanwhile is no remnant
@@ -144,7 +144,8 @@ def _last_champion(outputs: Iterable[Manifest], storage_root: str, tracking_uri:
 
     Raises RegistryError where it is no version of this registry.
     """
-    from components.tracking import Registry, RegistryError, without_password
+    from components.mlflow_client import without_password
+    from components.registry import Registry, RegistryError
 
     verdicts = [one for one in outputs if one.stage == "promote" and one.facts.get("champion")]
     if not verdicts:
@@ -199,7 +200,7 @@ def remove(storage_root: str, tracking_uri: str, found: Iterable[Removable]) -> 
 
     An output that cannot go (its online rows cannot be reached), or that a promotion or rollback needs since, is told of.
     """
-    from components.tracking import Registry, registered_models
+    from components.registry import Registry, registered_models
 
     store, gone, found = Store(storage_root), [], list(found)
     models = [one.manifest.fingerprint for one in found if one.manifest and one.manifest.stage == "train"]
@@ -221,7 +222,7 @@ def remove(storage_root: str, tracking_uri: str, found: Iterable[Removable]) -> 
 
 def _needed_since(store: Store, tracking_uri: str, found: Iterable[Removable]) -> set[str]:
     """Fingerprints of what a model needs that an alias was moved to since, and `ANSWERS` where it needs anything of `found`."""
-    from components.tracking import pointed_at
+    from components.registry import pointed_at
 
     served = pointed_at(tracking_uri)
     going = [one.manifest for one in found if one.manifest and one.what == "output"]

@@ -25,7 +25,7 @@ from pipelines.plan import PlannedStage
 if TYPE_CHECKING:
     import pandas as pd
 
-    from components.tracking import ModelVersion
+    from components.registry import ModelVersion
     from pipelines.retention import Removable
 
 PACKAGES = ("cllmr-platform", "torch", "ray", "kfp", "feast", "mlflow-skinny", "numpy", "scipy", "sentence-transformers")

@@ -25,7 +25,7 @@ from ray.serve.handle import DeploymentHandle
 
 from components.errors import ConfigError
 from components.ids import UNKNOWN
-from components.tracking import ModelVersion, Registry, RegistryError
+from components.registry import ModelVersion, Registry, RegistryError
 from serving import admission
 from serving.admission import Admission
 from serving.api import create_app
@@ -89,7 +89,7 @@ class RegistryReplica:
     """Asks the model registry, so that one process holds its client and not every scorer; remembers the last answers.
 
     Args:
-        tracking_uri: of the registry, see `components.tracking`.
+        tracking_uri: of the registry, see `components.registry`.
         model_name: in the registry.
         max_age_s: how old an answer may be before the registry is asked again, seconds.
     """

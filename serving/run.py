@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import yaml
 
-from components.artifacts import config_error
 from components.errors import ArtifactError, ConfigError, ServingError
 from components.local_ray import prepare_ray_environment, start_local_ray
+from components.settings import config_error
 from serving import APPLICATION
 from serving.admission import CALLBACK, CALLBACK_VARIABLE
 from serving.bundle import find_bundle

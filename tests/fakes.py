@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from components.artifacts import Manifest, Stage, StageConfig, run_stage, write_json
+from components.artifacts import Manifest, Stage, run_stage, write_json
 from components.errors import DataError
 from components.progress import progress
+from components.settings import StageConfig
 
 STAGES = {name: Stage(name, version=1) for name in ("ingest", "sideinfo", "spectrum", "train", "promote")}
 

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import save_file
 
-from components.artifacts import Manifest, Stage, StageConfig, run_stage
+from components.artifacts import Manifest, Stage, run_stage
+from components.settings import StageConfig
 
 Event = tuple[int, int, int, str]
 """user row, item row, Unix seconds, split."""

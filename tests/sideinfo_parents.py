@@ -8,7 +8,8 @@ from zlib import crc32
 import numpy as np
 import pandas as pd
 
-from components.artifacts import Manifest, Stage, StageConfig, run_stage
+from components.artifacts import Manifest, Stage, run_stage
+from components.settings import StageConfig
 
 Event = tuple[int, int, str]
 """user row, item row, split."""

@@ -5,8 +5,9 @@ from typing import Any
 
 from pydantic import Field
 
-from components.artifacts import StageConfig, Uri, sha256_file
+from components.artifacts import sha256_file
 from components.errors import DataError
+from components.settings import StageConfig, Uri
 
 
 class BatchConfig(StageConfig):

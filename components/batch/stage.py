@@ -20,7 +20,7 @@ from components.ids import MAX_ID_LENGTH, USER_ID
 from components.ingest.readers import column_names, read_chunks
 from components.local_ray import ray_session
 from components.progress import progress
-from components.tracking import Registry, default_tracking_uri
+from components.registry import Registry, default_tracking_uri
 from serving.lists import BATCH, TABLE_DIRECTORY
 
 STAGE = Stage(BATCH, version=3)

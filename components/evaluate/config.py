@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from components.artifacts import StageConfig
+from components.settings import StageConfig
 
 BaselineName = Literal["popularity", "random", "text_cosine", "bm25_knn", "ials", "ease", "ease_text", "alpharec", "lightgcn"]
 

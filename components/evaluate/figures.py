@@ -248,7 +248,7 @@ def exposure(by_popularity: Mapping[str, Sequence[float]], by_propensity: Mappin
 
 def _series(curve: Sequence[Mapping[str, Any]], wanted: Callable[[str], bool]) -> dict[str, tuple[list[float], list[float]]]:
     """Name -> (epochs, values) of the wanted numbers of a learning curve, nested names joined by dots."""
-    from components.tracking import flat
+    from components.settings import flat
 
     series: dict[str, tuple[list[float], list[float]]] = {}
     for number, row in enumerate(curve):

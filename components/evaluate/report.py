@@ -19,7 +19,7 @@ from components.evaluate.config import ACTIVITY, LABELS, NEW_ITEMS, NEW_USERS, S
 from components.evaluate.metrics import METRICS, PRIMARY
 from components.evaluate.summary import percent, signed
 from components.pages import templates
-from components.tracking import flat
+from components.settings import flat
 
 REPRESENTATIONS = {
     "side_items": "Side representation, items",

@@ -7,11 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt
 
-from components.artifacts import StageConfig
 from components.cllmr.config import BACKBONE_NAMES, ENCODER_NAMES
 from components.errors import ConfigError, did_you_mean
+from components.settings import StageConfig, flat
 from components.sideinfo.config import DEFAULT_ENCODER
-from components.tracking import flat
 
 Kind = Literal["popularity", "text_cosine", "bm25", "ials", "ease", "ease_text", "alpharec", "graph", "recipe"]
 Effect = Literal["none", "factual", "tnie", "pnde"]

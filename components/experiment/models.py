@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ConfigDict, create_model
 
-from components.artifacts import StageConfig
 from components.cllmr.effects.base import gated, reference
 from components.cllmr.linear.ease import Ease, EaseSettings, centred_unit_rows
 from components.cllmr.linear.ensemble import Scores
@@ -25,7 +24,7 @@ from components.evaluate.collapse import collapse
 from components.evaluate.metrics import PRIMARY, rank
 from components.experiment.config import Effect, Kind, ModelSpec
 from components.experiment.dataset import ExperimentData
-from components.tracking import flat
+from components.settings import StageConfig, flat
 from components.train.config import TrainConfig
 from components.train.search import Settings, coordinate_search
 

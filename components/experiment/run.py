@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from components import cllmr
-from components.artifacts import Stage, fingerprint, peak_memory, sha256_file
+from components.artifacts import Stage, fingerprint, sha256_file
 from components.errors import ConfigError, DataError, UserError
 from components.evaluate.metrics import METRICS
 from components.experiment import statistics
@@ -26,6 +26,7 @@ from components.experiment.dataset import ExperimentData, read
 from components.experiment.models import KINDS, check, silent, skip_reason
 from components.experiment.store import Outcome, Results
 from components.experiment.tasks import TASKS
+from components.memory import peak_memory
 from components.sideinfo.config import SideinfoConfig
 
 STAGE = Stage("experiment", version=9)

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from components.artifacts import StageConfig
+from components.settings import StageConfig
 
 
 class FeaturesConfig(StageConfig):

@@ -15,8 +15,8 @@ from pydantic import (
 )
 from pydantic_core.core_schema import ValidationInfo
 
-from components.artifacts import StageConfig, Uri
 from components.errors import DataError
+from components.settings import StageConfig, Uri
 
 SAMPLE_DISTRIBUTION = "recbole"
 SAMPLE_HINT = "pip install --no-deps recbole==1.2.1"

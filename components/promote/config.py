@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from components.artifacts import StageConfig, Uri
+from components.settings import StageConfig, Uri
 
 Metric = Literal["recall@5", "recall@10", "recall@20", "ndcg@5", "ndcg@10", "ndcg@20"]
 

@@ -19,7 +19,7 @@ from components.evaluate.metrics import Bootstrap
 from components.ids import TEST, TRAIN, UNKNOWN
 from components.ingest.dataset import Dataset
 from components.promote.config import PromoteConfig
-from components.tracking import ModelVersion
+from components.registry import ModelVersion
 from serving.scorer import Scorer
 
 Verdict = Literal["promoted", "kept", "unchanged"]

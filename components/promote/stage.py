@@ -16,16 +16,15 @@ from components.artifacts import (
 )
 from components.progress import emit
 from components.promote.config import PromoteConfig
-from components.tracking import (
+from components.registry import (
     ModelVersion,
     Registry,
     RegistryError,
     StateChanged,
     default_tracking_uri,
-    flat,
-    open_run,
     registered_root,
 )
+from components.tracking import open_run
 
 STAGE = Stage("promote", version=2)
 
@@ -186,7 +185,7 @@ def _track(registry: Registry, train: Manifest, evaluate: Manifest) -> str | Non
     figures = {name: value for name, value in evaluate.facts.items() if isinstance(value, int | float)}
     curve = read_json(train.path() / "curve.json")
     with open_run(registry.tracking_uri, registry.model_name, train.fingerprint, stage=STAGE.name) as run:
-        run.params(flat({"train": train.config, "evaluate": evaluate.config}))
+        run.params({"train": train.config, "evaluate": evaluate.config})
         run.curve(curve)
         run.metrics(figures)
         run.metrics({"train.seconds": train.seconds, "train.peak_memory_mb": train.peak_memory_mb})

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from components.artifacts import StageConfig
+from components.settings import StageConfig
 from serving import RATE
 from serving.settings import Gateway, Replica, Scoring, Trial
 

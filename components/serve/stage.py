@@ -8,8 +8,8 @@ import yaml
 from components.artifacts import Manifest, Stage, Store, read_json, run_stage
 from components.errors import ArtifactError
 from components.promote.config import PromoteConfig
+from components.registry import default_tracking_uri
 from components.serve.config import ServeConfig
-from components.tracking import default_tracking_uri
 from serving import APPLICATION
 
 STAGE = Stage("serve", version=4)

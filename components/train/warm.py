@@ -56,7 +56,7 @@ def _start(settings: TrainConfig, storage_root: str, parents: Mapping[str, Manif
         if reason := _reason_against(Store(storage_root).find("train", settings.warm_start), settings, parents["ingest"]):
             raise ConfigError(f"setting 'train.warm_start' = '{settings.warm_start}': {reason}.", f"Set it to {NONE}.")
         return settings.warm_start
-    from components.tracking import Registry, default_tracking_uri
+    from components.registry import Registry, default_tracking_uri
 
     where = settings.registry or RegistryConfig()
     champion = Registry(default_tracking_uri(storage_root, where.tracking_uri), where.model_name).champion()

@@ -21,6 +21,7 @@ FOUNDATION = {
     "components.local_ray",
     "components.progress",
     "components.retry",
+    "components.settings",
 }
 HEAVY = ("torch", "ray", "kfp", "feast", "mlflow", "sentence_transformers", "transformers", "matplotlib", "pandera", "implicit")
 
@@ -92,7 +93,7 @@ def test_of_serving_only_the_stages_that_score_or_start_it_know_anything(path: P
 
 @pytest.mark.parametrize("path", modules("serving"), ids=name_of)
 def test_serving_knows_the_foundation_the_method_the_registry_and_the_feature_names_only(path: Path) -> None:
-    allowed = ("serving", "components.cllmr", "components.tracking", "components.sideinfo.encoder", "feature_repo")
+    allowed = ("serving", "components.cllmr", "components.registry", "components.sideinfo.encoder", "feature_repo")
     assert [name for name in ours(path) if name not in FOUNDATION and not is_below(name, *allowed)] == []
 
 

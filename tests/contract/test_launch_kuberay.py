@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from components import kuberay
+from components import job, kuberay
 from components.artifacts import Manifest
 from components.errors import ConfigError, LaunchError
 from components.job import Job, LaunchConfig
@@ -44,7 +44,7 @@ def never_ends(server: KubeServer, name: str) -> None:
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KubeServer]:
     monkeypatch.setattr(kuberay, "_PAUSE_S", 0.05)
-    monkeypatch.setattr(kuberay, "_LOG_DRAIN_S", 3.0)
+    monkeypatch.setattr(job, "_LOG_DRAIN_S", 3.0)
     with kube_server(operator=works) as running:
         templates = tmp_path / "templates"
         templates.mkdir()

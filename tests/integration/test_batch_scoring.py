@@ -14,7 +14,7 @@ from components.artifacts import Manifest, Store, fingerprint
 from components.batch import stage
 from components.batch.config import BatchConfig
 from components.errors import ArtifactError, ConfigError, DataError, LaunchError
-from components.tracking import Registry, default_tracking_uri
+from components.registry import Registry, default_tracking_uri
 from pipelines.batch_scoring import batch_scoring
 from pipelines.config import load
 from pipelines.plan import compile_pipeline

@@ -17,9 +17,9 @@ import ray
 import yaml
 
 from components.artifacts import Manifest
+from components.registry import Registry, default_tracking_uri
 from components.serve.config import ServeConfig
 from components.serve.stage import serve_document
-from components.tracking import Registry, default_tracking_uri
 from serving.client import Client
 from serving.run import running_endpoint
 from tests.load import Load, metric, metrics, train

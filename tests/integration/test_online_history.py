@@ -22,9 +22,9 @@ from typer.testing import CliRunner
 from components.cllmr.linear.newcomers import Fits
 from components.errors import ServingError
 from components.features import stage as features_stage
+from components.registry import Registry, default_tracking_uri
 from components.serve.config import ServeConfig
 from components.serve.stage import serve_document
-from components.tracking import Registry, default_tracking_uri
 from components.train.bundle import write_newcomers
 from pipelines.cli import app
 from serving.client import Client

@@ -14,9 +14,9 @@ from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
 from components.artifacts import Manifest
+from components.registry import Registry, default_tracking_uri
 from components.serve.config import ServeConfig
 from components.serve.stage import serve_document
-from components.tracking import Registry, default_tracking_uri
 from serving.client import Client
 from serving.run import prepare_endpoint, stop_endpoint, wait_until_ready
 from serving.scorer import Scorer

@@ -14,25 +14,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import pytest
 from pydantic import BaseModel, ConfigDict
 
 from components import artifacts
-from components.artifacts import (
-    UNUSED_SECONDS,
-    Manifest,
-    Stage,
-    StageConfig,
-    Store,
-    fingerprint,
-    hold,
-    peak_memory,
-    run_stage,
-    sha256_file,
-    write_json,
-)
+from components.artifacts import UNUSED_SECONDS, Manifest, Stage, Store, fingerprint, hold, run_stage, sha256_file, write_json
 from components.errors import ArtifactError, ConfigError, DataError, StorageError
+from components.settings import StageConfig
 from tests import REPOSITORY
 
 STAGE = Stage("planting", version=1)
@@ -156,7 +144,8 @@ def test_an_output_appears_all_at_once(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from components.artifacts import Stage, StageConfig, run_stage
+from components.artifacts import Stage, run_stage
+from components.settings import StageConfig
 
 def build(directory):
     (directory / "half").write_text("written")
@@ -599,27 +588,6 @@ def test_a_storage_root_below_a_file_is_refused_with_the_next_action(tmp_path: P
 def test_an_unknown_scheme_is_refused_with_the_ones_allowed() -> None:
     with pytest.raises(StorageError, match=r"storage root 'nowhere://x' is not usable: .*local path or an s3://, gs://"):
         run("nowhere://x")
-
-
-def test_peak_memory_sees_what_was_allocated_for_a_while_and_by_children() -> None:
-    with peak_memory(every=0.02) as peak:
-        before = peak()
-        block = np.ones(100 * 2**17)  # 100 MiB of float64
-        with_block = peak()
-        del block
-        assert 80 < with_block - before < 200
-        assert peak() == with_block, "a peak does not fall"
-        child = subprocess.Popen(
-            [sys.executable, "-c", "x = bytearray(b'x') * (250 * 2**20); print(flush=True); input()"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        assert child.stdout is not None
-        child.stdout.readline()
-        with_child = peak()
-        child.communicate(b"\n")
-    assert with_child - before > 200
-    assert not [thread for thread in threading.enumerate() if thread.name == "peak-memory"]
 
 
 @pytest.mark.parametrize(

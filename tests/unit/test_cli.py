@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from components.tracking import Registry, default_tracking_uri
+from components.registry import Registry, default_tracking_uri
 from pipelines.cli import app
 from pipelines.cluster import source_revision
 from pipelines.options import filters_of

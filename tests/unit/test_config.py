@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from components.artifacts import StageConfig
 from components.errors import ConfigError
+from components.settings import StageConfig
 from pipelines.config import PlatformConfig, load, merge, parse_override, preset_names
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from components.artifacts import MANIFEST, Manifest, Stage, StageConfig, Store, run_stage
+from components.artifacts import MANIFEST, Manifest, Stage, Store, run_stage
 from components.errors import ArtifactError
 from components.features import stage
-from components.tracking import Registry
+from components.registry import Registry
+from components.settings import StageConfig
 from feature_repo.store import sqlite_path
 from pipelines import cli
 from tests.features_parents import Small

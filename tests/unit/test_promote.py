@@ -11,10 +11,12 @@ import pytest
 from safetensors.numpy import save_file
 
 from components import tracking
-from components.artifacts import Manifest, Stage, StageConfig, Store, run_stage, write_json
+from components.artifacts import Manifest, Stage, Store, run_stage, write_json
 from components.errors import ConfigError
+from components.mlflow_client import connect
 from components.promote import gate, stage
-from components.tracking import Registry, RegistryError
+from components.registry import Registry, RegistryError
+from components.settings import StageConfig
 from pipelines.config import load
 from serving.bundle import models_of
 from tests.bundles import TINY_MODEL, stored_bundle, write_bundle
@@ -459,7 +461,7 @@ def test_without_the_champions_evaluation_its_recorded_mean_is_used(root):
 def test_the_challenger_is_tracked_with_settings_figures_and_learning_curve(root, registry):
     trained = train(root, "first")
     stage.run({}, root, trained, evaluate(root, trained, 0.2))
-    client = tracking._connect(registry.tracking_uri)
+    client = connect(registry.tracking_uri)
     run = client.get_run(client.get_model_version("cllmr", "1").run_id)
     assert run.data.tags["cllmr.key"] == trained.fingerprint
     assert run.data.params["train.name"] == "first"

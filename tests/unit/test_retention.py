@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from components import tracking
-from components.artifacts import MANIFEST, Manifest, Stage, StageConfig, Store, run_stage
+from components.artifacts import MANIFEST, Manifest, Stage, Store, run_stage
 from components.errors import ArtifactError, StorageError
 from components.features import online
 from components.features import stage as features_stage
-from components.tracking import Registry
+from components.mlflow_client import connect
+from components.registry import Registry, RegistryError
+from components.settings import StageConfig
 from feature_repo.store import sqlite_path
 from pipelines import cli, retention
 from pipelines.config import BATCH, PlatformConfig
@@ -168,7 +169,7 @@ def test_a_rollback_passes_over_what_was_removed(place: Place) -> None:
     place.clean()
     registry = Registry(place.tracking_uri, "cllmr")
     assert registry.rollback().fingerprint == runs[2]["train"].fingerprint
-    with pytest.raises(tracking.RegistryError, match="has had only one champion"):
+    with pytest.raises(RegistryError, match="has had only one champion"):
         registry.rollback()
 
 
@@ -212,7 +213,7 @@ def test_a_registry_that_is_down_removes_nothing(place: Place) -> None:
     place.run("second", days=80)
     before = place.left()
     place.tracking_uri = "postgresql+psycopg://me@127.0.0.1:1/mlflow?connect_timeout=1"
-    with pytest.raises(tracking.RegistryError, match="does not answer"):
+    with pytest.raises(RegistryError, match="does not answer"):
         place.clean()
     assert place.left() == before
 
@@ -233,14 +234,14 @@ def test_a_registry_that_knows_nothing_of_the_newest_champion_removes_nothing(pl
         case "another product":
             place.register(first["train"], name="another product")
         case "another team's":
-            client = tracking._connect(place.tracking_uri)
+            client = connect(place.tracking_uri)
             client.create_registered_model("fraud")
             client.create_model_version("fraud", "s3://bucket/fraud")
             client.set_registered_model_alias("fraud", "champion", "1")
         case "no database":
             (tmp_path / "mlflow.db").unlink()
     message = f"model 'cllmr' of .* has no version {champion}, but promote/{judged.fingerprint} below .* register elsewhere"
-    with pytest.raises(tracking.RegistryError, match=message) as refused:
+    with pytest.raises(RegistryError, match=message) as refused:
         place.clean()
     assert "Give the promote.tracking_uri of its runs: postgresql://me:***@db/mlflow." in refused.value.hint
     assert place.left() == before

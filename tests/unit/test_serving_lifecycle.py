@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 
 from components.errors import ArtifactError
 from components.evaluate.bias import head_items
-from components.tracking import Registry, default_tracking_uri
+from components.registry import Registry, default_tracking_uri
 from serving import deployments, lifecycle
 from serving.approximate import Exactness
 from serving.deployments import RegistryReplica

@@ -1,0 +1,78 @@
+"""The connection to MLflow that tracking and the model registry share: a quiet client, and what its failures are called.
+
+MLflow is imported by the functions that need it: that takes seconds, and most of the platform never does.
+"""
+
+import logging
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from components.errors import first_line
+
+
+def connect(tracking_uri: str) -> Any:
+    """An MLflow client for tracking and registry that is quiet, sends no telemetry and fails within seconds.
+
+    Raises the errors of `tracker_errors`, and ImportError where MLflow is not installed.
+    """
+    defaults = {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+        "GIT_PYTHON_REFRESH": "quiet",  # MLflow imports git, which warns where there is no git command
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # MLflow's own 7 take four minutes
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
+    }
+    for variable, value in defaults.items():
+        os.environ.setdefault(variable, value)
+    for noisy in ("alembic", "mlflow.store.db.utils"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    _probe(tracking_uri)
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+
+
+def _probe(tracking_uri: str) -> None:
+    """Asks a database once whether it answers: MLflow itself would ask ten times, for two minutes."""
+    if tracking_uri.startswith(("http://", "https://", "databricks")):
+        return
+    if (path := sqlite_file(tracking_uri)) is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    from sqlalchemy import create_engine, inspect
+
+    engine = create_engine(tracking_uri)
+    try:
+        inspect(engine).get_table_names()
+    finally:
+        engine.dispose()
+
+
+def sqlite_file(tracking_uri: str) -> Path | None:
+    """The file of an SQLite URI, None for any other."""
+    return Path(tracking_uri.removeprefix("sqlite:///")) if tracking_uri.startswith("sqlite:///") else None
+
+
+def tracker_errors() -> tuple[type[Exception], ...]:
+    """What goes wrong when MLflow or what lies behind it does; HTTP errors are OSErrors."""
+    from alembic.util import CommandError
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return (MlflowException, SQLAlchemyError, CommandError, OSError)
+
+
+def reason(error: Exception) -> str:
+    """The first line of an error, fit to be shown."""
+    return without_password(first_line(error))
+
+
+def without_password(uri: str) -> str:
+    """A URI fit to be shown."""
+    return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", uri)
+
+
+def safe_name(name: str) -> str:
+    """A name MLflow takes: '@' is written as '_at_'."""
+    return re.sub(r"[^\w\-. :/]", "_", name.replace("@", "_at_"))

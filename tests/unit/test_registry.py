@@ -1,0 +1,177 @@
+"""The model registry on a real MLflow on SQLite, and on one that is down."""
+
+import subprocess
+import sys
+
+import pytest
+
+from components import registry as registries
+from components.errors import ConfigError
+from components.mlflow_client import connect
+from components.registry import Registry, RegistryError, default_tracking_uri, pointed_at
+
+
+@pytest.fixture
+def registry(uri) -> Registry:
+    return Registry(uri, "cllmr")
+
+
+def register(registry: Registry, *fingerprints: str) -> None:
+    for fingerprint in fingerprints:
+        registry.register(fingerprint, "/store", f"train/{fingerprint}/bundle", {"debiased.ndcg@10": 0.25})
+
+
+def test_looking_for_a_champion_creates_no_database_and_no_import_of_mlflow(tmp_path):
+    code = (
+        "import sys; from components.registry import Registry\n"
+        f"r = Registry('sqlite:///{tmp_path}/deep/mlflow.db', 'cllmr')\n"
+        "assert r.champion() is None and r.versions() == [] and r.find('x') is None\n"
+        "assert 'mlflow' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert not (tmp_path / "deep").exists()
+
+
+def test_a_registered_version_carries_all_that_serving_and_people_need(registry):
+    found = registry.register("aaaa", "/store", "train/aaaa/bundle", {"debiased.ndcg@10": 0.25}, {"ingest": "1234"})
+    assert (found.version, found.fingerprint, found.aliases) == ("1", "aaaa", ("challenger",))
+    assert found.bundle_uri == "/store/train/aaaa/bundle"
+    assert found.metrics == {"debiased.ndcg@10": 0.25}
+    assert found.tags == {"ingest": "1234"}
+    assert found.created_at.endswith("+00:00")
+    assert registry.versions() == [found]
+    assert registry.champion() is None
+
+
+def test_registering_the_same_bundle_twice_keeps_one_version_and_takes_the_new_figures(registry):
+    register(registry, "aaaa")
+    again = registry.register("aaaa", "/store", "train/aaaa/bundle", {"debiased.ndcg@10": 0.5})
+    assert len(registry.versions()) == 1
+    assert again.metrics == {"debiased.ndcg@10": 0.5}
+
+
+def test_a_relative_storage_root_is_registered_as_the_place_it_is_now(registry, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert registry.register("aaaa", ".cllmr", "b", {}).storage_root == str(tmp_path / ".cllmr")
+
+
+def test_promotion_moves_the_aliases_and_rollback_moves_them_back_one_champion_at_a_time(registry):
+    register(registry, "aaaa", "bbbb", "cccc")
+    for fingerprint in ("aaaa", "bbbb", "cccc"):
+        assert registry.promote(fingerprint).fingerprint == fingerprint
+    by_fingerprint = {version.fingerprint: version for version in registry.versions()}
+    assert by_fingerprint["cccc"].aliases == ("challenger", "champion")
+    assert by_fingerprint["bbbb"].aliases == ("previous",)
+    assert by_fingerprint["cccc"].promoted_over == "bbbb"
+    assert by_fingerprint["aaaa"].promoted_over == ""
+    assert registry.rollback().fingerprint == "bbbb"
+    assert registry.champion().aliases == ("champion",)
+    assert registry.find("aaaa").aliases == ("previous",)
+    assert registry.find("cccc").withdrawn_at
+    assert registry.rollback().fingerprint == "aaaa"
+    with pytest.raises(RegistryError, match="has had only one champion: there is nothing to roll back to"):
+        registry.rollback()
+    assert registry.champion().fingerprint == "aaaa"
+
+
+def test_promoting_by_hand_what_was_rolled_back_clears_the_mark(registry):
+    register(registry, "aaaa", "bbbb")
+    registry.promote("aaaa")
+    registry.promote("bbbb")
+    registry.rollback()
+    assert registry.promote("bbbb").withdrawn_at == ""
+    assert registry.rollback().fingerprint == "aaaa"
+
+
+def test_promoting_the_champion_again_does_not_make_it_its_own_predecessor(registry):
+    register(registry, "aaaa", "bbbb")
+    registry.promote("aaaa")
+    registry.promote("bbbb")
+    registry.promote("bbbb")
+    assert registry.rollback().fingerprint == "aaaa"
+
+
+def test_a_version_is_told_where_its_bundle_lies_now_and_no_alias_moves(registry):
+    register(registry, "a" * 16, "b" * 16)
+    registry.promote("a" * 16)
+    before = registry.versions()
+    assert registry.relocate("a" * 16, "s3://other/cllmr/").storage_root == "s3://other/cllmr"
+    after = registry.versions()
+    assert [version.aliases for version in after] == [version.aliases for version in before]
+    assert after[0] == before[0]
+    with pytest.raises(RegistryError, match="has no version with fingerprint 'cccccccccccccccc'"):
+        registry.relocate("c" * 16, "s3://other/cllmr")
+
+
+def test_an_unknown_fingerprint_is_refused_with_the_known_ones(registry):
+    register(registry, "aaaa", "bbbb")
+    with pytest.raises(RegistryError, match=r"no version with fingerprint 'zzzz'. Registered, newest first: bbbb, aaaa"):
+        registry.promote("zzzz")
+
+
+def test_rollback_without_a_champion_is_refused(registry):
+    with pytest.raises(RegistryError, match="'cllmr' has no champion: there is nothing to roll back to"):
+        registry.rollback()
+
+
+def test_a_promotion_that_broke_off_before_the_alias_moved_leaves_the_old_champion_in_place(registry, monkeypatch):
+    register(registry, "aaaa", "bbbb")
+    registry.promote("aaaa")
+    with monkeypatch.context() as patch:
+        patch.setattr(Registry, "_point", lambda *args: (_ for _ in ()).throw(OSError("connection lost")))
+        with pytest.raises(RegistryError, match="does not answer: connection lost"):
+            registry.promote("bbbb")
+    assert registry.champion().fingerprint == "aaaa"
+    with pytest.raises(RegistryError, match="only one champion"):
+        registry.rollback()
+    registry.promote("bbbb")
+    assert registry.rollback().fingerprint == "aaaa"
+
+
+@pytest.mark.parametrize(
+    ("uri", "reason"),
+    [
+        ("sqlite:///{tmp}/a-file/mlflow.db", "does not answer"),
+        ("nonsense", "does not answer: Could not parse"),
+        ("sqlite:///{tmp}/broken.db", "does not answer: .*file is not a database"),
+    ],
+)
+def test_a_registry_that_is_down_is_named_with_the_reason(uri, reason, tmp_path):
+    (tmp_path / "a-file").write_text("")
+    (tmp_path / "broken.db").write_bytes(b"not a database " * 1000)
+    with pytest.raises(RegistryError, match=reason):
+        Registry(uri.format(tmp=tmp_path), "cllmr").register("aaaa", "/store", "b", {})
+
+
+def test_versions_of_another_team_are_passed_over_whatever_their_tags_mean(uri, registry):
+    register(registry, "aaaa")
+    client = connect(uri)
+    client.create_registered_model("fraud")
+    client.create_model_version("fraud", "s3://bucket/fraud", tags={"metric.auc": "high", "metric.recall": "0.5"})
+    client.set_registered_model_alias("fraud", "champion", "1")
+    assert pointed_at(uri) == {"aaaa"}
+    theirs = Registry(uri, "fraud").champion()
+    assert (theirs.metrics, theirs.tags) == ({"recall": 0.5}, {"metric.auc": "high"})
+
+
+def test_passwords_do_not_show_in_messages():
+    uri = "http://me:secret@example.test/"
+    assert str(registries._unreachable(uri, OSError(f"cannot reach {uri}"))).count("http://me:***@example.test/") == 2
+
+
+def test_the_default_tracker_lies_below_a_local_storage_root_and_a_remote_root_needs_a_server(tmp_path):
+    assert default_tracking_uri(str(tmp_path)) == f"sqlite:///{tmp_path}/mlflow.db"
+    assert default_tracking_uri(f"file://{tmp_path}") == f"sqlite:///{tmp_path}/mlflow.db"
+    assert default_tracking_uri("s3://bucket/prefix", "http://mlflow:5000") == "http://mlflow:5000"
+    with pytest.raises(
+        ConfigError, match=r"'promote.tracking_uri' is empty, and the storage root 's3://bucket' is not a local"
+    ):
+        default_tracking_uri("s3://bucket")
+
+
+@pytest.mark.parametrize("name", ["a?b", "a%20b"])
+def test_a_storage_root_whose_sqlite_address_would_name_another_file_needs_a_server(tmp_path, name):
+    root = str(tmp_path / name)
+    with pytest.raises(ConfigError, match=r"may not hold \? or %\. Choose another with --storage, or name an MLflow server"):
+        default_tracking_uri(root)
+    assert default_tracking_uri(root, "http://mlflow:5000") == "http://mlflow:5000"
