@@ -258,7 +258,9 @@ class Store:
             case pafs.FileType.File:
                 self._remove_file(target)
         if self.is_remote:
-            shutil.rmtree(_cache(self.root) / path, ignore_errors=True)
+            copy = _cache(self.root) / path
+            for one in (copy, *copy.parent.glob(f"{copy.name}-*")):  # the whole, and parts
+                shutil.rmtree(one, ignore_errors=True)
 
     def discard(self, stage: str, name: str) -> None:
         """Forgets one output: without its manifest it does not exist, and the next run builds it again."""

@@ -855,6 +855,7 @@ def tell_champion(champion: "ModelVersion", json_file: Path | None) -> None:
     out = make_console()
     out.print(f"champion: version {champion.version}, {champion.fingerprint}", soft_wrap=True)
     out.print("next: cllmr serve (an endpoint that runs already takes it over within seconds)", soft_wrap=True)
+    out.print("a model of earlier days may have no online features any more: cllmr materialise writes them", soft_wrap=True)
     write_result(json_file, asdict(champion))
 
 

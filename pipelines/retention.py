@@ -8,9 +8,9 @@ and the next removal takes the rest. Online rows that a killed run left go after
 knows what has to stay, and nothing is removed.
 
 Online rows take memory, each feature set its own, and can be written again from what is kept. So they go, however young the
-feature set is, unless it is that of a model that is pointed at or configured, or of a run of the last two days. After a
-rollback to any other model answers are degraded until `cllmr materialise` has written its rows; a run that reuses a feature set
-writes them itself.
+feature set is, unless it is that of a model that is pointed at or configured, or of a run of the last two days, and not while
+a run is under way, or was when it was killed in these days. After a promotion of, or a rollback to, any other model answers are
+degraded until `cllmr materialise` has written its rows; a run that reuses a feature set writes them itself.
 """
 
 import json
@@ -89,8 +89,10 @@ def removable(
         for one in outputs
         if one.fingerprint not in kept
     ]
-    found += _unused_rows(outputs, kept, served.union(deployed), storage_root)
     finished = {f"{one.stage}/{one.fingerprint}" for one in outputs}
+    begun = max((newest for place, _, newest, _ in folders if place not in finished), default=None)
+    if begun is None or begun < datetime.now(UTC) - ROWS_STAY:  # else a run may be at work, with a feature set of long ago
+        found += _unused_rows(outputs, kept, served.union(deployed), storage_root)
     for place, size, newest, has_manifest in folders:
         name = place.split("/")[1]
         if place in finished:
@@ -207,7 +209,7 @@ def remove(storage_root: str, tracking_uri: str, found: Iterable[Removable]) -> 
     for name in registered_models(tracking_uri):
         Registry(tracking_uri, name).forget(models, storage_root)
     needed = _needed_since(store, tracking_uri, found)  # only now: what was forgotten, no alias can move to any more
-    for one in found:
+    for one in sorted(found, key=lambda one: one.what != "rows"):  # rows first: their models stay, and may be pointed at
         if not needed.isdisjoint(one.where.split("/")):
             emit("warning", message=f"{one.where} stays: the registry points at its model since it was listed")
             continue

@@ -70,7 +70,7 @@ class RegistryArgs(BaseModel):
     tracking_uri: str
     """Of MLflow, without a password: a configuration file is no secret."""
     model_name: str
-    poll_interval_s: float = Field(default=2.0, gt=0)
+    poll_interval_s: float = Field(default=2.0, gt=0, le=600)
     """How often each scorer replica asks for the champion, a quarter more or less."""
 
 

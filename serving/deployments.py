@@ -79,6 +79,8 @@ REGISTRY_DEADLINE_SECONDS = 10.0  # for an answer of the replica that asks the r
 REGISTRY_PATIENCE_SECONDS = 5.0
 """How long that replica waits for the registry before it answers with what it remembers: well within the deadline, where MLflow
 gives up on a registry that hangs after 45 s."""
+HOLD_SECONDS = 600.0
+"""How often a replica that follows no registry says that its copy of the model is in use: see `components.artifacts.hold`."""
 
 _T = TypeVar("_T")
 
@@ -260,8 +262,9 @@ class ScorerReplica:
                 log.warning("champion cannot be asked for", error=type(error).__name__)
                 first = []
             candidates = dict.fromkeys([*first, deployed])
+            interval = poll_interval_s or HOLD_SECONDS
             return Follower(
-                candidates, lambda: next(iter(champions()), None), self._metrics, poll_interval_s, read_challenger, scoring
+                candidates, lambda: next(iter(champions()), None), self._metrics, interval, read_challenger, scoring
             )
 
         with ThreadPoolExecutor(1) as pool:  # a handle cannot be waited for in the event loop, where a replica is made
@@ -270,8 +273,7 @@ class ScorerReplica:
         self._together = Together(self._answers)
         # products with all texts, for every user and item of a history: one such request at a time, beside all others
         self._new_items = ThreadPoolExecutor(1, thread_name_prefix="new-items")
-        if registry is not None:
-            self._follower.start()
+        self._follower.start()  # without a registry too: the model's copy is to be held
 
     def reconfigure(self, trial: dict[str, Any]) -> None:
         """Ray Serve's way to change a running replica: its `user_config`, see Trial."""

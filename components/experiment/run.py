@@ -59,11 +59,12 @@ class Progress:
     def __init__(self, tell: Tell, total: int, unit: str) -> None:
         self._tell, self.total, self.unit, self.done = tell, total, unit, 0
 
-    def advance(self, data: str, model: str, count: int = 1, **figures: Any) -> None:
+    def advance(self, data: str, model: str, count: int = 1, /, **figures: Any) -> None:
         """`count` more units are done; which data set and model it is about, and the figures of a fit that goes on."""
         self.done += count
         event = {"event": "progress", "stage": "experiment", "done": self.done, "total": self.total, "unit": self.unit}
-        self._tell({**event, "data": data, "model": model, **figures})
+        about = {"data": data, "model": model}
+        self._tell({**about, **figures, **event, **about})  # figures may have settings of any name
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from components.artifacts import WORK, Manifest, Stage, Store, failure_told, fingerprint, read_json, run_stage, write_json
 from components.errors import ArtifactError, UserError
@@ -52,8 +53,7 @@ def run(config: dict[str, Any], storage_root: str, ingest: Manifest, sideinfo: M
         data = load_inputs(ingest.path(), sideinfo.path(), spectrum.path())
         tables = build_tables(data, settings.history_length)
         window = window_of(data.interactions[TIMESTAMP].to_numpy())
-        Store(storage_root).write_note(settings.online_store, *rows_note(name))
-        with _no_rows_left_behind(storage_root, name), online.user_errors(settings.online_store):
+        with _no_rows_left_behind(storage_root, name, settings.online_store), online.user_errors(settings.online_store):
             rows = build_feature_set(directory, storage_root, project, settings.online_store, tables, window)
             if settings.online_store == REDIS:
                 write_json(directory / PROBES_FILE, probe_keys(project, tables))
@@ -74,7 +74,8 @@ def run(config: dict[str, Any], storage_root: str, ingest: Manifest, sideinfo: M
 
 
 def rows_note(features_fingerprint: str) -> tuple[str, ...]:
-    """Where it is noted below the storage root which kind of online store has rows of a feature set that is not finished."""
+    """Where it is noted below the storage root which kind of online store has rows of a feature set that is not finished, and
+    whose they are."""
     return STAGE.name, f"{WORK}{features_fingerprint}", "online_store"
 
 
@@ -84,19 +85,25 @@ def remove_unfinished_rows(storage_root: str, features_fingerprint: str) -> None
     Raises StorageError or ConfigError when the online store cannot be used; the note stays then.
     """
     store = Store(storage_root)
-    kind = store.read_note(*rows_note(features_fingerprint))
-    if kind is not None and store.find(STAGE.name, features_fingerprint) is None:  # else a reader may have these rows
-        online.remove_rows(kind, storage_root, project_name(features_fingerprint))
+    note = store.read_note(*rows_note(features_fingerprint))
+    if note and store.find(STAGE.name, features_fingerprint) is None:  # else a reader may have these rows
+        online.remove_rows(note.split()[0], storage_root, project_name(features_fingerprint))
     store.remove_work(STAGE.name, features_fingerprint)
 
 
 @contextmanager
-def _no_rows_left_behind(storage_root: str, name: str) -> Iterator[None]:
+def _no_rows_left_behind(storage_root: str, name: str, online_store: str) -> Iterator[None]:
+    """Notes whose rows these are, and takes them out when the block fails; the next clean-up does where another run writes, or
+    wrote, the same rows, or where it cannot be done."""
+    store, mine = Store(storage_root), f"{online_store} {uuid4()}"
+    is_alone = store.read_note(*rows_note(name)) is None
+    store.write_note(mine, *rows_note(name))
     try:
         yield
     except BaseException:
-        with suppress(UserError, OSError):  # the note is left, and the next clean-up does it
-            remove_unfinished_rows(storage_root, name)
+        with suppress(UserError, OSError):
+            if is_alone and store.read_note(*rows_note(name)) == mine:
+                remove_unfinished_rows(storage_root, name)
         raise
 
 

@@ -307,6 +307,10 @@ def test_parts_of_outputs_are_fetched_alone_and_dropped_when_nobody_holds_them(r
     assert whole.is_dir(), "a run may read it hours later"
     assert made[0].path("deep") == first, "fetched again"
     assert (first / "deep/data.bin").read_bytes()
+    other = run_stage(STAGE, Planting(seeds=9), remote, {}, build)
+    copies = [other.path(), other.path("deep")]
+    Store(remote).remove(f"planting/{other.fingerprint}")
+    assert not any(copy.exists() for copy in copies), "nor is there a copy of what was removed"
     assert all((tmp_path / "bucket/planting" / one.fingerprint / "deep/data.bin").is_file() for one in made)
 
 

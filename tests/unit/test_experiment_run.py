@@ -153,6 +153,13 @@ def test_a_fit_tells_its_figures_while_it_goes_on(source: Source, tmp_path: Path
     assert len({(event["data"], event["model"]) for event in events}) == 1
 
 
+def test_a_setting_of_any_name_is_told_as_a_figure_and_takes_no_other_place() -> None:
+    events: list[Mapping[str, Any]] = []
+    run.Progress(events.append, 3, "units").advance("books", "CLLMR", 0, model={"embedding_dim": 8}, done=2, epoch=1)
+    (event,) = events
+    assert (event["data"], event["model"], event["done"], event["epoch"]) == ("books", "CLLMR", 0, 1)
+
+
 def test_what_is_told_of_the_machine_is_that_which_measured_and_two_of_them_stand_beside_each_other(
     source: Source, tmp_path: Path
 ) -> None:

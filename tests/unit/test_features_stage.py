@@ -16,7 +16,7 @@ import pytest
 
 from components.artifacts import Manifest, Store
 from components.errors import ArtifactError, StorageError
-from components.features import repository
+from components.features import repository, stage
 from components.features.reader import _entity_features, training_features
 from components.features.repository import check_view
 from components.features.stage import is_live, run
@@ -223,6 +223,23 @@ def test_rows_of_a_build_that_fails_go_but_not_those_of_a_finished_feature_set(
         build(Path(copied.storage_root))
     assert database(copied).exists(), "an endpoint may read the others"
     assert not list(Path(copied.storage_root, "features").glob(".work-*"))
+
+
+def test_a_build_that_fails_leaves_the_rows_to_another_run_that_writes_the_same(
+    tmp_path: Path, copied: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note = Store(f"{tmp_path}/new"), stage.rows_note(copied.fingerprint)
+
+    def refuse(*of: object) -> None:
+        note[0].write_note("sqlite of another run", *note[1])
+        raise StorageError("the online store holds 2 rows.", "Run again.")
+
+    monkeypatch.setattr(repository, "check_view", refuse)
+    for _ in range(2):  # it had begun later, then earlier
+        with pytest.raises(StorageError, match="holds 2 rows"):
+            build(tmp_path / "new")
+        assert [path.name for path in (tmp_path / "new/online_store").iterdir()] == [database(copied).name]
+        assert note[0].read_note(*note[1]) == "sqlite of another run"
 
 
 def test_rows_missing_online_are_an_error_naming_view_and_counts(copied: Manifest) -> None:

@@ -417,6 +417,12 @@ def test_online_rows_stay_for_models_that_may_be_served_at_once_and_for_runs_of_
     file = sqlite_path(local.root, sets["old"].facts["project"])
     (listed,) = removable()
     assert (listed.what, listed.where, listed.bytes) == ("rows", f"features/{sets['old'].fingerprint}", file.stat().st_size)
+    checkpoint = Path(local.root, "train/.work-0/epoch-1")
+    checkpoint.parent.mkdir()
+    checkpoint.touch()
+    assert removable() == [], "a run is at work, with whatever features"
+    os.utime(checkpoint, (time.time() - 3 * 24 * 3600,) * 2)
+    assert removable() == [listed], "it was killed days ago"
     assert retention.remove(local.root, local.tracking_uri, [listed]) == [listed]
     assert [name for name, features in sets.items() if not features_stage.is_live(features)] == ["old"]
     assert removable() == [], "they are gone"

@@ -11,7 +11,7 @@ import pytest
 
 from components.cllmr.linear import kernel
 from components.cllmr.linear.kernel import NewItems
-from serving import deployments
+from serving import deployments, lifecycle
 from serving.deployments import Answered, ScorerReplica
 from serving.feature_set import FeatureSet
 from serving.lifecycle import Target, load
@@ -27,6 +27,7 @@ from serving.schemas import (
     ScoreRequest,
 )
 from tests.bundles import write_bundle, write_item_columns, write_random_bundle, write_text
+from tests.waiting import wait_until
 
 REQUEST = ItemsRequest(items=[NewItem(item_id="new", text="A film.")], users=["bob"])
 TEXT = np.array([[1, 0.1], [0, 1], [1, -0.1], [0.1, 1]], dtype=np.float32)
@@ -40,7 +41,18 @@ def bundle(tmp_path: Path) -> Path:
 
 
 def scorer_of(bundle: Path) -> ScorerReplica:
-    return ScorerReplica(Target("7", "0" * 16, "/store", str(bundle)), None, 1.0)
+    return ScorerReplica(Target("7", "0" * 16, "/store", str(bundle)), None, 0.0)
+
+
+def test_a_replica_that_follows_nothing_holds_its_copy_of_the_model(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others on its machine drop the copies that nobody holds, and texts are read when they are first asked for."""
+    held: list[tuple[str, ...]] = []
+    monkeypatch.setattr(lifecycle, "hold", lambda *of: held.append(of))
+    monkeypatch.setattr(deployments, "HOLD_SECONDS", 0.05)
+    replica = scorer_of(bundle)
+    wait_until("it was held twice", lambda: held, lambda times: len(times) > 1)
+    replica._follower.close()
+    assert set(held) == {("/store", "train", "0" * 16, "bundle")}
 
 
 def test_new_items_hold_up_nobody_else_and_are_scored_one_request_at_a_time(
