@@ -3,7 +3,6 @@
 Its bad days are those of a server of the tests' own.
 """
 
-import asyncio
 import json
 import os
 import signal
@@ -312,5 +311,5 @@ def test_a_log_whose_job_cannot_be_looked_up_ends_with_a_warning(server: JobsSer
     server.fail("GET", JOBS + JOB.name, 503)
     (stop := threading.Event()).set()
     with capture_logs() as logs:
-        asyncio.run(asking._read_logs(stop))
+        asking._read_logs(stop)
     assert "ends early: " in logs[-1]["message"]
