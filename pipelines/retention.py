@@ -9,7 +9,7 @@ knows what has to stay, and nothing is removed.
 
 Online rows take memory, each feature set its own, and can be written again from what is kept. So they go, however young the
 feature set is, unless it is that of a model that is pointed at or configured, or of a run of the last two days, and not while
-a run is under way, or was when it was killed in these days. After a promotion of, or a rollback to, any other model answers are
+a run is at work, or was when it was killed within a day. After a promotion of, or a rollback to, any other model answers are
 degraded until `cllmr materialise` has written its rows; a run that reuses a feature set writes them itself.
 """
 
@@ -32,6 +32,7 @@ ANSWERS = "answers"
 AFTER_TRAIN = ("evaluate", "promote", "serve")
 """Stages whose outputs belong to the model they judge: kept with it."""
 LONGEST_RUN = timedelta(days=1)
+"""Without writing anything below the storage root."""
 FEATURES = "features"
 ROWS_STAY = timedelta(days=2)
 """Online, of a run's feature set: its model may be promoted, or another run reuse it."""
@@ -91,7 +92,7 @@ def removable(
     ]
     finished = {f"{one.stage}/{one.fingerprint}" for one in outputs}
     begun = max((newest for place, _, newest, _ in folders if place not in finished), default=None)
-    if begun is None or begun < datetime.now(UTC) - ROWS_STAY:  # else a run may be at work, with a feature set of long ago
+    if begun is None or begun < datetime.now(UTC) - LONGEST_RUN:  # else a run may be at work, with a feature set of long ago
         found += _unused_rows(outputs, kept, served.union(deployed), storage_root)
     for place, size, newest, has_manifest in folders:
         name = place.split("/")[1]
