@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
+from rich.table import Column
 
 SECONDS_BETWEEN_LINES = 5.0
 _OF_THE_BAR = frozenset({"event", "time", "stage", "done", "total", "unit"})
@@ -93,10 +94,12 @@ class Bars:
         self._console = console
         self._progress = Progress(
             SpinnerColumn(finished_text=" "),
-            TextColumn("{task.fields[mark]} {task.description:<10}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[seconds]:>7}"),
-            TextColumn("{task.fields[text]}"),
+            TextColumn("{task.fields[mark]} {task.description:<10}", table_column=Column(no_wrap=True, min_width=12)),
+            BarColumn(bar_width=24, table_column=Column(no_wrap=True, min_width=24)),
+            TextColumn("{task.fields[seconds]:>7}", table_column=Column(no_wrap=True, min_width=7)),
+            # the only one that gives way: figures may be longer than the line
+            TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
+            expand=True,
             console=console,
             refresh_per_second=8,
         )
@@ -136,6 +139,7 @@ class Bars:
             case "progress":
                 text = f"{count(event)}  {figures(event)}".rstrip()
                 self._progress.update(task, total=event["total"], completed=event["done"], text=text)
+                self.tick()  # an experiment has no other clock
             case "stage done":
                 self._finish(stage, event["seconds"], f"peak {memory(event['peak_memory_mb'])}")
             case "stage reused":

@@ -1,6 +1,7 @@
 """How events are shown, on a terminal and elsewhere."""
 
 import io
+import time
 
 import pytest
 from rich.console import Console
@@ -53,6 +54,17 @@ def test_on_a_terminal_there_is_a_line_per_stage_with_seconds_and_memory() -> No
     final = {stage: [line for line in shown(terminal=True).splitlines() if stage in line][-1] for stage in ("ingest", "train")}
     assert "reused" in final["ingest"]
     assert "61.0 s peak 1.5 GiB" in final["train"]
+
+
+def test_figures_longer_than_the_line_leave_the_stage_and_its_bar_whole() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
+    event = {"event": "progress", "stage": "experiment", "done": 3, "total": 4, "unit": "units"}
+    with make_display(console, ["experiment"]) as made:
+        made.show({"event": "stage started", "stage": "experiment", "time": time.time() - 61})
+        made.show({**event, "model": "CLLMR, seed 2023", **{f"part.{number}.loss": 0.5 for number in range(9)}})
+    last = [line for line in console.file.getvalue().splitlines() if "experiment" in line][-1]  # type: ignore[attr-defined]
+    assert "━" * 10 in last
+    assert "61 s 3/4 units  model" in last
 
 
 def test_memory_is_written_in_the_unit_that_reads_best() -> None:
