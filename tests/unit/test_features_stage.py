@@ -225,21 +225,25 @@ def test_rows_of_a_build_that_fails_go_but_not_those_of_a_finished_feature_set(
     assert not list(Path(copied.storage_root, "features").glob(".work-*"))
 
 
+@pytest.mark.parametrize("began", ["before", "after"])
 def test_a_build_that_fails_leaves_the_rows_to_another_run_that_writes_the_same(
-    tmp_path: Path, copied: Manifest, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, copied: Manifest, monkeypatch: pytest.MonkeyPatch, began: str
 ) -> None:
-    note = Store(f"{tmp_path}/new"), stage.rows_note(copied.fingerprint)
+    def another_begins() -> None:
+        Store(f"{tmp_path}/new").write_note("sqlite of another run", *stage.rows_note(copied.fingerprint))
 
     def refuse(*of: object) -> None:
-        note[0].write_note("sqlite of another run", *note[1])
+        if began == "after":
+            another_begins()
         raise StorageError("the online store holds 2 rows.", "Run again.")
 
+    if began == "before":
+        another_begins()
     monkeypatch.setattr(repository, "check_view", refuse)
-    for _ in range(2):  # it had begun later, then earlier
-        with pytest.raises(StorageError, match="holds 2 rows"):
-            build(tmp_path / "new")
-        assert [path.name for path in (tmp_path / "new/online_store").iterdir()] == [database(copied).name]
-        assert note[0].read_note(*note[1]) == "sqlite of another run"
+    with pytest.raises(StorageError, match="holds 2 rows"):
+        build(tmp_path / "new")
+    assert [path.name for path in (tmp_path / "new/online_store").iterdir()] == [database(copied).name]
+    assert Store(f"{tmp_path}/new").read_note(*stage.rows_note(copied.fingerprint)), "a clean-up finds them, should both fail"
 
 
 def test_rows_missing_online_are_an_error_naming_view_and_counts(copied: Manifest) -> None:
