@@ -177,10 +177,11 @@ def test_an_ensemble_of_inner_products_is_an_inner_product() -> None:
     np.testing.assert_allclose(found, product - product.mean(axis=1, keepdims=True), atol=1e-4)
 
 
+@pytest.mark.parametrize("dim", [4, 24])  # fewer than an item has users, and more
 @pytest.mark.parametrize("weighted", [False, True])
-def test_item_factors_with_a_prior_minimise_their_objective(weighted: bool) -> None:
+def test_item_factors_with_a_prior_minimise_their_objective(weighted: bool, dim: int) -> None:
     rng = np.random.default_rng(0)
-    train, users, prior = interactions(), rng.normal(size=(NUM_USERS, 4)), rng.normal(size=(NUM_ITEMS, 4))
+    train, users, prior = interactions(), rng.normal(size=(NUM_USERS, dim)), rng.normal(size=(NUM_ITEMS, dim))
     if weighted:
         train.data = rng.uniform(0.1, 1.0, len(train.data)).astype(np.float32)
     found = aligned_item_factors(train, users, prior, alpha=5.0, regularization=2.0)

@@ -50,11 +50,19 @@ def aligned_item_factors(
     """
     by_item = train.T.tocsr()
     users = user_factors.astype(np.float64)
-    everybody = users.T @ users + regularization * np.eye(users.shape[1])
+    dim = users.shape[1]
+    everybody = users.T @ users + regularization * np.eye(dim)
+    inverse = np.linalg.inv(everybody)
     factors = np.empty(prior.shape, dtype=np.float32)
     for item in range(len(factors)):
         of_item = slice(by_item.indptr[item], by_item.indptr[item + 1])
         chosen, confidence = users[by_item.indices[of_item]], alpha * by_item.data[of_item].astype(np.float64)
-        left = everybody + (chosen.T * (confidence - 1)) @ chosen
-        factors[item] = np.linalg.solve(left, confidence @ chosen + regularization * prior[item])
+        right, more = confidence @ chosen + regularization * prior[item], confidence - 1
+        if len(chosen) < dim:  # most items: a system as large as their users are many (Woodbury), not as the factors are
+            spread = chosen @ inverse
+            alone = inverse @ right
+            small = np.eye(len(chosen)) + more[:, None] * (spread @ chosen.T)
+            factors[item] = alone - np.linalg.solve(small, more * (chosen @ alone)) @ spread
+        else:
+            factors[item] = np.linalg.solve(everybody + (chosen.T * more) @ chosen, right)
     return factors
