@@ -23,6 +23,7 @@ import scipy.sparse as sp
 from components.cllmr.linear.scores import LinearScores, strongest
 
 Floats = npt.NDArray[np.float32]
+_MIRRORED = 512  # rows
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,10 @@ class Ease:
             gram += weighted @ weighted.T
         gram[np.diag_indices_from(gram)] += precision(settings.l2) * unit
         weights = _regression_weights(gram)
-        return None if weights is None else np.asarray(weights * scale_of_item[:, None], dtype=np.float32)
+        if weights is None:
+            return None
+        weights *= scale_of_item[:, None]
+        return weights.astype(np.float32, copy=False)
 
     def _user_weighted_gram(self, user_power: float) -> Floats:
         if self._gram is None or self._gram[0] != user_power:
@@ -141,7 +145,11 @@ def _regression_weights(gram: npt.NDArray[Any]) -> npt.NDArray[Any] | None:
         return None
     inverse, failed = invert(factor, lower=True, overwrite_c=True)
     assert not failed, "a Cholesky factor with a positive diagonal can be inverted"
-    weights = np.ascontiguousarray(np.tril(inverse) + np.tril(inverse, -1).T)
+    weights: npt.NDArray[Any] = inverse.T
+    for start in range(0, len(weights), _MIRRORED):  # LAPACK fills one half; block by block, for whole copies are large
+        rows = slice(start, start + _MIRRORED)
+        weights[rows, rows] = np.triu(weights[rows, rows]) + np.triu(weights[rows, rows], 1).T
+        weights[start + _MIRRORED :, rows] = weights[rows, start + _MIRRORED :].T
     weights /= -np.diag(weights).copy()
     np.fill_diagonal(weights, 0.0)
     return weights
