@@ -38,7 +38,7 @@ class LaunchConfig(BaseModel):
     """jobs: Kubernetes Secret whose key auth_token holds the Ray cluster's token; none: the cluster asks for none, or the
     environment has RAY_AUTH_MODE=token and RAY_AUTH_TOKEN."""
     templates: str = TEMPLATES
-    """rayjob: folder with <stage>.yaml, a RayJob that lacks nothing but its name and what it runs."""
+    """rayjob: folder with <stage>.yaml, a RayJob that lacks nothing but its name, what it runs and for how long."""
     config_map: str | None = "cllmr-rayjobs"
     """rayjob: ConfigMap that is mounted there; none: the image has the folder."""
     namespace: str | None = None
@@ -47,7 +47,7 @@ class LaunchConfig(BaseModel):
     queue_timeout_s: PositiveFloat = 86400.0
     """Seconds a job may wait at a time: queued (suspended by Kueue), or starting its pods."""
     timeout_s: PositiveFloat = 86400.0
-    """Seconds a job may run."""
+    """Seconds a job may run; rayjob: the RayJob's activeDeadlineSeconds too, in which KubeRay counts the start of its pods."""
     resync_s: PositiveFloat = Field(default=30.0, le=300)
     """Seconds after which the state is looked up again, whatever a watch has told; jobs: at most 2."""
     orphan_s: PositiveFloat = 600.0

@@ -118,7 +118,7 @@ class KubeRay(Backend):
         spec["runtimeEnvYAML"] = yaml.safe_dump(runtime)
         # the operator keeps these when the launcher is gone
         spec["shutdownAfterJobFinishes"] = True
-        spec.setdefault("activeDeadlineSeconds", math.ceil(self.config.timeout_s))
+        spec["activeDeadlineSeconds"] = math.ceil(self.config.timeout_s)
         return manifest
 
     def _owners(self) -> list[Json]:

@@ -4,6 +4,7 @@ Everything but `user_history` is computed from training interactions, or from pa
 read for training. Rows are in vocabulary order.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from safetensors.numpy import load_file
 
@@ -23,7 +25,7 @@ EVENT_TIMESTAMP = "event_timestamp"
 
 _REBUILD = "Build it again: cllmr run --from {stage}"
 
-_MAX_NUMBERS = 2**31 - 1  # in all lists of one Arrow array, whose offsets have 32 bits
+_MAX_OFFSET = 2**31 - 1  # numbers in the lists, or bytes of the texts, of one Arrow array, whose offsets have 32 bits
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -119,11 +121,13 @@ def _introductions(sideinfo: Path, embeddings: dict[str, Floats], num_users: int
     if "introductions" not in embeddings:
         nothing = np.empty((0, 0), np.float32)
         return Introductions(np.empty((num_users, 0), np.float32), Nodes([], [], nothing, nothing))
-    found, texts = embeddings["introductions"].astype(np.float32), pq.read_table(sideinfo / "introductions.parquet")
-    told = np.flatnonzero(found[num_users:].any(axis=1)) + num_users
-    newcomers = texts.take(told)
+    found = embeddings["introductions"].astype(np.float32)
+    texts = pq.read_table(sideinfo / "introductions.parquet", columns=[USER_ID, "profile"])
+    told = found[num_users:].any(axis=1)
+    # take would put the blocks of a column together, which may be more than one can hold
+    newcomers = texts.slice(num_users).filter(pa.array(told))
     ids, profiles = (newcomers[name].to_pylist() for name in (USER_ID, "profile"))
-    return Introductions(found[:num_users], Nodes(ids, profiles, found[told], np.empty((len(told), 0), np.float32)))
+    return Introductions(found[:num_users], Nodes(ids, profiles, found[num_users:][told], np.empty((len(ids), 0), np.float32)))
 
 
 def window_of(timestamps: Ints) -> Window:
@@ -213,13 +217,24 @@ def user_history(inputs: Inputs, length: int) -> pa.Table:
     last_seen = np.zeros(size, np.int64)
     np.maximum.at(last_seen, latest[USER].to_numpy(), times)
     window = window_of(inputs.interactions[TIMESTAMP].to_numpy(np.int64))
-    item_ids = pa.array(inputs.items.ids, pa.string()).take(pa.array(latest[ITEM].to_numpy()))
+    item_ids, items = pa.array(inputs.items.ids, pa.string()), latest[ITEM].to_numpy()
+    held = np.concatenate([[0], np.cumsum(pc.binary_length(item_ids).to_numpy()[items])])[offsets]  # bytes before each user
+
+    def lists(values: Callable[[slice], pa.Array], kind: pa.DataType) -> pa.ChunkedArray:
+        blocks, start = [], 0
+        while start < size:
+            stop = max(start + 1, int(np.searchsorted(held, held[start] + _MAX_OFFSET, side="right")) - 1)
+            own = offsets[start : stop + 1]
+            blocks.append(pa.ListArray.from_arrays((own - own[0]).astype(np.int32), values(slice(own[0], own[-1]))))
+            start = stop
+        return pa.chunked_array(blocks, pa.list_(kind))
+
     return pa.table(
         {
             USER_ID: pa.array(inputs.users.ids, pa.string()),
             EVENT_TIMESTAMP: _times(np.where(last_seen == 0, window.start, last_seen)),
-            "item_ids": pa.ListArray.from_arrays(offsets.astype(np.int32), item_ids),
-            "timestamps": pa.ListArray.from_arrays(offsets.astype(np.int32), pa.array(times)),
+            "item_ids": lists(lambda rows: item_ids.take(pa.array(items[rows])), pa.string()),
+            "timestamps": lists(lambda rows: pa.array(times[rows]), pa.int64()),
         }
     )
 
@@ -227,7 +242,7 @@ def user_history(inputs: Inputs, length: int) -> pa.Table:
 def _float_lists(rows: Floats) -> pa.ChunkedArray:
     """(n, dim) as one list per row."""
     dim = rows.shape[1]
-    size = _MAX_NUMBERS // max(1, dim)
+    size = _MAX_OFFSET // max(1, dim)
 
     def block(start: int) -> pa.ListArray:
         chosen = np.ascontiguousarray(rows[start : start + size])

@@ -145,7 +145,8 @@ class Reviews:
 
     def of(self, row: int) -> dict[int, str]:
         """By row of the other side, in its order."""
-        start, end = np.searchsorted(self._one, (row, row + 1))
+        rows = np.array([row, row + 1], self._one.dtype)  # of another type they would have the whole column copied for each row
+        start, end = np.searchsorted(self._one, rows)
         return dict(zip(self._other[start:end].tolist(), self._texts[self._places[start:end]], strict=True))
 
 

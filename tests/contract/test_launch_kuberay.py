@@ -108,6 +108,24 @@ def test_a_stage_done_by_a_rayjob_is_the_stage_done_here(
     assert '"event": "stage done"' in told.splitlines()[-3] + told.splitlines()[-1]
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        (REPOSITORY / "k8s/rayjobs/train.yaml").read_text(),
+        TEMPLATE.replace("spec:", "spec:\n  activeDeadlineSeconds: 21600", 1),
+    ],
+    ids=["shipped", "with_a_deadline"],
+)
+def test_the_time_a_job_may_run_is_the_setting_whatever_its_template(
+    server: KubeServer, ingest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str
+) -> None:
+    configure(monkeypatch, timeout_s=40000.5)
+    (tmp_path / "templates" / "spectrum.yaml").write_text(template)
+    launched(ingest)
+    (job,) = server.objects.values()
+    assert job["spec"]["activeDeadlineSeconds"] == 40001
+
+
 def test_a_rayjob_in_another_namespace_has_no_owner(
     server: KubeServer, ingest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -154,9 +154,10 @@ def _job(item: Object) -> Iterator[str]:
 def _our_job(item: Object, mode: str) -> Iterator[str]:
     """What we ask of a batch job beyond the operator: an end, and a gang of one size."""
     spec = item["spec"]
-    for setting in ("activeDeadlineSeconds", "preRunningDeadlineSeconds"):
-        if not spec.get(setting):
-            yield f"no {setting}: a job that hangs is never ended"
+    if not spec.get("preRunningDeadlineSeconds"):
+        yield "no preRunningDeadlineSeconds: a job whose pods do not start is never ended"
+    if "activeDeadlineSeconds" in spec:
+        yield "activeDeadlineSeconds has no effect: the launcher writes its timeout_s there"
     if mode == "K8sJobMode" and "submitterPodTemplate" not in spec:
         yield "no submitterPodTemplate: the operator's own submitter is refused by the profile restricted"
     cluster = spec.get("rayClusterSpec", {})

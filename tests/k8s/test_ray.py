@@ -100,7 +100,7 @@ BROKEN: list[tuple[tuple[str, str], Callable[[Object], object], str]] = [
     (JOB, lambda item: item["spec"].update(submissionMode="K8sJobmode"), "submissionMode K8sJobmode is none of"),
     (JOB, lambda item: item["spec"].update(submissionMode="SidecarMode"), "submitterPodTemplate in SidecarMode"),
     (JOB, lambda item: item["spec"].pop("submitterPodTemplate"), "refused by the profile restricted"),
-    (JOB, lambda item: item["spec"].pop("activeDeadlineSeconds"), "no activeDeadlineSeconds"),
+    (JOB, lambda item: item["spec"].update(activeDeadlineSeconds=9), "activeDeadlineSeconds has no effect"),
     (JOB, lambda item: item["spec"].pop("preRunningDeadlineSeconds"), "no preRunningDeadlineSeconds"),
     (JOB, lambda item: item["spec"].pop("shutdownAfterJobFinishes"), "without shutdownAfterJobFinishes"),
     (JOB, lambda item: item["spec"].update(submissionMode="InteractiveMode"), "backoffLimit with"),

@@ -98,13 +98,44 @@ def test_embeddings_of_more_numbers_than_one_arrow_list_can_hold_are_written_in_
 ) -> None:
     whole = build_tables(inputs(tmp_path), 10)
     dim = len(whole["item_side_information"]["embedding"][0])
-    monkeypatch.setattr(tables, "_MAX_NUMBERS", 2 * dim + 1)
+    monkeypatch.setattr(tables, "_MAX_OFFSET", 2 * dim + 1)
     blocks = build_tables(inputs(tmp_path), 10)
     found = blocks["item_side_information"]["embedding"]
     assert [len(block) for block in found.chunks] == [2, 2]
     assert all(blocks[view].equals(table) for view, table in whole.items())
     pq.write_table(blocks["item_side_information"], tmp_path / "items.parquet")
     assert pq.read_table(tmp_path / "items.parquet").equals(whole["item_side_information"])
+
+
+def test_histories_of_more_text_than_one_arrow_array_can_hold_are_written_in_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = inputs(tmp_path)
+    whole = tables.user_history(data, 10)
+    for most, sizes in ((1, [1, 1, 1]), (6, [1, 2]), (7, [2, 1]), (10, [3])):  # the users' ids have 4, 3 and 3 bytes
+        monkeypatch.setattr(tables, "_MAX_OFFSET", most)
+        blocks = tables.user_history(data, 10)
+        assert [[len(block) for block in blocks[name].chunks] for name in ("item_ids", "timestamps")] == [sizes, sizes]
+        assert blocks.equals(whole)
+    pq.write_table(blocks, tmp_path / "history.parquet")
+    assert pq.read_table(tmp_path / "history.parquet").equals(whole)
+
+
+def test_introductions_of_more_text_than_one_arrow_array_can_hold_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parents = Small(str(tmp_path), newcomers=["new", "silent", "newer"]).write()
+    long = pa.py_buffer(np.zeros(2**30, np.uint8))  # never looked at, so it takes no memory
+    text = pa.StringArray.from_buffers(1, pa.py_buffer(np.array([0, 2**30], np.int32)), long)
+    blocks = [text, text, text, pa.array(["of new"]), text, pa.array(["of newer"])]
+    texts = pa.table({"user_id": ["7", "9", "10", "new", "silent", "newer"], "profile": pa.chunked_array(blocks)})
+    known = embeddings(6)
+    known[4] = 0
+    monkeypatch.setattr(pq, "read_table", lambda path, columns=None: texts)
+    found = tables._introductions(parents.sideinfo.path(), {"introductions": known}, num_users=3)
+    assert (found.newcomers.ids, found.newcomers.profiles) == (["new", "newer"], ["of new", "of newer"])
+    np.testing.assert_array_equal(found.newcomers.embeddings, known[[3, 5]])
+    np.testing.assert_array_equal(found.users, known[:3])
 
 
 def test_a_view_of_more_numbers_than_one_arrow_list_can_hold_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,12 +3,14 @@
 import json
 import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from components.ids import TRAIN
+from components.ids import ITEM, REVIEW, TRAIN, USER
 from components.ingest.dataset import Dataset
 from components.sideinfo import cache, evidence
 from components.sideinfo.backends import Answer, Backend, Decoding, Replay, Request
@@ -104,3 +106,16 @@ def test_memory_grows_by_a_fraction_of_the_texts(
     many, found = peak(tmp_path / "many", MANY, make)
     assert found == written
     assert (many - few) / (MANY - FEW) < MOST
+
+
+def test_the_reviews_of_a_row_are_found_without_a_copy_of_what_all_rows_have(tmp_path: Path) -> None:
+    rows = np.arange(100_000, dtype=np.int32)
+    pairs = pd.DataFrame({USER: rows % 50_000, ITEM: rows[::-1], REVIEW: [f"read by {row % 50_000}" for row in rows]})
+    reviews = evidence.Reviews(replace(training(tmp_path, 20), interactions=pairs), USER)
+    tracemalloc.start()
+    try:
+        found = reviews.of(7)
+        assert tracemalloc.get_traced_memory()[1] < rows.nbytes / 10
+    finally:
+        tracemalloc.stop()
+    assert found == {49_992: "read by 7", 99_992: "read by 7"}
