@@ -35,6 +35,7 @@ from components.settings import StageConfig
 MANIFEST = "manifest.json"
 FINGERPRINT_LENGTH = 16  # hex digits: 64 bits, no clash in any history of runs
 UNUSED_SECONDS = 3600.0
+CACHE_HINT = "Set CLLMR_CACHE to a folder you can write."
 WORK = ".work-"
 """Begins the name of what an unfinished output keeps beside the finished ones."""
 
@@ -162,7 +163,7 @@ class Store:
 
     def directory(self, stage: str, name: str) -> Path:
         """A local directory for `stage` that survives a killed run, on this machine; created on first use."""
-        return _make_directory((_cache(self.root) if self.is_remote else Path(self._base)) / stage / f"{WORK}{name}")
+        return self._make_directory(stage, f"{WORK}{name}")
 
     def work(self, stage: str, name: str) -> tuple[pafs.FileSystem, str]:
         """Where in the store `stage` keeps what survives a killed run and its machine (checkpoints): file system and path."""
@@ -285,7 +286,7 @@ class Store:
 
     def _fetch(self, source: str, target: Path, manifest: Manifest, parts: tuple[str, ...]) -> None:
         """Replaces the local copy `target` by what lies in the store; raises ArtifactError when that is damaged itself."""
-        _make_directory(target.parent)
+        self._make_directory(manifest.stage)
         if parts:
             _drop_unused(target.parent, parts)
         staging = Path(mkdtemp(dir=target.parent, prefix=".fetch-", suffix=_suffix(parts)))
@@ -303,11 +304,22 @@ class Store:
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
+    def _make_directory(self, *parts: str) -> Path:
+        """A directory on this machine, of the store itself or of its cache; raises StorageError, which says of which."""
+        path = (_cache(self.root) if self.is_remote else Path(self._base)).joinpath(*parts)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if not os.access(path, os.W_OK):
+                raise PermissionError(f"Permission denied: '{path}'")
+        except OSError as error:
+            what, hint = (f"cache '{path}'", CACHE_HINT) if self.is_remote else (f"'{path}'", _STORAGE_HINT)
+            raise StorageError(f"{what} cannot be written: {first_line(error)}.", hint) from None
+        return path
+
     @contextmanager
     def staging(self, stage: str) -> Iterator[Path]:
         """An empty local directory to build an output in; removed if it is not committed."""
-        parent = (_cache(self.root) if self.is_remote else Path(self._base)) / stage
-        path = Path(mkdtemp(dir=_make_directory(parent), prefix=".tmp-"))
+        path = Path(mkdtemp(dir=self._make_directory(stage), prefix=".tmp-"))
         try:
             yield path
         finally:
@@ -357,11 +369,21 @@ def _suffix(parts: tuple[str, ...]) -> str:
     return "".join(f"-{part}" for part in parts)
 
 
+def cache_home() -> Path:
+    """This machine's cache: copies of outputs of remote stores, and logs of runs that write to one.
+
+    ``CLLMR_CACHE``, else ``cllmr`` in the user's cache folder. Raises StorageError when neither has a place.
+    """
+    if named := os.environ.get("CLLMR_CACHE"):
+        return Path(named)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cllmr"
+    except RuntimeError:
+        raise StorageError("this machine's cache has no place: this user has no home folder.", CACHE_HINT) from None
+
+
 def _cache(storage_root: str) -> Path:
-    cache = os.environ.get("CLLMR_CACHE") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "cllmr"
-    )
-    return Path(cache) / hashlib.sha256(storage_root.encode()).hexdigest()[:12]
+    return cache_home() / hashlib.sha256(storage_root.encode()).hexdigest()[:12]
 
 
 def _drop_unused(copies: Path, parts: tuple[str, ...]) -> None:
@@ -500,16 +522,6 @@ def is_whole(manifest: Manifest) -> bool:
         emit("artifact refused", stage=manifest.stage, fingerprint=manifest.fingerprint, reason=error.message)
         return False
     return True
-
-
-def _make_directory(path: Path) -> Path:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        if not os.access(path, os.W_OK):
-            raise PermissionError(f"Permission denied: '{path}'")
-    except OSError as error:
-        raise StorageError(f"'{path}' cannot be written: {first_line(error)}.", _STORAGE_HINT) from None
-    return path
 
 
 def _rename_directory(source: Path, target: Path, is_good: Callable[[Path], bool]) -> None:

@@ -48,12 +48,12 @@ def launch(stage: str, config: Mapping[str, Any], storage_root: str, parents: Ma
 
     Raises:
         UserError: what the stage itself raised, wherever it ran.
-        LaunchError: the job failed, took too long or vanished; it has been cancelled.
+        LaunchError: the job failed, took too long or vanished; it has been cancelled. Or it is of another release.
     """
     settings = LaunchConfig.model_validate_json(os.environ.get(LAUNCH_VARIABLE) or "{}")
     if settings.backend == "here":
         return _run_here(stage, config, storage_root, parents)
-    described: Stage = importlib.import_module(f"components.{stage}.stage").STAGE
+    described = _described(stage)
     configure_logging()
     with failure_told(described):
         if (done := _done(described, config, storage_root, parents)) is not None:
@@ -62,6 +62,7 @@ def launch(stage: str, config: Mapping[str, Any], storage_root: str, parents: Ma
         emit("stage started", stage=stage)
         job = make_job(stage, config, storage_root, parents, settings)
         manifest = run_job(backend_of(job, settings), Store(storage_root))
+        _check_release(stage, described.version, manifest.version)  # a job of an earlier release does not refuse
     tell_done(manifest)
     return manifest
 
@@ -79,6 +80,7 @@ def make_job(
         "backend": settings.backend,
         "orphan_s": settings.orphan_s,
         "stage": stage,
+        "version": _described(stage).version,
         "config": config,
         "storage_root": storage_root,
         "parents": {key: [one.storage_root, one.stage, one.fingerprint] for key, one in parents.items()},
@@ -169,6 +171,25 @@ def _limit(seen: Seen, config: LaunchConfig) -> float:
     return config.timeout_s if seen.phase == "running" else config.queue_timeout_s
 
 
+def _described(stage: str) -> Stage:
+    described: Stage = importlib.import_module(f"components.{stage}.stage").STAGE
+    return described
+
+
+def _check_release(stage: str, asked: int | None, made: int) -> None:
+    """Raises LaunchError when the step and its job, which have images of their own, differ in the stage's version.
+
+    Fingerprints may differ: a folder with an encoder, which counts by its contents, may be in the job's image alone.
+    """
+    if asked != made:
+        raise LaunchError(
+            f"the step asks for version {asked or 'unknown'} of stage {stage}, and its job makes version {made}: they are of "
+            "different releases.",
+            "Upgrade the image of the job (RayJob templates in ConfigMap cllmr-rayjobs, or the standing Ray cluster) or of the "
+            "pipeline, so that both are of one release.",
+        )
+
+
 def _run_here(stage: str, config: Mapping[str, Any], storage_root: str, parents: Mapping[str, Manifest]) -> Manifest:
     manifest: Manifest = importlib.import_module(f"components.{stage}.stage").run(config, storage_root, **parents)
     return manifest
@@ -239,6 +260,7 @@ def main() -> int:
     watched = (store, request["job"], request["orphan_s"], code)
     threading.Thread(target=_end_when_orphaned, args=watched, daemon=True, name="orphan-watch").start()
     try:
+        _check_release(request["stage"], request.get("version"), _described(request["stage"]).version)
         parents = {}
         for key, (root, stage, name) in request["parents"].items():
             found = Store(root).find(stage, name)

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,9 +46,23 @@ def emit(event: str, **fields: Any) -> None:
             configure_logging()
         structlog.get_logger().info(event, **fields)
         return
-    line = json.dumps({"event": event, "time": time.time(), **fields}, default=str)
-    with open(path, "a", encoding="utf-8") as file:  # one short write in append mode: events of parallel tasks do not mix
-        file.write(line + "\n")
+    line = json.dumps({"event": event, "time": time.time(), **fields}, default=str).encode() + b"\n"
+    with open(path, "a+b") as file:  # one short write in append mode: events of parallel tasks do not mix
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":  # a writer was killed, or the disk was full: that line is lost, this one is not
+                line = b"\n" + line
+        file.write(line)
+
+
+def events_of(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """The events of whole lines of an events file, without lines that were torn."""
+    for line in lines:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        yield event
 
 
 class Progress:

@@ -297,12 +297,15 @@ class Registry:
     # -- one call each --------------------------------------------------------------------------------------------------
 
     def _point(self, client: Any, champions: list[str]) -> None:
-        """Moves the aliases to the end of the list of champions."""
-        client.set_registered_model_alias(self.model_name, CHAMPION, champions[-1])
+        """Moves the aliases to the end of the list of champions.
+
+        The champion last: until then all that broke off is done again by the next try, as the one before is still champion.
+        """
         if len(champions) > 1:
             client.set_registered_model_alias(self.model_name, PREVIOUS, champions[-2])
         elif PREVIOUS in client.get_registered_model(self.model_name).aliases:
             client.delete_registered_model_alias(self.model_name, PREVIOUS)
+        client.set_registered_model_alias(self.model_name, CHAMPION, champions[-1])
 
     def _history(self, client: Any) -> list[str]:
         """Versions that were champion, oldest first, ending with the one that is.

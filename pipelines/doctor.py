@@ -145,10 +145,19 @@ def check_storage(storage_root: str) -> Check:
 
 def check_disk(storage_root: str) -> Check:
     """Room for artifacts (for a remote root: for their local copies)."""
-    place = _existing(Path.home() if "://" in storage_root else Path(storage_root))
+    from components.artifacts import cache_home
+
+    place, setting = Path(storage_root), "--storage"
+    if "://" in storage_root:
+        try:
+            place, setting = cache_home(), "CLLMR_CACHE"
+        except StorageError as error:
+            return Check("disk", "problem", error.message, error.hint)
+    place = _existing(place)
     free = shutil.disk_usage(place).free / 2**30
     if free < MIN_DISK_GIB:
-        return Check("disk", "warning", f"{free:.1f} GiB free at {place}", "Make room, or choose another place with --storage.")
+        fix = f"Make room, or choose another place with {setting}."
+        return Check("disk", "warning", f"{free:.1f} GiB free at {place}", fix)
     return Check("disk", "ok", f"{free:.1f} GiB free")
 
 

@@ -21,10 +21,10 @@ from typing import Any, TextIO
 
 import psutil
 
-from components.artifacts import Manifest, Store
+from components.artifacts import CACHE_HINT, Manifest, Store, cache_home
 from components.errors import StorageError, error_of
 from components.job import AGAIN_VARIABLE, RUN_ID_VARIABLE
-from components.progress import EVENTS_VARIABLE
+from components.progress import EVENTS_VARIABLE, events_of
 from pipelines.display import Display
 from pipelines.plan import CompiledPipeline, built_again, check_order
 
@@ -93,9 +93,8 @@ def absolute_root(storage_root: str) -> str:
 
 
 def runs_home(storage_root: str) -> Path:
-    """Where the logs of runs lie: below a local storage root, else in this machine's cache."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cllmr"
-    return (home if "://" in storage_root else Path(storage_root)) / "runs"
+    """Where the logs of runs lie: below a local storage root, else in this machine's cache, see `cache_home`."""
+    return (cache_home() if "://" in storage_root else Path(storage_root)) / "runs"
 
 
 def make_run_directory(storage_root: str) -> Path:
@@ -104,10 +103,10 @@ def make_run_directory(storage_root: str) -> Path:
     try:
         path.mkdir(parents=True)
     except OSError as error:
-        raise StorageError(
-            f"storage root '{storage_root}' cannot be written: {error.strerror or error} ('{error.filename}').",
-            "Choose a directory you can write with --storage.",
-        ) from None
+        what, hint = f"storage root '{storage_root}'", "Choose a directory you can write with --storage."
+        if "://" in storage_root:
+            what, hint = f"cache '{cache_home()}'", CACHE_HINT
+        raise StorageError(f"{what} cannot be written: {error.strerror or error} ('{error.filename}').", hint) from None
     return path
 
 
@@ -195,7 +194,7 @@ def _new_events(told: TextIO) -> Iterator[dict[str, Any]]:
         if not line.endswith("\n"):  # the end, or a line still being written
             told.seek(position)
             return
-        yield json.loads(line)
+        yield from events_of([line])
 
 
 def _environment(directory: Path, again: Collection[str]) -> dict[str, str]:

@@ -99,7 +99,7 @@ def writing(option: str, path: Path) -> Iterator[None]:
 @contextmanager
 def events_told(file: Path) -> Iterator[None]:
     """At its end, what stages that worked in this process have told, in the lines of a run; `file` holds it until then."""
-    from components.progress import EVENTS_VARIABLE
+    from components.progress import EVENTS_VARIABLE, events_of
     from pipelines.display import Lines
 
     before, os.environ[EVENTS_VARIABLE] = os.environ.get(EVENTS_VARIABLE), str(file)
@@ -111,8 +111,8 @@ def events_told(file: Path) -> Iterator[None]:
         if before is not None:
             os.environ[EVENTS_VARIABLE] = before
         with Lines(make_console(stderr=True)) as shown:
-            for line in file.read_text(encoding="utf-8").splitlines():
-                shown.show(json.loads(line))
+            for event in events_of(file.read_text(encoding="utf-8").splitlines()):
+                shown.show(event)
 
 
 @contextmanager

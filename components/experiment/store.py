@@ -6,11 +6,11 @@ read counts as not there.
 
 import json
 import os
+import secrets
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import IO, Any
 
 import numpy as np
@@ -68,13 +68,14 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
     """Writes a file that is there as a whole or not at all; raises StorageError when that is not possible."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile(dir=path.parent, prefix=".tmp-", delete=False) as file:
+        beside = path.with_name(f".tmp-{secrets.token_hex(8)}")  # not of tempfile: others may read it, as the umask has it
+        with open(beside, "xb") as file:
             try:
                 write(file)
                 file.flush()
-                os.replace(file.name, path)
+                os.replace(beside, path)
             except BaseException:
-                Path(file.name).unlink(missing_ok=True)
+                beside.unlink(missing_ok=True)
                 raise
     except OSError as error:
         raise StorageError(

@@ -14,11 +14,12 @@ import pytest
 import yaml
 
 from components import job, kuberay
-from components.artifacts import Manifest
+from components.artifacts import Manifest, Stage, Store
 from components.errors import ConfigError, LaunchError
 from components.job import Job, LaunchConfig
 from components.kuberay import phase_of
 from components.launch import launch, make_job
+from components.spectrum import stage as spectrum
 from components.spectrum.stage import run as run_spectrum
 from tests import REPOSITORY
 from tests.crds import needs_crds
@@ -165,6 +166,42 @@ def test_the_log_is_told_while_the_job_runs_and_once_although_its_stream_breaks(
     launched(ingest)
     told = [line for line in capfd.readouterr().err.splitlines() if line.startswith("line ")]
     assert told == [f"line {number}" for number in range(6)]
+
+
+# -- releases that differ ---------------------------------------------------------------------------------------------------
+
+OTHER_RELEASE = (
+    r"the step asks for version {asked} of stage spectrum, and its job makes version {made}: they are of different releases\. "
+    r"Upgrade the image of the job \(RayJob templates in ConfigMap cllmr-rayjobs, "
+)
+
+
+def test_a_job_of_another_release_refuses_before_it_works_and_an_attempt_after_it_is_another_job(
+    server: KubeServer, ingest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(spectrum, "STAGE", Stage("spectrum", version=spectrum.STAGE.version + 1))
+        message = OTHER_RELEASE.format(asked=spectrum.STAGE.version, made=spectrum.STAGE.version - 1)
+        with pytest.raises(LaunchError, match=message):
+            launched(ingest)
+    assert Store(ingest.storage_root).outputs("spectrum") == []
+    assert launched(ingest).version == spectrum.STAGE.version
+    assert len(server.created) == 2
+
+
+def test_what_a_job_wrote_that_does_not_know_what_version_is_asked_for_is_not_taken(
+    server: KubeServer, ingest: Manifest, tmp_path: Path
+) -> None:
+    made = run_spectrum({"rank": 2}, str(tmp_path / "old"), ingest=write_ingest(tmp_path / "old", SMALL))
+    old = made.model_copy(update={"version": 1})
+
+    def answers(server: KubeServer, name: str) -> None:
+        Store(ingest.storage_root).write_note(json.dumps({"manifest": old.model_dump(mode="json")}), "launched", f"{name}.json")
+        server.set_status(name, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
+
+    server.operator = answers
+    with pytest.raises(LaunchError, match=OTHER_RELEASE.format(asked=made.version, made=1)):
+        launched(ingest)
 
 
 # -- queues and limits ------------------------------------------------------------------------------------------------------

@@ -589,6 +589,15 @@ def test_a_storage_root_below_a_file_is_refused_with_the_next_action(tmp_path: P
         run(tmp_path / "file" / "store")
 
 
+def test_a_cache_that_cannot_be_written_is_named_and_not_the_storage_root(
+    remote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("CLLMR_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(StorageError, match=r"^cache '.*file/cache/.*' cannot be written: .* Set CLLMR_CACHE to a"):
+        run(remote)
+
+
 def test_an_unknown_scheme_is_refused_with_the_ones_allowed() -> None:
     with pytest.raises(StorageError, match=r"storage root 'nowhere://x' is not usable: .*local path or an s3://, gs://"):
         run("nowhere://x")

@@ -1,7 +1,9 @@
 """Units of work, resuming, results and their keys, cold start, on a planted data set that takes seconds."""
 
 import json
+import os
 import shutil
+import stat
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -218,6 +220,16 @@ def test_a_damaged_unit_is_measured_again_and_no_half_file_is_left(tmp_path: Pat
     with pytest.raises(ValueError, match="JSON"):
         results.keep("nan", Outcome({"a": float("nan")}, {}))
     assert [path.name for path in (tmp_path / "units").iterdir()] == ["key.npz"]
+
+
+def test_a_unit_may_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
+    results = Results(tmp_path)
+    before = os.umask(0o027)
+    try:
+        results.keep("key", Outcome({}, {}))
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(results.path("key").stat().st_mode) == 0o640
 
 
 def test_test_interactions_do_not_touch_what_is_chosen(source: Source) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pwd
 import signal
 import subprocess
 import sys
@@ -14,10 +15,13 @@ from rich.console import Console
 from components.artifacts import Store
 from components.errors import ConfigError, DataError, StorageError, UserError
 from components.job import Job
+from components.progress import emit
 from pipelines import local
 from pipelines.display import Lines
+from pipelines.doctor import check_disk
 from pipelines.local import PlatformRun, StageCrashed
 from pipelines.plan import plan
+from pipelines.terminal import events_told
 from tests import REPOSITORY
 from tests.fake_pipeline import fake_pipeline
 from tests.fakes import STAGES, FakeConfig, FakePlatform
@@ -167,6 +171,57 @@ def test_a_storage_root_below_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError, match=r"storage root '.*file/root' cannot be written: Not a directory .*--storage"):
         run_fakes(tmp_path / "file" / "root")
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+def test_logs_of_runs_on_a_remote_store_lie_in_the_cache_which_is_named_when_it_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_named: bool
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    if is_named:
+        monkeypatch.setenv("CLLMR_CACHE", str(tmp_path / "file" / "cache"))
+    else:
+        monkeypatch.delenv("CLLMR_CACHE", raising=False)
+    with pytest.raises(
+        StorageError,
+        match=r"^cache '.*/file/.*cache.*' cannot be written: Not a directory .* Set CLLMR_CACHE to",
+    ):
+        local.make_run_directory("s3://bucket/cllmr")
+    monkeypatch.setenv("CLLMR_CACHE", str(tmp_path / "cache"))
+    assert local.make_run_directory("s3://bucket/cllmr").parent == tmp_path / "cache" / "runs"
+
+
+def test_a_user_without_a_home_folder_is_told_to_name_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CLLMR_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)  # as of a container's user whom its image does not know
+    with pytest.raises(StorageError, match=r"has no place: this user has no home folder\. Set CLLMR_CACHE"):
+        local.make_run_directory("s3://bucket/cllmr")
+    check = check_disk("s3://bucket/cllmr")
+    assert (check.state, check.fix) == ("problem", "Set CLLMR_CACHE to a folder you can write.")
+
+
+def test_an_event_that_was_torn_is_passed_over_and_the_next_one_begins_a_line_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def tell() -> None:
+        emit("warning", stage="train", message="before")
+        with open(file, "a", encoding="utf-8") as torn:
+            torn.write('{"event": "warning", "sta')
+        emit("warning", stage="train", message="after")
+
+    file = tmp_path / "events.jsonl"
+    monkeypatch.setenv("CLLMR_EVENTS", str(file))
+    tell()
+    with open(file, encoding="utf-8") as told:
+        assert [event["message"] for event in local._new_events(told)] == ["before", "after"]
+    assert len(file.read_text(encoding="utf-8").splitlines()) == 3
+    file = tmp_path / "other.jsonl"
+    with events_told(file):
+        tell()
+    assert [line.split()[-1] for line in capsys.readouterr().err.splitlines()] == ["before", "after"]
 
 
 SCRIPT = """

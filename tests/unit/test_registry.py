@@ -1,9 +1,13 @@
 """The model registry on a real MLflow on SQLite, and on one that is down."""
 
+import itertools
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 
 from components import registry as registries
 from components.errors import ConfigError
@@ -126,6 +130,48 @@ def test_a_promotion_that_broke_off_before_the_alias_moved_leaves_the_old_champi
         registry.rollback()
     registry.promote("bbbb")
     assert registry.rollback().fingerprint == "aaaa"
+
+
+def broken_at(call: int) -> Callable[..., None]:
+    """In place of the client's method that moves an alias: the call of this number, from 1, fails."""
+    move, calls = MlflowClient.set_registered_model_alias, itertools.count(1)
+
+    def moved(*args: Any) -> None:
+        if next(calls) == call:
+            raise OSError("connection lost")
+        move(*args)
+
+    return moved
+
+
+@pytest.mark.parametrize("call", [1, 2])
+def test_a_promotion_that_broke_off_between_the_aliases_is_made_by_the_next_try(registry, monkeypatch, call):
+    register(registry, "aaaa", "bbbb", "cccc")
+    registry.promote("aaaa")
+    registry.promote("bbbb")
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "set_registered_model_alias", broken_at(call))
+        with pytest.raises(RegistryError, match="does not answer: connection lost"):
+            registry.promote("cccc")
+    assert registry.champion().fingerprint == "bbbb", "or the next try would find nothing to do"
+    registry.promote("cccc", over="bbbb")
+    assert (registry.champion().fingerprint, registry.previous().fingerprint) == ("cccc", "bbbb")
+    registry.forget(["aaaa", "bbbb"], "/store")
+    assert registry.rollback().fingerprint == "bbbb"
+
+
+@pytest.mark.parametrize("call", [1, 2])
+def test_a_rollback_that_broke_off_between_the_aliases_is_made_by_the_next_try_and_not_made_twice(registry, monkeypatch, call):
+    register(registry, "aaaa", "bbbb", "cccc")
+    for fingerprint in ("aaaa", "bbbb", "cccc"):
+        registry.promote(fingerprint)
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "set_registered_model_alias", broken_at(call))
+        with pytest.raises(RegistryError, match="does not answer: connection lost"):
+            registry.rollback()
+    assert registry.champion().fingerprint == "cccc"
+    assert registry.rollback().fingerprint == "bbbb"
+    assert registry.previous().fingerprint == "aaaa"
 
 
 @pytest.mark.parametrize(

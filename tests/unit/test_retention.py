@@ -122,7 +122,6 @@ def place(
 ) -> Place:
     shutil.copy(empty_database, tmp_path / "mlflow.db")
     monkeypatch.setenv("CLLMR_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "logs"))
     monkeypatch.setenv("CLLMR_EVENTS", str(tmp_path / "events.jsonl"))
     root = str(tmp_path / "root")
     if request.param == "s3":
