@@ -27,7 +27,8 @@ class Row:
     """What a view has of one entity."""
 
     event_time: float
-    """Unix seconds; 0 where there is no row."""
+    """Unix seconds; 0 where there is no row. From SQLite off by the hours between the time zones of writer and reader: Feast
+    writes it by the local clock, and does not write by which."""
     _values: "Mapping[str, Value]"
 
     def __getitem__(self, feature: str) -> Any:

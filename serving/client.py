@@ -186,7 +186,8 @@ class Client:
         return self._ask("/v1/model", None, ModelResponse)
 
     def _ask(self, path: str, request: BaseModel | None, answer: type[_Response]) -> _Response:
-        body = None if request is None else request.model_dump(mode="json")
+        # what is as it would be anyway is left out: an endpoint of an earlier version need not know it
+        body = None if request is None else request.model_dump(mode="json", exclude_defaults=True)
         response = self._send(path, body)
         if response.status_code != 200:
             raise self._refused(response)
@@ -241,4 +242,7 @@ class Client:
             return ServingError(
                 f"{response.url} answers status {response.status_code} and is no endpoint of ours.", "Check the address."
             )
-        return ServingError(f"the endpoint refuses: {error.message}", f"{error.hint} (request {error.request_id})")
+        hint = error.hint
+        if error.message.endswith("Extra inputs are not permitted."):  # pydantic's; requests are typed, so it is no misspelling
+            hint = "The endpoint does not know that field: use the client of the same version as the endpoint."
+        return ServingError(f"the endpoint refuses: {error.message}", f"{hint} (request {error.request_id})")

@@ -63,6 +63,7 @@ _THREADS = 4  # look-ups at a time; the store's client blocks
 _LAST_GOOD_USERS, _LAST_GOOD_SECONDS = 10_000, 3600.0  # users kept for when the store is away: about 20 MB
 _MAX_WAITING = 64  # look-ups that may pile up behind a slow store before new ones are not even tried
 _RETRY_SECONDS = (1.0, 2.0, 5.0, 15.0, 60.0)
+_ZONES_APART = 26 * 3600  # seconds between the time zones that are farthest from each other, see feature_repo.joint.Row
 
 Age = Literal["fresh", "stale", "missing"]
 _OfUser = TypeVar("_OfUser", UserRecommendations, ScoreResponse, ExplainResponse, NewItemScore)
@@ -418,10 +419,11 @@ def age_of(event_time: float, ttl: float, now: float) -> Age:
     """Of a row that was looked up.
 
     Args:
-        event_time: Unix seconds, 0 where there is no row; `UNTIMED` has no age and is fresh.
+        event_time: Unix seconds, 0 where there is no row; `UNTIMED`, read in whatever time zone, has no age and is fresh.
         ttl: of its view, seconds; 0 is without end, as Feast has it.
         now: Unix seconds.
     """
     if not event_time:
         return "missing"
-    return "stale" if event_time != UNTIMED and 0 < ttl < now - event_time else "fresh"
+    has_age = abs(event_time - UNTIMED) > _ZONES_APART
+    return "stale" if has_age and 0 < ttl < now - event_time else "fresh"

@@ -16,9 +16,14 @@ class Limiter:
         self.rate = rate
         self._item = limits.parse(rate)
         self._window = limits.strategies.MovingWindowRateLimiter(limits.storage.MemoryStorage())
+        self._latest = 0.0  # Unix seconds
 
     def wait(self, caller: str) -> float:
         """0 where the caller may ask now, which counts as asking; else the seconds until it may."""
+        now = time.time()  # the package's clock
+        if now < self._latest:  # it was set back: what was counted lies in the future, and would count until then
+            self._window.storage.reset()
+        self._latest = now
         if self._window.hit(self._item, caller):
             return 0.0
         # the window may have moved on since it was hit: refused is refused, and never 0

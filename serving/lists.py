@@ -24,6 +24,8 @@ from serving.settings import Scoring
 
 BATCH = "batch"
 """Stage that makes them."""
+BATCH_VERSION = 3
+"""Of what that stage writes; tables of another one are not looked at."""
 TABLE_DIRECTORY = "recommendations"
 
 _MEASURED_USERS = 64
@@ -113,15 +115,16 @@ def measured(lists: RankedLists, scorer: Scorer) -> float:
 
 
 def find(storage_root: str, train: str, scorer: Scorer) -> Manifest | None:
-    """The table with most rows of what a model answers when nothing else is asked for; None: there is none."""
+    """The table with most rows of what a model answers when nothing else is asked for, the newest of equals; None: no table."""
     tables = [
         table
         for table in Store(storage_root).outputs(BATCH)
-        if table.parents.get("train") == train
+        if table.version == BATCH_VERSION  # an earlier one may be wrong, which is why there is a later one
+        and table.parents.get("train") == train
         and table.config["exclude_seen"]
         and table.config["debias"] in (None, scorer.debias_strength)
     ]
-    return max(tables, key=lambda table: int(table.facts["num_rows"]), default=None)
+    return max(tables, key=lambda table: (int(table.facts["num_rows"]), table.created_at), default=None)
 
 
 def read(table: Manifest, scorer: Scorer) -> RankedLists:

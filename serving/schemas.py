@@ -1,9 +1,19 @@
 """Requests and answers of the HTTP API: strict, unknown fields refused, examples that run against the sample data."""
 
 import time
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from components.ids import MAX_ID_LENGTH
 
@@ -153,6 +163,11 @@ class Event(_Strict):
         lt=2**40,
         description="When, Unix seconds. Left out: now; give it where an event may be sent again, so that it is known again.",
     )
+
+    @model_serializer(mode="wrap")
+    def _with_its_time(self, rest: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without defaults too: pydantic takes the time for one where it is now, and sent again it would be another event."""
+        return {**rest(self), "timestamp": self.timestamp}
 
 
 class EventsRequest(_Strict):

@@ -21,9 +21,9 @@ from components.ingest.readers import column_names, read_chunks
 from components.local_ray import ray_session
 from components.progress import progress
 from components.registry import Registry, default_tracking_uri
-from serving.lists import BATCH, TABLE_DIRECTORY
+from serving.lists import BATCH, BATCH_VERSION, TABLE_DIRECTORY
 
-STAGE = Stage(BATCH, version=3)
+STAGE = Stage(BATCH, version=BATCH_VERSION)
 
 SCHEMA = pa.schema(
     [

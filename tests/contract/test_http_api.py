@@ -750,3 +750,15 @@ def test_a_window_moves(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 < limiter.wait("a") <= 1
     now += 1.01
     assert limiter.wait("a") == 0.0
+
+
+def test_a_clock_that_is_set_back_refuses_nobody_for_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now)
+    limiter = Limiter("2/second")
+    assert [limiter.wait("a") for _ in range(2)] == [0.0, 0.0]
+    now -= 600
+    assert [limiter.wait("a") for _ in range(2)] == [0.0, 0.0]
+    assert 0 < limiter.wait("a") <= 1
+    now += 1.01
+    assert limiter.wait("a") == 0.0

@@ -16,7 +16,7 @@ from feature_repo.store import open_shared_store, open_store
 from serving.events import open_history
 from serving.features import open_history_reader
 from serving.schemas import Event
-from tests.features_parents import Small, embeddings
+from tests.features_parents import EVENTS, Small, embeddings
 from tests.stores import RedisServer
 
 OWN = {"user_history": ["item_ids"], "user_side_information": ["embedding", "profile"]}
@@ -98,6 +98,25 @@ def test_one_reader_gives_histories_events_and_the_side_information_of_whom_has_
         "user_side_information": {"stale": 2, "missing": 2},
     }
     assert read(["9", "told"]).profiles is None
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Asia/Tokyo", "America/Los_Angeles"])
+def test_data_without_timestamps_have_no_age_in_another_time_zone_than_the_writers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zone: str
+) -> None:
+    root = str(tmp_path)
+    untimed = Small(root, events=[(user, item, 0, split) for user, item, _, split in EVENTS]).write()
+    try:
+        with monkeypatch.context() as patched:
+            patched.setenv("TZ", "UTC")
+            time.tzset()
+            features = run({"online_store": "sqlite"}, root, **untimed.as_arguments())
+            patched.setenv("TZ", zone)
+            time.tzset()
+            found = open_history_reader(root, features.fingerprint)(["7"])
+    finally:
+        time.tzset()
+    assert (found.item_ids, found.ages) == ([["2", "5", "31"]], ["fresh"])
 
 
 @pytest.mark.parametrize("features", ["redis"], indirect=True)

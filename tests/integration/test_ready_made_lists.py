@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from components.artifacts import Manifest
+from components.artifacts import MANIFEST, Manifest, Stage, run_stage
 from components.batch import stage
+from components.batch.config import BatchConfig
 from components.ids import UNKNOWN
 from serving import lifecycle, lists
 from serving.approximate import Exactness
+from serving.bundle import find_trained
 from serving.lifecycle import Follower, Target, load
-from serving.lists import RankedLists
+from serving.lists import BATCH, BATCH_VERSION, RankedLists
 from serving.recommender import Recommender
 from serving.schemas import RecommendRequest
 from serving.scorer import Scorer
@@ -116,6 +118,29 @@ def test_a_table_of_some_users_makes_way_for_one_of_all_of_them(tmp_path: Path, 
     follower._look_for_lists_at = 0.0
     follower.look()
     assert np.count_nonzero(follower.live.recommender._lists.lengths) == NUM_USERS  # type: ignore[union-attr]
+
+
+def test_of_tables_of_the_current_version_the_one_with_most_rows_is_taken_and_of_several_the_newest(
+    tmp_path: Path, scorer: Scorer
+) -> None:
+    target = trained(str(tmp_path))
+    made_by = {"train": find_trained(target.storage_root, target.fingerprint)}
+
+    def table(version: int, num_rows: int, created_at: str) -> str:
+        settings = BatchConfig(users_per_part=int(created_at))  # makes it another one
+        made = run_stage(Stage(BATCH, version), settings, str(tmp_path), made_by, lambda directory: {"num_rows": num_rows})
+        made.model_copy(update={"created_at": created_at}).write(tmp_path / BATCH / made.fingerprint / MANIFEST)
+        return made.fingerprint
+
+    def found() -> str | None:
+        best = lists.find(target.storage_root, target.fingerprint, scorer)
+        return best and best.fingerprint
+
+    table(BATCH_VERSION - 1, 30, "2001")
+    assert found() is None
+    of_year = {year: table(BATCH_VERSION, 20, year) for year in ("2004", "2005", "2003")}
+    table(BATCH_VERSION, 10, "2006")
+    assert found() == of_year["2005"]
 
 
 def test_lists_that_storage_did_not_give_are_asked_for_again_and_poor_ones_are_not(

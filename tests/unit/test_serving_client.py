@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from components.errors import ServingError
 from serving.client import Client
 from serving.run import wait_until_ready
+from serving.schemas import Event, Filter, Range
 
 SCORES: dict[str, Any] = {
     "model_version": "7",
@@ -43,6 +44,34 @@ def test_a_question_is_sent_as_the_schema_says_and_the_answer_is_typed() -> None
     assert (scores.scores[0].score, scores.model_version) == (1.5, "7")
     assert (str(seen[0].url), seen[0].method) == ("http://endpoint:8000/v1/score", "POST")
     assert json.loads(seen[0].content) == {"user_id": "ann", "item_ids": ["i0"], "recent": ["i3"], "debias": 0.5}
+
+
+def test_what_is_as_it_would_be_anyway_is_not_sent_for_an_earlier_endpoint_need_not_know_it() -> None:
+    seen: list[Any] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(json.loads(request.content))
+        return httpx.Response(503, json=ERROR)
+
+    with client(answer, retries=0) as asked:
+        given: list[dict[str, Filter]] = [{}, {"year": Range(min=1990.0)}]
+        for filters in given:
+            with pytest.raises(ServingError):
+                asked.recommend(["ann"], k=5, filters=filters)
+    assert seen == [{"users": ["ann"], "k": 5}, {"users": ["ann"], "k": 5, "filters": {"year": {"min": 1990.0}}}]
+
+
+def test_an_event_is_sent_with_its_time_so_that_it_is_the_same_when_it_is_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(json.loads(request.content))
+        return httpx.Response(503, json=ERROR)
+
+    monkeypatch.setattr("time.time", lambda: 1_000_000_000.5)  # "now" is the default, however long ago it was
+    with client(answer, retries=1) as asked, pytest.raises(ServingError):
+        asked.tell([Event(user_id="ann", item_id="i0")])
+    assert seen == [{"events": [{"user_id": "ann", "item_id": "i0", "timestamp": 1_000_000_000}]}] * 2
 
 
 def test_a_dropped_connection_and_an_overload_are_asked_again() -> None:
@@ -114,6 +143,13 @@ def test_an_answer_that_a_proxy_garbled_is_told() -> None:
 def test_a_refusal_is_passed_on_with_the_request_id() -> None:
     with pytest.raises(ServingError, match=r"the endpoint refuses: too many requests .* \(request abc\)"):
         client(lambda request: httpx.Response(503, json=ERROR)).model()
+
+
+def test_a_field_that_the_endpoint_does_not_know_is_said_to_be_of_another_version() -> None:
+    error = {**ERROR, "code": "invalid_request", "message": "filters: Extra inputs are not permitted.", "hint": "See /docs."}
+    told = r"refuses: filters: Extra .* use the client of the same version as the endpoint\. \(request abc\)"
+    with pytest.raises(ServingError, match=told):
+        client(lambda request: httpx.Response(422, json=error)).recommend(["ann"], filters={"genres": ["Drama"]})
 
 
 def test_a_refused_request_is_not_asked_again() -> None:

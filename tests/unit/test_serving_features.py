@@ -201,8 +201,10 @@ def test_rows_older_than_their_view_allows_are_stale(seconds_ago: int, ttl: int,
 
 
 def test_rows_of_data_without_timestamps_have_no_age() -> None:
-    assert features_module.age_of(UNTIMED, 100, NOW) == "fresh"
-    assert features_module.age_of(UNTIMED + 1, 100, NOW) == "stale"
+    for zones_apart in (-26, -9, 0, 5.5, 26):
+        assert features_module.age_of(UNTIMED + zones_apart * 3600, 100, NOW) == "fresh"
+    for days in (-2, 2):
+        assert features_module.age_of(UNTIMED + days * 86_400, 100, NOW) == "stale"
 
 
 def test_an_endpoint_without_a_feature_store_is_not_degraded() -> None:
