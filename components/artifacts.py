@@ -6,7 +6,8 @@ directory without one does not exist. So a stage whose manifest exists is skippe
 idempotent retry, with one mechanism.
 
 ``storage_root`` is a local path or a URI that pyarrow reads (``s3://bucket/prefix``, ``gs://...``, ``file:///...``); data of a
-remote store are fetched into a local cache, checked against the manifest and then read as files.
+remote store are fetched into a local cache, checked against the manifest and then read as files. No folder can be renamed in
+one, so every upload has a folder of its own below the output's, which the manifest names: writing that is the switch.
 """
 
 import errno
@@ -22,6 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any, Self
+from uuid import uuid4
 
 import pyarrow.fs as pafs
 from pydantic import BaseModel, ConfigDict
@@ -38,6 +40,8 @@ UNUSED_SECONDS = 3600.0
 CACHE_HINT = "Set CLLMR_CACHE to a folder you can write."
 WORK = ".work-"
 """Begins the name of what an unfinished output keeps beside the finished ones."""
+DATA = "data-"
+"""Begins the name of an upload's folder in a remote store."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,8 @@ class Manifest(BaseModel):
     """The stage's own settings, as used."""
     parents: dict[str, str]
     """Fingerprint of every input, by stage name."""
+    folder: str = ""
+    """Where the files lie below the artifact's own folder: in one per upload to a remote store, else in itself."""
     files: dict[str, FileEntry]
     """Every file, by its path inside the artifact."""
     facts: dict[str, Any]
@@ -82,9 +88,14 @@ class Manifest(BaseModel):
     created_at: str
 
     @property
+    def place(self) -> str:
+        """The directory of the artifact's files, relative to the storage root."""
+        return "/".join(filter(None, (self.stage, self.fingerprint, self.folder)))
+
+    @property
     def uri(self) -> str:
-        """The artifact's directory, as a path or URI below the storage root."""
-        return _join(self.storage_root, self.stage, self.fingerprint)
+        """The directory of the artifact's files, as a path or URI below the storage root."""
+        return _join(self.storage_root, self.place)
 
     def path(self, *parts: str) -> Path:
         """The artifact as a local directory, fetched when the store is remote.
@@ -238,13 +249,17 @@ class Store:
 
     def folders(self, stage: str) -> list[tuple[str, int, datetime, bool]]:
         """Every folder of a stage, finished or not: its path below the root, bytes, time of its newest file, and whether there
-        is a manifest in it, readable or not."""
-        found: dict[str, tuple[int, datetime, bool]] = {}
-        for path, size, written in self.files(stage):
-            folder = "/".join(path.split("/")[:2])
-            before = found.get(folder, (0, written, False))
-            found[folder] = (before[0] + size, max(before[1], written), before[2] or path == f"{folder}/{MANIFEST}")
-        return [(folder, *described) for folder, described in found.items()]
+        is a manifest in it, readable or not; beside one that has a manifest, each of its uploads."""
+        files, found = self.files(stage), dict[str, tuple[int, datetime]]()
+        with_manifest = {path.removesuffix(f"/{MANIFEST}") for path, _, _ in files if path.endswith(f"/{MANIFEST}")}
+        for path, size, written in files:
+            parts = path.split("/")
+            folder = "/".join(parts[:2])
+            if folder in with_manifest and parts[2].startswith(DATA):
+                folder = "/".join(parts[:3])
+            before = found.get(folder, (0, written))
+            found[folder] = (before[0] + size, max(before[1], written))
+        return [(folder, *described, folder in with_manifest) for folder, described in found.items()]
 
     def remove(self, path: str) -> None:
         """Removes a file or folder by its path below the root, and this machine's copy; nothing happens if it is not there."""
@@ -274,7 +289,7 @@ class Store:
 
     def local_path(self, manifest: Manifest, *parts: str) -> Path:
         """See Manifest.path."""
-        source = self._remote(manifest.stage, manifest.fingerprint)
+        source = self._remote(manifest.place)
         if not self.is_remote:
             _verify(Path(source), manifest, parts)
             return Path(source)
@@ -328,22 +343,22 @@ class Store:
     def commit(self, built: Path, manifest: Manifest, instead_of: Manifest | None = None) -> Manifest:
         """Makes `built` the output that `manifest` describes: data first, manifest last.
 
-        What another process has put there first is kept, unless it is `instead_of`; the manifest of what lies there now.
+        What another process has put there first is kept, unless it is `instead_of`; the manifest of what lies there now. In a
+        remote store replaced data stay for those who have the manifest before: a clean-up removes them.
         """
         (built / MANIFEST).unlink(missing_ok=True)
-        target = self._remote(manifest.stage, manifest.fingerprint)
-        text = manifest.model_dump_json(indent=2).encode()
         if self.is_remote:
             there = self.find(manifest.stage, manifest.fingerprint)
             if there is not None and there != instead_of and is_whole(there):
                 return there
-            # under the manifest of `instead_of`, if it is there: a copy of that in a cache is good until the new one is written
+            manifest = manifest.model_copy(update={"folder": f"{DATA}{uuid4().hex}"})
+            target = self._remote(manifest.place)
             self._fs.create_dir(target, recursive=True)
             pafs.copy_files(str(built), target, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=self._fs)
-            with self._fs.open_output_stream(self._remote(manifest.stage, manifest.fingerprint, MANIFEST)) as stream:
-                stream.write(text)
+            self.write_note(manifest.model_dump_json(indent=2), manifest.stage, manifest.fingerprint, MANIFEST)
             return manifest
-        (built / MANIFEST).write_bytes(text)
+        target = self._remote(manifest.stage, manifest.fingerprint)
+        (built / MANIFEST).write_bytes(manifest.model_dump_json(indent=2).encode())
         _rename_directory(built, Path(target), lambda directory: _has_manifest(directory, instead_of))
         return self.find(manifest.stage, manifest.fingerprint) or manifest  # None: removed again by another process
 

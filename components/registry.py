@@ -50,7 +50,8 @@ class ModelVersion:
     storage_root: str
     """Where its artifacts live."""
     bundle: str
-    """The bundle's directory, relative to the storage root: ``train/<fingerprint>/bundle``."""
+    """The bundle's directory when it was registered, relative to the storage root: ``train/<fingerprint>/bundle``, and in a
+    remote store with the upload's folder in between."""
     metrics: dict[str, float]
     """Main figures of its evaluation."""
     created_at: str

@@ -4,8 +4,9 @@ Kept is whatever is younger than a limit; the newest models; every model that an
 challenger, previous), under whatever name, or that an endpoint is configured with; and what any of these was made from, began
 with, or was evaluated and served with. Answers of an LLM are kept while a kept output was made with that model's answers. A
 manifest goes before its data and a marker before its shard, so that what a broken-off removal leaves does not exist for a run,
-and the next removal takes the rest. Online rows that a killed run left go after a day. Where a manifest cannot be read nobody
-knows what has to stay, and nothing is removed.
+and the next removal takes the rest. Online rows that a killed run left go after a day, and so do data that an output which was
+built again has replaced in a remote store: no run that reads them takes longer. Where a manifest cannot be read nobody knows
+what has to stay, and nothing is removed.
 
 Online rows take memory, each feature set its own, and can be written again from what is kept. So they go, however young the
 feature set is, unless it is that of a model that is pointed at or configured, or of a run of the last two days, and not while
@@ -44,8 +45,8 @@ class Removable:
     """One thing that nothing kept needs."""
 
     what: str
-    """``output`` of a stage, online ``rows`` of a feature set that stays, ``unfinished`` work of a killed run, ``answers`` of
-    an LLM, ``note`` or ``log`` of a run."""
+    """``output`` of a stage, online ``rows`` of a feature set that stays, ``replaced`` data of an output that was built again,
+    or half of them, ``unfinished`` work of a killed run, ``answers`` of an LLM, ``note`` or ``log`` of a run."""
     where: str
     """Path below the storage root; of a log below its own folder."""
     bytes: int
@@ -90,13 +91,19 @@ def removable(
         for one in outputs
         if one.fingerprint not in kept
     ]
-    finished = {f"{one.stage}/{one.fingerprint}" for one in outputs}
-    begun = max((newest for place, _, newest, _ in folders if place not in finished), default=None)
+    finished = {f"{one.stage}/{one.fingerprint}": one for one in outputs}
+    current = {one.place for one in outputs}.union(finished)
+    begun = max((newest for place, _, newest, _ in folders if place not in current), default=None)
     if begun is None or begun < datetime.now(UTC) - LONGEST_RUN:  # else a run may be at work, with a feature set of long ago
         found += _unused_rows(outputs, kept, served.union(deployed), storage_root)
+    a_run_ago = max(cutoff, datetime.now(UTC) - LONGEST_RUN)
     for place, size, newest, has_manifest in folders:
-        name = place.split("/")[1]
-        if place in finished:
+        stage, name = place.split("/")[:2]
+        if place in current:
+            continue
+        if (output := finished.get(f"{stage}/{name}")) is not None:
+            if max(newest, datetime.fromisoformat(output.created_at)) < a_run_ago:  # a run may have the manifest before
+                found.append(Removable("replaced", place, size))
             continue
         if has_manifest and not name.startswith("."):  # what was being built when its run was killed may have one
             raise ArtifactError(
@@ -104,7 +111,7 @@ def removable(
                 "Put back what was there or build it again; if nothing needs it, remove the folder by hand.",
             )
         # online rows of a killed run take memory, and no run takes longer to be finished
-        limit = max(cutoff, datetime.now(UTC) - LONGEST_RUN) if place.startswith(f"{FEATURES}/{WORK}") else cutoff
+        limit = a_run_ago if place.startswith(f"{FEATURES}/{WORK}") else cutoff
         if newest < limit and name not in kept:
             found.append(Removable("unfinished", place, size))
     in_use = [one.config for one in outputs if one.stage == "sideinfo" and one.fingerprint in kept]
@@ -211,7 +218,7 @@ def remove(storage_root: str, tracking_uri: str, found: Iterable[Removable]) -> 
         Registry(tracking_uri, name).forget(models, storage_root)
     needed = _needed_since(store, tracking_uri, found)  # only now: what was forgotten, no alias can move to any more
     for one in sorted(found, key=lambda one: one.what != "rows"):  # rows first: their models stay, and may be pointed at
-        if not needed.isdisjoint(one.where.split("/")):
+        if one.what != "replaced" and not needed.isdisjoint(one.where.split("/")):
             emit("warning", message=f"{one.where} stays: the registry points at its model since it was listed")
             continue
         try:

@@ -193,7 +193,7 @@ def _track(registry: Registry, train: Manifest, evaluate: Manifest) -> str | Non
 
 
 def _bundle_path(train: Manifest) -> str:
-    return f"{train.stage}/{train.fingerprint}/bundle"
+    return f"{train.place}/bundle"
 
 
 def _described(champion: ModelVersion | None) -> dict[str, Any] | None:

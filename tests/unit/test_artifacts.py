@@ -250,7 +250,7 @@ def test_a_moved_store_is_read_where_it_lies_now(tmp_path: Path) -> None:
 
 def test_a_remote_store_gives_back_what_was_written(remote: str, tmp_path: Path) -> None:
     manifest = run(remote)
-    assert manifest.uri == f"{remote}/planting/{manifest.fingerprint}"
+    assert manifest.uri == f"{remote}/planting/{manifest.fingerprint}/{manifest.folder}"
     assert run(remote, never) == manifest
     local = manifest.path()
     assert local.is_relative_to(tmp_path / "cache")
@@ -271,7 +271,7 @@ def test_a_remote_output_without_a_manifest_does_not_exist(remote: str, tmp_path
 
 def test_a_remote_file_damaged_before_it_is_fetched_is_noticed_and_built_again(remote: str, tmp_path: Path) -> None:
     manifest = run(remote)
-    damage(tmp_path / "bucket/planting" / manifest.fingerprint / "deep/data.bin")
+    damage(tmp_path / "bucket" / manifest.place / "deep/data.bin")
     with pytest.raises(ArtifactError, match=r"data\.bin is not what its manifest says"):
         manifest.path()
     assert run(remote).path().is_dir()
@@ -279,7 +279,7 @@ def test_a_remote_file_damaged_before_it_is_fetched_is_noticed_and_built_again(r
 
 def test_a_refused_download_is_not_left_in_the_cache(remote: str, tmp_path: Path) -> None:
     manifest = run(remote)
-    damage(tmp_path / "bucket/planting" / manifest.fingerprint / "deep/data.bin")
+    damage(tmp_path / "bucket" / manifest.place / "deep/data.bin")
     with pytest.raises(ArtifactError, match=r"data\.bin is not what its manifest says"):
         manifest.path()
     assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
@@ -311,12 +311,12 @@ def test_parts_of_outputs_are_fetched_alone_and_dropped_when_nobody_holds_them(r
     copies = [other.path(), other.path("deep")]
     Store(remote).remove(f"planting/{other.fingerprint}")
     assert not any(copy.exists() for copy in copies), "nor is there a copy of what was removed"
-    assert all((tmp_path / "bucket/planting" / one.fingerprint / "deep/data.bin").is_file() for one in made)
+    assert all((tmp_path / "bucket" / one.place / "deep/data.bin").is_file() for one in made)
 
 
 def test_a_part_that_the_store_has_lost_is_told_of(remote: str, tmp_path: Path) -> None:
     manifest = run(remote)
-    shutil.rmtree(tmp_path / "bucket/planting" / manifest.fingerprint / "deep")
+    shutil.rmtree(tmp_path / "bucket" / manifest.place / "deep")
     with pytest.raises(ArtifactError, match=r"deep/data.bin is not what its manifest says: sha256 no file"):
         manifest.path("deep")
 
@@ -382,6 +382,43 @@ def test_what_is_asked_for_again_takes_the_place_of_what_is_there_when_it_is_bui
     monkeypatch.delenv("CLLMR_AGAIN")
     assert run(root, never) == second
     assert is_remote or leftovers(tmp_path / "bucket") == []
+
+
+def test_an_upload_that_is_broken_off_leaves_what_is_there_whole_for_every_reader(
+    remote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, copy = run(remote), artifacts.pafs.copy_files
+    monkeypatch.setenv("CLLMR_AGAIN", "planting")
+
+    def other_at_first(directory: Path) -> dict[str, Any]:
+        (directory / "deep").mkdir()
+        (directory / "deep/data.bin").write_bytes(b"other")
+        return other(directory)
+
+    def killed(source: str, target: str, **options: Any) -> None:
+        shutil.rmtree(Path(source) / "deep")
+        copy(source, target, **options)  # one file of two
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(artifacts.pafs, "copy_files", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(remote, other_at_first)
+    store = Store(remote)
+    assert store.find("planting", first.fingerprint) == first
+    assert sha256_file(first.path() / "figures.json") == first.files["figures.json"].sha256, "by a reader without a copy"
+
+    run(remote, other_at_first)
+    second = store.find("planting", first.fingerprint)
+    assert second is not None
+    assert (second.path() / "deep/data.bin").read_bytes() == b"other", "by a reader with a copy of the first"
+    assert sha256_file(first.path() / "deep/data.bin") == first.files["deep/data.bin"].sha256, "by who has its manifest"
+    described = {place: has_manifest for place, _, _, has_manifest in store.folders("planting")}
+    assert described.keys() >= {first.place, second.place, f"planting/{first.fingerprint}"}
+    assert [place for place, has_manifest in described.items() if has_manifest] == [f"planting/{first.fingerprint}"]
+    assert len(described) == 4, "and what the broken-off upload has left"
+    store.remove(f"planting/{first.fingerprint}")
+    assert store.folders("planting") == []
 
 
 def test_what_was_replaced_is_removed_when_the_new_output_is_in_its_place(

@@ -293,6 +293,24 @@ def test_unfinished_work_and_notes_go_when_they_are_old(place: Place) -> None:
     assert store.files("launched") == []
 
 
+def test_data_that_an_output_built_again_has_replaced_go_a_run_later(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = place.output("train", "champion", days=90)
+    place.register(first)
+    monkeypatch.setenv("CLLMR_AGAIN", "train")
+    second, store = place.output("train", "champion", days=-1), Store(place.root)
+    monkeypatch.setattr(retention, "LONGEST_RUN", timedelta(seconds=1))
+    time.sleep(1.1)  # an S3 store tells whole seconds
+    assert place.removable() == [], "built again just now, however old the files are"
+    second = place.aged(second, days=90)
+    gone = place.clean()
+    assert [(one.what, one.where, one.bytes) for one in gone] == ([("replaced", first.place, 800)] if store.is_remote else [])
+    assert {path for path, _, _ in store.files("train")} == {
+        f"train/{second.fingerprint}/{MANIFEST}",
+        f"{second.place}/data.bin",
+    }
+    assert (second.path() / "data.bin").read_bytes(), "whole"
+
+
 @pytest.mark.parametrize("content", ["{", '{"stage": "train"}', "one of a later release"])
 def test_a_manifest_that_cannot_be_read_removes_nothing(place: Place, content: str) -> None:
     """What was a champion made from? Its parents are old, and nothing else needs them."""
