@@ -110,7 +110,7 @@ def evaluate(
         curve = _lambda_curve(scorer, seen, validation, config.block_size, bar)
     tested = {name: tested[name] for name in LABELS if name in tested}  # the order of the result table
     users = tested["debiased"].users
-    bootstrap = Bootstrap.draw(len(users), config.bootstrap_samples, config.seed)
+    bootstrap = Bootstrap(len(users), config.bootstrap_samples, config.seed)
     activity = _activity(seen.indptr, users)
     per_user = {f"{name}.{metric}": values for name, found in tested.items() for metric, values in found.per_user.items()}
     figures = {

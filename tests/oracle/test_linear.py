@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from components.cllmr.linear import kernel
 from components.cllmr.linear.ease import Ease, EaseSettings, centred_unit_rows
 from components.cllmr.linear.ensemble import LEAST, SAMPLES, Candidates, Ensemble, choose_weights
 from components.cllmr.linear.factors import aligned_item_factors, side_map
@@ -243,9 +242,9 @@ def test_the_kernel_scores_of_some_items_are_theirs_and_take_little_memory(monke
     z[5] = 0.0
     train = sp.csr_array(rng.random((20, 3_000)) < 0.05, dtype=np.float32)
     users, items = np.arange(20), np.array([2_999, 5, 700])
-    monkeypatch.setattr(kernel, "BLOCK_CELLS", 10_000_000)
+    monkeypatch.setattr("components.cllmr.linear.kernel.BLOCK_CELLS", 10_000_000)
     whole = KernelScores(train, z, 3.0).score(users)
-    monkeypatch.setattr(kernel, "BLOCK_CELLS", 50_000)
+    monkeypatch.setattr("components.cllmr.linear.kernel.BLOCK_CELLS", 50_000)
     tracemalloc.start()
     found = KernelScores(train, z, 3.0).score(users)
     _, most = tracemalloc.get_traced_memory()
