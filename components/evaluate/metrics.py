@@ -22,6 +22,8 @@ CUTOFFS = (5, 10, 20)
 METRICS = tuple(f"{name}@{k}" for name in ("recall", "ndcg") for k in CUTOFFS)
 PRIMARY = "ndcg@10"
 """What baselines are tuned by and challengers are judged by."""
+MOST_CHOOSING = 50_000
+"""Users by whose validation interactions settings are chosen, at most: that many tell them apart."""
 
 FloatArray = npt.NDArray[np.floating]
 IntArray = npt.NDArray[np.int64]
