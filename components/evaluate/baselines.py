@@ -16,9 +16,9 @@ import numpy.typing as npt
 import scipy.sparse as sp
 
 from components.cllmr.linear.ease import Ease, EaseSettings, centred_unit_rows
-from components.cllmr.linear.ensemble import Scores
+from components.cllmr.linear.ensemble import Scores, by_lot
 from components.evaluate.config import LABELS, BaselineName, EvaluateConfig
-from components.evaluate.metrics import PRIMARY, IntArray, Ranking, rank
+from components.evaluate.metrics import MOST_CHOOSING, PRIMARY, IntArray, Ranking, rank
 
 FloatMatrix = npt.NDArray[np.float32]
 Settings = dict[str, Any]
@@ -47,6 +47,7 @@ class Tuned:
     baseline: Scores
     settings: Settings
     validation: Ranking
+    """Of all users, also where some of very many chose the setting."""
     grid: list[dict[str, Any]]
     """Every setting tried with its validation NDCG@10, in the order tried."""
 
@@ -241,15 +242,19 @@ def tune(
     """Fits a baseline with every setting of its grid and keeps the one with the best validation NDCG@10 (first of equals)."""
     tried: list[dict[str, Any]] = []
     best: tuple[float, Scores, Settings, Ranking] | None = None
+    users = by_lot(inputs.validation, MOST_CHOOSING)
     for settings in grid(name, config):
         baseline = fit(name, settings, inputs, config, on_progress)
-        ranking = rank(baseline.score, inputs.train, inputs.validation, config.block_size)
+        ranking = rank(baseline.score, inputs.train, inputs.validation, config.block_size, users)
         value = ranking.mean()[PRIMARY]
         tried.append({**settings, PRIMARY: round(value, 6)})
         if best is None or value > best[0]:
             best = (value, baseline, settings, ranking)
     assert best is not None, "a grid has at least one setting"
-    return Tuned(best[1], best[2], best[3], tried)
+    _, baseline, settings, ranking = best
+    if len(users) == MOST_CHOOSING:
+        ranking = rank(baseline.score, inputs.train, inputs.validation, config.block_size)
+    return Tuned(baseline, settings, ranking, tried)
 
 
 def is_at_edge(tuned: Tuned) -> Iterator[str]:

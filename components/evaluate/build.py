@@ -11,14 +11,13 @@ import scipy.sparse as sp
 from safetensors.numpy import load_file, save_file
 
 from components.artifacts import Manifest, read_json, write_json
-from components.cllmr.linear.ensemble import Scores
 from components.cllmr.linear.kernel import KernelScores, NewItems
 from components.cllmr.linear.newcomers import CrossFits
 from components.cllmr.linear.scores import mixtures
 from components.errors import ArtifactError
 from components.evaluate import baselines, bias, collapse, metrics, profiles, summary
 from components.evaluate.config import ACTIVITY, LABELS, NEW_USERS, SCORES, EvaluateConfig
-from components.evaluate.metrics import METRICS, PRIMARY, Bootstrap, Ranking
+from components.evaluate.metrics import METRICS, PRIMARY, Bootstrap, Ranking, ScoreBlock
 from components.ids import TEST, TRAIN, VALIDATION
 from components.ingest.dataset import Dataset
 from components.progress import Progress, emit, progress
@@ -111,7 +110,7 @@ def evaluate(
         curve = _lambda_curve(scorer, seen, validation, config.block_size, bar)
     tested = {name: tested[name] for name in LABELS if name in tested}  # the order of the result table
     users = tested["debiased"].users
-    bootstrap = Bootstrap.draw(len(users), config.bootstrap_samples, config.seed)
+    bootstrap = Bootstrap(len(users), config.bootstrap_samples, config.seed)
     activity = _activity(seen.indptr, users)
     per_user = {f"{name}.{metric}": values for name, found in tested.items() for metric, values in found.per_user.items()}
     figures = {
@@ -281,22 +280,23 @@ def _new_items(
     side = np.where(is_new[:, None], known.rows(text["items"]), known.side)
     histories = sp.csr_array(seen @ sp.diags_array((~is_new).astype(np.float32)), dtype=np.float32)
     counts = scorer.popularity[:, None].astype(np.float32)
-    scores: dict[str, Scores] = {
-        "text_kernel": KernelScores(histories, side, known.power),
-        "text_cosine": baselines.Factors(histories @ side, side),  # but for the length of a user's mean: it ranks the same
-        "popularity": baselines.Factors(np.ones((seen.shape[0], 1), np.float32), counts),
+    scores: dict[str, ScoreBlock] = {
+        "text_kernel": partial(KernelScores(histories, side, known.power).score, items=new),
+        # but for the length of a user's mean: it ranks the same
+        "text_cosine": baselines.Factors(histories @ side, side[new]).score,
+        "popularity": baselines.Factors(np.ones((seen.shape[0], 1), np.float32), counts[new]).score,
     }
     held_out = sp.csr_array(test[:, new])
     nothing = sp.csr_array(held_out.shape, dtype=np.float32)
 
-    def mean(model: Scores) -> dict[str, float]:
-        ranking = metrics.rank(lambda users: model.score(users)[:, new], nothing, held_out, config.block_size)
+    def mean(score: ScoreBlock) -> dict[str, float]:
+        ranking = metrics.rank(score, nothing, held_out, config.block_size)
         return {key: round(value, 6) for key, value in ranking.mean().items()}
 
     return {
         "items": len(new),
         "users": int((np.diff(held_out.indptr) > 0).sum()),
-        "results": {name: mean(model) for name, model in scores.items()},
+        "results": {name: mean(score) for name, score in scores.items()},
     }
 
 

@@ -5,13 +5,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+BLOCK_SIZE = 4096
+"""Rows that are held in double precision at a time."""
+
 
 def singular_values(representations: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
     """Singular values of the centred matrix, largest first: (num_nodes, dim) -> (min(num_nodes, dim),)."""
     from scipy.linalg import svdvals
 
-    centred = representations.astype(np.float64) - representations.mean(axis=0, dtype=np.float64)
-    return np.asarray(svdvals(centred))
+    mean = representations.mean(axis=0, dtype=np.float64)
+    triangle = np.empty((0, len(mean)))  # of the rows so far: it has their singular values, small ones as precisely
+    for start in range(0, len(representations), BLOCK_SIZE):
+        block = representations[start : start + BLOCK_SIZE] - mean
+        triangle = np.linalg.qr(np.vstack([triangle, block]), mode="r")
+    return np.asarray(svdvals(triangle))
 
 
 def effective_rank(values: npt.NDArray[np.floating]) -> float:

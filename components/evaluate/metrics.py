@@ -22,6 +22,8 @@ CUTOFFS = (5, 10, 20)
 METRICS = tuple(f"{name}@{k}" for name in ("recall", "ndcg") for k in CUTOFFS)
 PRIMARY = "ndcg@10"
 """What baselines are tuned by and challengers are judged by."""
+MOST_CHOOSING = 50_000
+"""Users by whose validation interactions settings are chosen, at most: that many tell them apart."""
 
 FloatArray = npt.NDArray[np.floating]
 IntArray = npt.NDArray[np.int64]
@@ -127,40 +129,40 @@ def measure(hits: npt.NDArray[np.bool_], num_held_out: npt.NDArray[np.integer]) 
 class Bootstrap:
     """Resamples of the same users for every model: intervals of means, and of paired differences."""
 
-    counts: npt.NDArray[np.float32]
-    """How often each user is drawn, (num_samples, num_users); rows sum to num_users."""
+    num_users: int
+    num_samples: int
+    seed: int
 
-    @classmethod
-    def draw(cls, num_users: int, num_samples: int, seed: int) -> "Bootstrap":
-        """`num_samples` resamples with replacement of `num_users` users."""
-        rng = np.random.default_rng(seed)
-        counts = np.empty((num_samples, num_users), dtype=np.float32)
-        for row in counts:
-            row[:] = np.bincount(rng.integers(num_users, size=num_users), minlength=num_users)
-        return cls(counts)
+    def counts(self) -> Iterator[IntArray]:
+        """How often each user is drawn, (num_users,), in one resample with replacement after the other: all of them would take
+        kilobytes for each user."""
+        rng = np.random.default_rng(self.seed)
+        for _ in range(self.num_samples):
+            yield np.bincount(rng.integers(self.num_users, size=self.num_users), minlength=self.num_users)
 
-    def interval(self, values: npt.NDArray[np.float64]) -> tuple[float, float]:
-        """95 % percentile interval of the mean of `values` (num_users,); give a difference of two models for a paired one."""
-        means = self.counts @ values.astype(np.float32) / len(values)
-        low, high = np.percentile(means, [2.5, 97.5])
-        return float(low), float(high)
+    def intervals(self, values: npt.NDArray[np.float64]) -> list[tuple[float, float]]:
+        """95 % percentile interval of the mean of each column of `values` (num_users, any); give a difference of two models
+        for a paired one."""
+        means = [count @ values / self.num_users for count in self.counts()]
+        low, high = np.percentile(means, [2.5, 97.5], axis=0)
+        return list(zip(low.tolist(), high.tolist(), strict=True))
 
 
 def summarise(ranking: Ranking, bootstrap: Bootstrap) -> dict[str, dict[str, object]]:
     """Metric -> {"mean", "ci95": [low, high]}, rounded to six digits."""
-    return {
-        name: {"mean": round(float(values.mean()), 6), "ci95": [round(end, 6) for end in bootstrap.interval(values)]}
-        for name, values in ranking.per_user.items()
-    }
+    return _summary(ranking.per_user, bootstrap)
 
 
 def paired_difference(
     left: Mapping[str, npt.NDArray[np.float64]], right: Mapping[str, npt.NDArray[np.float64]], bootstrap: Bootstrap
 ) -> dict[str, dict[str, object]]:
     """Metric -> mean of left - right over the same users, with its paired 95 % interval."""
-    result: dict[str, dict[str, object]] = {}
-    for name in METRICS:
-        difference = left[name] - right[name]
-        interval = bootstrap.interval(difference)
-        result[name] = {"mean": round(float(difference.mean()), 6), "ci95": [round(end, 6) for end in interval]}
-    return result
+    return _summary({name: left[name] - right[name] for name in METRICS}, bootstrap)
+
+
+def _summary(per_user: Mapping[str, npt.NDArray[np.float64]], bootstrap: Bootstrap) -> dict[str, dict[str, object]]:
+    intervals = bootstrap.intervals(np.column_stack(list(per_user.values())))
+    return {
+        name: {"mean": round(float(values.mean()), 6), "ci95": [round(end, 6) for end in interval]}
+        for (name, values), interval in zip(per_user.items(), intervals, strict=True)
+    }

@@ -245,7 +245,7 @@ def _items(matrix: sp.csr_array, row: int) -> npt.NDArray[np.integer]:
 
 
 def _paired(challenger: npt.NDArray[np.float64], champion: npt.NDArray[np.float64], remark: str = "") -> Comparison:
-    interval = Bootstrap.draw(len(challenger), BOOTSTRAP_SAMPLES, seed=0).interval(challenger - champion)
+    (interval,) = Bootstrap(len(challenger), BOOTSTRAP_SAMPLES, seed=0).intervals((challenger - champion)[:, None])
     return Comparison(float(challenger.mean()), float(champion.mean()), interval, remark)
 
 

@@ -12,12 +12,12 @@ import scipy.sparse as sp
 
 from components.cllmr.effects.base import gated
 from components.cllmr.linear.ease import Ease, EaseSettings, centred_unit_rows
-from components.cllmr.linear.ensemble import Candidates, Scores, choose_weights
+from components.cllmr.linear.ensemble import Candidates, Scores, by_lot, choose_weights
 from components.cllmr.linear.factors import aligned_item_factors, side_map
 from components.cllmr.linear.kernel import KernelScores
 from components.cllmr.linear.scores import LinearScores, Standard, joined
 from components.evaluate.baselines import Inputs, ials
-from components.evaluate.metrics import PRIMARY, rank
+from components.evaluate.metrics import MOST_CHOOSING, PRIMARY, rank
 from components.train.config import MemberName, TrainConfig
 from components.train.search import Settings, coordinate_search
 
@@ -50,8 +50,9 @@ class RecipeData:
         return bool(self.item_text.any())
 
     def validation_ndcg(self, member: Scores) -> float:
-        """What everything is chosen by."""
-        return rank(member.score, self.train, self.validation).mean()[PRIMARY]
+        """What everything is chosen by; of very many users, some by lot."""
+        users = by_lot(self.validation, MOST_CHOOSING)
+        return rank(member.score, self.train, self.validation, users=users).mean()[PRIMARY]
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from components.cllmr.linear.scores import LinearScores
 from components.errors import DataError
 from components.evaluate.metrics import PRIMARY
+from components.progress import emit
 from components.train.config import MemberName, TrainConfig
 from components.train.counterfactual import EFFECTS, Counterfactual
 from components.train.members import FloatMatrix, GraphFit, Member, Progress, RecipeData, TrainGraph, fit_members, join
@@ -37,6 +38,8 @@ from components.train.search import Settings
 
 HISTORY_MEMBERS: tuple[MemberName, ...] = ("ease", "text")
 """Members whose score is made of weights between items: they answer anybody who has a history."""
+MANY_EDGES = 1_000_000_000
+"""Of an epoch, about a quarter of an hour on two cores."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,13 @@ def fit_recipe(
             f"train.recipe.members has none that these data allow: without {reasons}.",
             "Add 'graph', 'factors' or 'popularity', which need neither text nor a small catalogue.",
         )
+    edges = data.train.nnz**2 // config.batch_size
+    if "graph" in names and edges > MANY_EDGES:
+        message = (
+            f"an epoch of the graph member propagates {edges:,} edges ({data.train.nnz:,} interactions in each of the steps of "
+            f"train.batch_size = {config.batch_size:,}): set a larger one, or train.recipe.members without 'graph'"
+        )
+        emit("warning", stage="train", message=message)
     seconds: dict[str, float] = {}
     members = fit_members(names, data, config, train_graph, settings, seconds, on_progress)
     start = time.process_time()

@@ -36,6 +36,16 @@ def test_personal_baselines_find_every_held_out_item_of_the_checkerboard(name):
     assert tuned.validation.mean()["recall@20"] == 1.0
 
 
+def test_of_very_many_users_some_choose_the_setting_and_all_are_reported(monkeypatch):
+    inputs, asked = world(), []
+    monkeypatch.setattr(baselines, "MOST_CHOOSING", 20)
+    monkeypatch.setattr(baselines, "rank", lambda *args: asked.append(found := metrics.rank(*args)) or found)
+    tuned = baselines.tune("ease", inputs, EvaluateConfig(ease_l2=(1.0, 10.0)))
+    assert [len(ranking.users) for ranking in asked] == [20, 20, 60]
+    assert (asked[0].users == asked[1].users).all()
+    assert len(tuned.validation.users) == 60
+
+
 def test_popularity_ranks_every_user_by_training_counts():
     inputs = world()
     scores = baselines.popularity(inputs).score(np.array([3, 4]))

@@ -1,5 +1,6 @@
 """The parts of the counterfactual against hand-computed numbers and definitions written out."""
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -117,6 +118,19 @@ def test_a_text_direction_is_shared_if_users_click_it_again() -> None:
     shared = shared_covariance(log, centred(text))
     assert shared[0, 0] > 30  # of 40 items, each of variance 1
     assert shared[1, 1] < 3
+
+
+def test_shared_directions_are_found_without_the_profiles_of_all_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    text = centred(rng.normal(size=(50, 32)))
+    log = sp.csr_array((np.ones(20_000), rng.integers(50, size=20_000), np.arange(0, 20_001, 2)), shape=(10_000, 50))
+    tracemalloc.start()
+    found = shared_covariance(log, text)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 10_000 * 32 * 8 + log.data.nbytes * 10
+    monkeypatch.setattr("components.cllmr.effects.click_propensity.BLOCK_SIZE", 10_000)
+    np.testing.assert_allclose(shared_covariance(log, text), found, rtol=1e-9, atol=1e-12)
 
 
 def test_projected_texts_have_no_part_in_the_directions_and_keep_their_length() -> None:

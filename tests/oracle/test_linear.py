@@ -1,5 +1,7 @@
 """EASE against a regression solved column by column, and what its additions do."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -232,6 +234,24 @@ def test_the_kernel_sums_powers_of_the_cosines_to_the_users_items(power: float) 
         for item in range(NUM_ITEMS):
             cosines = np.maximum(z[dense[user] > 0] @ z[item], 0)
             assert found[row, item] == pytest.approx((cosines**power).sum(), abs=1e-5)
+
+
+def test_the_kernel_scores_of_some_items_are_theirs_and_take_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    z = centred_unit_rows(rng.normal(size=(3_000, 4)))
+    z[5] = 0.0
+    train = sp.csr_array(rng.random((20, 3_000)) < 0.05, dtype=np.float32)
+    users, items = np.arange(20), np.array([2_999, 5, 700])
+    monkeypatch.setattr("components.cllmr.linear.kernel.BLOCK_CELLS", 10_000_000)
+    whole = KernelScores(train, z, 3.0).score(users)
+    monkeypatch.setattr("components.cllmr.linear.kernel.BLOCK_CELLS", 50_000)
+    tracemalloc.start()
+    found = KernelScores(train, z, 3.0).score(users)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 4e6  # the kernel of all of their items has 20 MB
+    np.testing.assert_allclose(found, whole, rtol=1e-5)
+    np.testing.assert_allclose(KernelScores(train, z, 3.0).score(users, items), whole[:, items], rtol=1e-5)
 
 
 def test_a_large_power_prefers_one_near_item_to_many_half_similar_ones() -> None:

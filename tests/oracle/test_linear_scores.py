@@ -64,6 +64,22 @@ def test_joined_models_are_the_weighted_sum_of_their_standardised_scores() -> No
     np.testing.assert_allclose(found.score(EVERYBODY), Ensemble(members, weights).score(EVERYBODY), atol=1e-5)
 
 
+@pytest.mark.parametrize("dim", [1, 5])
+def test_factors_are_standardised_by_the_moments_of_the_items_without_a_score(
+    dim: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    users, items = rng.normal(size=(NUM_USERS, dim)), rng.normal(size=(NUM_ITEMS, dim)) + 2.0
+    users[3] = 0.0
+    factors = LinearScores.of_factors(users, items)
+    table = factors.users.astype(np.float64) @ np.asarray(factors.items, dtype=np.float64).T
+    monkeypatch.delattr(LinearScores, "score")
+    found = Standard.of(factors, block_size=4)
+    np.testing.assert_allclose(found.mean, table.mean(axis=1), rtol=5e-7, atol=1e-12)
+    np.testing.assert_allclose(found.deviation, table.std(axis=1), rtol=5e-7)
+    assert (found.mean[3], found.deviation[3]) == (0.0, 0.0)
+
+
 def test_a_user_whose_scores_of_a_member_do_not_vary_gets_nothing_from_it() -> None:
     flat = LinearScores.of_factors(np.array([[0.0], [1.0]]), np.arange(NUM_ITEMS)[:, None])
     found = joined([flat], (2.0,), [Standard.of(flat)]).score(np.arange(2))

@@ -1,6 +1,7 @@
 """Ranking metrics, intervals, collapse and exposure figures against values computed by hand."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -111,8 +112,8 @@ def test_an_evaluation_without_held_out_items_is_refused():
 def test_bootstrap_interval_covers_the_normal_approximation_and_is_paired():
     rng = np.random.default_rng(3)
     values = rng.normal(0.3, 0.1, 400)
-    bootstrap = metrics.Bootstrap.draw(400, 2000, seed=0)
-    low, high = bootstrap.interval(values)
+    bootstrap = metrics.Bootstrap(400, 2000, seed=0)
+    ((low, high),) = bootstrap.intervals(values[:, None])
     half = 1.96 * values.std() / 20
     # 2,000 resamples know a percentile to about 4 % of the interval's width
     assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.1 * half)
@@ -124,10 +125,21 @@ def test_bootstrap_interval_covers_the_normal_approximation_and_is_paired():
 
 
 def test_bootstrap_is_a_function_of_its_seed():
-    first, second, other = (metrics.Bootstrap.draw(50, 20, seed).counts for seed in (0, 0, 1))
+    first, second, other = (np.array(list(metrics.Bootstrap(50, 20, seed).counts())) for seed in (0, 0, 1))
     assert (first == second).all()
     assert not (first == other).all()
     assert (first.sum(axis=1) == 50).all()
+
+
+def test_resamples_are_not_all_held_in_memory():
+    values = np.random.default_rng(0).random((20_000, 3))
+    tracemalloc.start()
+    together = metrics.Bootstrap(20_000, 100, seed=0).intervals(values)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 4 * 20_000 * 100 / 5
+    alone = [metrics.Bootstrap(20_000, 100, seed=0).intervals(column[:, None])[0] for column in values.T]
+    np.testing.assert_allclose(together, alone, rtol=1e-12)
 
 
 def test_effective_rank_is_the_dimension_for_equal_and_one_for_a_single_direction():
@@ -143,6 +155,18 @@ def test_singular_values_are_those_of_the_centred_matrix():
     assert collapse.singular_values(rows) == pytest.approx([math.sqrt(2), 0.0], abs=1e-12)
     report = collapse.collapse({"z": rows, "none": np.empty((2, 0))})
     assert report == {"z": {"dim": 2, "effective_rank": 1.0, "singular_values": [1.0, 0.0]}}
+
+
+def test_singular_values_of_many_rows_are_as_precise_without_a_copy_of_them():
+    rng = np.random.default_rng(0)
+    rows = (rng.standard_normal((50_000, 16)) * 10.0 ** -np.arange(16) + 3.0).astype(np.float32)
+    tracemalloc.start()
+    found = collapse.singular_values(rows)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < rows.nbytes
+    centred = rows.astype(np.float64) - rows.mean(axis=0, dtype=np.float64)
+    np.testing.assert_allclose(found, np.linalg.svd(centred, compute_uv=False), rtol=1e-12, atol=1e-13 * found[0])
 
 
 def test_exposure_figures_equal_hand_computed_values():

@@ -1,5 +1,6 @@
 """Users of whom a text alone is known: the map from texts to the user's side of a model, and when it is used."""
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,20 @@ def test_the_regression_of_the_users_side_is_the_regression_of_all_scores() -> N
     np.testing.assert_allclose(found, standardised(expected), atol=1e-4)
     joined = Fits(given, known, {"factual": fitted}).fit(l2, 2.0).score(new, "factual", fitted, popularity)
     np.testing.assert_allclose(joined, found + 2 * standardised(np.log1p(popularity)[None]), atol=1e-4)
+
+
+def test_the_texts_of_many_users_are_fitted_in_little_more_memory_than_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    given = rng.standard_normal((20_000, 64)).astype(np.float32)
+    many = LinearScores.of_factors(rng.standard_normal((20_000, 2)), rng.standard_normal((5, 2)))
+    tracemalloc.start()
+    found = CrossFits(given, 0, many).fit(np.arange(5), 0.1, 0.0)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 3.5 * given.nbytes
+    monkeypatch.setattr("components.cllmr.linear.newcomers.BLOCK_SIZE", 100_000)
+    whole = CrossFits(given, 0, many).fit(np.arange(5), 0.1, 0.0)
+    np.testing.assert_allclose(found.score(np.arange(50)), whole.score(np.arange(50)), atol=1e-5)
 
 
 def test_what_is_written_is_read_again_and_what_both_models_share_is_written_once() -> None:

@@ -7,8 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from structlog.testing import capture_logs
 
 from components.artifacts import Manifest
+from components.cllmr.linear.ensemble import by_lot
+from components.cllmr.linear.scores import LinearScores
 from components.errors import ArtifactError, ConfigError, DataError
 from components.evaluate.metrics import rank
 from components.experiment.config import ModelSpec
@@ -111,6 +114,28 @@ def test_without_text_the_rest_of_the_recipe_stands(rows: str) -> None:
     assert found.graph.item_side.shape == (36, 0)
     assert found.counterfactual is found.factual
     assert found.settings["ease"]["side_weight"] == found.settings["factors"]["prior"] == 0
+
+
+def test_of_very_many_users_some_choose_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, _ = world()
+    shape = data.validation.shape
+    member = LinearScores.of_factors(np.eye(shape[0]), np.random.default_rng(0).normal(size=shape[::-1]))
+    everybody = rank(member.score, data.train, data.validation)
+    monkeypatch.setattr(members, "MOST_CHOOSING", 20)
+    some = by_lot(data.validation, 20)
+    assert len(some) == 20 < len(everybody.users)
+    expected = everybody.per_user["ndcg@10"][np.isin(everybody.users, some)].mean()
+    assert data.validation_ndcg(member) == pytest.approx(expected)
+
+
+def test_a_graph_whose_epochs_take_very_long_is_told_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, _ = world()
+    monkeypatch.setattr("components.train.recipe.MANY_EDGES", data.train.nnz - 1)
+    monkeypatch.setattr("components.train.recipe.fit_members", lambda *args: 1 / 0)
+    for changes, told in (({"batch_size": data.train.nnz}, 1), ({"batch_size": 2 * data.train.nnz}, 0)):
+        with capture_logs() as logs, pytest.raises(ZeroDivisionError):
+            fit_recipe(data, TrainConfig(**changes), trained_here())
+        assert len([log for log in logs if "train.batch_size" in log.get("message", "")]) == told
 
 
 def test_without_validation_interactions_nothing_is_fitted() -> None:

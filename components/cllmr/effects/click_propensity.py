@@ -44,6 +44,8 @@ MAX_SHARE = 0.98
 """No item is left without a trace of its clicks."""
 SHARPNESS = 2.0
 """Exponent of the posteriors as weights of clicks. 1 blurs; beyond 3 accuracy falls, for then the likeliest clicks are all."""
+BLOCK_SIZE = 4096
+"""Users whose profiles are held at a time, where that is enough."""
 MIN_SUPPORT = 3.0
 """Standard errors of the mean of 2p - 1 over clicks, were they all random. Below, histories say nothing about what is clicked,
 and taste cannot be told from anything: no propensity is found. Above, little is enough: where many clicks are lured, most of a
@@ -247,10 +249,13 @@ def shared_covariance(log: sp.csr_array, text: FloatArray) -> FloatArray:
     pairs = size**2 - squares
     usable = pairs > 1e-9
     weight = np.where(usable, size / np.where(usable, pairs, 1.0), 0.0)  # a user counts as often as he clicked
-    profile = log @ text
     own = np.asarray(log.multiply(log).T @ weight).ravel()
     mean = np.asarray(log.sum(axis=0)).ravel() @ text / max(size.sum(), 1e-9)
-    moment = (profile.T * weight) @ profile - (text.T * own) @ text - size[usable].sum() * np.outer(mean, mean)
+    moment = -(text.T * own) @ text - size[usable].sum() * np.outer(mean, mean)
+    for start in range(0, len(size), BLOCK_SIZE):  # all profiles at once are gigabytes for a million users
+        some = slice(start, start + BLOCK_SIZE)
+        profile = log[some] @ text
+        moment += (profile.T * weight[some]) @ profile
     values, vectors = np.linalg.eigh((moment + moment.T) / 2)
     return np.asarray((vectors * np.maximum(values, 0.0)) @ vectors.T * (len(text) / max(size.sum(), 1e-9)))
 

@@ -95,9 +95,7 @@ class Candidates:
             block_size: users scored at once.
         """
         size = np.diff(held_out.indptr)
-        users = np.flatnonzero(size).astype(np.int64)
-        if len(users) > MOST_USERS:
-            users = np.sort(np.random.default_rng(0).choice(users, MOST_USERS, replace=False))
+        users = by_lot(held_out, MOST_USERS)
         kept = min(per_member, held_out.shape[1])
         scores, excluded, relevant = [], [], []
         for start in range(0, len(users), block_size):
@@ -121,6 +119,12 @@ class Candidates:
         top = top_k(total, _CUTOFF)
         hits = np.take_along_axis(self.relevant, np.maximum(top, 0), axis=1) & (top != NO_ITEM)
         return np.asarray((hits * _DISCOUNT).sum(axis=1) / self.ideal)
+
+
+def by_lot(held_out: sp.csr_array, most: int) -> Rows:
+    """Rows of the users with held-out interactions, ascending; of more than `most` so many, always the same."""
+    users = np.flatnonzero(np.diff(held_out.indptr)).astype(np.int64)
+    return users if len(users) <= most else np.sort(np.random.default_rng(0).choice(users, most, replace=False))
 
 
 def choose_weights(

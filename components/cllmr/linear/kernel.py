@@ -45,14 +45,18 @@ class KernelScores:
         kernel: Floats = np.maximum(rows @ others.T, 0.0) ** np.float32(self.power)
         return kernel
 
-    def score(self, users: npt.NDArray[np.int64]) -> Floats:
-        """Rows of the users (n,) -> (n, num_items)."""
+    def score(self, users: npt.NDArray[np.int64], items: npt.NDArray[np.int64] | None = None) -> Floats:
+        """Rows of the users (n,) -> (n, num_items), or (n, len(items)) of these items alone."""
+        side = self.side if items is None else self.side[items]
         history = self.train[users]
         chosen, column = np.unique(history.indices, return_inverse=True)
         narrow = sp.csr_array((history.data, column, history.indptr), shape=(len(users), len(chosen)))
-        told = np.flatnonzero(self.side.any(axis=1))  # nothing is like an item without side information
-        scores = np.zeros((len(users), len(self.side)), dtype=np.float32)
-        scores[:, told] = narrow @ self._kernel(self.side[chosen], self.side[told])
+        told = np.flatnonzero(side.any(axis=1))  # nothing is like an item without side information
+        scores, histories = np.zeros((len(users), len(side)), dtype=np.float32), self.side[chosen]
+        block = max(1, BLOCK_CELLS // max(1, len(chosen)))
+        for start in range(0, len(told), block):
+            some = told[start : start + block]
+            scores[:, some] = narrow @ self._kernel(histories, side[some])
         return scores
 
 

@@ -23,6 +23,7 @@ import numpy.typing as npt
 from components.cllmr.linear.scores import Floats, LinearScores, Rows, products, standardised
 
 FOLDS = 5
+BLOCK_SIZE = 4096  # users whose texts are held in double precision at a time
 
 
 @dataclass(frozen=True)
@@ -109,24 +110,20 @@ class Fits:
     """
 
     def __init__(self, texts: Floats, users: Rows, models: Mapping[str, LinearScores]) -> None:
-        self.mean: Floats = texts[users].mean(axis=0)
-        centred = texts[users] - self.mean
-        self._values, self._vectors = np.linalg.eigh(centred.T.astype(np.float64) @ centred)
-        # the first row takes the mean user; the texts are centred, so what is regressed on them need not be
-        mean = np.full((1, len(users)), 1 / len(users))
-        self._rows = np.vstack([mean, (centred @ self._vectors).T]).astype(np.float32)  # (1 + dim, num_fitted)
+        # the first column takes the mean user; the texts are centred, so what is regressed on them need not be
+        columns = np.hstack([np.full((len(users), 1), 1 / len(users), np.float32), texts[users]])  # (num_fitted, 1 + dim)
+        centred = columns[:, 1:]
+        self.mean: Floats = centred.mean(axis=0)
+        centred -= self.mean
+        blocks = [centred[start : start + BLOCK_SIZE] for start in range(0, len(users), BLOCK_SIZE)]
+        self._values, self._vectors = np.linalg.eigh(sum(some.T.astype(np.float64) @ some for some in blocks))
+        for some in blocks:  # in place: with a text for everybody, each copy is a GB for a million users
+            some[:] = some @ self._vectors
         factual, self._along = models["factual"], dict[str, Side]()
         for name, model in models.items():
             parts = ("users", "history", "weights")
             shared = name != "factual" and all(getattr(model, part) is getattr(factual, part) for part in parts)
-            self._along[name] = self._along["factual"] if shared else self._of(model, users)
-
-    def _of(self, model: LinearScores, users: Rows) -> Side:
-        """The side of a model along each direction of the texts."""
-        by_history = np.empty((len(self._rows), 0), np.float32)
-        if model.weights.nnz:
-            by_history = np.asarray((self._rows @ model.history[users]) @ model.weights, dtype=np.float32)
-        return Side(self._rows @ model.users[users], by_history)
+            self._along[name] = self._along["factual"] if shared else _along(columns, model, users)
 
     def fit(self, l2: float, popularity_weight: float) -> Newcomers:
         """The map for these models.
@@ -145,6 +142,14 @@ class Fits:
             shared = name != "factual" and side is self._along["factual"]
             sides[name] = sides["factual"] if shared else Side(shrink(side.users), shrink(side.by_history))
         return Newcomers(self.mean, sides, popularity_weight)
+
+
+def _along(columns: Floats, model: LinearScores, users: Rows) -> Side:
+    """The side of a model along each direction of the texts, (num_fitted, 1 + dim), of the users."""
+    by_history = np.empty((columns.shape[1], 0), np.float32)
+    if model.weights.nnz:
+        by_history = np.asarray((model.history[users].T @ columns).T @ model.weights, dtype=np.float32)
+    return Side(columns.T @ model.users[users], by_history)
 
 
 @dataclass(frozen=True)

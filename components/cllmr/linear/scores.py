@@ -144,8 +144,17 @@ class Standard:
     def of(cls, scores: LinearScores, block_size: int = 512) -> "Standard":
         """Mean and standard deviation over all items of every user's scores."""
         mean, deviation = np.empty((2, len(scores.users)))
+        factors = not scores.weights.nnz  # of those, the moments of the items tell them without a score
+        if factors:
+            items = _array(scores.items)
+            centre, covariance = items.mean(axis=0, dtype=np.float64), np.atleast_2d(np.cov(items, rowvar=False, bias=True))
         for start in range(0, len(mean), block_size):  # the table of all users and items may not fit into memory
             rows = slice(start, min(start + block_size, len(mean)))
+            if factors:
+                users = scores.users[rows].astype(np.float64)
+                mean[rows] = users @ centre
+                deviation[rows] = np.sqrt(np.maximum(((users @ covariance) * users).sum(axis=1), 0.0))
+                continue
             block = scores.score(np.arange(rows.start, rows.stop))
             mean[rows], deviation[rows] = block.mean(axis=1, dtype=np.float64), block.std(axis=1, dtype=np.float64)
         return cls(mean, deviation)
