@@ -1,6 +1,7 @@
 """How much memory a piece of work took, its children's included."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -11,7 +12,8 @@ import psutil
 def peak_memory(every: float = 1.0) -> Iterator[Callable[[], float]]:
     """Watches this process and its children; the yielded function gives the largest sum seen, in MiB.
 
-    Proportional set size, so that pages shared between processes count once; sampled every `every` seconds.
+    Proportional set size, so that pages shared between processes count once; sampled every `every` seconds, less often where
+    that would take more than a fiftieth of a core: the kernel looks at every page.
     """
     peak, stop, process = 0.0, threading.Event(), psutil.Process()
 
@@ -26,8 +28,11 @@ def peak_memory(every: float = 1.0) -> Iterator[Callable[[], float]]:
         peak = max(peak, total / 2**20)
 
     def watch() -> None:
-        while not stop.wait(every):
+        took = 0.0
+        while not stop.wait(max(every, 50 * took)):
+            start = time.thread_time()
             sample()
+            took = time.thread_time() - start
 
     def result() -> float:
         sample()

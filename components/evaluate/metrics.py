@@ -96,14 +96,27 @@ def rank_several(
     tops: list[list[IntArray]] = []
     hits: list[list[npt.NDArray[np.bool_]]] = []
     for block in blocks(evaluated, block_size):
-        relevant = held_out[block].toarray().astype(bool)
+        relevant = held_out[block]
         found = [top_k(masked(each, seen, block), max(CUTOFFS)) for each in scores(block)]
         tops.append(found)
-        hits.append([np.take_along_axis(relevant, np.maximum(top, 0), axis=1) & (top != NO_ITEM) for top in found])
+        hits.append([among(relevant, top) for top in found])
     return [
         Ranking(evaluated, np.concatenate(top), measure(np.concatenate(hit), size[evaluated]))
         for top, hit in zip(zip(*tops, strict=True), zip(*hits, strict=True), strict=True)
     ]
+
+
+def among(relevant: sp.csr_array, items: IntArray) -> npt.NDArray[np.bool_]:
+    """Which of each user's `items` (num_users, k) are among the user's `relevant` ones (num_users, num_items), without a
+    dense copy of these; NO_ITEM is not."""
+    num_users, num_items = relevant.shape
+    row, column = relevant.nonzero()
+    keys = np.sort(row.astype(np.int64) * num_items + column)
+    asked = np.arange(num_users)[:, None] * num_items + items
+    if not len(keys):
+        return np.zeros(asked.shape, dtype=bool)
+    found = keys[np.minimum(np.searchsorted(keys, asked), len(keys) - 1)] == asked
+    return np.asarray(found & (items != NO_ITEM))
 
 
 def measure(hits: npt.NDArray[np.bool_], num_held_out: npt.NDArray[np.integer]) -> dict[str, npt.NDArray[np.float64]]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from components.cllmr.model import CLLMR
+from components.evaluate.metrics import among
 
 BLOCK = 256  # users scored at once: their scores stay in the cache between product, mask and top-k
 K = 20
@@ -53,15 +54,3 @@ def top_unseen(users: Tensor, items: Tensor, seen: sp.csr_array, k: int) -> npt.
         scores[row[interactions] - start, column[interactions]] = -torch.inf
         top[start : start + BLOCK] = scores.topk(k, dim=1).indices
     return top.numpy()
-
-
-def among(relevant: sp.csr_array, items: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    """Which of each user's `items` (num_users, k) are among the user's `relevant` ones (num_users, num_items), without a
-    dense copy of these."""
-    num_users, num_items = relevant.shape
-    row, column = relevant.tocoo().coords
-    keys = np.sort(row.astype(np.int64) * num_items + column)
-    asked = np.arange(num_users)[:, None] * num_items + items
-    if not len(keys):
-        return np.zeros(asked.shape, dtype=bool)
-    return np.asarray(keys[np.minimum(np.searchsorted(keys, asked), len(keys) - 1)] == asked)
