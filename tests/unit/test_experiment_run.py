@@ -224,10 +224,15 @@ def test_test_interactions_do_not_touch_what_is_chosen(source: Source) -> None:
     """Tuning and fitting with other test interactions gives the same settings and scores."""
     data = run.load(source)
     emptied = replace(data, test=data.validation)
-    for spec in (named("ease_text"), ModelSpec(name="g", kind="graph", settings=SMALL, grid={"model.temperature": (0.1, 0.3)})):
+    graph = ModelSpec(name="g", kind="graph", settings=SMALL, grid={"model.temperature": (0.1, 0.3)})
+    debiased = ModelSpec(name="d", kind="graph", settings={**SMALL, "model.side_encoder": "sse", "effect": "tnie"})
+    members = {"recipe.members": ["text", "ease"], "effect": "counterfactual_log"}
+    recipe = ModelSpec(name="r", kind="recipe", settings={**SMALL, **members})
+    for spec in (named("ease_text"), graph, debiased, recipe):
         one, other = (tune(spec, each, seed=1) for each in (data, emptied))
         assert one.settings == other.settings
         assert one.tried == other.tried
+        assert one.fitted.facts.get("debias") == other.fitted.facts.get("debias")
         users = np.arange(5)
         assert (one.fitted.scores.score(users) == other.fitted.scores.score(users)).all()
 
@@ -288,6 +293,24 @@ def test_a_users_own_text_which_tells_of_all_training_items_does_not_find_the_co
         for scores in (Factors(cold.warm.user_text, text), RandomScores(1, data.num_items))
     ]
     assert values[0] == pytest.approx(values[1], abs=0.1)
+
+
+@pytest.mark.parametrize("study", [coldstart, coldusers])
+def test_what_is_cold_in_the_test_chooses_nothing(study: Any, source: Source) -> None:
+    data = run.load(source)
+    settings = {"share": 0.2, "graph": {**SMALL, "model.side_encoder": "sse"}}
+    cold = study.split(data, 0.2, seed=0)
+    other = {}
+    for name in ("train", "validation", "test"):
+        matrix = getattr(data, name).toarray()
+        if study is coldstart:
+            matrix[:, cold.test_items] = matrix[::-1, cold.test_items]  # chosen by others
+        elif name != "train":
+            matrix[cold.test_users] = np.roll(matrix[cold.test_users], 70, axis=1)  # chose others
+        other[name] = sp.csr_array(matrix)
+    one, changed = (study.measure(each, settings, seed=0).facts for each in (data, replace(data, **other)))
+    assert one["test"] != changed["test"]
+    assert (one["settings"], one["val"]) == (changed["settings"], changed["val"])
 
 
 def test_text_finds_cold_items_and_chance_does_not(source: Source) -> None:
