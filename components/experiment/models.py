@@ -1,6 +1,7 @@
 """Every kind of model an experiment can fit, behind one call: settings and a seed in, scores and figures out.
 
-A new kind is a function ``(Task) -> Fitted``, a line in `KINDS` and a word in `components.experiment.config.Kind`.
+A new kind is a function ``(Task) -> Fitted``, a line in `KINDS` and a word in `components.experiment.config.Kind`. Units that
+were done before it, or before any other edit of what figures come from, are measured anew.
 """
 
 from collections.abc import Callable, Mapping

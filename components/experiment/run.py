@@ -4,6 +4,7 @@ A unit is one model, one seed, one data set (or one such piece of a study). Its 
 decides it, so that a killed run goes on with what is missing, and two experiments share what they have in common.
 """
 
+import ast
 import math
 import time
 import warnings
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from components import cllmr
+import components
 from components.artifacts import Stage, fingerprint, sha256_file
 from components.errors import ConfigError, DataError, UserError
 from components.evaluate.metrics import METRICS
@@ -30,17 +31,42 @@ from components.memory import peak_memory
 from components.sideinfo.config import SideinfoConfig
 
 STAGE = Stage("experiment", version=9)
-"""Its version is part of what a finished unit is: another one where an algorithm, or a default of a model, changes."""
+"""Its version is part of what a finished unit is: another one where figures change though `CODE` does not."""
 
 
-def sources(folder: Path) -> dict[str, str]:
-    """Every source file below a folder, and its hash."""
-    return {path.relative_to(folder).as_posix(): sha256_file(path) for path in sorted(folder.rglob("*.py"))}
+def sources(root: Path) -> dict[str, str]:
+    """Every source file below the folder of the components that figures come from, and its hash.
+
+    All of the method, whose parts are found by their files, and what the tasks import of this project, also inside functions.
+    Not the platform at the top of the folder, nor what data and embeddings are made by: units know those by their content.
+    """
+    apart = {root, root / "ingest", root / "sideinfo"}
+    found = set((root / "cllmr").rglob("*.py"))
+    waiting = [root / "experiment" / name for name in ("tasks.py", "search.py")]
+    while waiting:
+        path = waiting.pop()
+        if path not in found and root in path.parents and path.parent not in apart and path.is_file():
+            found.add(path)
+            waiting += _imported(path, root.parent)
+    return {path.relative_to(root).as_posix(): sha256_file(path) for path in sorted(found)}
 
 
-CODE = sources(Path(cllmr.__file__).parent)
-"""The method as it was when this was imported, and as it is run. Part of what a unit is as well: who writes a backbone, an
-encoder or an effect raises no version."""
+def _imported(path: Path, above: Path) -> Iterator[Path]:
+    """Where the modules are that a file imports, if they are below `above`: `from a import b` may mean a, or a.b."""
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        modules: list[Path] = []
+        if isinstance(node, ast.ImportFrom):
+            module = (path.parents[node.level - 1] if node.level else above).joinpath(*(node.module or "").split("."))
+            modules = [module, *(module / name.name for name in node.names)]
+        elif isinstance(node, ast.Import):
+            modules = [above.joinpath(*name.name.split(".")) for name in node.names]
+        for module in modules:
+            yield from (module.with_suffix(".py"), module / "__init__.py")
+
+
+CODE = sources(Path(components.__file__).parent)
+"""What figures come from, as it was when this was imported, and as it is run. Part of what a unit is as well: who writes a
+backbone, an effect or a kind of model raises no version."""
 METRICS_ARE = "Recall@k = hits / held-out items, NDCG@k is binary with the ideal over min(k, held-out items); means over users."
 RANKING = f"All items are ranked for every user with held-out items; only training items are masked. {METRICS_ARE}"
 PAIRED = "Paired tests: per user, averaged over seeds, two-sided."

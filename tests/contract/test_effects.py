@@ -1,9 +1,11 @@
 """Every formulation of the counterfactual passes the inherited suite, and none is left out."""
 
 import numpy as np
+import pytest
 
-from components.cllmr.effects import EFFECTS
+from components.cllmr.effects import EFFECTS, lift
 from components.cllmr.effects.base import EffectFactors, Evidence, gated, reference
+from components.cllmr.registry import mappings
 from tests.contract.effect_contract import EffectContract
 
 
@@ -74,6 +76,17 @@ class TestCounterfactualLog(EffectContract):
 def test_no_formulation_is_left_out() -> None:
     tested = {cls.name for cls in EffectContract.__subclasses__() if hasattr(cls, "name")}
     assert tested == set(EFFECTS)
+
+
+def test_a_name_that_two_files_offer_and_a_file_that_offers_none_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    made_of = ("click_propensity", "gates")
+    assert mappings("effects", "FORMULATIONS", made_of) == EFFECTS
+    with pytest.raises(TypeError, match=r"effects\.click_propensity offers nothing: a file here has FORMULATIONS, by name"):
+        mappings("effects", "FORMULATIONS", but=())
+    monkeypatch.setitem(lift.FORMULATIONS, "exposure", EFFECTS["lift"])
+    said = r"effects\.exposure and .*effects\.lift both offer 'exposure': give it another name in the FORMULATIONS of one"
+    with pytest.raises(TypeError, match=said):
+        mappings("effects", "FORMULATIONS", made_of)
 
 
 def test_gates_equal_the_papers_algebra() -> None:

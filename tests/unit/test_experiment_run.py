@@ -14,7 +14,7 @@ import pytest
 import scipy.sparse as sp
 from markupsafe import escape
 
-from components import cllmr
+import components
 from components.cllmr.linear.ensemble import Candidates, choose_weights
 from components.errors import ConfigError, DataError
 from components.evaluate.baselines import Factors, RandomScores
@@ -133,19 +133,46 @@ def test_an_encoder_that_is_another_one_under_the_same_name_makes_other_units(tm
     assert keys[0] == keys[2] == keys[3] != keys[1]
 
 
-def test_a_backbone_that_is_written_anew_is_measured_anew(
-    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture(scope="module")
+def code(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the components."""
+    folder = tmp_path_factory.mktemp("code") / "components"
+    return shutil.copytree(Path(components.__file__).parent, folder, ignore=shutil.ignore_patterns("__pycache__"))
+
+
+@pytest.mark.parametrize("edited", ["cllmr/backbones/sgl.py", "experiment/models.py"])
+def test_what_figures_come_from_is_measured_anew_where_it_is_written_anew(
+    edited: str, source: Source, code: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = tmp_path / "cllmr"
-    shutil.copytree(Path(cllmr.__file__).parent, folder, ignore=shutil.ignore_patterns("__pycache__"))
     unit, keys = run.Unit(source, "model", {}, 1, ""), []
-    assert run.sources(folder) == run.CODE
     for line in ("", "# another algorithm\n"):
-        with (folder / "backbones" / "sgl.py").open("a") as file:
+        with (code / edited).open("a") as file:
             file.write(line)
-        monkeypatch.setattr(run, "CODE", run.sources(folder))
+        monkeypatch.setattr(run, "CODE", run.sources(code))
         keys.append(unit.key)
     assert keys[0] != keys[1]
+
+
+def test_figures_come_from_models_baselines_metrics_and_training_and_not_from_reports_or_the_platform() -> None:
+    measuring = {
+        "cllmr": {"effects/lift", "linear/ease", "model"},
+        "evaluate": {"alpharec", "baselines", "bias", "metrics"},
+        "experiment": {"coldstart", "coldusers", "models", "propensity_study", "search", "tasks"},
+        "spectrum": {"decompose"},
+        "train": {"counterfactual", "graph", "loop", "members", "recipe", "strength"},
+    }
+    assert {f"{folder}/{name}.py" for folder, names in measuring.items() for name in names} <= set(run.CODE)
+    others = {"errors", "sideinfo/prompts", "evaluate/report", "experiment/report", "experiment/statistics", "train/stage"}
+    assert not {f"{name}.py" for name in others} & set(run.CODE)
+
+
+def test_the_code_that_measures_is_followed_to_wherever_a_kind_of_model_imports_it_from(code: Path) -> None:
+    (code / "mine").mkdir()
+    for name, text in {"__init__": "from .fit import fit\n", "fit": "import components.mine.parts\n", "parts": ""}.items():
+        (code / "mine" / f"{name}.py").write_text(text)
+    with (code / "experiment" / "models.py").open("a") as file:
+        file.write("def _mine(task: Task) -> Fitted:\n    from components.mine import fit\n    return fit(task)\n")
+    assert set(run.sources(code)) == {*run.CODE, "mine/__init__.py", "mine/fit.py", "mine/parts.py"}
 
 
 def test_a_fit_tells_its_figures_while_it_goes_on(source: Source, tmp_path: Path) -> None:
@@ -236,10 +263,15 @@ def test_test_interactions_do_not_touch_what_is_chosen(source: Source) -> None:
     """Tuning and fitting with other test interactions gives the same settings and scores."""
     data = run.load(source)
     emptied = replace(data, test=data.validation)
-    for spec in (named("ease_text"), ModelSpec(name="g", kind="graph", settings=SMALL, grid={"model.temperature": (0.1, 0.3)})):
+    graph = ModelSpec(name="g", kind="graph", settings=SMALL, grid={"model.temperature": (0.1, 0.3)})
+    debiased = ModelSpec(name="d", kind="graph", settings={**SMALL, "model.side_encoder": "sse", "effect": "tnie"})
+    members = {"recipe.members": ["text", "ease"], "effect": "counterfactual_log"}
+    recipe = ModelSpec(name="r", kind="recipe", settings={**SMALL, **members})
+    for spec in (named("ease_text"), graph, debiased, recipe):
         one, other = (tune(spec, each, seed=1) for each in (data, emptied))
         assert one.settings == other.settings
         assert one.tried == other.tried
+        assert one.fitted.facts.get("debias") == other.fitted.facts.get("debias")
         users = np.arange(5)
         assert (one.fitted.scores.score(users) == other.fitted.scores.score(users)).all()
 
@@ -300,6 +332,24 @@ def test_a_users_own_text_which_tells_of_all_training_items_does_not_find_the_co
         for scores in (Factors(cold.warm.user_text, text), RandomScores(1, data.num_items))
     ]
     assert values[0] == pytest.approx(values[1], abs=0.1)
+
+
+@pytest.mark.parametrize("study", [coldstart, coldusers])
+def test_what_is_cold_in_the_test_chooses_nothing(study: Any, source: Source) -> None:
+    data = run.load(source)
+    settings = {"share": 0.2, "graph": {**SMALL, "model.side_encoder": "sse"}}
+    cold = study.split(data, 0.2, seed=0)
+    other = {}
+    for name in ("train", "validation", "test"):
+        matrix = getattr(data, name).toarray()
+        if study is coldstart:
+            matrix[:, cold.test_items] = matrix[::-1, cold.test_items]  # chosen by others
+        elif name != "train":
+            matrix[cold.test_users] = np.roll(matrix[cold.test_users], 70, axis=1)  # chose others
+        other[name] = sp.csr_array(matrix)
+    one, changed = (study.measure(each, settings, seed=0).facts for each in (data, replace(data, **other)))
+    assert one["test"] != changed["test"]
+    assert (one["settings"], one["val"]) == (changed["settings"], changed["val"])
 
 
 def test_text_finds_cold_items_and_chance_does_not(source: Source) -> None:

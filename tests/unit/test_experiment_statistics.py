@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from components.experiment.statistics import paired, spread, two_way
+from components.experiment.statistics import means, paired, spread, two_way
 from components.experiment.tables import signed
 
 
@@ -22,7 +22,7 @@ def test_the_paired_tests_are_those_of_scipy() -> None:
     theirs = rng.random(200)
     ours = theirs + rng.normal(0.02, 0.1, 200)
     found = paired(ours, theirs)
-    assert found["t_p"] == stats.ttest_1samp(ours - theirs, 0.0).pvalue
+    assert found["t_p"] == pytest.approx(stats.ttest_rel(ours, theirs).pvalue)
     assert found["wilcoxon_p"] == stats.wilcoxon(ours, theirs).pvalue
     assert found["difference"] == pytest.approx(ours.mean() - theirs.mean(), abs=1e-6)
     assert found["relative_percent"] == pytest.approx(100 * (ours.mean() / theirs.mean() - 1), abs=1e-3)
@@ -32,6 +32,15 @@ def test_equal_models_do_not_differ_and_a_constant_difference_is_certain() -> No
     same = np.array([0.1, 0.5, 0.9])
     assert paired(same, same) == {"difference": 0.0, "relative_percent": 0.0, "t_p": 1.0, "wilcoxon_p": 1.0}
     assert paired(np.array([1.0, 2.0]), np.array([0.5, 1.5]))["t_p"] == 0.0
+
+
+def test_rounding_of_means_over_seeds_is_no_difference() -> None:
+    x = np.random.default_rng(0).random(1000)
+    mean = means([{"m": x}] * 5)["m"]
+    assert (mean != x).any(), "nothing was rounded: nothing is tested"
+    assert paired(mean, x) == {"difference": 0.0, "relative_percent": 0.0, "t_p": 1.0, "wilcoxon_p": 1.0}
+    ours = np.where(np.arange(1000) < 9, mean + 0.1, mean)
+    assert paired(ours, x)["wilcoxon_p"] == stats.wilcoxon([0.1] * 9 + [0.0] * 991).pvalue
 
 
 def test_against_nothing_there_is_no_share_and_the_table_says_so() -> None:
@@ -108,3 +117,10 @@ def test_without_repeats_and_blocks_nothing_is_tested() -> None:
     found = two_way(np.arange(4.0).reshape(1, 2, 2, 1))
     assert found["error"]["df"] == 0
     assert found["a"]["p"] is None
+
+
+def test_rounding_of_equal_repeats_is_no_error_of_an_analysis_of_variance() -> None:
+    for seed in range(20):
+        found = two_way(np.repeat(np.random.default_rng(seed).random((1, 4, 2, 1)), 5, axis=3))
+        assert found["error"]["sum_of_squares"] == 0
+        assert found["a"]["f"] is None

@@ -61,14 +61,9 @@ Then ``cllmr experiment --suite bias --dataset DIR --set study.formulations=[pop
 removes.
 """
 
-from importlib import import_module
-
 from components.cllmr.effects.base import Effect
-from components.cllmr.registry import names
+from components.cllmr.registry import mappings
 
-EFFECTS: dict[str, Effect] = {}
+# click_propensity is what others are made of; gates are heads of a model, and bring torch
+EFFECTS: dict[str, Effect] = mappings("effects", "FORMULATIONS", but=("click_propensity", "gates"))
 """Formulations that are fitted to any model whose scores are inner products; `gates` belongs to a model with heads."""
-
-for _file in names("effects"):
-    if _file != "gates":  # which brings torch, and offers none
-        EFFECTS |= getattr(import_module(f"{__name__}.{_file}"), "FORMULATIONS", {})
