@@ -26,7 +26,8 @@ from components.evaluate.metrics import PRIMARY, rank
 from components.experiment.propensity import Data, Injected, Kind, Removal, ease, inject, measure, study
 from components.spectrum.decompose import spectrum
 from components.train.config import TrainConfig
-from components.train.graph import trained_here
+from components.train.counterfactual import _of_taste, _without_propensity
+from components.train.graph import trained_here, training_data
 from components.train.members import RecipeData
 from components.train.recipe import FittedRecipe, fit_recipe
 from tests.behaviour.training import SMALL_RECIPE
@@ -139,14 +140,36 @@ def test_an_impossible_injection_is_refused_with_what_is_allowed(kind: str, stre
         inject(world(0), kind, strength, 0, share=share)  # type: ignore[arg-type]  # what a config may hold
 
 
-def recipe(data: Data, effect: str) -> FittedRecipe:
-    """All members, as the train stage fits them."""
+def recipe_data(data: Data) -> RecipeData:
+    """What the train stage makes of it."""
     found = spectrum(data.train, 16)
     users, items = (rows.astype(np.float32) for rows in (found.users, found.items))
     text = centred_unit_rows(data.item_text)
-    recipe_data = RecipeData(data.train, data.validation, centred_unit_rows(data.train @ text), text, users, items)
+    return RecipeData(data.train, data.validation, centred_unit_rows(data.train @ text), text, users, items)
+
+
+def recipe(data: Data, effect: str) -> FittedRecipe:
+    """All members, as the train stage fits them."""
     config = TrainConfig.parse({**SMALL_RECIPE, "effect": effect}, "train")
-    return fit_recipe(recipe_data, config, trained_here())
+    return fit_recipe(recipe_data(data), config, trained_here())
+
+
+def test_what_a_counterfactual_is_fitted_and_chosen_on_has_no_lured_clicks_and_only_its_log_no_luring_text() -> None:
+    data = recipe_data(injected(world(0), "inflated", 1.0, 0).data)
+    found = estimate(data.train, data.item_text)
+    log, clicks = (
+        _without_propensity(data, found, TrainConfig.parse({"effect": effect}, "train"))
+        for effect in ("counterfactual_log", "counterfactual_clicks")
+    )
+    luring, left = (np.abs(one.item_text @ found.direction).max() for one in (clicks, log))
+    assert clicks.item_text is data.item_text
+    assert left < 0.1 < luring, (left, luring)
+    likely = found.likely_taste()
+    assert likely.nnz < data.train.nnz
+    assert (training_data(log).train != likely).nnz == 0
+    kept = _of_taste(data)
+    assert 0 < kept.nnz < data.validation.nnz
+    assert (kept.multiply(data.validation) != kept).nnz == 0
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

@@ -1,17 +1,21 @@
 """A planted world as training data, and small settings: for every test that trains in its own process."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 import scipy.sparse as sp
 import torch
+from torch import Tensor
 
-from components.cllmr.model import SideInformation
+from components.cllmr.model import CLLMR, SideInformation
 from components.spectrum.decompose import spectrum
+from components.train.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from components.train.config import TrainConfig
-from components.train.loop import TrainData
+from components.train.loop import SingleProcess, TrainData, fit
 from tests.planted import World, block_world
 
 GATES: dict[str, Any] = {"counterfactual": True, "temperature": 0.25, "alignment_weight": 0.03}
@@ -76,3 +80,52 @@ def small_config(**changes: Any) -> TrainConfig:
     """`SMALL` with changes; those of `model` are merged."""
     model = {**SMALL["model"], **changes.pop("model", {})}
     return TrainConfig.parse({**SMALL, **changes, "model": model}, "train")
+
+
+class Interrupted(Exception):
+    """Stands for a kill."""
+
+
+class Saving(SingleProcess):
+    """Writes a checkpoint after every validation, goes on from the newest one, and dies after epoch `die_after`."""
+
+    def __init__(self, directory: Path, die_after: int | None = None) -> None:
+        super().__init__()
+        self.directory, self.die_after = directory, die_after
+        self.restored_epoch: int | None = None
+        self.optimizer: torch.optim.Optimizer | None = None
+
+    def restore(self, model: CLLMR, optimizer: torch.optim.Optimizer) -> Any:
+        self.optimizer = optimizer
+        newest = max(self.directory.glob("*"), key=lambda path: int(path.name), default=None)
+        if newest is None:
+            return None
+        state, best = load_checkpoint(newest, model, optimizer)
+        self.restored_epoch = state.epoch
+        return state, best
+
+    def save(
+        self,
+        state: TrainState,
+        model: CLLMR,
+        best: dict[str, Tensor],
+        optimizer: torch.optim.Optimizer,
+        figures: dict[str, float],
+    ) -> None:
+        directory = self.directory / str(state.epoch)
+        directory.mkdir(parents=True)
+        save_checkpoint(directory, state, model, best, optimizer)
+        if state.epoch == self.die_after:
+            raise Interrupted
+
+
+def assert_resumes_to_the_bit(data: TrainData, config: TrainConfig, directory: Path) -> None:
+    """A run that dies after its first epoch ends as the unbroken one does: in its last weights, for the best ones may be those
+    that it was resumed with."""
+    fit(data, config, Saving(directory / "unbroken"))
+    with pytest.raises(Interrupted):
+        fit(data, config, Saving(directory / "broken", die_after=1))
+    _, state = fit(data, config, Saving(directory / "broken"))
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        broken, unbroken = (directory / run / str(state.epoch) / name for run in ("broken", "unbroken"))
+        assert broken.read_bytes() == unbroken.read_bytes(), name

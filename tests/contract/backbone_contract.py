@@ -19,7 +19,7 @@ from serving.api import create_app
 from serving.recommender import Recommender
 from serving.scorer import Scorer
 from tests.backends import LocalBackend
-from tests.behaviour.training import small_config, small_data
+from tests.behaviour.training import assert_resumes_to_the_bit, small_config, small_data
 from tests.bundles import graph_alone, write_bundle
 
 NUM_USERS, NUM_ITEMS, DIM = 7, 5, 6
@@ -105,6 +105,9 @@ class BackboneContract:
         first, again, other = (torch.cat([one.mediator.users, one.mediator.items]) for one in found)
         assert torch.equal(first, again)
         assert not torch.equal(first, other)
+
+    def test_an_interrupted_run_ends_with_the_weights_of_the_unbroken_one(self, tmp_path: Path) -> None:
+        assert_resumes_to_the_bit(self.train_data(), small_config(max_epochs=2, model=self.bare()), tmp_path)
 
     def test_the_api_answers_with_the_scores_that_the_trained_model_has(self, tmp_path: Path) -> None:
         data = self.train_data()

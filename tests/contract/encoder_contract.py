@@ -1,5 +1,6 @@
 """What every side encoder must do; a new one inherits this suite by naming itself."""
 
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor
 from components.cllmr.config import ModelConfig
 from components.cllmr.encoders import ENCODERS, SideEncoder
 from components.train.loop import SingleProcess, build_model, fit
-from tests.behaviour.training import small_config, small_data, without_text
+from tests.behaviour.training import assert_resumes_to_the_bit, small_config, small_data, without_text
 
 TEXT_DIM, RANK, DIM, NUM_NODES = 20, 6, 5, 12
 
@@ -99,6 +100,10 @@ class EncoderContract:
         np.testing.assert_array_equal(first.mediator.users.numpy(), again.mediator.users.numpy())
         np.testing.assert_array_equal(first.item_side.numpy(), again.item_side.numpy())
         assert torch.isfinite(first.item_side).all()
+
+    def test_an_interrupted_run_ends_with_the_weights_of_the_unbroken_one(self, tmp_path: Path) -> None:
+        config = small_config(max_epochs=2, model={"side_encoder": self.name, **self.settings})
+        assert_resumes_to_the_bit(small_data(), config, tmp_path)
 
     @pytest.mark.parametrize("gates", [True, False])
     def test_a_missing_text_is_one_learned_representation_and_no_zero_row(self, gates: bool) -> None:

@@ -287,6 +287,18 @@ def test_the_parts_of_a_steps_loss_are_added_by_their_weights() -> None:
     torch.testing.assert_close(found.detach(), expected)
 
 
+def test_the_heads_read_the_side_representation_and_do_not_shape_it() -> None:
+    data, config = small_data(), small_config(model={"user_gate": True, "elbo_weight": 0.0, "alignment_weight": 0.0})
+    torch.manual_seed(0)
+    model = build_model(data, config)
+    for weight in model.heads.parameters():
+        nn.init.normal_(weight)  # heads of zeros would pass nothing on
+    loss, _ = model(make_sampler(data.train, config).batch(0, 0), torch.Generator().manual_seed(1))
+    loss.backward()
+    shaped = {name for name, weight in model.named_parameters() if weight.grad is not None and weight.grad.any()}
+    assert shaped == {"backbone.embedding", "heads.item.weight", "heads.item.bias", "heads.user.weight", "heads.user.bias"}
+
+
 def test_the_gated_score_of_a_step_is_the_mediator_times_the_gates() -> None:
     """Gates are multiplied into the factors: here the step's loss from the matrix of gated scores."""
     data = small_data()

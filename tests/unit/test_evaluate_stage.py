@@ -16,7 +16,7 @@ from components.cllmr.linear.newcomers import CrossFits
 from components.errors import ArtifactError, ConfigError, DataError
 from components.evaluate import baselines, metrics, report, stage, summary
 from components.evaluate import figures as drawings
-from components.evaluate.build import _collapse_report, _new_items, _new_users
+from components.evaluate.build import _activity, _collapse_report, _new_items, _new_users
 from components.evaluate.config import LABELS, EvaluateConfig
 from components.ids import TEST, TRAIN
 from components.ingest.dataset import Dataset
@@ -122,6 +122,17 @@ def test_without_profiles_the_page_has_no_such_part(root, parents):
     found = stage.run(CONFIG | {"baselines": ["popularity"]}, root, **{**parents, "train": bare})
     assert json.loads((found.path() / "metrics.json").read_text())["bias"]["profiles"] is None
     assert "What the profiles favour" not in (found.path() / "report.html").read_text()
+
+
+def test_baselines_are_tuned_on_validation_and_not_on_the_test(figures):
+    best = max(entry["ndcg@10"] for entry in figures["baselines_grid"]["ease"]["tried"])
+    assert figures["validation"]["ease"]["ndcg@10"] == best != figures["results"]["ease"]["ndcg@10"]["mean"]
+
+
+def test_users_are_grouped_by_their_training_interactions_the_least_active_first():
+    groups = _activity(np.array([0, 1, 3, 9]), np.arange(3))
+    assert [np.flatnonzero(chosen).tolist() for chosen in groups.values()] == [[0], [1], [2]]
+    assert list(groups) == ["least active third", "middle third", "most active third"]
 
 
 def test_slices_hold_every_evaluated_user_once_and_average_to_the_whole(figures):

@@ -182,6 +182,13 @@ def test_a_history_is_scored_by_the_members_that_need_nothing_else(random_dir: P
     np.testing.assert_array_equal(scorer.fold_in([]), 0.0)
 
 
+def test_without_a_history_the_most_popular_come_first_with_the_weight_that_popularity_has(tmp_path: Path) -> None:
+    scorer = Scorer.load(write_random_bundle(tmp_path / "bundle", members={"popularity": 0.3}))
+    logarithms = np.log1p(scorer.popularity)
+    expected = 0.3 * (logarithms - logarithms.mean()) / logarithms.std()
+    np.testing.assert_allclose(scorer.fold_in([]), expected, atol=1e-6)
+
+
 def test_a_model_of_factors_alone_folds_nobody_in(tiny: Scorer) -> None:
     assert not tiny.folds_in
 
@@ -263,6 +270,10 @@ def _swap_items(golden: list[dict[str, Any]]) -> None:
     golden[0]["items"].reverse()
 
 
+def _pass_over_item(golden: list[dict[str, Any]]) -> None:
+    golden[0]["items"][1], golden[0]["scores"][1] = "i3", float(DEBIASED_HALF[0, 3])  # its own score, but third
+
+
 def _drop_item(golden: list[dict[str, Any]]) -> None:
     golden[0]["items"].pop()
 
@@ -280,6 +291,7 @@ def _no_request(golden: list[dict[str, Any]]) -> None:
     [
         (_shift_score, "scores differ at place 2"),
         (_swap_items, "scores differ at place"),
+        (_pass_over_item, "ranking differ at place 2"),
         (_drop_item, "3 items ranked, 2 recorded"),
         (_unknown_item, "not in the bundle"),
         (_no_request, "cannot be read: KeyError"),

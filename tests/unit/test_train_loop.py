@@ -13,53 +13,16 @@ from torch import Tensor
 from components.cllmr.model import CLLMR, SideInformation
 from components.errors import ArtifactError, ConfigError
 from components.evaluate.metrics import rank
-from components.train.checkpoint import TrainState, check_checkpoint, load_checkpoint, save_checkpoint
+from components.train.checkpoint import check_checkpoint, load_checkpoint
 from components.train.config import TrainConfig
 from components.train.graph import as_arrays
 from components.train.loop import SingleProcess, TrainData, build_model, fit, fit_base, make_optimizer, make_sampler
 from components.train.strength import choose_strength, strength_curve
 from components.train.validation import validation_sums
-from tests.behaviour.training import SMALL, small_config, small_data
+from tests.behaviour.training import SMALL, Interrupted, Saving, small_config, small_data
 from tests.bundles import graph_alone
 
 FILES = ("model.safetensors", "best.safetensors", "optimizer.safetensors")
-
-
-class Interrupted(Exception):
-    """Stands for a kill."""
-
-
-class Saving(SingleProcess):
-    """Writes a checkpoint after every validation, goes on from the newest one, and dies after epoch `die_after`."""
-
-    def __init__(self, directory: Path, die_after: int | None = None) -> None:
-        super().__init__()
-        self.directory, self.die_after = directory, die_after
-        self.restored_epoch: int | None = None
-        self.optimizer: torch.optim.Optimizer | None = None
-
-    def restore(self, model: CLLMR, optimizer: torch.optim.Optimizer) -> Any:
-        self.optimizer = optimizer
-        newest = max(self.directory.glob("*"), key=lambda path: int(path.name), default=None)
-        if newest is None:
-            return None
-        state, best = load_checkpoint(newest, model, optimizer)
-        self.restored_epoch = state.epoch
-        return state, best
-
-    def save(
-        self,
-        state: TrainState,
-        model: CLLMR,
-        best: dict[str, Tensor],
-        optimizer: torch.optim.Optimizer,
-        figures: dict[str, float],
-    ) -> None:
-        directory = self.directory / str(state.epoch)
-        directory.mkdir(parents=True)
-        save_checkpoint(directory, state, model, best, optimizer)
-        if state.epoch == self.die_after:
-            raise Interrupted
 
 
 @pytest.fixture(scope="module")
@@ -289,16 +252,6 @@ def test_an_encoder_without_side_information_is_refused_and_none_leaves_it_aside
     found, expected = (fit(one, bare, SingleProcess())[0] for one in (data, replace(data, side=None)))
     assert_same(found.state_dict(), expected.state_dict())
     assert list(found.state_dict()) == ["backbone.embedding"]
-
-
-@pytest.mark.parametrize("backbone", ["sgl", "autocf"])
-def test_backbones_that_draw_in_training_resume_to_the_bit_too(data: TrainData, tmp_path: Path, backbone: str) -> None:
-    config = small_config(max_epochs=3, model={"backbone": backbone, "side_encoder": "generative", "mask_seeds": 2})
-    unbroken, _ = fit(data, config, SingleProcess())
-    with pytest.raises(Interrupted):
-        fit(data, config, Saving(tmp_path, die_after=2))
-    resumed, _ = fit(data, config, Saving(tmp_path))
-    assert_same(resumed.state_dict(), unbroken.state_dict())
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ from components.cllmr.sampling import Batch
 class Backbone(nn.Module, ABC):
     """An ID table of all nodes and what the graph makes of it.
 
+    State that a step leaves to the next (a count, a running mean) belongs in a buffer: a checkpoint holds no other.
+
     Args:
         graph: of the training interactions.
         config: of the whole model; a backbone reads its own fields.
