@@ -17,7 +17,7 @@ def singular_values(representations: npt.NDArray[np.floating]) -> npt.NDArray[np
     triangle = np.empty((0, len(mean)))  # of the rows so far: it has their singular values, small ones as precisely
     for start in range(0, len(representations), BLOCK_SIZE):
         block = representations[start : start + BLOCK_SIZE] - mean
-        triangle = np.linalg.qr(np.vstack([triangle, block]), mode="r")
+        triangle = np.asarray(np.linalg.qr(np.vstack([triangle, block]), mode="r"))
     return np.asarray(svdvals(triangle))
 
 
