@@ -274,7 +274,8 @@ class Store:
             case pafs.FileType.File:
                 self._remove_file(target)
         if self.is_remote:
-            copy = _cache(self.root) / path
+            stage, *name = path.split("/")
+            copy = _cache(self.root) / stage / "-".join(name)
             for one in (copy, *copy.parent.glob(f"{copy.name}-*")):  # the whole, and parts
                 shutil.rmtree(one, ignore_errors=True)
 
@@ -293,9 +294,12 @@ class Store:
         if not self.is_remote:
             _verify(Path(source), manifest, parts)
             return Path(source)
-        target = _copy(self.root, manifest.stage, manifest.fingerprint, parts)
-        hold(self.root, manifest.stage, manifest.fingerprint, *parts)  # before it is looked at: it may be about to be dropped
-        if not _is_as_told(target, manifest, parts):  # not fetched yet, damaged, or of an output that was built again since
+        # one of its own for each upload, whose readers may be at work; and for parts, which never take the place of the whole
+        name = "-".join(filter(None, (manifest.fingerprint, manifest.folder)))
+        target = _cache(self.root) / manifest.stage / f"{name}{_suffix(parts)}"
+        with suppress(OSError):  # a copy that another user made can be read all the same
+            os.utime(target)  # before it is looked at: it may be about to be dropped, see `hold`
+        if not _is_as_told(target, manifest, parts):  # not fetched yet, or damaged
             self._fetch(source, target, manifest, parts)
         return target
 
@@ -364,20 +368,16 @@ class Store:
 
 
 def hold(storage_root: str, stage: str, name: str, *parts: str) -> None:
-    """Says that this machine's copy of parts of an output is in use; nothing happens where there is no copy.
+    """Says that this machine's copies of parts of an output are in use; nothing happens where there is none.
 
     An endpoint fetches parts of one model after another for as long as it lives, so a fetch of parts drops the copies of these
     parts of other outputs that nobody has opened or held for `UNUSED_SECONDS`: who reads from one later holds it more often.
     Copies of whole outputs are those of runs, which may read them hours later, and stay.
     """
     if "://" in storage_root:
-        with suppress(OSError):  # a copy that another user made can be read all the same
-            os.utime(_copy(storage_root, stage, name, parts))
-
-
-def _copy(storage_root: str, stage: str, name: str, parts: tuple[str, ...]) -> Path:
-    """A folder of its own for parts, so that they never take the place of a whole copy."""
-    return _cache(storage_root) / stage / f"{name}{_suffix(parts)}"
+        for copy in (_cache(storage_root) / stage).glob(f"{name}*{_suffix(parts)}"):
+            with suppress(OSError):  # dropped, or another user's, which can be read all the same
+                os.utime(copy)
 
 
 def _suffix(parts: tuple[str, ...]) -> str:

@@ -61,8 +61,12 @@ def launch(stage: str, config: Mapping[str, Any], storage_root: str, parents: Ma
             return done
         emit("stage started", stage=stage)
         job = make_job(stage, config, storage_root, parents, settings)
-        manifest = run_job(backend_of(job, settings), Store(storage_root))
-        _check_release(stage, described.version, manifest.version)  # a job of an earlier release does not refuse
+        manifest = run_job(backend_of(job, settings), store := Store(storage_root))
+        try:
+            _check_release(stage, described.version, manifest.version)  # a job of an earlier release does not refuse
+        except LaunchError as error:
+            _leave_error(store, job.name, error)  # instead of its manifest: the next try makes the job anew
+            raise
     tell_done(manifest)
     return manifest
 

@@ -184,8 +184,8 @@ class Registry:
             client.set_registered_model_alias(self.model_name, CHALLENGER, version)
             return self._get(client, version)
 
-    def relocate(self, fingerprint: str, storage_root: str) -> ModelVersion:
-        """Notes that a registered bundle lies below another storage root now; no alias moves.
+    def relocate(self, fingerprint: str, storage_root: str, bundle: str) -> ModelVersion:
+        """Notes that a registered bundle lies elsewhere now, see `register`; no alias moves.
 
         Raises:
             RegistryError: no version has this fingerprint.
@@ -197,7 +197,8 @@ class Registry:
             known = next((version for version in versions if version.fingerprint == fingerprint), None)
             if known is None:
                 raise _no_such_version(self.model_name, fingerprint, versions)
-            client.set_model_version_tag(self.model_name, known.version, "storage_root", registered_root(storage_root))
+            for key, value in {"storage_root": registered_root(storage_root), "bundle": bundle}.items():
+                client.set_model_version_tag(self.model_name, known.version, key, value)
             return self._get(client, known.version)
 
     def promote(self, fingerprint: str, over: str | None = None) -> ModelVersion:
@@ -253,7 +254,7 @@ class Registry:
             return self._get(client, champions[-1])
 
     def forget(self, fingerprints: Collection[str], storage_root: str) -> list[ModelVersion]:
-        """Deletes the versions of bundles that are to be removed, those apart that an alias points at; the deleted ones.
+        """Deletes the versions of bundles that are to be removed, but for those of `pointed_at`; the deleted ones.
 
         A rollback then passes them over.
 
@@ -264,8 +265,9 @@ class Registry:
         if not self._may_exist():
             return []
         with self._call() as client:
+            pointed_at = {one.version for one in self._pointed_at(client)}
             here = [one for one in self._versions(client) if one.storage_root == registered_root(storage_root)]
-            gone = [one for one in here if one.fingerprint in fingerprints and not one.aliases]
+            gone = [one for one in here if one.fingerprint in fingerprints and one.version not in pointed_at]
             names = {one.version for one in gone}
             if gone:
                 self._write_history(client, [version for version in self._history(client) if version not in names])
@@ -295,6 +297,13 @@ class Registry:
         path = sqlite_file(self.tracking_uri)
         return path is None or path.exists()
 
+    def pointed_at(self) -> list[ModelVersion]:
+        """The versions that an alias points at, or will when a promotion or rollback that broke off is done again."""
+        if not self._may_exist():
+            return []
+        with self._call() as client:
+            return self._pointed_at(client)
+
     # -- one call each --------------------------------------------------------------------------------------------------
 
     def _point(self, client: Any, champions: list[str]) -> None:
@@ -307,6 +316,10 @@ class Registry:
         elif PREVIOUS in client.get_registered_model(self.model_name).aliases:
             client.delete_registered_model_alias(self.model_name, PREVIOUS)
         client.set_registered_model_alias(self.model_name, CHAMPION, champions[-1])
+
+    def _pointed_at(self, client: Any) -> list[ModelVersion]:
+        last = self._history(client)[-2:]  # what a move of the aliases that has broken off has moved away from, too
+        return [version for version in self._versions(client) if version.aliases or version.version in last]
 
     def _history(self, client: Any) -> list[str]:
         """Versions that were champion, oldest first, ending with the one that is.
@@ -384,15 +397,15 @@ def registered_models(tracking_uri: str) -> list[str]:
 
 
 def pointed_at(tracking_uri: str) -> set[str]:
-    """Fingerprints of the models that an alias points at, under whatever name; raises RegistryError when it is away.
+    """Fingerprints of `Registry.pointed_at` of all models, whatever their names; raises RegistryError when it is away.
 
     Versions of other teams, which have none, are passed over.
     """
     return {
         version.fingerprint
         for name in registered_models(tracking_uri)
-        for version in Registry(tracking_uri, name).versions()
-        if version.aliases and version.fingerprint
+        for version in Registry(tracking_uri, name).pointed_at()
+        if version.fingerprint
     }
 
 

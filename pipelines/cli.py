@@ -697,9 +697,9 @@ def promote(
     if fingerprint is not None:
         known, root = models.find(fingerprint), registered_root(absolute_root(settings.storage_root))
         if known is not None and known.storage_root != root:
-            at_both = [Store(place).find("train", fingerprint) is not None for place in (known.storage_root, root)]
-            if at_both == [False, True]:  # registered when its storage root had another name
-                models.relocate(fingerprint, root)
+            there, here = (Store(place).find("train", fingerprint) for place in (known.storage_root, root))
+            if there is None and here is not None:  # registered when its storage root had another name
+                models.relocate(fingerprint, root, known.bundle)
         tell_champion(models.promote(fingerprint), json_file)
         return
     versions = models.versions()

@@ -37,12 +37,13 @@ STAGE = Stage("experiment", version=9)
 def sources(root: Path) -> dict[str, str]:
     """Every source file below the folder of the components that figures come from, and its hash.
 
-    All of the method, whose parts are found by their files, and what the tasks import of this project, also inside functions.
-    Not the platform at the top of the folder, nor what data and embeddings are made by: units know those by their content.
+    All of the method, whose parts are found by their files, the tasks, and what these import of the project, also inside
+    functions. Not the platform at the top of the folder, nor what data and embeddings are made by: units know the texts and
+    the version of their encoder.
     """
     apart = {root, root / "ingest", root / "sideinfo"}
-    found = set((root / "cllmr").rglob("*.py"))
-    waiting = [root / "experiment" / name for name in ("tasks.py", "search.py")]
+    found = set[Path]()
+    waiting = [*(root / "cllmr").rglob("*.py"), *(root / "experiment" / name for name in ("tasks.py", "search.py"))]
     while waiting:
         path = waiting.pop()
         if path not in found and root in path.parents and path.parent not in apart and path.is_file():

@@ -126,7 +126,7 @@ def decide(
         tags = {"evaluate": evaluate.fingerprint, "ingest": evaluate.parents["ingest"]}
         registry.register(train.fingerprint, train.storage_root, _bundle_path(train), figures, tags, run_id)
     if is_whole and _has_moved(champion, train, settings):
-        champion = registry.relocate(train.fingerprint, train.storage_root)
+        champion = registry.relocate(train.fingerprint, train.storage_root, _bundle_path(train))
     if outcome == "promoted":
         champion = registry.promote(train.fingerprint, over=champion.fingerprint if champion else "")
     if is_champion and not all(check.passed for check in checks):
@@ -171,13 +171,16 @@ def _decision(
 
 
 def _has_moved(champion: ModelVersion | None, train: Manifest, settings: PromoteConfig) -> bool:
-    """Whether the champion is this bundle, and its storage root was renamed or mounted elsewhere since it was registered.
+    """Whether the champion is this bundle, and was built again, or its storage root renamed or mounted elsewhere, since it was
+    registered.
 
-    Of a registry that lies in the storage root alone: any other may be right, and name a place that is not seen from here.
+    Of roots only where the registry lies in one: any other may be right, and name a place that is not seen from here.
     """
-    if settings.tracking_uri or champion is None or champion.fingerprint != train.fingerprint:
+    if champion is None or champion.fingerprint != train.fingerprint:
         return False
-    return champion.storage_root != registered_root(train.storage_root)
+    if champion.storage_root == registered_root(train.storage_root):
+        return champion.bundle != _bundle_path(train)
+    return not settings.tracking_uri
 
 
 def _track(registry: Registry, train: Manifest, evaluate: Manifest) -> str | None:

@@ -189,7 +189,7 @@ def test_a_job_of_another_release_refuses_before_it_works_and_an_attempt_after_i
     assert len(server.created) == 2
 
 
-def test_what_a_job_wrote_that_does_not_know_what_version_is_asked_for_is_not_taken(
+def test_what_a_job_wrote_that_does_not_know_what_version_is_asked_for_is_not_taken_and_made_anew_by_the_next_try(
     server: KubeServer, ingest: Manifest, tmp_path: Path
 ) -> None:
     made = run_spectrum({"rank": 2}, str(tmp_path / "old"), ingest=write_ingest(tmp_path / "old", SMALL))
@@ -202,6 +202,8 @@ def test_what_a_job_wrote_that_does_not_know_what_version_is_asked_for_is_not_ta
     server.operator = answers
     with pytest.raises(LaunchError, match=OTHER_RELEASE.format(asked=made.version, made=1)):
         launched(ingest)
+    server.operator = works  # of an image that was upgraded
+    assert launched(ingest).version == made.version
 
 
 # -- queues and limits ------------------------------------------------------------------------------------------------------

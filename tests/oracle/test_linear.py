@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
+from components.cllmr.linear import ease
 from components.cllmr.linear.ease import Ease, EaseSettings, centred_unit_rows
 from components.cllmr.linear.ensemble import LEAST, SAMPLES, Candidates, Ensemble, choose_weights
 from components.cllmr.linear.factors import aligned_item_factors, side_map
@@ -39,6 +40,14 @@ def test_plain_ease_is_the_ridge_regression_of_every_item_on_the_others() -> Non
     train = interactions()
     found = Ease(train).fit(EaseSettings(l2=3.0)).weights
     np.testing.assert_allclose(found, ridge_without_self(train.toarray().astype(np.float64), 3.0), atol=1e-5)
+
+
+def test_the_regression_takes_the_memory_of_its_gram_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    grams: list[np.ndarray] = []
+    invert = ease._regression_weights
+    monkeypatch.setattr(ease, "_regression_weights", lambda gram: grams.append(gram) or invert(gram))
+    found = Ease(interactions(), side()).fit(EaseSettings(l2=3.0, side_weight=2.0)).regression
+    assert np.shares_memory(found, grams[0])
 
 
 def test_side_information_enters_as_further_rows_of_the_regression() -> None:

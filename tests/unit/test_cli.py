@@ -307,7 +307,7 @@ def test_a_model_whose_storage_root_was_renamed_is_served_again_once_it_is_promo
     shutil.copytree(champion, old)
     models = Registry(default_tracking_uri(str(old)), "cllmr")
     (version,) = [one for one in models.versions() if "champion" in one.aliases]
-    models.relocate(version.fingerprint, str(old))
+    models.relocate(version.fingerprint, str(old), version.bundle)
     old.rename(new)
     remedy = f"cllmr promote {version.fingerprint} --storage WHERE"
     fails_in_one_line(call("recommend", "new", "--storage", str(new)), f"is not below '{old}'", remedy)

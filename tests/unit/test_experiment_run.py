@@ -166,13 +166,15 @@ def test_figures_come_from_models_baselines_metrics_and_training_and_not_from_re
     assert not {f"{name}.py" for name in others} & set(run.CODE)
 
 
-def test_the_code_that_measures_is_followed_to_wherever_a_kind_of_model_imports_it_from(code: Path) -> None:
-    (code / "mine").mkdir()
+@pytest.mark.parametrize("importer", ["cllmr/backbones/sgl", "experiment/models"])
+def test_the_code_that_measures_is_followed_to_wherever_it_is_imported_from(importer: str, code: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(code, tmp_path / "components")
+    (copy / "mine").mkdir()
     for name, text in {"__init__": "from .fit import fit\n", "fit": "import components.mine.parts\n", "parts": ""}.items():
-        (code / "mine" / f"{name}.py").write_text(text)
-    with (code / "experiment" / "models.py").open("a") as file:
-        file.write("def _mine(task: Task) -> Fitted:\n    from components.mine import fit\n    return fit(task)\n")
-    assert set(run.sources(code)) == {*run.CODE, "mine/__init__.py", "mine/fit.py", "mine/parts.py"}
+        (copy / "mine" / f"{name}.py").write_text(text)
+    with (copy / f"{importer}.py").open("a") as file:
+        file.write("def _mine():\n    from components.mine import fit\n    return fit()\n")
+    assert set(run.sources(copy)) == {*run.CODE, "mine/__init__.py", "mine/fit.py", "mine/parts.py"}
 
 
 def test_a_fit_tells_its_figures_while_it_goes_on(source: Source, tmp_path: Path) -> None:

@@ -361,6 +361,21 @@ def test_a_champion_whose_storage_root_was_renamed_is_where_it_lies_now(root, tm
     assert at("old") == promoted
 
 
+def test_a_champion_that_was_built_again_in_an_object_store_is_told_where_its_bundle_lies_now(root, tmp_path, monkeypatch):
+    remote, settings = (tmp_path / "bucket").as_uri(), {"tracking_uri": f"sqlite:///{root}/mlflow.db"}
+    (tmp_path / "bucket").mkdir()
+    monkeypatch.setenv("CLLMR_CACHE", str(tmp_path / "cache"))
+    first = train(remote, "first")
+    stage.run(settings, remote, first, evaluate(remote, first, 0.3))
+    monkeypatch.setenv("CLLMR_AGAIN", "train")
+    again = train(remote, "first")
+    monkeypatch.delenv("CLLMR_AGAIN")
+    assert again.place != first.place
+    unchanged = stage.run(settings, remote, again, evaluate(remote, again, 0.3))
+    assert verdict(unchanged)["champion"]["bundle_uri"] == f"{again.uri}/bundle"
+    assert Registry(settings["tracking_uri"], "cllmr").champion().bundle_uri == f"{again.uri}/bundle"
+
+
 USERS, ITEMS = ["ann", "bob", "cat"], ["i0", "i1", "i2", "i3"]
 
 

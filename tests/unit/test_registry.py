@@ -99,12 +99,13 @@ def test_a_version_is_told_where_its_bundle_lies_now_and_no_alias_moves(registry
     register(registry, "a" * 16, "b" * 16)
     registry.promote("a" * 16)
     before = registry.versions()
-    assert registry.relocate("a" * 16, "s3://other/cllmr/").storage_root == "s3://other/cllmr"
+    moved = registry.relocate("a" * 16, "s3://other/cllmr/", "train/there/bundle")
+    assert moved.bundle_uri == "s3://other/cllmr/train/there/bundle"
     after = registry.versions()
     assert [version.aliases for version in after] == [version.aliases for version in before]
     assert after[0] == before[0]
     with pytest.raises(RegistryError, match="has no version with fingerprint 'cccccccccccccccc'"):
-        registry.relocate("c" * 16, "s3://other/cllmr")
+        registry.relocate("c" * 16, "s3://other/cllmr", "train/there/bundle")
 
 
 def test_an_unknown_fingerprint_is_refused_with_the_known_ones(registry):
@@ -154,6 +155,7 @@ def test_a_promotion_that_broke_off_between_the_aliases_is_made_by_the_next_try(
         with pytest.raises(RegistryError, match="does not answer: connection lost"):
             registry.promote("cccc")
     assert registry.champion().fingerprint == "bbbb", "or the next try would find nothing to do"
+    assert registry.forget(["aaaa"], "/store") == [], "a clean-up in between"
     registry.promote("cccc", over="bbbb")
     assert (registry.champion().fingerprint, registry.previous().fingerprint) == ("cccc", "bbbb")
     registry.forget(["aaaa", "bbbb"], "/store")
@@ -170,6 +172,7 @@ def test_a_rollback_that_broke_off_between_the_aliases_is_made_by_the_next_try_a
         with pytest.raises(RegistryError, match="does not answer: connection lost"):
             registry.rollback()
     assert registry.champion().fingerprint == "cccc"
+    assert registry.forget(["bbbb"], "/store") == [], "a clean-up in between"
     assert registry.rollback().fingerprint == "bbbb"
     assert registry.previous().fingerprint == "aaaa"
 

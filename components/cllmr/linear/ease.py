@@ -119,7 +119,7 @@ class Ease:
         if self._gram is None or self._gram[0] != user_power:
             self._gram = None  # two of these at once may not fit
             weighted = sp.csr_array(sp.diags_array(self._user_degree**-user_power) @ self._train)
-            self._gram = (user_power, (weighted.T @ weighted).toarray().astype(np.float32))
+            self._gram = (user_power, (weighted.T @ weighted).toarray(order="C").astype(np.float32))
         return self._gram[1]
 
 
