@@ -20,6 +20,7 @@ from components.errors import ConfigError, DataError
 from components.evaluate.baselines import Factors, RandomScores
 from components.evaluate.metrics import METRICS, rank
 from components.experiment import coldstart, coldusers, run, statistics
+from components.experiment.code import CODE, sources
 from components.experiment.config import ExperimentConfig, ModelSpec, named
 from components.experiment.dataset import ExperimentData, read, unit_rows
 from components.experiment.models import Task, graph_settings, tune
@@ -148,7 +149,7 @@ def test_what_figures_come_from_is_measured_anew_where_it_is_written_anew(
     for line in ("", "# another algorithm\n"):
         with (code / edited).open("a") as file:
             file.write(line)
-        monkeypatch.setattr(run, "CODE", run.sources(code))
+        monkeypatch.setattr(run, "CODE", sources(code))
         keys.append(unit.key)
     assert keys[0] != keys[1]
 
@@ -161,9 +162,9 @@ def test_figures_come_from_models_baselines_metrics_and_training_and_not_from_re
         "spectrum": {"decompose"},
         "train": {"counterfactual", "graph", "loop", "members", "recipe", "strength"},
     }
-    assert {f"{folder}/{name}.py" for folder, names in measuring.items() for name in names} <= set(run.CODE)
+    assert {f"{folder}/{name}.py" for folder, names in measuring.items() for name in names} <= set(CODE)
     others = {"errors", "sideinfo/prompts", "evaluate/report", "experiment/report", "experiment/statistics", "train/stage"}
-    assert not {f"{name}.py" for name in others} & set(run.CODE)
+    assert not {f"{name}.py" for name in others} & set(CODE)
 
 
 @pytest.mark.parametrize("importer", ["cllmr/backbones/sgl", "experiment/models"])
@@ -174,7 +175,7 @@ def test_the_code_that_measures_is_followed_to_wherever_it_is_imported_from(impo
         (copy / "mine" / f"{name}.py").write_text(text)
     with (copy / f"{importer}.py").open("a") as file:
         file.write("def _mine():\n    from components.mine import fit\n    return fit()\n")
-    assert set(run.sources(copy)) == {*run.CODE, "mine/__init__.py", "mine/fit.py", "mine/parts.py"}
+    assert set(sources(copy)) == {*CODE, "mine/__init__.py", "mine/fit.py", "mine/parts.py"}
 
 
 def test_a_fit_tells_its_figures_while_it_goes_on(source: Source, tmp_path: Path) -> None:
