@@ -1,6 +1,7 @@
 """What every test wants."""
 
 import inspect
+import signal
 import sys
 from collections.abc import Iterator
 from types import FrameType
@@ -32,6 +33,12 @@ def _stack(context: int = 0) -> list[inspect.FrameInfo]:
         found.append(inspect.FrameInfo(frame, frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name, None, None))
         frame = frame.f_back
     return found
+
+
+def pytest_configure() -> None:
+    """Processes that a test interrupts hear it: those of a test run in the background inherit that it is ignored."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(optionalhook=True)  # the environment of vLLM has no pytest-xdist

@@ -417,12 +417,11 @@ def test_a_server_that_dies_half_way_loses_no_finished_row(tmp_path: Path, serve
 
 
 _RUN = """
-import json, logging, signal, sys
+import json, logging, sys
 from components.sideinfo import encoder, vllm
 from tests.contract.test_profile_writers import Written
 from tests.contract.test_sideinfo_server import TOLD, run, write_ingest
 from tests.sideinfo_parents import HashEncoder
-signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests may have it ignored
 logging.basicConfig(level=logging.INFO)  # libraries tell what they can
 encoder.load = lambda name, truncate_dim: HashEncoder()
 vllm.find_spec = lambda name: name

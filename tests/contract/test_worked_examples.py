@@ -46,29 +46,26 @@ def python(folder: Path, *arguments: str) -> str:
     return done.stdout + done.stderr
 
 
-@pytest.mark.parametrize(
-    ("package", "asked"),
-    [
-        (backbones, ["--backbone", "{name}", "--baseline", "popularity"]),
-        (encoders, ["--encoder", "{name}", "--baseline", "popularity"]),
-        (effects, ["--suite", "bias", "--set", "study.formulations=[{name}]"]),
-    ],
-    ids=["backbone", "encoder", "effect"],
-)
-def test_an_example_passes_the_inherited_suite_and_the_harness_knows_it(
-    package: ModuleType, asked: list[str], copy: Path, tmp_path: Path
-) -> None:
-    (new, text), (suite, test) = example_of(package).items()
-    assert not (copy / new).exists()
-    (copy / new).write_text(text)
-    with (copy / suite).open("a") as file:
-        file.write("\n\n" + test)
-    name, case = Path(new).stem, test.partition("class ")[2].partition("(")[0]
-    said = python(
-        copy, "-m", "pytest", "-v", "-p", "no:cacheprovider", suite, "-k", f"{case} or registered or setting or left_out"
-    )
-    assert f"{case}::test_" in said
+def test_the_examples_pass_the_inherited_suites_and_the_harness_knows_them(copy: Path, tmp_path: Path) -> None:
+    added: dict[ModuleType, tuple[str, str]] = {}
+    suites = []
+    for package in (backbones, encoders, effects):
+        (new, text), (suite, test) = example_of(package).items()
+        assert not (copy / new).exists()
+        (copy / new).write_text(text)
+        with (copy / suite).open("a") as file:
+            file.write("\n\n" + test)
+        added[package] = Path(new).stem, test.partition("class ")[2].partition("(")[0]
+        suites.append(suite)
+    cases = [case for _, case in added.values()]
+    asked = " or ".join([*cases, "registered", "setting", "left_out"])
+    said = python(copy, "-m", "pytest", "-v", "-p", "no:cacheprovider", *suites, "-k", asked)
+    assert [case for case in cases if f"{case}::test_" not in said] == []
     data = write_blocks(tmp_path / "blocks", users_per_block=4, items_per_block=4)
-    for_all = ["--dataset", str(data), "--seeds", "1", "--dim", "4", "--work", str(tmp_path / "work")]
-    told = python(copy, "-m", "pipelines.cli", "experiment", *for_all, *(part.format(name=name) for part in asked))
-    assert (name if package is effects else "CLLMR") in told
+    backbone, encoder, effect = (name for name, _ in added.values())
+    for flags, told in (
+        (["--backbone", backbone, "--encoder", encoder, "--baseline", "popularity"], "CLLMR"),
+        (["--suite", "bias", "--set", f"study.formulations=[{effect}]"], effect),
+    ):
+        for_all = ["--dataset", str(data), "--seeds", "1", "--dim", "4", "--work", str(tmp_path / "work")]
+        assert told in python(copy, "-m", "pipelines.cli", "experiment", *for_all, *flags)

@@ -1,9 +1,9 @@
 """The Feast command line on the repository and on a feature set that the stage wrote."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
+
+from click.testing import CliRunner
+from feast.cli.cli import cli
 
 from components.features.stage import run
 from feature_repo.store import sqlite_path
@@ -13,14 +13,13 @@ REPOSITORY = Path(__file__).parents[2] / "feature_repo"
 
 
 def feast(directory: Path, online_store: Path, *command: str) -> str:
-    environment = os.environ | {
+    environment = {
         "CLLMR_FEATURE_PROJECT": "trial",
         "CLLMR_FEATURE_REGISTRY": str(online_store.with_suffix(".registry")),
         "CLLMR_ONLINE_STORE": str(online_store),
     }
-    program = Path(sys.executable).with_name("feast")
-    done = subprocess.run([program, "-c", directory, *command], env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(cli, ["-c", str(directory), *command], env=environment)
+    assert done.exit_code == 0, done.output
     return done.stdout
 
 
