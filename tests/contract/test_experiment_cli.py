@@ -187,38 +187,32 @@ def test_a_folder_that_cannot_be_written_is_one_line(blocks: Path, tmp_path: Pat
 
 
 @pytest.mark.ray
-def test_units_run_on_workers_beside_each_other_and_find_the_same(blocks: Path, tmp_path: Path) -> None:
-    asked = ["--dataset", str(blocks), "--seeds", "2", *SMALL, "--baseline", "popularity"]
-    figures = []
-    for parallel in ("1", "2"):
-        file = tmp_path / f"{parallel}.json"
-        result = call(*asked, "--parallel", parallel, "--work", str(tmp_path / parallel), "--json", str(file))
-        assert result.exit_code == 0, result.output
-        figures.append(json.loads(file.read_text())["test"])
-    assert figures[0] == figures[1]
+def test_a_whole_grid_is_searched_on_workers_and_its_best_place_is_tested_on_them_as_it_is_here(
+    blocks: Path, tmp_path: Path
+) -> None:
+    model = {"name": "cllmr", "kind": "graph", "settings": {"max_epochs": 2, "batch_size": 256, "model.side_encoder": "none"}}
+    grid = {"model.temperature": [0.1, 0.3], "model.embedding_dim": [4, 8]}
 
+    def asked(place: str, model: dict[str, object], *arguments: str) -> list[str]:
+        for_all = ["--dataset", str(blocks), "--seeds", "2", "--baseline", "popularity", "--set", f"model={json.dumps(model)}"]
+        return [*for_all, "--work", str(tmp_path / place), "--json", str(tmp_path / f"{place}.json"), *arguments]
 
-@pytest.mark.ray
-def test_a_whole_grid_is_searched_on_workers_and_its_best_place_is_what_is_tested(blocks: Path, tmp_path: Path) -> None:
-    model = {
-        "name": "cllmr",
-        "kind": "graph",
-        "settings": {"max_epochs": 2, "batch_size": 256, "model.side_encoder": "none"},
-        "grid": {"model.temperature": [0.1, 0.3], "model.embedding_dim": [4, 8]},
-    }
-    asked = ["--dataset", str(blocks), "--seeds", "1", "--set", f"model={json.dumps(model)}", "--set", "search=grid"]
-    file = tmp_path / "result.json"
-    asked += ["--baseline", "popularity", "--work", str(tmp_path / "work"), "--json", str(file)]
-    result = call(*asked)
+    searched = asked("workers", {**model, "grid": grid}, "--set", "search=grid", "--parallel", "2")
+    result = call(*searched)
     assert result.exit_code == 0, result.output
-    found = json.loads(file.read_text())
+    assert "4 units of work were done" in result.stderr  # the search, the model with both seeds, and popularity
+    assert "0 units of work were done" in call(*searched).stderr
+    found = json.loads((tmp_path / "workers.json").read_text())
     tried = found["recipe"]["tried"]
     assert [(one["model.temperature"], one["model.embedding_dim"]) for one in tried] == [(0.1, 4), (0.1, 8), (0.3, 4), (0.3, 8)]
     best = max(tried, key=lambda one: one["value"])
-    assert found["val"]["ndcg@10"]["mean"] == pytest.approx(best["value"], abs=1e-6)
-    assert {name: found["recipe"]["settings"][name] for name in model["grid"]} == {name: best[name] for name in model["grid"]}
-    assert "3 units of work were done" in result.stderr  # the search, and both models
-    assert "0 units of work were done" in call(*asked).stderr
+    settings = found["recipe"]["settings"]
+    assert {name: settings[name] for name in grid} == {name: best[name] for name in grid}
+    result = call(*asked("here", {**model, "settings": settings}))
+    assert result.exit_code == 0, result.output
+    here = json.loads((tmp_path / "here.json").read_text())
+    assert (here["val"], here["test"]) == (found["val"], found["test"])
+    assert here["val"]["ndcg@10"]["per_seed"][0] == pytest.approx(best["value"], abs=1e-6)
 
 
 def test_the_bias_study_measures_the_recipe_itself_with_what_it_was_tuned_to_on_clean_data(
