@@ -26,7 +26,7 @@ from components.artifacts import Manifest, Store
 from serving.client import Client
 from serving.run import wait_until_ready
 from tests import REPOSITORY
-from tests.k8s.manifests import Object, config_of, job_command, named, needs_kubectl, overlay, redis_config
+from tests.k8s.manifests import Object, config_of, declared_secrets, job_command, named, needs_kubectl, overlay, redis_config
 from tests.planted import block_world
 from tests.ray_nodes import HEADERS, TOKEN, RayCluster, lose_node, ray_cluster
 from tests.stores import (
@@ -124,11 +124,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         (folder / "redis").mkdir()
         redis = servers.enter_context(redis_server(folder / "redis", redis_config(objects, folder / "redis", PASSWORD)))
         postgres = servers.enter_context(postgres_server(config_of(objects, "postgres", "databases.sql")))
+        feast_uri = declared_secrets()["postgres"]["feast-uri"]
         environment = {
             **aws,
             "CLLMR_ONLINE_STORE": redis,
             "PGPASSWORD": PASSWORD,  # so that the tracker's address is no secret, and the endpoint may follow it
-            "FEAST_REGISTRY": f"postgresql+psycopg://{postgres}/feast",
+            "FEAST_REGISTRY": feast_uri.replace("postgres:REPLACE-ME@postgres:5432", postgres),
         }
         nodes = {**environment, "CLLMR_CACHE": str(folder / "cache" / "ray")}
         # as in the manifests: the head has the drivers, the worker their work
@@ -261,7 +262,8 @@ def test_the_job_materialise_registers_in_postgres_and_refills_for_the_champion_
 
     store_file = world.folder / "feature_store.yaml"
     store_file.write_text(config_of(world.objects, "feast", "feature_store.yaml"))
-    called(job_command(world.objects, "catalogue", store_file), steps(world), world.folder / "steps")
+    for _ in range(2):  # every half hour: the second time nothing is to be done
+        called(job_command(world.objects, "catalogue", store_file), steps(world), world.folder / "steps")
     for name in ("FEAST_REGISTRY", "CLLMR_ONLINE_STORE"):
         monkeypatch.setenv(name, world.environment[name])
     catalogue = FeatureStore(fs_yaml_file=store_file)
