@@ -117,30 +117,22 @@ class Registry:
 
     def champion(self) -> ModelVersion | None:
         """The version that is served, or None before the first promotion."""
-        if not self._may_exist():
-            return None
         with self._call() as client:
             return self._by_alias(client, CHAMPION)
 
     def previous(self) -> ModelVersion | None:
         """The version that a rollback returns to, or None."""
-        if not self._may_exist():
-            return None
         with self._call() as client:
             return self._by_alias(client, PREVIOUS)
 
     def challenger(self) -> ModelVersion | None:
         """The version that was registered last, unless it is the champion or a rollback took it out of service; or None."""
-        if not self._may_exist():
-            return None
         with self._call() as client:
             found = self._by_alias(client, CHALLENGER)
         return None if found is None or found.withdrawn_at or CHAMPION in found.aliases else found
 
     def versions(self) -> list[ModelVersion]:
         """All versions, newest first."""
-        if not self._may_exist():
-            return []
         with self._call() as client:
             return self._versions(client)
 
@@ -170,7 +162,7 @@ class Registry:
         storage_root = registered_root(storage_root)
         noted = {"fingerprint": fingerprint, "storage_root": storage_root, "bundle": bundle, **(tags or {})}
         noted |= {_METRIC_TAG + safe_name(name): repr(float(value)) for name, value in metrics.items()}
-        with self._call() as client:
+        with self._call(makes=True) as client:
             self._ensure_model(client)
             known = next((version for version in self._versions(client) if version.fingerprint == fingerprint), None)
             if known is None:
@@ -190,8 +182,6 @@ class Registry:
         Raises:
             RegistryError: no version has this fingerprint.
         """
-        if not self._may_exist():
-            raise _no_such_version(self.model_name, fingerprint, [])
         with self._call() as client:
             versions = self._versions(client)
             known = next((version for version in versions if version.fingerprint == fingerprint), None)
@@ -215,8 +205,6 @@ class Registry:
             RegistryError: no version has this fingerprint.
             StateChanged: `over` is not champion, or the bundle has been withdrawn since it was judged; nothing is changed.
         """
-        if not self._may_exist():
-            raise _no_such_version(self.model_name, fingerprint, [])
         with self._call() as client:
             versions = self._versions(client)
             target = next((version for version in versions if version.fingerprint == fingerprint), None)
@@ -241,8 +229,6 @@ class Registry:
         Raises:
             RegistryError: there was no champion before this one.
         """
-        if not self._may_exist():
-            raise _nothing_before(self.model_name, "has no champion")
         with self._call() as client:
             champions = self._history(client)
             if len(champions) < 2:
@@ -262,8 +248,6 @@ class Registry:
             fingerprints: of the bundles.
             storage_root: where they lie: one of the same fingerprint below another root stays, with its version.
         """
-        if not self._may_exist():
-            return []
         with self._call() as client:
             pointed_at = {one.version for one in self._pointed_at(client)}
             here = [one for one in self._versions(client) if one.storage_root == registered_root(storage_root)]
@@ -276,8 +260,14 @@ class Registry:
             return gone
 
     @contextmanager
-    def _call(self) -> Iterator[Any]:
-        """A client, its failures as RegistryError."""
+    def _call(self, makes: bool = False) -> Iterator[Any]:
+        """A client, its failures as RegistryError; None where there is nothing to read or to move yet and nothing is made:
+        connecting would create a database.
+        """
+        path = sqlite_file(self.tracking_uri)
+        if path is not None and not makes and not path.exists():
+            yield None
+            return
         try:
             self._client = self._client or connect(self.tracking_uri)
         except ImportError as error:
@@ -292,15 +282,8 @@ class Registry:
         except tracker_errors() as error:
             raise _unreachable(self.tracking_uri, error) from error
 
-    def _may_exist(self) -> bool:
-        """Whether there can be anything to read or to move: neither must create a database."""
-        path = sqlite_file(self.tracking_uri)
-        return path is None or path.exists()
-
     def pointed_at(self) -> list[ModelVersion]:
         """The versions that an alias points at, or will when a promotion or rollback that broke off is done again."""
-        if not self._may_exist():
-            return []
         with self._call() as client:
             return self._pointed_at(client)
 
@@ -339,6 +322,8 @@ class Registry:
         client.set_registered_model_tag(self.model_name, _HISTORY_TAG, json.dumps(champions[-_MAX_HISTORY:]))
 
     def _model(self, client: Any) -> Any | None:
+        if client is None:
+            return None
         from mlflow.exceptions import MlflowException
 
         try:
@@ -383,17 +368,15 @@ class Registry:
 
 def registered_models(tracking_uri: str) -> list[str]:
     """Names of all models in a registry; raises RegistryError when it cannot be reached."""
-    registry = Registry(tracking_uri, "")
-    if not registry._may_exist():
-        return []
     names, token = [], None
-    with registry._call() as client:
-        while True:
+    with Registry(tracking_uri, "")._call() as client:
+        while client is not None:
             page = client.search_registered_models(page_token=token)
             names += [str(model.name) for model in page]
             token = page.token
             if not token:
-                return names
+                break
+    return names
 
 
 def pointed_at(tracking_uri: str) -> set[str]:

@@ -53,16 +53,6 @@ class StageRun:
     reused: bool
     """Whether it had been done before, so that nothing ran."""
 
-    @property
-    def seconds(self) -> float:
-        """Wall-clock seconds it took when it was built."""
-        return self.manifest.seconds
-
-    @property
-    def peak_memory_mb(self) -> float:
-        """Largest memory of its process and all its children when it was built, MiB."""
-        return self.manifest.peak_memory_mb
-
 
 @dataclass
 class PlatformRun:

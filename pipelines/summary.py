@@ -56,8 +56,8 @@ def summarise(run: PlatformRun, config: PlatformConfig, preset: str, seconds: fl
                 "fingerprint": stage.manifest.fingerprint,
                 "uri": stage.manifest.uri,
                 "reused": stage.reused,
-                "seconds": stage.seconds,
-                "peak_memory_mb": stage.peak_memory_mb,
+                "seconds": stage.manifest.seconds,
+                "peak_memory_mb": stage.manifest.peak_memory_mb,
                 "facts": stage.manifest.facts,
             }
             for name, stage in run.stages.items()
@@ -120,7 +120,8 @@ def stage_table(run: PlatformRun) -> Table:
     table.add_column("peak memory", justify="right")
     table.add_column("")
     for name, stage in run.stages.items():
-        table.add_row(name, f"{stage.seconds:.1f}", memory(stage.peak_memory_mb), "reused" if stage.reused else "built")
+        made = stage.manifest
+        table.add_row(name, f"{made.seconds:.1f}", memory(made.peak_memory_mb), "reused" if stage.reused else "built")
     return table
 
 

@@ -14,16 +14,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import structlog
 
 from components.artifacts import hold
+from components.cllmr.linear.ranking import head_items
 from components.errors import UserError
 from serving.approximate import Exactness, prepare
 from serving.attributes import Attributes
 from serving.bundle import BUNDLE_DIRECTORY, find_bundle
 from serving.feature_set import FeatureSet
 from serving.lists import ready_made
-from serving.metrics import Head
 from serving.recommender import Recommender
 from serving.scorer import Scorer
 from serving.settings import Scoring
@@ -56,7 +58,7 @@ class Live:
 
     target: Target
     recommender: Recommender
-    head: Head
+    head: npt.NDArray[np.bool_]
     texts: Texts
     golden_requests: int
     lists_table: str | None
@@ -87,7 +89,7 @@ def load(target: Target, scoring: Scoring = EXACT) -> Live:
     texts = Texts(directory, scorer)
     newcomers = read_newcomers(directory, scorer)
     recommender = Recommender(scorer, target.model_version, texts, index, exactness, lists, attributes, newcomers)
-    return Live(target, recommender, Head(scorer.popularity), texts, golden_requests, table)
+    return Live(target, recommender, head_items(scorer.popularity), texts, golden_requests, table)
 
 
 def _nobody() -> Target | None:

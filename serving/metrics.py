@@ -11,21 +11,18 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 from opentelemetry import trace
 from ray.serve.metrics import Counter, Histogram
 
 from components.ids import Vocabulary
 from serving.features import Age
 from serving.gauges import LastingGauge
-from serving.ranking import Rows
 from serving.schemas import ExplainResponse, ItemsResponse, RecommendResponse, ScoreResponse
 
 if TYPE_CHECKING:
     from serving.approximate import Exactness
     from serving.lifecycle import Target
-
-HEAD_SHARE = 0.2
-"""The head is this share of the items, the most popular in training, as in the evaluation."""
 
 _LATENCY_MS = [0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000]
 _SHARES = [0.01, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1]
@@ -251,7 +248,7 @@ class ScorerMetrics:
         if users:
             self.refused_profiles.inc(users, tags={"model_version": model_version})
 
-    def recommended(self, answers: Sequence[RecommendResponse], items: Vocabulary, head: "Head") -> None:
+    def recommended(self, answers: Sequence[RecommendResponse], items: Vocabulary, head: npt.NDArray[np.bool_]) -> None:
         """Counts rankings of one model, of items with these rows; at once, as one by one took a third of the ranking."""
         version = {"model_version": answers[0].model_version}
         results = [result for answer in answers for result in answer.results]
@@ -259,7 +256,7 @@ class ScorerMetrics:
             self.answers.inc(number, tags={**version, "method": method, "reason": reason or "none"})
         self._unknown("user", sum(result.cold for result in results), version)
         rows = items.rows([item.item_id for result in results for item in result.items])
-        in_head = head.count(rows)
+        in_head = int(head[rows].sum())
         for group, places in (("head", in_head), ("tail", len(rows) - in_head)):
             if places:
                 self.recommended_items.inc(places, tags={**version, "group": group})
@@ -323,16 +320,3 @@ class LogMetrics:
 
     def __init__(self) -> None:
         self.lost = Counter("cllmr_lost_log_lines", description="Log lines that could not be written, as on a full disk.")
-
-
-class Head:
-    """The most popular items of a bundle: at least one, ties by the lower row."""
-
-    def __init__(self, popularity: Rows) -> None:
-        self.members = np.zeros(len(popularity), dtype=bool)
-        size = max(1, round(HEAD_SHARE * len(popularity)))
-        self.members[np.argsort(-popularity, kind="stable")[:size]] = True
-
-    def count(self, rows: Rows) -> int:
-        """How many of these items are in the head."""
-        return int(self.members[rows].sum())

@@ -10,11 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
-from components.cllmr.linear.ranking import NO_ITEM
+from components.cllmr.linear.ranking import NO_ITEM, head_items
 from components.evaluate.metrics import IntArray, ScoreBlock, blocks, masked
 
-HEAD_SHARE = 0.2
-"""The head is this share of the items, the most popular in training."""
 DECILES = 10
 
 
@@ -50,14 +48,6 @@ def gini(counts: npt.NDArray[np.integer]) -> float:
     ordered = np.sort(counts).astype(np.float64)
     ranks = np.arange(1, len(ordered) + 1)
     return float((2 * ranks - len(ordered) - 1) @ ordered / (len(ordered) * total))
-
-
-def head_items(popularity: IntArray) -> npt.NDArray[np.bool_]:
-    """Membership of the head: the `HEAD_SHARE` most popular items, at least one, ties by the lower row."""
-    head = np.zeros(len(popularity), dtype=bool)
-    size = max(1, round(HEAD_SHARE * len(popularity)))
-    head[np.argsort(-popularity, kind="stable")[:size]] = True
-    return head
 
 
 def exposure_summary(top_items: IntArray, popularity: IntArray) -> dict[str, float]:

@@ -13,7 +13,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from components.evaluate.bias import HEAD_SHARE
+from components.cllmr.linear.ranking import HEAD_SHARE
 from components.evaluate.config import LABELS, SCORES
 from components.evaluate.metrics import PRIMARY
 

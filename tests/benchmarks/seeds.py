@@ -45,7 +45,7 @@ def main() -> None:
         )
         figures = read_json(run.manifest("evaluate").path() / "metrics.json")
         found.append(figures)
-        console.print({name: run.stages[name].seconds for name in run.stages}, "λ", figures["debias_strength"])
+        console.print({name: run.manifest(name).seconds for name in run.stages}, "λ", figures["debias_strength"])
     table = Table("model", *METRICS, "ARP@10", "coverage@10", title=f"{asked.seeds} seeds, mean ± standard deviation")
     for name in LABELS:  # JSON does not keep the order
         if name not in found[0]["results"]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from components.cllmr.linear.ranking import NO_ITEM, top_k
+from components.cllmr.linear.ranking import NO_ITEM, head_items, top_k
 from components.evaluate import bias, collapse, metrics
 
 
@@ -178,7 +178,7 @@ def test_exposure_figures_equal_hand_computed_values():
     # counts 0 0 1 1 3: sum (2i - 6) x_i / (5 * 5) = (1*0 + 1*2 + 3*4) / 25
     assert bias.gini(np.array([3, 1, 1, 0, 0])) == pytest.approx(14 / 25)
     assert bias.gini(np.array([2, 2, 2])) == pytest.approx(0.0)
-    assert bias.head_items(popularity).tolist() == [True, False, False, False, False]
+    assert head_items(popularity).tolist() == [True, False, False, False, False]
     assert bias.exposure_summary(top, popularity) == {
         "average_popularity": pytest.approx(23 / 3, abs=1e-4),
         "coverage": 0.6,

@@ -53,7 +53,7 @@ def test_a_second_run_reuses_every_stage_and_from_rebuilds_one_and_all_after_it(
     assert reused(first) == dict.fromkeys(STAGES, False)
     assert json.loads((first.manifest("train").path() / "out.json").read_text())["parents"] == ["sideinfo", "spectrum"]
     assert first.manifest("promote").parents == {"train": first.manifest("train").fingerprint}
-    assert first.stages["ingest"].peak_memory_mb > 1
+    assert first.manifest("ingest").peak_memory_mb > 1
 
     second = run_fakes(tmp_path)
     assert second.all_reused

@@ -9,18 +9,16 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
 from components.errors import ArtifactError
-from components.evaluate.bias import head_items
 from components.registry import Registry, default_tracking_uri
 from serving import deployments, lifecycle
 from serving.approximate import Exactness
 from serving.deployments import RegistryReplica
 from serving.lifecycle import Follower, Live, Target
-from serving.metrics import Head, ScorerMetrics
+from serving.metrics import ScorerMetrics
 from serving.settings import Scoring
 from tests.bundles import stored_bundle, write_bundle
 from tests.waiting import wait_until
@@ -306,17 +304,6 @@ def test_a_registry_that_hangs_keeps_nobody_from_what_is_remembered(monkeypatch:
             return [await asyncio.wait_for(replica.champions(), 5) for _ in range(3)]
 
     assert asyncio.run(ask()) == [[Target("1", "a" * 16, "/store")]] * 3
-
-
-# -- exposure -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("num_items", [1, 4, 7, 1000])
-def test_the_head_is_that_of_the_evaluation(num_items: int) -> None:
-    popularity = np.random.default_rng(num_items).integers(0, 5, num_items)  # with ties
-    head = Head(popularity)
-    np.testing.assert_array_equal(head.members, head_items(popularity))
-    assert head.count(np.arange(num_items)) == head_items(popularity).sum()
 
 
 def test_what_was_measured_of_a_model_is_told_until_another_version_answers() -> None:

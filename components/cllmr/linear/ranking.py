@@ -6,6 +6,17 @@ import numpy.typing as npt
 NO_ITEM = -1
 """Fills a ranking that is shorter than asked for, because fewer items are left after masking."""
 
+HEAD_SHARE = 0.2
+"""The head is this share of the items, the most popular in training."""
+
+
+def head_items(popularity: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Membership of the head: the `HEAD_SHARE` most popular items, at least one, ties by the lower row."""
+    head = np.zeros(len(popularity), dtype=bool)
+    size = max(1, round(HEAD_SHARE * len(popularity)))
+    head[np.argsort(-popularity, kind="stable")[:size]] = True
+    return head
+
 
 def top_k(scores: npt.NDArray[np.floating], k: int) -> npt.NDArray[np.int64]:
     """Columns of the k largest scores of each row, best first, ties by the lower column.
