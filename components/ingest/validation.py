@@ -26,6 +26,11 @@ def is_askable(ids: pd.Series) -> pd.Series:
     """Whether each text is short enough for the API to be asked for it."""
     return ids.str.len() <= MAX_ID_LENGTH
 
+def has_no_nul(ids: pd.Series) -> pd.Series:
+    """Whether each text is free of NUL: pandas ends a text there, and ids that differ after it become one."""
+    return ~ids.str.contains("\0", regex=False)
+
+
 
 def is_number(texts: pd.Series) -> pd.Series:
     """Whether each text is a finite number."""
@@ -51,6 +56,7 @@ def numbers(texts: pd.Series) -> np.ndarray:
 def _id_column(column: str, unique: bool = False) -> pandera.Column:
     checks = [
         pandera.Check(is_present, name=f"missing_{column}"),
+        pandera.Check(has_no_nul, name=f"{column}_has_nul"),
         pandera.Check(is_askable, name=f"{column}_too_long"),
     ]
     if unique:
