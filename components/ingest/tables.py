@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 
 from components.errors import DataError
+from components.cells import NO_VALUE
 from components.ids import ITEM, ITEM_ID, RATING, REVIEW, TIMESTAMP, TITLE, USER, USER_ID
 from components.ingest import readers, sample
 from components.ingest.config import ColumnsConfig, IngestConfig
-from components.ingest.dataset import NO_TEXT
 from components.ingest.validation import LARGEST_TIME, entities_schema, interactions_schema, numbers, rejections
 from components.progress import emit
 
@@ -253,10 +253,10 @@ def removal(table: str, rows: object, user_id: object, item_id: object, reason: 
 
 
 def clean_text(text: str) -> str:
-    """One line without control characters, Unicode NFC; "" for what spreadsheets write when there is none."""
+    """One line without control characters, Unicode NFC; "" for what means that there is none."""
     spaced = "".join(" " if unicodedata.category(char) == "Cc" else char for char in unicodedata.normalize("NFC", text))
     line = " ".join(spaced.split())
-    return "" if line.casefold() in NO_TEXT else line
+    return "" if line.casefold() in NO_VALUE else line
 
 
 def _interaction_columns(path: str, config: IngestConfig) -> dict[str, str]:

@@ -9,10 +9,9 @@ import numpy as np
 import pandas as pd
 import pandera.pandas as pandera
 
+from components.cells import NO_VALUE
 from components.ids import ITEM_ID, MAX_ID_LENGTH, RATING, TIMESTAMP, USER_ID
 
-NO_VALUE = frozenset({"", "nan", "null", "none", "<na>"})
-"""Texts, casefolded, that mean "no id": an empty cell and what pandas, SQL and Python write for one."""
 LARGEST_TIME = 2.0**63
 """Nanoseconds since 1970 that fit in 64 bits."""
 

@@ -226,4 +226,5 @@ def test_a_parquet_text_that_is_not_utf8_is_told_as_damage(tmp_path):
 
 def test_texts_are_one_clean_line_in_nfc():
     assert tables.clean_text("  Cafe\u0301\tau\nlait\x00 ") == "Café au lait"
-    assert tables.clean_text("NaN") == ""
+    assert [tables.clean_text(text) for text in ("NaN", "NULL", "None ", "<NA>")] == [""] * 4
+    assert tables.clean_text("None of us") == "None of us"
