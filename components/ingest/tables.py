@@ -1,5 +1,6 @@
 """From a source to typed tables: interactions, items and users, with every rejected row and its reason."""
 
+import json
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,8 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from components.errors import DataError
 from components.cells import NO_VALUE
+from components.errors import DataError
 from components.ids import ITEM, ITEM_ID, RATING, REVIEW, TIMESTAMP, TITLE, USER, USER_ID
 from components.ingest import readers, sample
 from components.ingest.config import ColumnsConfig, IngestConfig
@@ -283,9 +284,18 @@ def _item_columns(path: str, config: IngestConfig) -> dict[str, str]:
 
 
 def _user_columns(path: str, config: IngestConfig) -> dict[str, str]:
-    names, texts = readers.column_names(path, config.quoting), config.user_text_columns or ()
+    """What describes people is read where somebody has named it, and not because a file has it."""
+    names, texts = readers.column_names(path, config.quoting), config.user_text_columns
     chosen = {USER_ID: readers.resolve(path, names, config.columns.user_id, "ingest.columns.user_id")}
-    return chosen | _own_names(path, _listed(f"file '{path}'", names, texts, "user"), chosen, "user")
+    others = [name for name in names if name not in chosen.values() and not _NAMELESS.fullmatch(name)]
+    if texts is None and others:
+        emit(
+            "warning",
+            stage="ingest",
+            message=f"of file '{path}' no column but the id is read, and users have no text. Name those that shall describe "
+            f"them, or none: --set 'ingest.user_text_columns={json.dumps(others, ensure_ascii=False)}'",
+        )
+    return chosen | _own_names(path, _listed(f"file '{path}'", names, texts or (), "user"), chosen, "user")
 
 
 def _listed(where: str, names: list[str], texts: Sequence[str], entity: str) -> list[str]:

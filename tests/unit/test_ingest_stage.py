@@ -264,6 +264,20 @@ def test_users_have_the_text_that_was_asked_for_and_rows_of_their_own_when_the_f
     assert build(tmp_path, users=users)[0].user_text_columns == []
 
 
+def test_columns_of_users_that_nobody_named_are_told_and_not_read(tmp_path, monkeypatch):
+    users = write(tmp_path, "users.csv", [",user_id,job,about", *(f"{user},{user},nurse,likes trains" for user in range(4))])
+    told, dataset, _ = warnings_of(tmp_path, monkeypatch, users=users)
+    assert dataset.user_text_columns == []
+    (line,) = [one for one in told if "users have no text" in one]
+    assert line == (
+        f"of file '{users}' no column but the id is read, and users have no text. Name those that shall describe them, or "
+        """none: --set 'ingest.user_text_columns=["job", "about"]'"""
+    )
+    for named in ([], ["job"]):
+        told, _, _ = warnings_of(tmp_path, monkeypatch, users=users, user_text_columns=named)
+        assert not [one for one in told if "users have no text" in one]
+
+
 def test_users_with_a_text_and_without_interactions_are_handed_on_apart(tmp_path):
     users = write(tmp_path, "users.tsv", ["user_id\tjob", "0\twriter", "new\tpainter", "newer\t", "11\tnurse"])
     asked = settings(tmp_path, users=users, user_text_columns=["job"])
