@@ -246,6 +246,13 @@ def entities(frame: pd.DataFrame, id_column: str, texts: Sequence[str], table: s
     return Entities(kept[shown].apply(lambda column: column.map(clean_text)), texts)
 
 
+def usable_ids(chunk: pd.DataFrame, id_column: str) -> tuple[list[str], list[str]]:
+    """The ids of a chunk of text that rows of a table may have, and the reasons against the others."""
+    chunk = chunk.assign(**{id_column: chunk[id_column].str.strip()})
+    bad = rejections(chunk, entities_schema(id_column, unique=False))
+    return chunk[id_column].drop(index=bad.index).tolist(), bad[REASON].tolist()
+
+
 def removal(table: str, rows: object, user_id: object, item_id: object, reason: object, value: object) -> pd.DataFrame:
     """Rows of removed.parquet, columns `REMOVED_COLUMNS`."""
     values = [np.asarray(given) for given in (table, rows, user_id, item_id, reason, value)]

@@ -25,10 +25,10 @@ def is_askable(ids: pd.Series) -> pd.Series:
     """Whether each text is short enough for the API to be asked for it."""
     return ids.str.len() <= MAX_ID_LENGTH
 
+
 def has_no_nul(ids: pd.Series) -> pd.Series:
     """Whether each text is free of NUL: pandas ends a text there, and ids that differ after it become one."""
     return ~ids.str.contains("\0", regex=False)
-
 
 
 def is_number(texts: pd.Series) -> pd.Series:
@@ -55,8 +55,8 @@ def numbers(texts: pd.Series) -> np.ndarray:
 def _id_column(column: str, unique: bool = False) -> pandera.Column:
     checks = [
         pandera.Check(is_present, name=f"missing_{column}"),
-        pandera.Check(has_no_nul, name=f"{column}_has_nul"),
         pandera.Check(is_askable, name=f"{column}_too_long"),
+        pandera.Check(has_no_nul, name=f"{column}_has_nul"),
     ]
     if unique:
         checks.append(pandera.Check(lambda ids: ~ids.duplicated(keep="first"), name=f"duplicate_{column}"))
@@ -78,9 +78,9 @@ def interactions_schema(has_rating: bool, has_timestamp: bool, needs_rating: boo
     return pandera.DataFrameSchema(columns)
 
 
-def entities_schema(id_column: str) -> pandera.DataFrameSchema:
-    """Schema of a table of items or users: each has an id, and the first row of an id is its row."""
-    return pandera.DataFrameSchema({id_column: _id_column(id_column, unique=True)})
+def entities_schema(id_column: str, unique: bool = True) -> pandera.DataFrameSchema:
+    """Schema of a table of items or users: each has an id, and where ids are `unique`, the first row of an id is its row."""
+    return pandera.DataFrameSchema({id_column: _id_column(id_column, unique)})
 
 
 def rejections(frame: pd.DataFrame, schema: pandera.DataFrameSchema) -> pd.DataFrame:
