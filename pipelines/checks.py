@@ -26,11 +26,11 @@ def check_settings(config: "PlatformConfig") -> None:
 def check_data(config: "PlatformConfig", dataset: "Dataset") -> None:
     """Raises ConfigError or DataError where a later stage would refuse these data with these settings, in its own words."""
     from components.spectrum.decompose import check_rank
-    from components.train.attributes import check_filter_columns
+    from components.train.attributes import attributes_of
 
     dataset.check_held_out()
     check_rank(config.spectrum.rank, dataset.num_users, dataset.num_items)
-    check_filter_columns(dataset.items, dataset.item_text_columns, config.train)
+    attributes_of(dataset.items, dataset.item_text_columns, config.train)
     if "popularity" not in config.evaluate.baselines and config.promote.min_over_popularity > -1:
         message = "promote.min_over_popularity needs popularity among evaluate.baselines: no model will be promoted"
         emit("warning", stage="promote", message=message)

@@ -44,7 +44,9 @@ Sets = Annotated[
 Storage = Annotated[str | None, typer.Option("--storage", help="Where artifacts live: a directory or an s3://, gs:// URI.")]
 Interactions = Annotated[str | None, typer.Option("--interactions", help="Your interactions: CSV, TSV or Parquet.")]
 Items = Annotated[str | None, typer.Option("--items", help="Your items: id, title and any text columns (optional).")]
-Users = Annotated[str | None, typer.Option("--users", help="Your users: id and any text columns (optional).")]
+Users = Annotated[
+    str | None, typer.Option("--users", help="Your users: id and texts, which ingest.user_text_columns names (optional).")
+]
 Columns = Annotated[
     list[str] | None, typer.Option("--column", help="A column's name in your files: user_id=uid; may be repeated.")
 ]

@@ -20,7 +20,8 @@ class BatchConfig(StageConfig):
     tracking_uri: Uri = ""
     """MLflow server or database; empty: SQLite in mlflow.db below the storage root. Of the pipeline: what promote has."""
     users: str | None = None
-    """CSV, TSV or Parquet file with a column user_id; None: all users of the bundle. Unknown users get the popular items."""
+    """CSV, TSV or Parquet file with a column user_id; None: all users of the bundle. Unknown users get the popular items; rows
+    without a usable id are left out, and told."""
     k: int = Field(default=20, ge=1, le=200)
     """Items per user; fewer where fewer are candidates."""
     debias: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)

@@ -4,9 +4,10 @@ Ray Data gives parts of the users to processes that hold the bundle; each part b
 not at all. A run that died goes on with the parts that are missing.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -16,10 +17,11 @@ from components.artifacts import Manifest, Stage, Store, failure_told, fingerpri
 from components.batch.config import BatchConfig
 from components.batch.online import open_online, write_online
 from components.errors import ArtifactError, DataError
-from components.ids import MAX_ID_LENGTH, USER_ID
+from components.ids import USER_ID
+from components.ingest.config import Quoting
 from components.ingest.readers import column_names, read_chunks
 from components.local_ray import ray_session
-from components.progress import progress
+from components.progress import emit, progress
 from components.registry import Registry, default_tracking_uri
 from serving.lists import BATCH, BATCH_VERSION, TABLE_DIRECTORY
 
@@ -102,24 +104,45 @@ def part_name(start: int) -> str:
 
 
 def read_users(settings: BatchConfig, trained: Manifest) -> list[str]:
-    """Users to score, each once, in the order of the file or of the bundle."""
+    """Users to score, each once, in the order of the file or of the bundle.
+
+    A file is read as ingest reads its own: an id that it knows must be the same here.
+    """
+    from components.ingest.tables import usable_ids
     from serving.bundle import BUNDLE_DIRECTORY, USERS_FILE
 
     if settings.users is None:
         known: list[str] = read_json(trained.path(BUNDLE_DIRECTORY) / BUNDLE_DIRECTORY / USERS_FILE)
         return known
-    if USER_ID not in (names := column_names(settings.users)):
+    quoting = _quoting_of(trained)
+    if USER_ID not in (names := column_names(settings.users, quoting)):
         raise DataError(
             f"file '{settings.users}' has no column '{USER_ID}'; columns seen: {', '.join(names)}.",
             f"Name the column of ids '{USER_ID}'.",
         )
-    chunks = read_chunks(settings.users, {USER_ID: USER_ID})  # as ingest reads them: an id that it knows must be the same here
-    user_ids = list(dict.fromkeys(user_id for chunk in chunks for user_id in chunk[USER_ID].str.strip()))
-    if wrong := [one for one in user_ids if not 0 < len(one) <= MAX_ID_LENGTH]:
+    user_ids: dict[str, None] = {}
+    reasons: Counter[str] = Counter()
+    for chunk in read_chunks(settings.users, {USER_ID: USER_ID}, quoting=quoting):
+        good, bad = usable_ids(chunk, USER_ID)
+        user_ids |= dict.fromkeys(good)
+        reasons.update(bad)
+    told = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
+    if not user_ids:
         raise DataError(
-            f"'{settings.users}' has {len(wrong)} ids that are empty or too long.", f"Ids have 1 to {MAX_ID_LENGTH} characters."
+            f"no user of file '{settings.users}' is usable: {reasons.total()} rows, rejected as {told}.",
+            f"Give users their ids in the column '{USER_ID}'.",
         )
-    return user_ids
+    if reasons:
+        message = f"{reasons.total()} rows of file '{settings.users}' name no user, and are left out: {told}"
+        emit("warning", stage=STAGE.name, message=message)
+    return list(user_ids)
+
+
+def _quoting_of(trained: Manifest) -> Quoting:
+    """How the files were read that the bundle's users come from; as usual where that is not known any more."""
+    name = trained.parents.get("ingest")
+    ingest = Store(trained.storage_root).find("ingest", name) if name else None
+    return cast(Quoting, "minimal" if ingest is None else ingest.config.get("quoting", "minimal"))
 
 
 def score_parts(

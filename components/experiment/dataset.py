@@ -22,10 +22,11 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
+from components.cells import NO_VALUE
 from components.errors import DataError, first_line
 from components.experiment.store import write_atomically
 from components.ids import SPLITS
-from components.ingest.dataset import DATA_CARD_FILE, INTERACTIONS_FILE, NO_TEXT, Dataset
+from components.ingest.dataset import DATA_CARD_FILE, INTERACTIONS_FILE, Dataset
 from components.sideinfo.config import SideinfoConfig
 
 FILES = dict(zip(SPLITS, ("trn.npz", "val.npz", "tst.npz"), strict=True))
@@ -349,7 +350,7 @@ def cleaned(value: Any) -> str:
     # half of a pair, as JSON may hold one (cut in the middle of an emoji), cannot be encoded and stops the tokenizer
     whole = str(value).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     text = " ".join(_TAG.sub(" ", html.unescape(whole)).split())
-    return "" if text.casefold() in NO_TEXT else text
+    return "" if text.casefold() in NO_VALUE else text
 
 
 def unit_rows(matrix: npt.NDArray[np.floating]) -> FloatMatrix:

@@ -83,7 +83,7 @@ class IngestConfig(StageConfig):
     item_text_columns: tuple[str, ...] | None = None
     """Columns of items that describe them; null: all but id and title (the sample: release_year, genres); []: none."""
     user_text_columns: tuple[str, ...] | None = None
-    """Columns of users that describe them; null and []: none."""
+    """Columns of users that describe them; null and []: none (null: with a warning that names those that there are)."""
     min_rating: float | None = 4.0
     """Implicit-feedback threshold: interactions rated below it are removed, as are those whose rating is missing;
     null: all count, rated or not. No effect without a column of ratings."""

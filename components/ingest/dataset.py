@@ -22,9 +22,6 @@ ITEMS_FILE = "items.parquet"
 REMOVED_FILE = "removed.parquet"
 DATA_CARD_FILE = "data_card.json"
 
-NO_TEXT = frozenset({"", "nan", "<na>"})
-"""Texts, casefolded, that mean "no text": what spreadsheets and pandas write for one."""
-
 
 @dataclass(frozen=True)
 class Dataset:

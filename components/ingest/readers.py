@@ -9,12 +9,16 @@ import hashlib
 import io
 import os
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from typing import IO, Any, cast
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
 
+from components.cells import SEPARATORS as VALUE_SEPARATORS
+from components.cells import are_shared
 from components.errors import DataError, did_you_mean
 from components.ids import TIMESTAMP
 from components.ingest.config import Quoting
@@ -243,11 +247,22 @@ def _parquet_chunks(path: str, columns: Mapping[str, str], chunk_rows: int) -> I
     import pandas as pd
 
     start = 0
+    parted: dict[str, str] = {}
     with open_source(path) as file:
         for batch in _batches(path, _parquet(path, file), list(dict.fromkeys(columns.values())), chunk_rows):
             texts = {name: _column(path, name, batch[name], name == columns.get(TIMESTAMP)) for name in batch.schema.names}
             yield pd.DataFrame(texts, index=pd.RangeIndex(start, start + len(batch)), dtype=object)
             start += len(batch)
+            for name in batch.schema.names:
+                if name not in parted and (value := _parted(batch[name])):
+                    parted[name] = value
+    for name, value in parted.items():
+        emit(
+            "warning",
+            stage="ingest",
+            message=f"file '{path}' has a column '{name}' of lists, whose values are joined by commas: one that has "
+            f"{' or '.join(VALUE_SEPARATORS)} in it is read as several, for example {value!r}. Write it without",
+        )
 
 
 def _batches(path: str, table: Any, columns: list[str], rows: int) -> Iterator[Any]:
@@ -275,8 +290,10 @@ def _as_text(column: pa.Array, is_time: bool) -> list[str]:
     """Values as a person would write them: 3 and not 3.0 for whole numbers, lists joined by commas, "" for null."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type) or pa.types.is_fixed_size_list(column.type):
-        return [", ".join(str(value) for value in values or [] if value is not None) for values in column.to_pylist()]
+    if _is_list(column.type):
+        values, ends = _flat(column)
+        texts = _as_text(values, False)
+        return [", ".join(filter(None, texts[start:end])) for start, end in pairwise(ends.tolist())]
     if is_time and (pa.types.is_timestamp(column.type) or pa.types.is_date(column.type)):  # a time of day is no point in time
         column = pc.cast(pc.cast(column, pa.timestamp("s"), safe=False), pa.int64())
     if pa.types.is_floating(column.type):
@@ -285,3 +302,32 @@ def _as_text(column: pa.Array, is_time: bool) -> list[str]:
         if pc.all(pc.equal(pc.floor(column), column)).as_py() and (pc.max(pc.abs(column)).as_py() or 0) < 2**53:
             column = pc.cast(column, pa.int64())
     return cast(list[str], pc.fill_null(pc.cast(column, pa.string()), "").to_pylist())
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _flat(column: pa.Array) -> tuple[pa.Array, np.ndarray]:
+    """The values of lists, however nested, and where those of each row end, from 0 on; (num_rows + 1,)."""
+    ends = np.arange(len(column) + 1)
+    while _is_list(column.type):
+        lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
+        ends = np.concatenate([[0], np.cumsum(lengths)])[ends]
+        column = column.flatten()  # leaves null lists out
+    return column, ends
+
+
+def _parted(column: pa.Array) -> str | None:
+    """A value of lists that will be read as several; None where there is none, or where values are phrases, as any may be."""
+    if not _is_list(column.type):
+        return None
+    values, _ = _flat(column)
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
+        return None
+    found = values.filter(pc.match_substring_regex(values, f"[{VALUE_SEPARATORS}]"))
+    if not len(found) or not are_shared(pc.count_distinct(values).as_py(), len(values)):
+        return None
+    return cast(str, found[0].as_py())

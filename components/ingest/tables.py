@@ -1,5 +1,6 @@
 """From a source to typed tables: interactions, items and users, with every rejected row and its reason."""
 
+import json
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,11 +9,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
+from components.cells import NO_VALUE
 from components.errors import DataError
 from components.ids import ITEM, ITEM_ID, RATING, REVIEW, TIMESTAMP, TITLE, USER, USER_ID
 from components.ingest import readers, sample
 from components.ingest.config import ColumnsConfig, IngestConfig
-from components.ingest.dataset import NO_TEXT
 from components.ingest.validation import LARGEST_TIME, entities_schema, interactions_schema, numbers, rejections
 from components.progress import emit
 
@@ -245,6 +246,13 @@ def entities(frame: pd.DataFrame, id_column: str, texts: Sequence[str], table: s
     return Entities(kept[shown].apply(lambda column: column.map(clean_text)), texts)
 
 
+def usable_ids(chunk: pd.DataFrame, id_column: str) -> tuple[list[str], list[str]]:
+    """The ids of a chunk of text that rows of a table may have, and the reasons against the others."""
+    chunk = chunk.assign(**{id_column: chunk[id_column].str.strip()})
+    bad = rejections(chunk, entities_schema(id_column, unique=False))
+    return chunk[id_column].drop(index=bad.index).tolist(), bad[REASON].tolist()
+
+
 def removal(table: str, rows: object, user_id: object, item_id: object, reason: object, value: object) -> pd.DataFrame:
     """Rows of removed.parquet, columns `REMOVED_COLUMNS`."""
     values = [np.asarray(given) for given in (table, rows, user_id, item_id, reason, value)]
@@ -253,10 +261,10 @@ def removal(table: str, rows: object, user_id: object, item_id: object, reason: 
 
 
 def clean_text(text: str) -> str:
-    """One line without control characters, Unicode NFC; "" for what spreadsheets write when there is none."""
+    """One line without control characters, Unicode NFC; "" for what means that there is none."""
     spaced = "".join(" " if unicodedata.category(char) == "Cc" else char for char in unicodedata.normalize("NFC", text))
     line = " ".join(spaced.split())
-    return "" if line.casefold() in NO_TEXT else line
+    return "" if line.casefold() in NO_VALUE else line
 
 
 def _interaction_columns(path: str, config: IngestConfig) -> dict[str, str]:
@@ -283,9 +291,18 @@ def _item_columns(path: str, config: IngestConfig) -> dict[str, str]:
 
 
 def _user_columns(path: str, config: IngestConfig) -> dict[str, str]:
-    names, texts = readers.column_names(path, config.quoting), config.user_text_columns or ()
+    """What describes people is read where somebody has named it, and not because a file has it."""
+    names, texts = readers.column_names(path, config.quoting), config.user_text_columns
     chosen = {USER_ID: readers.resolve(path, names, config.columns.user_id, "ingest.columns.user_id")}
-    return chosen | _own_names(path, _listed(f"file '{path}'", names, texts, "user"), chosen, "user")
+    others = [name for name in names if name not in chosen.values() and not _NAMELESS.fullmatch(name)]
+    if texts is None and others:
+        emit(
+            "warning",
+            stage="ingest",
+            message=f"of file '{path}' no column but the id is read, and users have no text. Name those that shall describe "
+            f"them, or none: --set 'ingest.user_text_columns={json.dumps(others, ensure_ascii=False)}'",
+        )
+    return chosen | _own_names(path, _listed(f"file '{path}'", names, texts or (), "user"), chosen, "user")
 
 
 def _listed(where: str, names: list[str], texts: Sequence[str], entity: str) -> list[str]:

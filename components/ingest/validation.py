@@ -9,10 +9,9 @@ import numpy as np
 import pandas as pd
 import pandera.pandas as pandera
 
+from components.cells import NO_VALUE
 from components.ids import ITEM_ID, MAX_ID_LENGTH, RATING, TIMESTAMP, USER_ID
 
-NO_VALUE = frozenset({"", "nan", "null", "none", "<na>"})
-"""Texts, casefolded, that mean "no id": an empty cell and what pandas, SQL and Python write for one."""
 LARGEST_TIME = 2.0**63
 """Nanoseconds since 1970 that fit in 64 bits."""
 
@@ -25,6 +24,11 @@ def is_present(ids: pd.Series) -> pd.Series:
 def is_askable(ids: pd.Series) -> pd.Series:
     """Whether each text is short enough for the API to be asked for it."""
     return ids.str.len() <= MAX_ID_LENGTH
+
+
+def has_no_nul(ids: pd.Series) -> pd.Series:
+    """Whether each text is free of NUL: pandas ends a text there, and ids that differ after it become one."""
+    return ~ids.str.contains("\0", regex=False)
 
 
 def is_number(texts: pd.Series) -> pd.Series:
@@ -52,6 +56,7 @@ def _id_column(column: str, unique: bool = False) -> pandera.Column:
     checks = [
         pandera.Check(is_present, name=f"missing_{column}"),
         pandera.Check(is_askable, name=f"{column}_too_long"),
+        pandera.Check(has_no_nul, name=f"{column}_has_nul"),
     ]
     if unique:
         checks.append(pandera.Check(lambda ids: ~ids.duplicated(keep="first"), name=f"duplicate_{column}"))
@@ -73,9 +78,9 @@ def interactions_schema(has_rating: bool, has_timestamp: bool, needs_rating: boo
     return pandera.DataFrameSchema(columns)
 
 
-def entities_schema(id_column: str) -> pandera.DataFrameSchema:
-    """Schema of a table of items or users: each has an id, and the first row of an id is its row."""
-    return pandera.DataFrameSchema({id_column: _id_column(id_column, unique=True)})
+def entities_schema(id_column: str, unique: bool = True) -> pandera.DataFrameSchema:
+    """Schema of a table of items or users: each has an id, and where ids are `unique`, the first row of an id is its row."""
+    return pandera.DataFrameSchema({id_column: _id_column(id_column, unique)})
 
 
 def rejections(frame: pd.DataFrame, schema: pandera.DataFrameSchema) -> pd.DataFrame:

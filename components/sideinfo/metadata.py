@@ -16,6 +16,7 @@ from zlib import crc32
 import numpy as np
 import pandas as pd
 
+from components.cells import values_of
 from components.ids import ITEM_ID, TITLE, USER, USER_ID
 from components.ingest.dataset import Dataset
 from components.sideinfo.guard import REMOVED, neutralise
@@ -24,7 +25,6 @@ from components.sideinfo.profiles import Reference, Side
 
 T = TypeVar("T")
 
-_LIST = re.compile(r"\s*[|;,]\s*")
 _WORD = re.compile(r"[^\W\d_]{3,}")
 _MAX_VALUE_WORDS = 4  # "Science Fiction" is a value, a sentence is not
 _MAX_DISTINCT = 0.75  # share of different ones among values; phrases of a free text hardly repeat
@@ -208,7 +208,7 @@ def _parts(kind: Literal["number", "values", "words"], text: str) -> list[str]:
         case "number":
             return [text] if text else []
         case "values":
-            return distinct(_LIST.split(text))
+            return values_of(text)
         case "words":
             return distinct(_WORD.findall(text.casefold()))
 

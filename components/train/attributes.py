@@ -8,7 +8,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from components.cells import are_shared, values_of
 from components.errors import ConfigError, did_you_mean
+from components.progress import emit
 from components.train.config import TrainConfig
 from serving.bundle import ATTRIBUTES_FILE
 
@@ -28,14 +30,15 @@ def attributes_of(items: pd.DataFrame, texts: list[str], config: TrainConfig) ->
         texts: its text columns, without the title.
         config: which of them, and what stands between the values of one cell.
 
-    Raises ConfigError as `check_filter_columns`.
+    A column that looks as if it should be one of them, or one of numbers, and is not, is told.
+
+    Raises ConfigError for a column that is named and that the items do not have, or that says nothing of any item.
     """
-    check_filter_columns(items, texts, config)
+    _check_named(items, texts, config)
     return pa.table(dict(_columns(items, texts, config)))
 
 
-def check_filter_columns(items: pd.DataFrame, texts: list[str], config: TrainConfig) -> None:
-    """Raises ConfigError for a column that is named and that the items do not have, or that says nothing of any item."""
+def _check_named(items: pd.DataFrame, texts: list[str], config: TrainConfig) -> None:
     for name in config.filter_columns or ():
         if name not in texts:
             raise ConfigError(
@@ -50,21 +53,33 @@ def check_filter_columns(items: pd.DataFrame, texts: list[str], config: TrainCon
 def _columns(items: pd.DataFrame, texts: list[str], config: TrainConfig) -> Iterator[tuple[str, pa.Array]]:
     for name in texts if config.filter_columns is None else config.filter_columns:
         cells = items[name]
-        if not (cells != "").any():
+        is_told = cells != ""
+        if not is_told.any():
             continue
-        numbers = pd.to_numeric(cells.where(cells != ""), errors="coerce").to_numpy(np.float64)
-        if np.isfinite(numbers[cells != ""]).all():
+        numbers = pd.to_numeric(cells.where(is_told), errors="coerce").to_numpy(np.float64)
+        others = cells[is_told & ~np.isfinite(numbers)]
+        if others.empty:
             yield name, pa.array(numbers, NUMBERS, from_pandas=True)
             continue
-        split = [_values(cell, config.filter_separator) for cell in cells]
-        if config.filter_columns is not None or len(set().union(*split)) <= MOST_VALUES:
+        split = [values_of(cell, config.filter_separator or "") for cell in cells]
+        distinct = len(set().union(*split))
+        is_chosen = config.filter_columns is not None or distinct <= MOST_VALUES
+        if 2 * len(others) < is_told.sum():
+            _tell(
+                f"'{name}' is no filter by numbers: {len(others)} of {is_told.sum()} cells hold something else, for example "
+                f"{others.iloc[0]!r}. Empty or correct them"
+            )
+        elif not is_chosen and are_shared(distinct, sum(map(len, split))):
+            _tell(
+                f"'{name}' is no filter: it has {distinct} distinct values, more than {MOST_VALUES}. To have it, name all that "
+                f"shall be filters, '{name}' among them: train.filter_columns"
+            )
+        if is_chosen:
             yield name, pa.array(split, VALUES)
 
 
-def _values(cell: str, separator: str | None) -> list[str]:
-    """The values of one cell, each once."""
-    parts = [cell] if separator is None else cell.split(separator)
-    return list(dict.fromkeys(part.strip() for part in parts if part.strip()))
+def _tell(message: str) -> None:
+    emit("warning", stage="train", message=message)
 
 
 def write_attributes(directory: Path, table: pa.Table) -> None:

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, ValidationInfo, field_validator
 
+from components.cells import SEPARATORS
 from components.cllmr.config import ModelConfig
 from components.settings import StageConfig, Uri
 
@@ -99,8 +100,8 @@ class TrainConfig(StageConfig):
     filter_columns: tuple[str, ...] | None = None
     """Columns of the items' table (of those that ingest.item_text_columns keeps) that requests can filter by; null: all that
     have numbers or at most 200 distinct values; []: none."""
-    filter_separator: str | None = Field(default=",", min_length=1)
-    """What stands between several values of one cell ("Comedy, Drama"); null: a cell is one value."""
+    filter_separator: str | None = Field(default=SEPARATORS, min_length=1)
+    """Marks any of which stands between several values of one cell ("Comedy|Drama"); null: a cell is one value."""
     warm_start: str = Field(default=NONE, pattern=rf"^({NONE}|{CHAMPION}|[0-9a-f]{{16}})$")
     """What the graph member begins with: "none", the ID table of the "champion", or that of another output of this stage, by
     its fingerprint; users and items are joined by id, new ones begin as ever. Other members are fitted anew. Training begins
@@ -113,6 +114,13 @@ class TrainConfig(StageConfig):
     """One GPU per worker. Placement, not part of the fingerprint."""
     cpus_per_worker: PositiveFloat = Field(default=1.0)
     """CPU cores that Ray reserves per worker, and threads of its matrix products. Placement, not part of the fingerprint."""
+
+    @field_validator("filter_separator")
+    @classmethod
+    def _each_mark_separates(cls, marks: str | None) -> str | None:
+        if any(mark.isalnum() or mark.isspace() for mark in marks or ""):
+            raise ValueError("each character of it separates values: give marks alone, such as ; or /, no letters, no spaces")
+        return marks
 
     @field_validator("effect")
     @classmethod

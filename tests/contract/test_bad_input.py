@@ -173,6 +173,9 @@ def test_a_parquet_file_with_damaged_pages_and_a_sound_footer_is_refused(own_dat
         (pa.array([{"a": 1}] * 5), "struct<a: int64>"),
         (pa.array([[("k", "v")]] * 5, pa.map_(pa.string(), pa.string())), "map<string, string"),
         (pa.array([b"\xff\xd8"] * 5), "binary"),
+        (pa.array([[{"a": 1}]] * 5), "list<element: struct<a: int64>>"),
+        (pa.array([[[("k", "v")]]] * 5, pa.list_(pa.map_(pa.string(), pa.string()))), "list<element: map<string, string"),
+        (pa.array([[b"\xff\xd8"]] * 5), "list<element: binary>"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

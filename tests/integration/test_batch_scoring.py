@@ -10,10 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from components.artifacts import Manifest, Store, fingerprint
+from components.artifacts import Manifest, Stage, Store, fingerprint, run_stage
 from components.batch import stage
 from components.batch.config import BatchConfig
 from components.errors import ArtifactError, ConfigError, DataError, LaunchError
+from components.ingest.config import IngestConfig
 from components.registry import Registry, default_tracking_uri
 from pipelines.batch_scoring import batch_scoring
 from pipelines.config import load
@@ -150,7 +151,7 @@ def test_what_cannot_be_scored_is_named(root: str, trained: Manifest, tmp_path: 
         stage.run({"train": trained.fingerprint, "users": str(tmp_path / "none.csv")}, root)
     for text, told in (
         ("user\nu1\n", "has no column 'user_id'; columns seen: user"),
-        ("user_id,name\n,x\n", "1 ids that are empty or too long"),
+        ("user_id,name\n,x\nNone,y\n", r"no user of file '.*users\.csv' is usable: 2 rows, rejected as missing_user_id 2\."),
     ):
         file = tmp_path / "users.csv"
         file.write_text(text)
@@ -193,7 +194,21 @@ def test_ids_are_read_as_ingest_reads_them(column: pa.Array, trained: Manifest, 
         assert stage.read_users(settings, trained) == ["44", "45"]
 
 
-def test_a_user_without_an_id_is_told(trained: Manifest, tmp_path: Path) -> None:
-    pq.write_table(pa.table({"user_id": pa.array([44, None])}), tmp_path / "users.parquet")
-    with pytest.raises(DataError, match="1 ids that are empty or too long"):
-        stage.read_users(BatchConfig.parse({"users": str(tmp_path / "users.parquet")}, "batch"), trained)
+def test_quotation_marks_are_read_as_the_models_data_were(root: str, tmp_path: Path) -> None:
+    data = run_stage(Stage("ingest", version=1), IngestConfig(quoting="none"), root, {}, lambda directory: {})
+    unquoted = stored_bundle(root, write_bundle, "unquoted", {"ingest": data})
+    (tmp_path / "users.csv").write_text('user_id\n"anna"\n')
+    assert stage.read_users(BatchConfig(users=str(tmp_path / "users.csv")), unquoted) == ['"anna"']
+
+
+def test_rows_without_a_usable_id_are_left_out_and_told(
+    trained: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(stage, "emit", lambda event, **fields: told.append(fields["message"]))
+    pq.write_table(pa.table({"user_id": pa.array([44.0, None, 45.0])}), tmp_path / "users.parquet")
+    (tmp_path / "users.csv").write_text(f"user_id\n44\nnan\nNone\n45\n{'x' * 257}\n")
+    for name, left_out in (("parquet", "missing_user_id 1"), ("csv", "missing_user_id 2, user_id_too_long 1")):
+        file = tmp_path / f"users.{name}"
+        assert stage.read_users(BatchConfig(users=str(file)), trained) == ["44", "45"]
+        assert told.pop().endswith(f"rows of file '{file}' name no user, and are left out: {left_out}")

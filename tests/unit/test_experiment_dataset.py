@@ -168,7 +168,7 @@ def test_a_title_without_spaces_is_a_text_where_no_identifier_has_such_letters(t
 def test_text_is_cleaned_and_cut() -> None:
     assert cleaned("['a <b>bold</b> claim', 'two &amp; more']") == "a bold claim, two & more"
     assert cleaned("[not a list") == "[not a list"
-    for nothing in (None, float("nan"), float("-inf"), "NaN", " <NA>", [float("nan"), "nan"]):
+    for nothing in (None, float("nan"), float("-inf"), "NaN", " <NA>", "None", "NULL", [float("nan"), "nan"]):
         assert cleaned(nothing) == ""
     assert texts_of([{"story": "word " * 150}])[0] == [" ".join(["word"] * 100)]
 

@@ -201,7 +201,8 @@ def test_parquet_times_become_unix_seconds_and_lists_one_text(tmp_path):
 @pytest.mark.parametrize(
     ("column", "texts"),
     [
-        (pa.array([[1.5, 2.0], None], pa.list_(pa.float32(), 2)), ["1.5, 2.0", ""]),
+        (pa.array([[1.5, 2.0], None], pa.list_(pa.float32(), 2)), ["1.5, 2", ""]),
+        (pa.array([[["War", "Sci-Fi"], None, [None, "Film"]], None, [], [["War"]]]), ["War, Sci-Fi, Film", "", "", "War"]),
         (pa.array([3_600_000, None], pa.time32("ms")), ["01:00:00.000", ""]),
         (pa.array([3_600_000_001, None], pa.time64("us")), ["01:00:00.000001", ""]),
         (pa.array([90, None], pa.duration("s")), ["90", ""]),
@@ -216,6 +217,23 @@ def test_parquet_columns_of_rarer_types_become_text(tmp_path, column, texts, nam
     assert frame[name].tolist() == texts
 
 
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ([["Women"], ["Clothing, Shoes & Jewelry", "Women"], ["Clothing, Shoes & Jewelry"]], "'Clothing, Shoes & Jewelry'"),
+        ([[["War|Peace"], ["Women"]], [["Women"], ["War|Peace"]]], "'War|Peace'"),
+        ([["Women", "Clothing"], ["Women", "Clothing"]], None),
+        ([["Soft, and warm.", "Blue."], ["Keeps dry, even in rain."]], None),  # sentences, which nobody counts
+    ],
+)
+def test_values_of_lists_that_will_be_read_as_several_are_told(tmp_path, monkeypatch, column, value):
+    told = []
+    monkeypatch.setattr(readers, "emit", lambda event, **fields: told.append(fields["message"]))
+    pq.write_table(pa.table({"kinds": column}), tmp_path / "a.parquet")
+    assert list(readers.read_chunks(str(tmp_path / "a.parquet"), {"kinds": "kinds"}, chunk_rows=3))
+    assert [f"for example {value}" in one and "a column 'kinds' of lists" in one for one in told] == [True] * bool(value)
+
+
 def test_a_parquet_text_that_is_not_utf8_is_told_as_damage(tmp_path):
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"x": ["Amelie"]}), path, compression="none", use_dictionary=False, write_statistics=False)
@@ -226,4 +244,5 @@ def test_a_parquet_text_that_is_not_utf8_is_told_as_damage(tmp_path):
 
 def test_texts_are_one_clean_line_in_nfc():
     assert tables.clean_text("  Cafe\u0301\tau\nlait\x00 ") == "Café au lait"
-    assert tables.clean_text("NaN") == ""
+    assert [tables.clean_text(text) for text in ("NaN", "NULL", "None ", "<NA>")] == [""] * 4
+    assert tables.clean_text("None of us") == "None of us"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -205,6 +206,21 @@ def test_every_row_that_does_not_arrive_is_listed_with_its_reason_and_row_number
     assert kept["timestamp"].tolist() == [1000]  # the later of the two
 
 
+def test_an_id_with_a_nul_byte_is_set_aside_and_nobody_gets_anothers_interactions(tmp_path):
+    pairs = [(f"u{user}", f"i{item}") for user in range(3) for item in range(4)]
+    bad = [("tenant\0anna", "i0"), ("tenant\0ben", "i1"), ("u0", "i0\0")]
+    user_ids, item_ids = map(list, zip(*pairs, *bad, strict=True))
+    pq.write_table(pa.table({"user_id": user_ids, "item_id": item_ids}), tmp_path / "clicks.parquet")
+    items = pa.table({"item_id": ["i0", "i1\0a", "i1\0b"], "title": ["Film", "Spoon", "Fork"]})
+    pq.write_table(items, tmp_path / "items.parquet")
+    files = {name: str(tmp_path / f"{name}.parquet") for name in ("clicks", "items")}
+    dataset, card, removed = build(tmp_path, interactions=files["clicks"], items=files["items"])
+    assert list(zip(dataset.interactions["user_id"], dataset.interactions["item_id"], strict=True)) == pairs
+    assert dataset.items["title"].tolist() == ["Film", "i1", "i2", "i3"]
+    assert card["removed_by_reason"] == {"item_id_has_nul": 3, "user_id_has_nul": 2}
+    assert removed["value"].tolist() == ["tenant\0anna", "tenant\0ben", "i0\0", "i1\0a", "i1\0b"]
+
+
 def test_of_an_item_described_twice_the_first_row_counts(tmp_path):
     items = write(
         tmp_path, "twice.csv", ["item_id,title", "0,First", "0,Second", "0,Third", *(f"{i},Film" for i in range(1, 5))]
@@ -246,6 +262,20 @@ def test_users_have_the_text_that_was_asked_for_and_rows_of_their_own_when_the_f
     assert dataset.users["job"].tolist() == ["writer", "", "", ""]
     assert card["users_without_row"] == 2
     assert build(tmp_path, users=users)[0].user_text_columns == []
+
+
+def test_columns_of_users_that_nobody_named_are_told_and_not_read(tmp_path, monkeypatch):
+    users = write(tmp_path, "users.csv", [",user_id,job,about", *(f"{user},{user},nurse,likes trains" for user in range(4))])
+    told, dataset, _ = warnings_of(tmp_path, monkeypatch, users=users)
+    assert dataset.user_text_columns == []
+    (line,) = [one for one in told if "users have no text" in one]
+    assert line == (
+        f"of file '{users}' no column but the id is read, and users have no text. Name those that shall describe them, or "
+        """none: --set 'ingest.user_text_columns=["job", "about"]'"""
+    )
+    for named in ([], ["job"]):
+        told, _, _ = warnings_of(tmp_path, monkeypatch, users=users, user_text_columns=named)
+        assert not [one for one in told if "users have no text" in one]
 
 
 def test_users_with_a_text_and_without_interactions_are_handed_on_apart(tmp_path):

@@ -10,6 +10,8 @@ import pytest
 from pydantic import ValidationError
 
 from components.errors import ArtifactError, ConfigError
+from components.sideinfo.metadata import attribute
+from components.train import attributes
 from components.train.attributes import attributes_of
 from components.train.config import TrainConfig
 from serving.approximate import Exactness, ItemIndex
@@ -204,7 +206,15 @@ def test_a_bundle_of_before_can_be_filtered_by_nothing_and_a_damaged_file_is_ref
         load(Target("1", "f" * 16, "", str(directory)))
 
 
-def test_columns_are_chosen_and_typed_by_what_they_hold() -> None:
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is told while columns are chosen."""
+    lines: list[str] = []
+    monkeypatch.setattr(attributes, "emit", lambda event, **fields: lines.append(fields["message"]))
+    return lines
+
+
+def test_columns_are_chosen_and_typed_by_what_they_hold(told: list[str]) -> None:
     items = pd.DataFrame(
         {
             "genres": ["Comedy, Drama", "", "Drama", "War,War"] * 100,
@@ -222,7 +232,46 @@ def test_columns_are_chosen_and_typed_by_what_they_hold() -> None:
     assert attributes_of(items, names, TrainConfig(filter_columns=())).num_columns == 0
     whole = attributes_of(items, names, TrainConfig(filter_separator=None))
     assert whole["genres"].to_pylist()[0] == ["Comedy, Drama"]
+    assert told == [], "a column of phrases is no filter, and nobody expects it"
     with pytest.raises(ConfigError, match=r"names 'genre', .* Did you mean 'genres'"):
         attributes_of(items, names, TrainConfig(filter_columns=("genre",)))
     with pytest.raises(ConfigError, match="no item has anything"):
         attributes_of(items, names, TrainConfig(filter_columns=("empty",)))
+
+
+@pytest.mark.parametrize("mark", ["|", ", ", ";", " | "])
+def test_values_of_one_cell_are_told_apart_as_profiles_tell_them_apart(mark: str) -> None:
+    genres = [mark.join(("Comedy", "Drama")), "Drama", mark] * 2
+    found = attributes_of(pd.DataFrame({"genres": genres}), ["genres"], TrainConfig())["genres"].to_pylist()
+    assert found == [["Comedy", "Drama"], ["Drama"], []] * 2
+    assert found[:2] == [attribute("genres", genres).of(item) for item in (0, 1)]
+
+
+def test_marks_between_values_can_be_named_and_letters_are_none() -> None:
+    items = pd.DataFrame({"kinds": ["Clothing, Shoes | Women", "Women"]})
+    found = attributes_of(items, ["kinds"], TrainConfig(filter_separator="|"))
+    assert found["kinds"].to_pylist() == [["Clothing, Shoes", "Women"], ["Women"]]
+    for marks in (" / ", "and"):
+        with pytest.raises(ConfigError, match=rf"'train\.filter_separator' = '{marks}': each character of it separates values"):
+            TrainConfig.parse({"filter_separator": marks}, "train")
+
+
+def test_columns_that_look_like_filters_and_are_none_are_told(told: list[str]) -> None:
+    rows = range(400)
+    items = pd.DataFrame(
+        {
+            "price": [f"{row}.5" if row else "N/A" for row in rows],
+            "stars": [str(row % 5) if row % 9 else "many" for row in rows],
+            "cast": [f"Person {row % 201}, Person {row % 50}, Person {row % 49}" for row in rows],
+            "story": [f"Of {row}, told." for row in rows],
+        }
+    )
+    names = list(items.columns)
+    assert attributes_of(items, names, TrainConfig()).column_names == ["stars"]
+    by_numbers = "is no filter by numbers: {} cells hold something else, for example {}. Empty or correct them"
+    assert told == [
+        f"'price' {by_numbers.format('1 of 400', repr('N/A'))}",
+        f"'stars' {by_numbers.format('45 of 400', repr('many'))}",
+        "'cast' is no filter: it has 201 distinct values, more than 200. To have it, name all that shall be filters, 'cast' "
+        "among them: train.filter_columns",
+    ]
