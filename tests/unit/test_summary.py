@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pipelines.summary import explanation_table
+from pipelines.summary import explanation_table, ranking_table, side_by_side
+from pipelines.terminal import error_line, make_console
 
 
 def explained(direct: float, debias: float) -> list[str]:
@@ -42,3 +43,20 @@ def test_an_explanation_is_a_sum_that_adds_up_with_the_signs_it_shows(direct: fl
     assert [row for row in rows if row.startswith("= ")] == [rows[2], rows[4]]
     assert f"λ {debias:g}" in rows[3]
     assert ranks.split()[-2:] == ["3,", "7"]
+
+
+def test_brackets_and_colons_of_titles_and_ids_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    titles = ["Roads [live]", "[untitled]", "AC [/]DC", "Kid A :fire:"]
+    items = [
+        {"rank": rank, "item_id": f"[b]{rank}", "title": title, "score": 1.0} for rank, title in enumerate(titles, start=1)
+    ]
+    answer = {"method": "personalised", "items": items, "factual": items}
+    out = make_console()
+    out.print(ranking_table(answer))
+    out.print(side_by_side(answer, 1.0))
+    out.print(error_line("'[raw]/a[/b].csv' is empty."))
+    shown = capsys.readouterr().out
+    for item in items:
+        assert shown.count(item["item_id"]) == 1
+        assert shown.count(item["title"]) == 3
+    assert shown.endswith("error: '[raw]/a[/b].csv' is empty.\n")
