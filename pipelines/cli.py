@@ -489,7 +489,7 @@ def recommend(
             answer = client.ask(request).model_dump(mode="json")
     else:
         recommender, histories = champion_recommender(load_config(preset, config, set_, storage))
-        found = histories(user_ids)
+        found = histories(request.users)
         ranked = recommender.recommend(found.told_to(request), found.item_ids, found.profiles)
         answer = ranked.model_copy(update={"results": found.said_of(ranked.results)}).model_dump(mode="json")
     out = make_console()
@@ -525,7 +525,7 @@ def explain(
             answer = client.explain(user_id, item_id, debias=debias).model_dump(mode="json")
     else:
         recommender, histories = champion_recommender(load_config(preset, config, set_, storage))
-        found = histories([user_id])
+        found = histories([request.user_id])
         (explained,) = found.said_of([recommender.explain(found.told_to_one(request), found.item_ids[0])])
         answer = explained.model_dump(mode="json")
     make_console().print(explanation_table(answer))
