@@ -394,7 +394,9 @@ class ExplainResponse(Answer):
     history: HistoryAge = Field(default=None, description=_HISTORY_AGE)
     debias: float
     title: str | None
-    profile: str | None = Field(description="The profile text the side information was made of.")
+    profile: str | None = Field(
+        description="The text the side information was made of: the item's own, an LLM's profile, or both."
+    )
     already_seen: bool
     explanation: Explanation | None
     nearest_liked_items: list[Neighbour]
