@@ -1,7 +1,8 @@
 """Column names and id vocabularies: fixed once for the whole platform.
 
-Raw ids (``user_id``, ``item_id``) are strings as the user gave them; ``user`` and ``item`` are their row numbers, 0-based,
-used by every matrix. A vocabulary is sorted, so it depends on the set of ids and never on the order of rows.
+Raw ids (``user_id``, ``item_id``) are strings as the user gave them, without blanks around them; ``user`` and ``item`` are
+their row numbers, 0-based, used by every matrix. A vocabulary is sorted, so it depends on the set of ids and never on the
+order of rows.
 """
 
 from collections.abc import Iterable, Sequence

@@ -34,8 +34,8 @@ EVENTS_TTL = timedelta(days=30)
 """What happened since the last ingest: after so long it has been in several of them."""
 
 _SIDE_INFORMATION = [
-    Field(name="embedding", dtype=Array(Float32), description="Embedding of the profile text, (dim,), L2-normalised."),
-    Field(name="profile", dtype=String, description="The profile text."),
+    Field(name="embedding", dtype=Array(Float32), description="Embedding of `profile`, (dim,), L2-normalised."),
+    Field(name="profile", dtype=String, description="The text that was embedded: own text, profile, or both."),
 ]
 _INTRODUCTION = Field(
     name="introduction",

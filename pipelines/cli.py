@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from components.errors import ConfigError, UserError
 from pipelines.champion import asked_of_the_endpoint, champion_endpoint, champion_recommender, endpoint, registry
@@ -49,6 +49,7 @@ from pipelines.terminal import (
     crash_told,
     ended_with_the_command,
     ends_that_are_asked_for,
+    error_line,
     events_told,
     exit_with,
     make_console,
@@ -135,9 +136,9 @@ def doctor(
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("", "check", "seen", "what to do"):
         table.add_column(column, overflow="fold")
-    marks = {"ok": "[green]ok[/green]", "warning": "[yellow]warning[/yellow]", "problem": "[red]problem[/red]"}
+    styles = {"ok": "green", "warning": "yellow", "problem": "red"}
     for check in checks:
-        table.add_row(marks[check.state], check.name, escape(check.seen), escape(check.fix))
+        table.add_row(Text(check.state, styles[check.state]), check.name, check.seen, check.fix)
     make_console().print(table)
     write_result(json_file, [asdict(check) for check in checks])
     if worst(checks) == "problem":
@@ -279,7 +280,7 @@ def compile_(
     try:
         parameters_of(settings, pipeline)
     except ConfigError as error:  # a default, which whoever starts a run may still replace
-        make_console(stderr=True).print(f"note: the defaults do for no cluster: {escape(str(error))}", soft_wrap=True)
+        make_console(stderr=True).print(f"note: the defaults do for no cluster: {error}", soft_wrap=True)
 
 
 @command
@@ -315,7 +316,7 @@ def submit(
     name = clusters.run_name(version.name)
     with ended_with_the_command(cluster, lambda: cluster.find_run(name), terminate):
         run_id = cluster.submit(version, parameters, name)
-        make_console().print(f"run {run_id}: {escape(cluster.url(run_id))}", soft_wrap=True)
+        make_console().print(f"run {run_id}: {cluster.url(run_id)}", soft_wrap=True)
         state = watched(cluster, run_id, deadline) if wait_ else "PENDING"
     result = {"run_id": run_id, "name": name, "version": version.name, "url": cluster.url(run_id), "state": state}
     write_result(json_file, result)
@@ -361,13 +362,13 @@ def schedule(
     out, name = make_console(), name or f"cllmr-{which}"
     if cron is None:
         count = connected(settings).remove_schedule(name)
-        out.print(f"schedule {escape(name)}: {'removed' if count else 'there was none'}", soft_wrap=True)
+        out.print(f"schedule {name}: {'removed' if count else 'there was none'}", soft_wrap=True)
         write_result(json_file, {"name": name, "change": "removed" if count else "unchanged"})
         return
     times = clusters.cron_of(cron)
     cluster, version, parameters = prepared(settings, until, cache, which, revision)
     schedule_id, change = cluster.ensure_schedule(name, times, version, parameters)
-    out.print(f"schedule {escape(name)}: {change}, '{times}' UTC, version {version.name}", soft_wrap=True)
+    out.print(f"schedule {name}: {change}, '{times}' UTC, version {version.name}", soft_wrap=True)
     write_result(
         json_file, {"name": name, "schedule_id": schedule_id, "change": change, "cron": times, "version": version.name}
     )
@@ -488,12 +489,12 @@ def recommend(
             answer = client.ask(request).model_dump(mode="json")
     else:
         recommender, histories = champion_recommender(load_config(preset, config, set_, storage))
-        found = histories(user_ids)
+        found = histories(request.users)
         ranked = recommender.recommend(found.told_to(request), found.item_ids, found.profiles)
         answer = ranked.model_copy(update={"results": found.said_of(ranked.results)}).model_dump(mode="json")
     out = make_console()
     for result in answer["results"]:
-        out.print(f"[bold]user {escape(result['user_id'])}[/bold], model {escape(result['model_version'])}")
+        out.print(Text.assemble((f"user {result['user_id']}", "bold"), f", model {result['model_version']}"))
         out.print(side_by_side(result, result["debias"]) if compare else ranking_table(result))
     write_result(json_file, answer)
 
@@ -524,7 +525,7 @@ def explain(
             answer = client.explain(user_id, item_id, debias=debias).model_dump(mode="json")
     else:
         recommender, histories = champion_recommender(load_config(preset, config, set_, storage))
-        found = histories([user_id])
+        found = histories([request.user_id])
         (explained,) = found.said_of([recommender.explain(found.told_to_one(request), found.item_ids[0])])
         answer = explained.model_dump(mode="json")
     make_console().print(explanation_table(answer))
@@ -607,7 +608,7 @@ def experiment(
     from components.experiment.tables import as_rich, grids
 
     for study in finished.studies:
-        out.print(f"[bold]{escape(study.title)}[/bold]  {escape(study.text)}")
+        out.print(Text.assemble((study.title, "bold"), f"  {study.text}"))
         for grid in grids(study):
             out.print(as_rich(grid))
     progress.print(f"{finished.executed} units of work were done, the others were found in {work}", soft_wrap=True)
@@ -749,7 +750,7 @@ def materialise(
             states[one.fingerprint] = "written" if put_back(one) else "in place"
         except UserError as error:  # the others may still be written
             states[one.fingerprint] = "missing"
-            errors.print(f"[bold red]error:[/bold red] {escape(str(error))}", soft_wrap=True)
+            errors.print(error_line(str(error)), soft_wrap=True)
         out.print(f"feature set {one.fingerprint}: {states[one.fingerprint]}", soft_wrap=True)
     write_result(json_file, {"storage_root": root, "feature_sets": states})
     if "missing" in states.values():
@@ -840,8 +841,9 @@ def report(
         return None
     example = partial(summary.last_liked, run.manifest("ingest").path(), user)
     user_id, titles, answer = asked_of_the_endpoint(settings, run, example, progress)
-    out.print(f"\n[bold]user {escape(user_id)}[/bold] liked last: {escape('; '.join(titles) or 'nothing that is in the data')}")
-    out.print(f"asked over HTTP for ten items (model {escape(answer['model_version'])}):")
+    liked_last = "; ".join(titles) or "nothing that is in the data"
+    out.print(Text.assemble("\n", (f"user {user_id}", "bold"), f" liked last: {liked_last}"))
+    out.print(f"asked over HTTP for ten items (model {answer['model_version']}):")
     out.print(summary.side_by_side(answer["results"][0], answer["debias"]))
     for line in summary.next_commands(settings, user_id):
         out.print(line, soft_wrap=True)

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Column
+from rich.text import Text
 
 SECONDS_BETWEEN_LINES = 5.0
 _OF_THE_BAR = frozenset({"event", "time", "stage", "done", "total", "unit"})
@@ -98,7 +99,7 @@ class Bars:
             BarColumn(bar_width=24, table_column=Column(no_wrap=True, min_width=24)),
             TextColumn("{task.fields[seconds]:>7}", table_column=Column(no_wrap=True, min_width=7)),
             # the only one that gives way: figures may be longer than the line
-            TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
+            TextColumn("{task.fields[text]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
             expand=True,
             console=console,
             refresh_per_second=8,
@@ -149,9 +150,12 @@ class Bars:
                 self._progress.update(task, mark="[red]✗[/red]", text="failed")
                 self._progress.stop_task(task)
             case "manifest refused" | "artifact refused":
-                self._progress.console.print(f"{stage}: {event.get('reason', '')}; it is built again", style="yellow")
+                self._say(f"{stage}: {event.get('reason', '')}; it is built again")
             case "warning":
-                self._progress.console.print(f"{stage}: {event.get('message', '')}", style="yellow")
+                self._say(f"{stage}: {event.get('message', '')}")
+
+    def _say(self, text: str) -> None:
+        self._progress.console.print(Text(text, "yellow"))  # a path or a name in it may have brackets, which are no markup
 
     def _finish(self, stage: str, seconds: float, text: str) -> None:
         self._started.pop(stage, None)

@@ -1,7 +1,9 @@
 """What a run says at its end: a machine-readable summary, and the tables a person reads."""
 
+import json
 import os
 import platform
+import shlex
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -166,15 +168,17 @@ def verdict_line(verdict: Mapping[str, Any]) -> Text:
 
 
 def next_commands(settings: PlatformConfig, user_id: str) -> list[str]:
-    """What to type next."""
+    """What to type next, as a shell takes it."""
     default = PlatformConfig.model_fields["storage_root"].default
-    storage = "" if settings.storage_root == default else f" --storage {settings.storage_root}"
+    storage = [] if settings.storage_root == default else ["--storage", settings.storage_root]
+    question = json.dumps({"users": [user_id], "k": 10, "compare": True}, ensure_ascii=False)
+    begins_like_an_option = ["--"] if user_id.startswith("-") else []
     return [
         "next:",
-        f"  cllmr serve{storage}   (with make: make serve), then",
+        f"  {shlex.join(['cllmr', 'serve', *storage])}   (with make: make serve), then",
         f"  curl -s http://{settings.serve.host}:{settings.serve.port}/v1/recommend -H 'content-type: application/json' "
-        f"""-d '{{"users": ["{user_id}"], "k": 10, "compare": true}}'""",
-        f"  cllmr recommend {user_id} --compare{storage}",
+        f"-d {shlex.quote(question)}",
+        f"  {shlex.join(['cllmr', 'recommend', '--compare', *storage, *begins_like_an_option, user_id])}",
         "  cllmr run --interactions clicks.csv --items books.csv --column user_id=reader   (your own data)",
     ]
 

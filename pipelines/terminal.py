@@ -8,13 +8,14 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from components.errors import ConfigError, UserError
 
@@ -26,9 +27,16 @@ WIDTH_OF_A_PIPE = 130  # of tables that are not printed on a terminal
 
 
 def make_console(stderr: bool = False) -> Console:
-    """Results go to standard output, progress and errors to standard error."""
-    console = Console(stderr=stderr, highlight=False)
-    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=WIDTH_OF_A_PIPE)
+    """Results go to standard output, progress and errors to standard error; what is printed may hold anything of the user's, so
+    no brackets are read as styles and no colons as emoji."""
+    make = partial(Console, stderr=stderr, highlight=False, markup=False, emoji=False)
+    console = make()
+    return console if console.is_terminal else make(width=WIDTH_OF_A_PIPE)
+
+
+def error_line(text: str, begins: str = "error:") -> Text:
+    """What went wrong, behind a word that is seen."""
+    return Text.assemble((begins, "bold red"), f" {text}")
 
 
 @contextmanager
@@ -40,10 +48,10 @@ def told_to_the_user() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        errors.print(f"[bold red]error:[/bold red] {escape(error.message)} {escape(error.hint)}".rstrip(), soft_wrap=True)
+        errors.print(error_line(f"{error.message} {error.hint}".rstrip()), soft_wrap=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt as interrupt:
-        errors.print(f"interrupted: {escape(str(interrupt) or 'nothing is left running.')}", soft_wrap=True)
+        errors.print(f"interrupted: {str(interrupt) or 'nothing is left running.'}", soft_wrap=True)
         raise typer.Exit(130) from None
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -124,8 +132,8 @@ def crash_told(progress: Console) -> Iterator[None]:
         yield
     except StageCrashed as crash:
         for line in crash.tail:
-            progress.print(line, markup=False, soft_wrap=True, style="dim")
-        progress.print(f"[bold red]error:[/bold red] stage {crash.stage} crashed. The whole log: {crash.log}", soft_wrap=True)
+            progress.print(line, soft_wrap=True, style="dim")
+        progress.print(error_line(f"stage {crash.stage} crashed. The whole log: {crash.log}"), soft_wrap=True)
         raise typer.Exit(1) from None
 
 
@@ -134,7 +142,7 @@ def connected(settings: "PlatformConfig") -> "Cluster":
     from pipelines.cluster import Cluster
 
     errors = make_console(stderr=True)
-    return Cluster(settings.cluster, lambda text: errors.print(escape(text), soft_wrap=True))
+    return Cluster(settings.cluster, lambda text: errors.print(text, soft_wrap=True))
 
 
 @contextmanager
@@ -160,11 +168,9 @@ def watched(cluster: "Cluster", run_id: str, deadline: float) -> str:
     from pipelines.cluster import failures
 
     progress = make_console(stderr=True)
-    run = cluster.wait(run_id, deadline, lambda task, state: progress.print(f"{escape(task)}: {state.lower()}", soft_wrap=True))
+    run = cluster.wait(run_id, deadline, lambda task, state: progress.print(f"{task}: {state.lower()}", soft_wrap=True))
     for failure in failures(run):
-        progress.print(
-            f"[bold red]failed:[/bold red] {escape(failure.task)}: {escape(failure.message.strip())}", soft_wrap=True
-        )
+        progress.print(error_line(f"{failure.task}: {failure.message.strip()}", "failed:"), soft_wrap=True)
     return str(run.state)
 
 
@@ -177,10 +183,8 @@ def exit_with(state: str, deadline: float, run_id: str) -> None:
         errors.print(f"run {run_id}: {state.lower()}", soft_wrap=True)
         return
     if state in FINISHED:
-        errors.print(f"[bold red]error:[/bold red] run {run_id}: {state.lower()}", soft_wrap=True)
+        errors.print(error_line(f"run {run_id}: {state.lower()}"), soft_wrap=True)
         raise typer.Exit(1)
-    errors.print(
-        f"[bold red]error:[/bold red] run {run_id} is {state.lower()} after {deadline:g} s. next: cllmr wait {run_id}",
-        soft_wrap=True,
-    )
+    message = f"run {run_id} is {state.lower()} after {deadline:g} s. next: cllmr wait {run_id}"
+    errors.print(error_line(message), soft_wrap=True)
     raise typer.Exit(124)

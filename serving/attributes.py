@@ -5,6 +5,7 @@ names columns; an item passes that has one of the values, or a number in the ran
 a column says nothing passes no filter on it.
 """
 
+import shlex
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -108,9 +109,10 @@ class Numbers:
         """Which items have a number in the range."""
         if not isinstance(wanted, Range):
             least, most = self._span()
+            range_ = shlex.quote(f"{column}={least:g}..{most:g}")
             raise FilterError(
                 f"filters: '{column}' has numbers, {least:g} to {most:g}, no values.",
-                f'Give a range: {{"min": {least:g}, "max": {most:g}}}, or with cllmr --filter {column}={least:g}..{most:g}.',
+                f'Give a range: {{"min": {least:g}, "max": {most:g}}}, or with cllmr --filter {range_}.',
             )
         least = -np.inf if wanted.min is None else wanted.min
         most = np.inf if wanted.max is None else wanted.max

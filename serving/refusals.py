@@ -39,8 +39,13 @@ def error_response(status: int, code: str, message: str, hint: str, request_id: 
 
 
 def as_ascii(text: str) -> str:
-    """Fit for a header or a message: a name may hold anything, lone surrogates included, that cannot be sent as it is."""
+    """Fit for a header, in which other characters cannot be sent as they are."""
     return text.encode("ascii", "backslashreplace").decode()
+
+
+def _sendable(text: str) -> str:
+    """Fit for a body: a name in it may hold anything, and lone surrogates alone cannot be sent as they are."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
@@ -52,7 +57,7 @@ async def _invalid(request: Request, error: Exception) -> Response:
     else:
         said = problem["msg"].removeprefix("Value error, ")  # pydantic's, of a check of ours
         message, hint = f"{place + ': ' if place else ''}{said}.", _SEE_DOCS
-    return error_response(422, "invalid_request", as_ascii(message), hint, _id(request))
+    return error_response(422, "invalid_request", _sendable(message), hint, _id(request))
 
 
 _HTTP_ERRORS = {
@@ -116,4 +121,4 @@ def _id(request: Request) -> str:
 
 async def _invalid_filter(request: Request, error: Exception) -> Response:
     assert isinstance(error, FilterError)
-    return error_response(422, error.code, as_ascii(error.message), as_ascii(error.hint), _id(request))
+    return error_response(422, error.code, _sendable(error.message), _sendable(error.hint), _id(request))

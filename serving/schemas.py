@@ -4,11 +4,14 @@ import time
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
     SerializerFunctionWrapHandler,
     StringConstraints,
+    Tag,
     ValidationInfo,
     field_validator,
     model_serializer,
@@ -29,7 +32,17 @@ MAX_EVENTS = 1_000
 MAX_NEW_ITEMS = 20
 MAX_TEXT_LENGTH = 10_000
 
-RawId = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_LENGTH)]
+
+def _without_blanks_around(raw_id: str) -> str:
+    """As ingest reads an id: tables and forms pad them."""
+    stripped = raw_id.strip()
+    if not stripped:
+        raise ValueError("an id of blanks alone is none")
+    return stripped
+
+
+_Name = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_LENGTH)]
+RawId = Annotated[_Name, AfterValidator(_without_blanks_around)]
 Debias = Annotated[
     float | None,
     Field(
@@ -70,7 +83,22 @@ class Range(_Strict):
         return self
 
 
-Filter = Annotated[list[RawId], Field(min_length=1, max_length=MAX_FILTER_VALUES)] | Range
+def _kind_of_filter(given: Any) -> str | None:
+    """Which kind is meant, so that what is wrong with it is told of that one; None: neither."""
+    if isinstance(given, list):
+        return "values"
+    return "range" if isinstance(given, dict | Range) else None
+
+
+Filter = Annotated[
+    Annotated[list[_Name], Field(min_length=1, max_length=MAX_FILTER_VALUES), Tag("values")] | Annotated[Range, Tag("range")],
+    Discriminator(
+        _kind_of_filter,
+        custom_error_type="filter",
+        custom_error_message='a filter is a list of texts, such as ["Comedy", "Drama"], or a range of numbers, such as '
+        '{"min": 1990, "max": 1999}',
+    ),
+]
 
 
 class RecommendRequest(_Strict):
@@ -103,7 +131,7 @@ class RecommendRequest(_Strict):
     allow: list[RawId] | None = Field(default=None, max_length=MAX_FILTER_ITEMS, description="Only these items are candidates.")
     deny: list[RawId] = Field(default=[], max_length=MAX_FILTER_ITEMS, description="These items are no candidates.")
 
-    filters: dict[RawId, Filter] = Field(
+    filters: dict[_Name, Filter] = Field(
         default={},
         max_length=MAX_FILTER_COLUMNS,
         description="Column of the items' table -> values, one of which an item must have, or a range of numbers; only items "
@@ -366,7 +394,9 @@ class ExplainResponse(Answer):
     history: HistoryAge = Field(default=None, description=_HISTORY_AGE)
     debias: float
     title: str | None
-    profile: str | None = Field(description="The profile text the side information was made of.")
+    profile: str | None = Field(
+        description="The text the side information was made of: the item's own, an LLM's profile, or both."
+    )
     already_seen: bool
     explanation: Explanation | None
     nearest_liked_items: list[Neighbour]

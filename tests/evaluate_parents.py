@@ -53,7 +53,7 @@ def ingest(root: str, interactions: pd.DataFrame, name: str = "blocks") -> Manif
     return run_stage(Stage("ingest", 1), Settings(name=name), root, {}, build)
 
 
-def sideinfo(root: str, data: Manifest, llm: bool = False) -> Manifest:
+def sideinfo(root: str, data: Manifest, llm: bool = False, profile: str | None = "A wonderful film.") -> Manifest:
     rng = np.random.default_rng(1)
 
     def build(built: Path) -> dict:
@@ -62,9 +62,15 @@ def sideinfo(root: str, data: Manifest, llm: bool = False) -> Manifest:
         }
         unit = {name: values / np.linalg.norm(values, axis=1, keepdims=True) for name, values in rows.items()}
         save_file(unit, built / "embeddings.safetensors")
+        write_profiles(built, profile)
         return {"backend": "vllm" if llm else "metadata", "llm": llm, "encoder": "MiniLM", "model": "a-model" if llm else ""}
 
-    return run_stage(Stage("sideinfo", 1), Settings(backend=str(llm)), root, {"ingest": data}, build)
+    return run_stage(Stage("sideinfo", 1), Settings(backend=f"{llm}{profile}"), root, {"ingest": data}, build)
+
+
+def write_profiles(built: Path, profile: str | None) -> None:
+    """The same of every item."""
+    pd.DataFrame({"profile": pd.Series([profile] * NUM_ITEMS, dtype="str")}).to_parquet(built / "items.parquet")
 
 
 MEMBER = {"validation": 0.4321, "weight": 0.75, "l2": 100.0}
@@ -74,7 +80,6 @@ def train(
     root: str,
     data: Manifest,
     num_items: int = NUM_ITEMS,
-    profile: str = "A wonderful film.",
     settings: StageConfig | None = None,
     encoder: str | None = None,
 ) -> Manifest:
@@ -108,7 +113,10 @@ def train(
             header={"name": "blocks", "debias_strength": 0.5}
             | ({"text": {"encoder": encoder, "power": 2.0}} if encoder else {}),
             users=[f"u{row}" for row in range(NUM_USERS)],
-            items=[{"item_id": f"i{row}", "title": f"Film {row}", "profile": profile} for row in range(num_items)],
+            items=[
+                {"item_id": f"i{row}", "title": f"Film {row}", "profile": "It is a film, and a wonderful one."}
+                for row in range(num_items)
+            ],
         )
         write_json(
             built / "curve.json", [{"epoch": epoch, "ranking": 2 / epoch, "ndcg@10": 0.1 * epoch} for epoch in (3, 6, 9)]
@@ -120,4 +128,4 @@ def train(
         )
         return {}
 
-    return run_stage(Stage("train", 1), settings or Settings(name=f"{num_items}{profile}"), root, {"ingest": data}, build)
+    return run_stage(Stage("train", 1), settings or Settings(name=f"{num_items}{encoder}"), root, {"ingest": data}, build)

@@ -22,7 +22,7 @@ from components.ids import TEST, TRAIN, VALIDATION
 from components.ingest.dataset import Dataset
 from components.progress import Progress, emit, progress
 from components.sideinfo.evidence import item_groups
-from components.sideinfo.reader import reference_embeddings
+from components.sideinfo.reader import reference_embeddings, written_profiles
 from serving.scorer import Scorer
 
 NEW_ITEMS_SHARE = 0.2
@@ -45,9 +45,9 @@ def build(built: Path, config: EvaluateConfig, ingest: Manifest, sideinfo: Manif
     scorer = Scorer.load(train.path() / "bundle")
     _check_same_vocabulary(scorer, dataset)
     representations = load_file(train.path() / "side_representations.safetensors")
-    item_references = reference_embeddings(sideinfo.path(), "item")
+    written = Written(written_profiles(sideinfo.path(), "item"), reference_embeddings(sideinfo.path(), "item"))
     figures, per_user = evaluate(
-        config, dataset, text, item_references, representations["items"], scorer, train.config, sideinfo.facts["llm"]
+        config, dataset, text, written, representations["items"], scorer, train.config, sideinfo.facts["llm"]
     )
     figures |= _collapse_report(representations, text)
     figures["summary"] = summary.sentences(figures)
@@ -69,11 +69,20 @@ def build(built: Path, config: EvaluateConfig, ingest: Manifest, sideinfo: Manif
     return _facts(figures)
 
 
+class Written(NamedTuple):
+    """What the writer of the profiles said of the items."""
+
+    profiles: list[str]
+    """Without the items' own texts, which may be embedded in front of them; "" where there is none."""
+    references: npt.NDArray[np.float32] | None
+    """See `components.sideinfo.reader.reference_embeddings`."""
+
+
 def evaluate(
     config: EvaluateConfig,
     dataset: Dataset,
     text: Mapping[str, npt.NDArray[np.float32]],
-    item_references: npt.NDArray[np.float32] | None,
+    written: Written,
     item_side: npt.NDArray[np.float32],
     scorer: Scorer,
     train_config: Mapping[str, Any],
@@ -85,7 +94,7 @@ def evaluate(
         config: of this stage.
         dataset: the interactions.
         text: text embeddings, `users` (num_users, dim) and `items` (num_items, dim), unit rows.
-        item_references: see `components.sideinfo.reader.reference_embeddings`.
+        written: of the items.
         item_side: side representations of the items, (num_items, any), or (num_items, 0) without an encoder.
         scorer: of the bundle.
         train_config: of the train stage, for the bare backbone.
@@ -136,7 +145,7 @@ def evaluate(
         },
         "baselines_grid": rivals.grids,
         "baselines_skipped": rivals.skipped,
-        "bias": _bias_report(config, dataset, text, item_references, item_side, scorer, tested, seen),
+        "bias": _bias_report(config, dataset, text, written, item_side, scorer, tested, seen),
         "lambda_curve": curve,
         "new_users": {name: {key: round(value, 6) for key, value in mean.items()} for name, mean in new_users.items()},
         # an LLM's profile may rest on reviews by those who chose the item, and an item that is new has its own text alone
@@ -220,7 +229,7 @@ def _bias_report(
     config: EvaluateConfig,
     dataset: Dataset,
     text: Mapping[str, npt.NDArray[np.float32]],
-    item_references: npt.NDArray[np.float32] | None,
+    written: Written,
     item_side: npt.NDArray[np.float32],
     scorer: Scorer,
     tested: Mapping[str, Ranking],
@@ -237,7 +246,7 @@ def _bias_report(
         "propensity": bias.propensity_report(
             scorer.propensity, scorer.popularity, text["items"], ours["factual"], ours["debiased"]
         ),
-        "profiles": _profiles_report(dataset.only(TRAIN), text["items"], item_references, item_side, scorer, ours),
+        "profiles": _profiles_report(dataset.only(TRAIN), text["items"], written, item_side, scorer, ours),
         "rank_shift": bias.rank_shift(factual, debiased, seen, users, config.block_size),
     }
 
@@ -245,13 +254,13 @@ def _bias_report(
 def _profiles_report(
     training: Dataset,
     text: npt.NDArray[np.float32],
-    references: npt.NDArray[np.float32] | None,
+    written: Written,
     side: npt.NDArray[np.float32],
     scorer: Scorer,
     tops: Mapping[str, npt.NDArray[np.int64]],
 ) -> dict[str, Any] | None:
     sources, groups = profiles.source_texts(training), list(item_groups(training))
-    return profiles.report(scorer.profiles, sources, groups, text, references, side, scorer.popularity, tops)
+    return profiles.report(written.profiles, sources, groups, text, written.references, side, scorer.popularity, tops)
 
 
 def _as_new(scorer: Scorer, users: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:

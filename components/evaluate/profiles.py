@@ -91,7 +91,7 @@ def report(
         profiles: by item, "" where there is none.
         sources: see `source_texts`.
         groups: names of the groups each item belongs to, such as "Genres: Drama".
-        text: embeddings of the profiles with unit rows, (num_items, dim).
+        text: text embeddings with unit rows, (num_items, dim).
         references: embeddings of the reference texts of the items' classes, (num_items, dim), rows of zeros where there is
             none; None where no LLM wrote.
         side: side representations of the items, (num_items, any), or (num_items, 0) without an encoder.

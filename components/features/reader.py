@@ -30,7 +30,7 @@ class TrainingFeatures:
     """Features of all users and items; row r is the entity of vocabulary row r."""
 
     item_embeddings: Floats
-    """(num_items, dim), profile embeddings, L2-normalised."""
+    """(num_items, dim), embeddings of `item_profiles`, L2-normalised."""
     user_embeddings: Floats
     """(num_users, dim)."""
     user_introductions: Floats
@@ -40,7 +40,7 @@ class TrainingFeatures:
     user_spectrum: Floats
     """(num_users, q)."""
     item_profiles: list[str]
-    """Profile text of every item, empty where there is none."""
+    """The text of every item that was embedded, empty where there is none."""
 
 
 def training_features(manifest: Manifest) -> TrainingFeatures:

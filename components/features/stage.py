@@ -20,7 +20,7 @@ from components.ids import TIMESTAMP
 from components.progress import emit
 from feature_repo.store import REDIS, SQLITE, sqlite_path
 
-STAGE = Stage("features", version=3)
+STAGE = Stage("features", version=4)
 
 PROBES_FILE = "probes.json"
 

@@ -19,6 +19,7 @@ from safetensors.numpy import load_file
 
 from components.errors import ArtifactError
 from components.ids import ITEM, ITEM_ID, SPLIT, TIMESTAMP, TRAIN, USER, USER_ID
+from components.sideinfo.reader import embedded_texts
 from feature_repo.store import UNTIMED
 
 EVENT_TIMESTAMP = "event_timestamp"
@@ -36,7 +37,8 @@ class Nodes:
     """What is known of all users, or of all items, by vocabulary row."""
 
     ids: list[str]
-    profiles: list[str]
+    texts: list[str | None]
+    """What was embedded: the profile, behind the row's own text where `sideinfo.own_text` says so."""
     embeddings: Floats
     """(len(ids), dim), rows L2-normalised."""
     spectrum: Floats
@@ -103,7 +105,7 @@ def _nodes(ingest: Path, sideinfo: Path, embeddings: Floats, spectrum: Floats, n
         raise ArtifactError(
             f"ingest's {name}.parquet has {len(ids)} rows but {len(set(ids))} different ids.", _REBUILD.format(stage="ingest")
         )
-    side = pq.read_table(sideinfo / f"{name}.parquet", columns=[id_column, "profile"])
+    side = pq.read_table(sideinfo / f"{name}.parquet", columns=[id_column])
     if side[id_column].to_pylist() != ids:
         raise ArtifactError(
             f"sideinfo's {name}.parquet lists {side.num_rows} {name} that are not ingest's {len(ids)} in vocabulary order.",
@@ -114,7 +116,7 @@ def _nodes(ingest: Path, sideinfo: Path, embeddings: Floats, spectrum: Floats, n
             raise ArtifactError(f"{stage} has {len(array)} rows of {what} for {len(ids)} {name}.", _REBUILD.format(stage=stage))
         if not np.isfinite(array).all():
             raise ArtifactError(f"{stage}'s {what} of {name} contain NaN or infinity.", _REBUILD.format(stage=stage))
-    return Nodes(ids, side["profile"].to_pylist(), embeddings.astype(np.float32), spectrum.astype(np.float32))
+    return Nodes(ids, embedded_texts(sideinfo / f"{name}.parquet"), embeddings.astype(np.float32), spectrum.astype(np.float32))
 
 
 def _introductions(sideinfo: Path, embeddings: dict[str, Floats], num_users: int) -> Introductions:
@@ -176,7 +178,7 @@ def item_side_information(inputs: Inputs, snapshot: int) -> pa.Table:
             ITEM_ID: pa.array(items.ids, pa.string()),
             EVENT_TIMESTAMP: _times(np.full(len(items.ids), snapshot)),
             "embedding": _float_lists(items.embeddings),
-            "profile": pa.array(items.profiles, pa.string()),
+            "profile": pa.array(items.texts, pa.string()),
         }
     )
 
@@ -199,7 +201,7 @@ def user_side_information(inputs: Inputs, snapshot: int) -> pa.Table:
             EVENT_TIMESTAMP: _times(np.full(len(ids), snapshot)),
             "embedding": _float_lists(embeddings),
             "introduction": _float_lists(introduced),
-            "profile": pa.array([*users.profiles, *newcomers.profiles], pa.string()),
+            "profile": pa.array([*users.texts, *newcomers.texts], pa.string()),
         }
     )
 

@@ -143,7 +143,7 @@ def embed(encoder: TextEncoder, tables: Mapping[str, Path], advance: Callable[[i
         advance: told how many texts more are done.
     """
     sources = [pq.ParquetFile(table) for table in tables.values()]
-    texts = (_to_embed(block) for source in sources for block in source.iter_batches(BLOCK, columns=[PROFILE, OWN_TEXT]))
+    texts = (to_embed(block) for source in sources for block in source.iter_batches(BLOCK, columns=[PROFILE, OWN_TEXT]))
     if encoder.config.encoder_actors:
         blocks = _by_actors(encoder.config, texts, advance)
     else:
@@ -159,8 +159,8 @@ def embed(encoder: TextEncoder, tables: Mapping[str, Path], advance: Callable[[i
     return dict(zip(tables, np.split(found, ends[:-1]), strict=True))
 
 
-def _to_embed(block: "pa.RecordBatch") -> "pa.RecordBatch":
-    """The columns that there are, as the one text that is embedded."""
+def to_embed(block: "pa.RecordBatch") -> "pa.RecordBatch":
+    """The columns `own_text` and `profile`, as far as there are, as the one text that is embedded, null for none: `profile`."""
     import pyarrow as pa
 
     parts = [block[name].to_pylist() for name in (OWN_TEXT, PROFILE) if name in block.schema.names]

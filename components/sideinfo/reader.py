@@ -9,10 +9,28 @@ import pyarrow.parquet as pq
 import scipy.sparse as sp
 from safetensors import safe_open
 
+from components.sideinfo.encoder import OWN_TEXT, PROFILE, to_embed
 from components.sideinfo.stage import EMBEDDINGS_FILE, REFERENCES_FILE
 
 Floats = npt.NDArray[np.float32]
 Side = Literal["user", "item"]
+
+
+def embedded_texts(table: Path) -> list[str | None]:
+    """What was embedded of every row of users.parquet or items.parquet; None where there was nothing."""
+    with pq.ParquetFile(table) as file:
+        blocks = file.iter_batches(columns=[PROFILE, OWN_TEXT])
+        return [text for block in blocks for text in to_embed(block)[PROFILE].to_pylist()]
+
+
+def written_profiles(sideinfo: Path, side: Side) -> list[str]:
+    """What was written of every user or item, without its own text: "" where nothing was that can be used.
+
+    Args:
+        sideinfo: directory of the stage's output.
+        side: of whom.
+    """
+    return [text or "" for text in pq.read_table(sideinfo / f"{side}s.parquet", columns=[PROFILE])[PROFILE].to_pylist()]
 
 
 def reference_embeddings(sideinfo: Path, side: Side) -> Floats | None:

@@ -36,7 +36,7 @@ async function request(method, route, body) {
 }
 
 const post = (route, body) => request("POST", route, body);
-const liked = () => [...new Set(find("liked").value.split(/[\s,;]+/).filter(Boolean))];
+const liked = () => [...new Set(find("liked").value.split(",").map((id) => id.trim()).filter(Boolean))]; // ids may hold blanks
 
 function question() {
   const recent = liked();
@@ -100,7 +100,7 @@ function place(item, moves) {
   const part = (name) => entry.querySelector(`.${name}`);
   part("rank").textContent = item.rank;
   part("title").textContent = item.title || item.item_id;
-  part("score").textContent = item.score.toPrecision(3);
+  part("score").textContent = Number.isInteger(item.score) ? item.score : item.score.toPrecision(3); // a whole one is a count
   const change = item.rank_change;
   if (moves && change !== null && change !== 0) {
     part("move").textContent = `${change > 0 ? "▲" : "▼"} ${Math.abs(change)}`;

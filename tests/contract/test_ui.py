@@ -163,7 +163,7 @@ def test_a_chosen_item_is_taken_apart(page: Page, url: str) -> None:
 def test_pasted_items_count_for_an_explanation_as_for_the_ranking(page: Page, url: str) -> None:
     page.goto(url)
     page.fill("#user", "u3")
-    page.fill("#liked", "i3 i4")
+    page.fill("#liked", "i3, i4")
     page.click("text=Show")
     expect(page.locator("#debiased .title")).to_have_count(10)
     page.fill("#liked", "i5")  # not asked for yet
@@ -211,10 +211,12 @@ def test_an_explanation_that_another_ranking_overtook_is_dropped_and_so_is_its_e
     expect(page.get_by_role("alert")).to_be_hidden()
 
 
-def test_somebody_new_is_ranked_from_pasted_items_and_from_nothing(page: Page, url: str) -> None:
+def test_somebody_new_is_ranked_from_pasted_items_and_from_nothing(page: Page, url: str, recommender: Recommender) -> None:
     page.goto(url)
-    page.fill("#liked", "i3, i4;i5  i3")
-    page.click("text=Show")
+    page.fill("#liked", "i3, an id; with blanks ,i3,")
+    with page.expect_request("**/v1/recommend") as asked:
+        page.click("text=Show")
+    assert asked.value.post_data_json["recent"] == {"somebody new": ["i3", "an id; with blanks"]}
     expect(page.locator("#how")).to_contain_text("ranked from the liked items")
     page.locator("#debiased .item").first.click()
     expect(page.locator("#why")).to_contain_text("for users with training interactions only")
@@ -222,6 +224,8 @@ def test_somebody_new_is_ranked_from_pasted_items_and_from_nothing(page: Page, u
     page.fill("#user", "nobody")
     page.click("text=Show")
     expect(page.locator("#how")).to_contain_text("the most popular items")
+    most = int(recommender.scorer.popularity.max())
+    expect(page.locator("#debiased .score").first).to_have_text(str(most))  # of interactions
 
 
 def test_what_the_server_refuses_is_told_in_its_words(page: Page, url: str) -> None:

@@ -2,6 +2,8 @@
 
 import io
 import time
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -9,7 +11,7 @@ from rich.console import Console
 from pipelines import display
 from pipelines.display import Bars, Lines, make_display, memory
 
-EVENTS = [
+EVENTS: list[dict[str, Any]] = [
     {"event": "stage reused", "time": 1.0, "stage": "ingest", "fingerprint": "f", "seconds": 2.5},
     {"event": "stage started", "time": 2.0, "stage": "train", "fingerprint": "g"},
     {"event": "progress", "time": 3.0, "stage": "train", "done": 0, "total": 20, "unit": "epochs"},
@@ -20,11 +22,11 @@ EVENTS = [
 ]
 
 
-def shown(terminal: bool) -> str:
+def shown(terminal: bool, events: Sequence[Mapping[str, Any]] = EVENTS) -> str:
     console = Console(file=io.StringIO(), force_terminal=terminal, width=120, color_system=None)
     with make_display(console, ["ingest", "train"]) as made:
         assert isinstance(made, Bars if terminal else Lines)
-        for event in EVENTS:
+        for event in events:
             made.show(event)
             made.tick()
     return console.file.getvalue()  # type: ignore[attr-defined]  # a StringIO, see above
@@ -54,6 +56,21 @@ def test_on_a_terminal_there_is_a_line_per_stage_with_seconds_and_memory() -> No
     final = {stage: [line for line in shown(terminal=True).splitlines() if stage in line][-1] for stage in ("ingest", "train")}
     assert "reused" in final["ingest"]
     assert "61.0 s peak 1.5 GiB" in final["train"]
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_brackets_in_what_is_told_are_no_markup(terminal: bool) -> None:
+    about, names = {"time": 1.0, "stage": "train"}, "'/data/[raw]/a[/b].csv'"
+    told = shown(
+        terminal,
+        [
+            {"event": "warning", "message": f"{names} has blanks", **about},
+            {"event": "artifact refused", "reason": f"{names} differs", **about},
+            {"event": "progress", "done": 1, "total": 1, "unit": "fits", "data": names, **about},
+        ],
+    )
+    for text in (f"{names} has blanks\n", f"{names} differs; it is built again\n", f"1/1 fits  data {names}"):
+        assert text in told
 
 
 def test_figures_longer_than_the_line_leave_the_stage_and_its_bar_whole() -> None:

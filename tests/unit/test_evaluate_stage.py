@@ -23,7 +23,7 @@ from components.ingest.dataset import Dataset
 from components.train.config import TrainConfig
 from pipelines.summary import result_table
 from serving.scorer import Scorer
-from tests.evaluate_parents import NUM_ITEMS, NUM_USERS, Settings, ingest, sideinfo, train, world
+from tests.evaluate_parents import NUM_ITEMS, NUM_USERS, Settings, ingest, sideinfo, train, world, write_profiles
 
 # the cheap ones: the others have their own tests
 CONFIG = {"baselines": ["popularity", "random", "text_cosine", "ease"], "ease_l2": [1.0, 10.0], "bootstrap_samples": 200}
@@ -118,8 +118,8 @@ def test_what_the_profiles_favour_is_measured_and_shown(figures, page):
 
 
 def test_without_profiles_the_page_has_no_such_part(root, parents):
-    bare = train(root, parents["ingest"], profile="")
-    found = stage.run(CONFIG | {"baselines": ["popularity"]}, root, **{**parents, "train": bare})
+    bare = sideinfo(root, parents["ingest"], profile=None)
+    found = stage.run(CONFIG | {"baselines": ["popularity"]}, root, **{**parents, "sideinfo": bare})
     assert json.loads((found.path() / "metrics.json").read_text())["bias"]["profiles"] is None
     assert "What the profiles favour" not in (found.path() / "report.html").read_text()
 
@@ -173,7 +173,7 @@ def test_new_items_are_ranked_by_the_texts_of_the_other_items_alone(root, parent
 
 
 def test_new_items_are_left_out_where_an_llm_wrote_and_the_page_says_why(root, parents):
-    described = train(root, parents["ingest"], profile="A film.", encoder="MiniLM")
+    described = train(root, parents["ingest"], encoder="MiniLM")
     config = {**CONFIG, "baselines": ["popularity"]}
     pages, figures = [], []
     for llm in (False, True):
@@ -233,6 +233,7 @@ def test_without_any_text_what_needs_it_is_left_out_and_the_page_is_whole(root, 
             {name: np.zeros((count, 8), np.float32) for name, count in (("users", NUM_USERS), ("items", NUM_ITEMS))},
             built / "embeddings.safetensors",
         )
+        write_profiles(built, None)
         return {"backend": "metadata", "llm": False, "encoder": "MiniLM", "model": ""}
 
     silent = run_stage(Stage("sideinfo", 1), Settings(backend="silent"), root, {"ingest": parents["ingest"]}, build)

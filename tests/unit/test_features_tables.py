@@ -19,8 +19,9 @@ from components.features.reader import in_vocabulary_order
 from components.features.repository import check_view, evenly_spaced
 from components.features.stage import run
 from components.features.tables import Inputs, Window, build_tables, load_inputs, window_of
+from components.sideinfo.reader import written_profiles
 from feature_repo.store import UNTIMED, FeatureStoreError, redis_connection, sqlite_path
-from tests.features_parents import EVENTS, Event, Small, embeddings
+from tests.features_parents import EVENTS, ITEMS, Event, Small, embeddings
 
 
 def inputs(tmp_path: Path, events: list[Event] = EVENTS, name: str = "small") -> Inputs:
@@ -93,6 +94,16 @@ def test_users_who_have_done_nothing_are_in_the_side_information_and_nowhere_els
     assert none["introduction"].to_pylist() == [[], [], []]
 
 
+def test_the_text_of_a_row_is_what_was_embedded_its_own_and_the_profile(tmp_path: Path) -> None:
+    parents = Small(str(tmp_path)).write()
+    ingest, sideinfo, spectrum = (parent.path() for parent in parents.as_arguments().values())
+    written = {"profile": [None, "For fans.", "For all.", None], "own_text": ["Alien.", "Brazil.", None, None]}
+    pq.write_table(pa.table({"item_id": ITEMS, **written}), sideinfo / "items.parquet")
+    found = build_tables(load_inputs(ingest, sideinfo, spectrum), 10)["item_side_information"]["profile"].to_pylist()
+    assert found == ["Alien.", "Brazil. For fans.", "For all.", None]
+    assert written_profiles(sideinfo, "item") == ["", "For fans.", "For all.", ""]
+
+
 def test_embeddings_of_more_numbers_than_one_arrow_list_can_hold_are_written_in_blocks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,7 +144,7 @@ def test_introductions_of_more_text_than_one_arrow_array_can_hold_are_read(
     known[4] = 0
     monkeypatch.setattr(pq, "read_table", lambda path, columns=None: texts)
     found = tables._introductions(parents.sideinfo.path(), {"introductions": known}, num_users=3)
-    assert (found.newcomers.ids, found.newcomers.profiles) == (["new", "newer"], ["of new", "of newer"])
+    assert (found.newcomers.ids, found.newcomers.texts) == (["new", "newer"], ["of new", "of newer"])
     np.testing.assert_array_equal(found.newcomers.embeddings, known[[3, 5]])
     np.testing.assert_array_equal(found.users, known[:3])
 
