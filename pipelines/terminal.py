@@ -25,10 +25,19 @@ if TYPE_CHECKING:
 WIDTH_OF_A_PIPE = 130  # of tables that are not printed on a terminal
 
 
+class _Output(Console):
+    """Goes on in silence when its reader has gone: the command's work, its files and its exit code are wanted all the same."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), self.file.fileno())  # where what is left in its buffer goes as well
+
+
 def make_console(stderr: bool = False) -> Console:
     """Results go to standard output, progress and errors to standard error."""
-    console = Console(stderr=stderr, highlight=False)
-    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=WIDTH_OF_A_PIPE)
+    console = _Output(stderr=stderr, highlight=False)
+    return console if console.is_terminal else _Output(stderr=stderr, highlight=False, width=WIDTH_OF_A_PIPE)
 
 
 @contextmanager
