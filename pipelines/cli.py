@@ -314,7 +314,8 @@ def submit(
     settings = load_config(preset, config, set_, storage, host=host, namespace=namespace)
     cluster, version, parameters = prepared(settings, until, cache, which, revision)
     name = clusters.run_name(version.name)
-    with ended_with_the_command(cluster, lambda: cluster.find_run(name), terminate):
+    run_id: str | None = None
+    with ended_with_the_command(cluster, lambda: run_id or cluster.find_run(name), terminate):
         run_id = cluster.submit(version, parameters, name)
         make_console().print(f"run {run_id}: {cluster.url(run_id)}", soft_wrap=True)
         state = watched(cluster, run_id, deadline) if wait_ else "PENDING"

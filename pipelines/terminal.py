@@ -26,10 +26,19 @@ if TYPE_CHECKING:
 WIDTH_OF_A_PIPE = 130  # of tables that are not printed on a terminal
 
 
+class _Output(Console):
+    """Goes on in silence when its reader has gone: the command's work, its files and its exit code are wanted all the same."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), self.file.fileno())  # where what is left in its buffer goes as well
+
+
 def make_console(stderr: bool = False) -> Console:
     """Results go to standard output, progress and errors to standard error; what is printed may hold anything of the user's, so
     no brackets are read as styles and no colons as emoji."""
-    make = partial(Console, stderr=stderr, highlight=False, markup=False, emoji=False)
+    make = partial(_Output, stderr=stderr, highlight=False, markup=False, emoji=False)
     console = make()
     return console if console.is_terminal else make(width=WIDTH_OF_A_PIPE)
 
@@ -147,20 +156,28 @@ def connected(settings: "PlatformConfig") -> "Cluster":
 
 @contextmanager
 def ended_with_the_command(cluster: "Cluster", find: Callable[[], str | None], terminate: bool) -> Iterator[None]:
-    """On Ctrl-C or SIGTERM ends the run as well, if it is there and that is asked for, and says what became of it."""
+    """On Ctrl-C or SIGTERM ends the run as well, if it is there and that is asked for, and says what became of it.
+
+    Interrupted once more, or with KFP away, it says that the run may go on.
+    """
     try:
         yield
     except KeyboardInterrupt:
-        run_id = find()
-        if run_id is None:
-            raise KeyboardInterrupt("no run was started.") from None
-        if not terminate:
-            raise KeyboardInterrupt(f"run {run_id} goes on. next: cllmr wait {run_id}") from None
+        may_go_on = "the run may have begun and go on. See cllmr runs"
         try:
-            state = cluster.terminate(run_id)
+            run_id = find()
+            if run_id is None:
+                became = "no run was started."
+            elif not terminate:
+                became = f"run {run_id} goes on. next: cllmr wait {run_id}"
+            else:
+                may_go_on = f"run {run_id} may go on. See {cluster.url(run_id)}"
+                became = f"run {run_id} was told to end and is {cluster.terminate(run_id).lower()}."
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"run {run_id} may go on. See {cluster.url(run_id)}") from None
-        raise KeyboardInterrupt(f"run {run_id} was told to end and is {state.lower()}.") from None
+            became = may_go_on
+        except UserError as error:
+            became = f"{error.message} {may_go_on}"
+        raise KeyboardInterrupt(became) from None
 
 
 def watched(cluster: "Cluster", run_id: str, deadline: float) -> str:

@@ -1,13 +1,17 @@
 """The online history: what users did since the feature set was built, pushed to the feature store as it happens.
 
 It belongs to no feature set: a model that takes over finds it. Writing reads a user's list, adds to it and writes it back, so
-there must be one writer at a time; the same event (user, item, time) written again changes nothing. Lists are bounded, and
-events older than the view's ``ttl`` are left out when they are read: Feast does not do it.
+there must be one writer at a time: an endpoint has one, and with SQLite those of several endpoints wait for each other (with
+Redis they do not). The same event (user, item, time) written again changes nothing. Lists are bounded, and events older than
+the view's ``ttl`` are left out when they are read: Feast does not do it.
 """
 
+import fcntl
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from serving.feature_set import JOIN_KEY, find_feature_set
@@ -45,11 +49,13 @@ class OnlineHistory:
     Args:
         store: see `feature_repo.store.open_shared_store`.
         ttl: age beyond which an event says nothing any more.
+        lock: a file that whoever writes this store locks, see `alone`.
     """
 
-    def __init__(self, store: "FeatureStore", ttl: timedelta) -> None:
+    def __init__(self, store: "FeatureStore", ttl: timedelta, lock: Path | None) -> None:
         self._store = store
         self._ttl = ttl.total_seconds()
+        self._lock = lock
 
     def read(self, user_ids: Sequence[str]) -> list[list[str]]:
         """Items of each user's events, oldest first; empty for a user without any. One look-up for all users."""
@@ -63,7 +69,14 @@ class OnlineHistory:
         return [happened(items, times, oldest) for items, times in zip(*(found[field] for field in FIELDS), strict=True)]
 
     def write(self, events: Sequence[Event]) -> list[EventStatus]:
-        """Adds events to their users' lists, one look-up and one write for all; returns what became of each, in order."""
+        """Adds events to their users' lists, one look-up and one write for all; returns what became of each, in order.
+
+        Waits while another process writes.
+        """
+        with alone(self._lock):
+            return self._write(events)
+
+    def _write(self, events: Sequence[Event]) -> list[EventStatus]:
         import pandas as pd
 
         places: dict[str, list[int]] = {}
@@ -86,6 +99,17 @@ class OnlineHistory:
             }
             self._store.push(PUSH_SOURCE, pd.DataFrame(table))
         return statuses
+
+
+@contextmanager
+def alone(lock: Path | None) -> Iterator[None]:
+    """Within, nobody else holds this lock, in whatever process; it ends with its process, however that ends. None: no lock."""
+    if lock is None:
+        yield
+        return
+    with lock.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def merged(
@@ -127,11 +151,13 @@ def open_history(storage_root: str, feature_fingerprint: str) -> OnlineHistory:
         ArtifactError: there is no such feature set.
         Exception: whatever Feast raises when the store cannot be reached.
     """
-    from feature_repo.store import open_shared_store
+    from feature_repo.store import SHARED_PROJECT, SQLITE, open_shared_store, sqlite_path
 
     store = open_shared_store(find_feature_set(storage_root, feature_fingerprint), storage_root)
     from feature_repo.feature_views import EVENTS_TTL  # Feast is imported by now, see `feature_repo.feast_import`
 
-    history = OnlineHistory(store, EVENTS_TTL)
+    is_sqlite = store.config.online_store.type == SQLITE
+    lock = sqlite_path(storage_root, SHARED_PROJECT).with_suffix(".lock") if is_sqlite else None
+    history = OnlineHistory(store, EVENTS_TTL, lock)
     history.read([""])
     return history

@@ -4,6 +4,8 @@ Ray Data gives parts of the users to processes that hold the bundle; each part b
 not at all. A run that died goes on with the parts that are missing.
 """
 
+import secrets
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,20 +59,28 @@ def run(config: dict[str, Any], storage_root: str) -> Manifest:
         trained, model_version = _bundle_of(settings, storage_root)
         online = open_online(trained) if settings.to_feast else None
         name = fingerprint(STAGE, settings.identity(), {"train": trained.fingerprint})
+        store = Store(storage_root)
+        before = store.find(STAGE.name, name)
 
     def build(directory: Path) -> dict[str, Any]:
         user_ids, size = read_users(settings, trained), settings.users_per_part
         parts = {part_name(start): user_ids[start : start + size] for start in range(0, len(user_ids), size)}
         shelf, table = _shelf(storage_root, name), directory / TABLE_DIRECTORY
         shelf.create_dir("/", recursive=True)
-        score_parts(parts, settings, trained, model_version, storage_root, name)
-        table.mkdir()
-        pafs.copy_files(".", str(table), source_filesystem=shelf, destination_filesystem=pafs.LocalFileSystem())
-        facts = _facts(table)
-        Store(storage_root).remove_work(STAGE.name, name)
-        return {"model_version": model_version, "k": settings.k, **facts}
+        try:
+            score_parts(parts, settings, trained, model_version, storage_root, name)
+            _fetch(list(parts), shelf, table)
+        except Exception:  # of Ray, Arrow or the system
+            another = store.find(STAGE.name, name)
+            if another is None or another == before:
+                raise
+            # the same batch was under way twice, and whoever ended first took the parts away: into the same table
+            shutil.copytree(another.path() / TABLE_DIRECTORY, table, dirs_exist_ok=True)
+        return {"model_version": model_version, "k": settings.k, **_facts(table)}
 
     ranked = run_stage(STAGE, settings, storage_root, {"train": trained}, build)
+    with failure_told(STAGE):
+        store.remove_work(STAGE.name, name)  # only now: until the output is committed, the parts are all there is
     if online is not None:
         with failure_told(STAGE):
             write_online(online, ranked.path() / TABLE_DIRECTORY, ranked.facts["num_users"], model_version)
@@ -96,6 +106,13 @@ def _shelf(storage_root: str, name: str) -> pafs.FileSystem:
     """Where finished parts wait for the others: in the store, so that every worker writes there."""
     filesystem, path = Store(storage_root).work(STAGE.name, name)
     return pafs.SubTreeFileSystem(path, filesystem)
+
+
+def _fetch(parts: list[str], shelf: pafs.FileSystem, table: Path) -> None:
+    """Copies these parts, and nothing that lies beside them: a killed run leaves half of one."""
+    table.mkdir()
+    for part in parts:
+        pafs.copy_files(part, str(table / part), source_filesystem=shelf, destination_filesystem=pafs.LocalFileSystem())
 
 
 def part_name(start: int) -> str:
@@ -186,13 +203,14 @@ class PartScorer:
 
     def __call__(self, part: dict[str, Any]) -> dict[str, Any]:
         """Scores one part's ``users`` and writes the file ``name``."""
+        beside = f".{part['name']}-{secrets.token_hex(8)}"  # the same batch may be under way twice
         with (
-            self._shelf.open_output_stream(f".{part['name']}") as stream,
+            self._shelf.open_output_stream(beside) as stream,
             pq.ParquetWriter(stream, SCHEMA, compression="zstd") as file,
         ):
             for table in self._tables(list(part["users"])):
                 file.write_table(table)
-        self._shelf.move(f".{part['name']}", part["name"])
+        self._shelf.move(beside, part["name"])
         return {"count": len(part["users"])}
 
     def _tables(self, users: list[str]) -> Iterator[pa.Table]:

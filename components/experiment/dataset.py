@@ -27,6 +27,7 @@ from components.errors import DataError, first_line
 from components.experiment.store import write_atomically
 from components.ids import SPLITS
 from components.ingest.dataset import DATA_CARD_FILE, INTERACTIONS_FILE, Dataset
+from components.progress import emit
 from components.sideinfo.config import SideinfoConfig
 
 FILES = dict(zip(SPLITS, ("trn.npz", "val.npz", "tst.npz"), strict=True))
@@ -125,14 +126,26 @@ class ExperimentData:
         texts = [*self.item_texts, *self.user_texts]
         name = hashlib.sha256(json.dumps([identity, texts]).encode()).hexdigest()[:16]
         path = cache / f"{name}.npy"
-        if path.is_file():
-            found = np.load(path)
-        else:
+        found = _cached(path)
+        if found is None:
             from components.sideinfo import encoder as encoders
 
             found = encoders.encode(encoders.load(encoder), texts, BATCH, advance)
             write_atomically(path, lambda file: np.save(file, found))
         return replace(self, item_text=found[: self.num_items], own_user_text=found[self.num_items :])
+
+
+def _cached(path: Path) -> FloatMatrix | None:
+    """Embeddings that were kept, else None; a damaged file is reported and counts as none."""
+    try:
+        found: FloatMatrix = np.load(path)
+        return found
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, EOFError) as error:
+        reason = first_line(error)
+        emit("warning", stage="experiment", message=f"{path} cannot be read ({reason}): the texts are embedded again")
+        return None
 
 
 def read(directory: str | Path) -> ExperimentData:

@@ -2,9 +2,12 @@
 
 import gzip
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+
+from components.experiment.store import write_atomically
 
 _TOPICS = {
     "gardening": "spade seeds compost roses greenhouse pruning soil lawn watering tulips",
@@ -19,10 +22,10 @@ _TOPICS = {
 def write_blocks(folder: str | Path, users_per_block: int = 25, items_per_block: int = 24, seed: int = 0) -> Path:
     """Users of a block like most items of their block and few others; an item's text is made of the words of its topic.
 
-    Per user 60 % of the liked items are training, a fifth each validation and test.
+    Per user 60 % of the liked items are training, a fifth each validation and test. Every file is replaced in one step by the
+    same bytes, so that another run may read them meanwhile.
     """
     directory = Path(folder)
-    directory.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     topics = list(_TOPICS)
     user_block = np.repeat(np.arange(len(topics)), users_per_block)
@@ -34,10 +37,12 @@ def write_blocks(folder: str | Path, users_per_block: int = 25, items_per_block:
     share = (place + 0.5) / np.maximum(likes.sum(axis=1, keepdims=True), 1)
     for name, part in (("trn", share < 0.6), ("val", (share >= 0.6) & (share < 0.8)), ("tst", share >= 0.8)):
         row, col = np.nonzero(likes & part)
-        np.savez(directory / f"{name}.npz", row=row, col=col, shape=np.array(likes.shape))
-    with gzip.open(directory / "items.jsonl.gz", "wt", encoding="utf-8") as file:
-        for item, block in enumerate(item_block):
-            words = rng.choice(_TOPICS[topics[block]].split(), 5, replace=False)
-            fields = {"iid": item, "title": f"{topics[block]} {words[0]}", "description": f"<p>{' '.join(words[1:])}</p>"}
-            file.write(json.dumps(fields) + "\n")
+        write_atomically(directory / f"{name}.npz", partial(np.savez, row=row, col=col, shape=np.array(likes.shape)))
+    lines = []
+    for item, block in enumerate(item_block):
+        words = rng.choice(_TOPICS[topics[block]].split(), 5, replace=False)
+        fields = {"iid": item, "title": f"{topics[block]} {words[0]}", "description": f"<p>{' '.join(words[1:])}</p>"}
+        lines.append(json.dumps(fields) + "\n")
+    packed = gzip.compress("".join(lines).encode(), mtime=0)
+    write_atomically(directory / "items.jsonl.gz", lambda file: file.write(packed))
     return directory

@@ -64,7 +64,7 @@ class Results:
         write_atomically(self.path(key), lambda file: np.savez(file, **arrays))
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Writes a file that is there as a whole or not at all; raises StorageError when that is not possible."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -587,6 +588,25 @@ def test_an_interrupt_ends_the_run_as_well(server: KfpServer, number: signal.Sig
     assert process.returncode == 130
     assert err.splitlines()[-1] == f"interrupted: run {run_id} was told to end and is canceled."
     assert server.runs[run_id]["state"] == "CANCELED"
+
+
+@pytest.mark.parametrize(
+    ("again", "reason"),
+    [(KeyboardInterrupt(), ""), (ClusterError("KFP is away.", "Try again later."), "KFP is away. ")],
+    ids=["interrupted again", "KFP is away"],
+)
+@pytest.mark.parametrize(
+    ("at", "told"), [("wait", "run {0} may go on. See {1}"), ("submit", "the run may have begun and go on. See cllmr runs")]
+)
+def test_an_interrupt_that_cannot_end_the_run_says_that_it_may_go_on(
+    server: KfpServer, monkeypatch: pytest.MonkeyPatch, at: str, told: str, again: BaseException, reason: str
+) -> None:
+    for name, error in ((at, KeyboardInterrupt()), ("find_run", again), ("terminate", again)):
+        monkeypatch.setattr(Cluster, name, Mock(side_effect=error))
+    result = call("submit", "--host", server.url, *QUICK, "--wait")
+    assert result.exit_code == 130, result.output
+    seen = result.stdout.split()[1:] if at == "wait" else []
+    assert result.stderr.splitlines()[-1] == f"interrupted: {reason}{told.format(*(part.rstrip(':') for part in seen))}"
 
 
 def test_an_interrupt_lets_the_run_go_on_where_that_is_asked_for(server: KfpServer) -> None:

@@ -1,11 +1,17 @@
 """Batch scoring over Ray Data: the table is what the endpoint answers, a broken run goes on, and wrong input is named."""
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from threading import Barrier
+from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -97,15 +103,22 @@ def test_the_same_again_is_reused_whoever_scores(
     assert again == scored
 
 
-def test_a_run_that_died_goes_on_with_what_is_missing(scored: Manifest, root: str, trained: Manifest) -> None:
+def test_a_run_that_died_goes_on_with_what_is_missing(
+    scored: Manifest, root: str, trained: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = {"train": trained.fingerprint, "users_per_part": 60, "k": 12, "exclude_seen": False}
     name = fingerprint(stage.STAGE, BatchConfig.parse(config, "batch").identity(), {"train": trained.fingerprint})
     shelf = Store(root).shelf("batch", f".work-{name}")
     shelf.create_dir("/", recursive=True)
     done = (scored.path() / stage.TABLE_DIRECTORY / stage.part_name(60)).read_bytes()  # of a run with other settings
-    for file, content in ((stage.part_name(60), done), (f".{stage.part_name(120)}", b"half of a part")):
+    for file, content in ((stage.part_name(60), done), (f".{stage.part_name(120)}-of-a-dead-run", b"half of a part")):
         with shelf.open_output_stream(file) as stream:
             stream.write(content)
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "commit", Mock(side_effect=OSError(28, "No space left on device")))
+        with pytest.raises(OSError, match="No space left on device"):
+            stage.run(config, root)
+    monkeypatch.setattr(stage, "ray_session", lambda **_: pytest.fail("scored again"))
     found = stage.run(config, root)
     assert found.fingerprint == name
     assert (found.path() / stage.TABLE_DIRECTORY / stage.part_name(60)).read_bytes() == done  # not scored again
@@ -114,6 +127,49 @@ def test_a_run_that_died_goes_on_with_what_is_missing(scored: Manifest, root: st
     ]
     assert found.facts["num_rows"] == 12 * NUM_USERS
     assert not (Path(root) / "batch" / f".work-{name}").exists()
+
+
+def score_here(
+    parts: dict[str, list[str]], settings: BatchConfig, trained: Manifest, model_version: str, root: str, name: str
+) -> None:
+    """As `stage.score_parts` does, in this process."""
+    scorer = stage.PartScorer(settings, trained.storage_root, trained.fingerprint, model_version, root, name)
+    for part, users in parts.items():
+        scorer({"name": part, "users": users})
+
+
+def test_the_same_part_twice_at_once_is_whole(root: str, trained: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    both, tables = Barrier(2, timeout=60), stage.PartScorer._tables
+
+    def together(scorer: stage.PartScorer, users: list[str]) -> Iterator[pa.Table]:
+        both.wait()  # each has its file open
+        return tables(scorer, users)
+
+    monkeypatch.setattr(stage.PartScorer, "_tables", together)
+    settings, shelf = BatchConfig(k=3), Store(root).shelf("batch", ".work-twice")
+    shelf.create_dir("/", recursive=True)
+    with ThreadPoolExecutor(2) as runs:
+        parts = ({"part.parquet": ["u1", "u2"]} for _ in range(2))
+        for done in [runs.submit(score_here, part, settings, trained, "1", root, "twice") for part in parts]:
+            done.result()
+    assert [info.path for info in shelf.get_file_info(pafs.FileSelector("/"))] == ["part.parquet"]
+    assert len(pq.read_table(shelf.open_input_file("part.parquet"))) == 6
+
+
+def test_the_same_batch_twice_at_once_ends_with_the_table_of_whichever_was_first(
+    root: str, trained: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = {"train": trained.fingerprint, "k": 4}
+    first: list[Manifest] = []
+
+    def overtaken(*arguments: Any) -> None:
+        monkeypatch.setattr(stage, "score_parts", score_here)
+        first.append(stage.run(config, root))
+        score_here(*arguments)  # into a folder that the other run has taken away
+
+    monkeypatch.setattr(stage, "score_parts", overtaken)
+    assert stage.run(config, root) == first[0]
+    assert len(table(first[0])) == 4 * NUM_USERS
 
 
 def test_the_table_equals_what_the_endpoint_answers_for_the_champion_and_a_list_of_users(

@@ -1,6 +1,7 @@
 """Views of two Feast projects read together: the same as Feast gives one by one, and one round trip to a real Redis."""
 
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,6 +99,27 @@ def test_one_reader_gives_histories_events_and_the_side_information_of_whom_has_
         "user_side_information": {"stale": 2, "missing": 2},
     }
     assert read(["9", "told"]).profiles is None
+
+
+@pytest.mark.parametrize("features", ["sqlite"], indirect=True)
+def test_endpoints_on_one_sqlite_store_lose_no_event_of_each_other(features: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    from feast import FeatureStore
+
+    one, other = (open_history(features.storage_root, features.fingerprint) for _ in range(2))
+    now, push = int(time.time()), FeatureStore.push
+    told = [Event(user_id="7", item_id=item, timestamp=now + 1) for item in ("2", "5")]
+    meanwhile = threading.Thread(target=lambda: other.write(told[1:]))
+
+    def slow(*arguments: Any, **options: Any) -> None:
+        monkeypatch.setattr(FeatureStore, "push", push)
+        meanwhile.start()
+        meanwhile.join(0.2)  # after `one` has read the list, and before it writes it
+        push(*arguments, **options)
+
+    monkeypatch.setattr(FeatureStore, "push", slow)
+    assert one.write(told[:1]) == ["stored"]
+    meanwhile.join()
+    assert one.read(["7"]) == [["30", "2", "5"]]
 
 
 @pytest.mark.parametrize("zone", ["UTC", "Asia/Tokyo", "America/Los_Angeles"])

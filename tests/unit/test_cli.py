@@ -224,6 +224,16 @@ def test_doctor_shows_every_check_and_fails_when_the_port_is_taken(tmp_path: Pat
     assert {"Python", "cores", "memory", "disk", "shared memory", "sample data", "packages: train"} <= set(checks)
 
 
+def test_a_reader_that_has_gone_takes_no_result_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    file = tmp_path / "checks.json"
+    with os.fdopen(writer, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        app(["doctor", "--storage", str(tmp_path), "--set", "serve.port=0", "--json", str(file)], standalone_mode=False)
+    assert {check["name"] for check in json.loads(file.read_text())} >= {"Python", "storage"}
+
+
 def test_doctor_wants_vllm_where_the_settings_do_and_nowhere_else(tmp_path: Path) -> None:
     def seen(*settings: str) -> tuple[int, dict[str, str]]:
         file = tmp_path / "checks.json"

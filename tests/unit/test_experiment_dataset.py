@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from components.errors import DataError
 from components.experiment.dataset import cleaned, read, texts_of
 from components.experiment.planted import write_blocks
+from components.sideinfo import encoder
 from tests.evaluate_parents import ingest, world
 
 SPLITS: dict[str, Any] = {
@@ -190,7 +193,9 @@ def test_a_missing_number_is_no_text_and_makes_none_of_the_others(tmp_path: Path
     assert read(tmp_path).item_texts == [None, "two nuts.", None, None]
 
 
-def test_users_are_the_mean_of_their_training_items_unless_they_have_text(tmp_path: Path) -> None:
+def test_users_are_the_mean_of_their_training_items_unless_they_have_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(tmp_path)
     write_items(
         tmp_path, [json.dumps({"iid": item, "title": text}) for item, text in enumerate(["a cat", "a dog", "a car", "a bus"])]
@@ -209,6 +214,14 @@ def test_users_are_the_mean_of_their_training_items_unless_they_have_text(tmp_pa
     again = read(tmp_path).embedded("all-MiniLM-L6-v2", tmp_path / "cache")
     assert (again.item_text == data.item_text).all()
     assert cached.stat().st_mtime_ns == stamp
+    whole, embeddings = cached.read_bytes(), np.load(cached)
+    monkeypatch.setattr(encoder, "load", lambda name: name)
+    monkeypatch.setattr(encoder, "encode", lambda *_: embeddings)
+    for damaged in (b"", whole[:40], whole[:-1]):
+        cached.write_bytes(damaged)
+        again = read(tmp_path).embedded("all-MiniLM-L6-v2", tmp_path / "cache")
+        assert (again.item_text == data.item_text).all()
+        assert cached.read_bytes() == whole
 
 
 def test_the_fingerprint_follows_what_is_read(tmp_path: Path) -> None:
@@ -230,3 +243,16 @@ def test_planted_blocks_are_a_data_set_whose_texts_are_found(tmp_path: Path) -> 
     data = read(write_blocks(tmp_path / "blocks"))
     assert data.facts()["items_with_text"] == data.num_items == 144
     assert all("<p>" not in (text or "") for text in data.item_texts)
+
+
+def test_planted_blocks_are_replaced_file_by_file_by_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_blocks(tmp_path, users_per_block=4, items_per_block=4)
+    opened = {file: file.open("rb") for file in folder.iterdir()}  # as by another run in the same folder
+    before = {file: stream.read() for file, stream in opened.items()}
+    later = time.time() + 86400
+    monkeypatch.setattr(time, "time", lambda: later)
+    write_blocks(folder, users_per_block=4, items_per_block=4)
+    assert {file: file.read_bytes() for file in folder.iterdir()} == before
+    for file, stream in opened.items():
+        with stream:
+            assert os.fstat(stream.fileno()).st_ino != file.stat().st_ino, "written in place"
