@@ -65,7 +65,6 @@ def test_a_secret_in_an_address_is_refused_and_not_shown(setting: str, value: st
 @pytest.mark.parametrize(
     "value",
     [
-        "",
         "http://mlflow:5000",
         "https://mlflow.example/team",
         "postgresql://mlflow@db:5432/mlflow?sslmode=require",
@@ -128,6 +127,12 @@ def test_values_of_set_are_read_as_yaml() -> None:
         (["train..x=5"], r"'train\.\.x=5' is not a setting\."),
         (["train.seed=[1"], r"the value of 'train\.seed=\[1' is not YAML\. Quote it"),
         (["train.seed=2024-02-30"], r"the value of 'train\.seed=2024-02-30' is not YAML\. Quote it"),
+        (["storage_root=''"], r"setting 'storage_root' = '': a blank one would be the current directory; write '\.' where"),
+        (["storage_root=' '"], r"setting 'storage_root' = ' ': a blank one"),
+        (
+            ["storage_root=s3:/x"],
+            r"setting 'storage_root' = 's3:/x': it would be a directory named 's3:'; 's3://' was probably",
+        ),
         (
             ["storage_root=/data/50%"],
             r"storage root '/data/50%': the address of the SQLite file '/data/50%/mlflow\.db' may not",
