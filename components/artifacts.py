@@ -14,6 +14,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -40,8 +41,11 @@ UNUSED_SECONDS = 3600.0
 CACHE_HINT = "Set CLLMR_CACHE to a folder you can write."
 WORK = ".work-"
 """Begins the name of what an unfinished output keeps beside the finished ones."""
+TEMPORARY = ".tmp-"
+"""Begins the name of what is being built, or removed, beside them."""
 DATA = "data-"
 """Begins the name of an upload's folder in a remote store."""
+_OURS = re.compile(rf"[0-9a-f]{{{FINGERPRINT_LENGTH}}}|{re.escape(WORK)}.+|{re.escape(TEMPORARY)}.+")
 
 
 @dataclass(frozen=True)
@@ -249,11 +253,16 @@ class Store:
 
     def folders(self, stage: str) -> list[tuple[str, int, datetime, bool]]:
         """Every folder of a stage, finished or not: its path below the root, bytes, time of its newest file, and whether there
-        is a manifest in it, readable or not; beside one that has a manifest, each of its uploads."""
+        is a manifest in it, readable or not; beside one that has a manifest, each of its uploads.
+
+        What has another name than a stage gives is somebody else's and not among them: a project may have a "train" of its own.
+        """
         files, found = self.files(stage), dict[str, tuple[int, datetime]]()
         with_manifest = {path.removesuffix(f"/{MANIFEST}") for path, _, _ in files if path.endswith(f"/{MANIFEST}")}
         for path, size, written in files:
             parts = path.split("/")
+            if not _OURS.fullmatch(parts[1]):
+                continue
             folder = "/".join(parts[:2])
             if folder in with_manifest and parts[2].startswith(DATA):
                 folder = "/".join(parts[:3])
@@ -338,7 +347,7 @@ class Store:
     @contextmanager
     def staging(self, stage: str) -> Iterator[Path]:
         """An empty local directory to build an output in; removed if it is not committed."""
-        path = Path(mkdtemp(dir=self._make_directory(stage), prefix=".tmp-"))
+        path = Path(mkdtemp(dir=self._make_directory(stage), prefix=TEMPORARY))
         try:
             yield path
         finally:
@@ -562,7 +571,7 @@ def _taken_away(target: Path, is_good: Callable[[Path], bool] = lambda taken: Fa
 
     So it is renamed first and looked at then.
     """
-    with TemporaryDirectory(dir=target.parent, prefix=".tmp-") as aside:
+    with TemporaryDirectory(dir=target.parent, prefix=TEMPORARY) as aside:
         taken = Path(aside) / target.name
         with suppress(FileNotFoundError):  # another process has taken it away
             target.rename(taken)

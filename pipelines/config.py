@@ -6,13 +6,14 @@ YAML files in the order given, ``--set name=value``.
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from importlib.resources import files as package_files
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from components.artifacts import FINGERPRINT_LENGTH
 from components.batch.config import BatchConfig
@@ -35,12 +36,21 @@ BATCH = "batch"
 """The stage that is no part of the retraining pipeline."""
 
 
+def _named(root: str) -> str:
+    """A storage root that is not some other place than its author meant."""
+    if not root.strip():
+        raise ValueError("a blank one would be the current directory; write '.' where that is meant")
+    if found := re.match(r"([A-Za-z][\w+.-]+):/(?!/)", root):  # one letter alone is a drive
+        raise ValueError(f"it would be a directory named '{found[1]}:'; '{found[1]}://' was probably meant")
+    return root
+
+
 class PlatformConfig(BaseModel):
     """Everything that can be set, by stage."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    storage_root: Uri = ".cllmr"
+    storage_root: Annotated[Uri, AfterValidator(_named)] = ".cllmr"
     """Where artifacts live: a local path or a URI that pyarrow reads (s3://, gs://, abfs://, file://), without a key."""
     ingest: IngestConfig = IngestConfig()
     """Reading, filtering and splitting the interactions."""

@@ -27,6 +27,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "effect": tuple(dict.fromkeys((*GRAPH_EFFECTS, *LINEAR_EFFECTS))),
 }
 _SETTING = {"backbone": "model.backbone", "loss": "model.loss", "dim": "model.embedding_dim", "encoder": "model.side_encoder"}
+_VARIED = {"backbone": "backbones", "dim": "dims"}
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ def settings(
         flags: "backbone", "loss", "dim", "encoder", "effect"; None where not given. Any of them makes our model that one
             instead of the default recipe, a graph model or some of the recipe's members, and none goes with a "model" that
             is given; in a suite they are what all variants share.
+        rival, baselines: none of a suite.
 
     Raises:
         ConfigError: an unknown name, or a value that is not allowed.
@@ -74,12 +76,17 @@ def settings(
         tree = merge(tree, parse_override(override))
     if suite is not None and (fixed := [name for name in ("encoder", "effect") if name in given]):
         raise ConfigError(f"--{fixed[0]} has no effect on a suite, which varies it.", f"Leave out --{fixed[0]} or --suite.")
+    if suite is not None and (
+        idle := next((name for name, value in (("rival", rival), ("baseline", baselines)) if value), None)
+    ):
+        raise ConfigError(f"--{idle} has no effect on a suite, which has models of its own.", f"Leave out --{idle} or --suite.")
     own = {_SETTING.get(name, name): value for name, value in given.items()}
     if own and suite is not None:
         if given.get("backbone") in LINEAR:
             raise ConfigError(f"--backbone {given['backbone']} is no graph, and suites compare graph models.", "Leave it out.")
-        # a study that varies the dimension has this one alone
-        tree = merge(tree, {"study": {"base": own, **({"dims": [given["dim"]]} if "dim" in given else {})}})
+        # a study that varies what is given has this one alone
+        varied = {_VARIED[name]: [given[name]] for name in _VARIED if name in given}
+        tree = merge(tree, {"study": {"base": own, **varied}})
     elif own:
         if "model" in tree:
             told = ", ".join(f"--{name}" for name in given)

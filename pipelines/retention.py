@@ -6,7 +6,8 @@ with, or was evaluated and served with. Answers of an LLM are kept while a kept 
 manifest goes before its data and a marker before its shard, so that what a broken-off removal leaves does not exist for a run,
 and the next removal takes the rest. Online rows that a killed run left go after a day, and so do data that an output which was
 built again has replaced in a remote store: no run that reads them takes longer. Where a manifest cannot be read nobody knows
-what has to stay, and nothing is removed.
+what has to stay, and nothing is removed. What bears no name that the platform gives is somebody else's, and stays: others have
+a "train" or "runs" too.
 
 Online rows take memory, each feature set its own, and can be written again from what is kept. So they go, however young the
 feature set is, unless it is that of a model that is pointed at or configured, or of a run of the last two days, and not while
@@ -15,6 +16,7 @@ degraded until `cllmr materialise` has written its rows; a run that reuses a fea
 """
 
 import json
+import re
 import shutil
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
@@ -37,6 +39,10 @@ LONGEST_RUN = timedelta(days=1)
 FEATURES = "features"
 ROWS_STAY = timedelta(days=2)
 """Online, of a run's feature set: its model may be promoted, or another run reuse it."""
+_RUN = re.compile(r"\d{8}-\d{6}-[0-9a-f]{4}")
+"""See `pipelines.local.make_run_directory`."""
+_NOTE = re.compile(rf"{NOTES}/cllmr-[a-z]+-[0-9a-f]{{12}}\.(json|alive)")
+"""See `components.launch.make_job`."""
 _DECODING = ("model", "max_tokens", "temperature", "seed")
 
 
@@ -116,7 +122,11 @@ def removable(
             found.append(Removable("unfinished", place, size))
     in_use = [one.config for one in outputs if one.stage == "sideinfo" and one.fingerprint in kept]
     found += _unused_answers(store, in_use, cutoff)
-    found += [Removable("note", place, size) for place, size, newest in store.files(NOTES) if newest < cutoff]
+    found += [
+        Removable("note", place, size)
+        for place, size, newest in store.files(NOTES)
+        if newest < cutoff and _NOTE.fullmatch(place)
+    ]
     return found + _old_logs(storage_root, cutoff)
 
 
@@ -275,8 +285,11 @@ def _unused_answers(store: Store, in_use: Iterable[Mapping[str, Any]], cutoff: d
         if not place.endswith(".json") or newest >= cutoff:
             continue
         shard = place.removesuffix(".json")
-        # another clean-up may have removed it since it was listed
-        with suppress(FileNotFoundError), shelf.open_input_stream(place.removeprefix(f"{ANSWERS}/")) as stream:
+        # another clean-up may have removed it since it was listed; what is no marker is not ours
+        with (
+            suppress(FileNotFoundError, ValueError, KeyError, TypeError),
+            shelf.open_input_stream(place.removeprefix(f"{ANSWERS}/")) as stream,
+        ):
             decoding = json.loads(stream.read())["decoding"]
             if tuple(decoding.get(name) for name in _DECODING) not in asked:
                 found.append(Removable("answers", shard, sizes[place] + sizes.get(f"{shard}.parquet", 0)))
@@ -286,7 +299,7 @@ def _unused_answers(store: Store, in_use: Iterable[Mapping[str, Any]], cutoff: d
 def _old_logs(storage_root: str, cutoff: datetime) -> list[Removable]:
     """Logs of runs of this machine."""
     found = []
-    for path in sorted(runs_home(storage_root).glob("*")):
+    for path in sorted(path for path in runs_home(storage_root).glob("*") if _RUN.fullmatch(path.name)):
         with suppress(FileNotFoundError):  # a run under way removes files of its own, another clean-up all of them
             files = [file.stat() for file in path.rglob("*") if file.is_file()]
             newest = max((file.st_mtime for file in files), default=path.stat().st_mtime)

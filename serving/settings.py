@@ -1,9 +1,9 @@
 """What is set of an endpoint, by the serve stage and in the Serve configuration file that it writes."""
 
 import hashlib
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from components.cllmr.linear.compact import ItemStorage
 
@@ -79,6 +79,11 @@ class Trial(BaseModel):
     challenger's rankings are compared with its own. Either needs the memory of two models."""
     share: float = Field(default=0.0, ge=0, le=1)
     """Of the users, chosen by a hash of their ids, 0 to 1."""
+
+    @field_validator("mode", mode="before")
+    @classmethod
+    def _written_bare(cls, mode: Any) -> Any:
+        return "off" if mode is False else mode  # as YAML reads it
 
     def needs(self) -> bool:
         """Whether a challenger is to be loaded."""

@@ -21,7 +21,9 @@ BACKBONE_NAMES = names("backbones")
 ENCODER_NAMES = ("none", *names("encoders"))
 
 
-def _one_of(allowed: tuple[str, ...]) -> Callable[[str], str]:
+def one_of(allowed: tuple[str, ...]) -> Callable[[str], str]:
+    """A validator that lets these names through."""
+
     def checked(name: str) -> str:
         if name not in allowed:
             raise ValueError(did_you_mean(name, allowed).removesuffix("."))
@@ -39,7 +41,7 @@ class ModelConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    backbone: Annotated[str, AfterValidator(_one_of(BACKBONE_NAMES))] = "lightgcn"
+    backbone: Annotated[str, AfterValidator(one_of(BACKBONE_NAMES))] = "lightgcn"
     """How the graph makes representations: see `components.cllmr.backbones`."""
     embedding_dim: PositiveInt = 64
     """Width of the ID table; representations are as wide, those of "gccf" times `num_layers` + 1. Published results on the
@@ -76,7 +78,7 @@ class ModelConfig(BaseModel):
     """τ of the softmax loss; without effect for BPR."""
     num_negatives: PositiveInt = 512
     """Shared negatives per step of the softmax loss; all items where there are fewer. Without effect for BPR."""
-    side_encoder: Annotated[str, AfterValidator(_one_of(ENCODER_NAMES))] = "sse"
+    side_encoder: Annotated[str, AfterValidator(one_of(ENCODER_NAMES))] = "sse"
     """What turns text into side representations: see `components.cllmr.encoders`. "none" trains the bare backbone: no side
     information, no gates."""
     spectrum_input: Literal["prior", "concat"] = "prior"

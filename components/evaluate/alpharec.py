@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 import torch
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -24,15 +25,15 @@ from components.evaluate.metrics import rank
 class AlphaRecSettings:
     """The published ones, but for a larger step and fewer epochs, and what is tuned."""
 
-    temperature: float = 0.15
-    embedding_dim: int = 64
-    num_layers: int = 2
-    num_negatives: int = 256
-    learning_rate: float = 1e-3
-    batch_size: int = 4096
-    max_epochs: int = 60
-    evaluate_every: int = 4
-    patience: int = 3
+    temperature: PositiveFloat = 0.15
+    embedding_dim: PositiveInt = 64
+    num_layers: NonNegativeInt = 2
+    num_negatives: PositiveInt = 256
+    learning_rate: PositiveFloat = 1e-3
+    batch_size: PositiveInt = 4096
+    max_epochs: PositiveInt = 60
+    evaluate_every: PositiveInt = 4
+    patience: PositiveInt = 3
     """Validations without a better Recall@20 before training stops."""
 
 

@@ -9,11 +9,12 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from components.cllmr.linear.ease import Ease, EaseSettings, centred_unit_rows
 from components.cllmr.linear.ensemble import Scores, by_lot
@@ -114,7 +115,7 @@ def text_cosine(inputs: Inputs, centred: bool) -> Scores:
     return Factors(users, items)
 
 
-def bm25_knn(inputs: Inputs, neighbours: int, b: float) -> Scores:
+def bm25_knn(inputs: Inputs, neighbours: PositiveInt, b: Annotated[float, Field(ge=0, le=1)]) -> Scores:
     """Item-kNN on BM25-weighted interactions (implicit's, K1 = 1.2)."""
     from implicit.nearest_neighbours import BM25Recommender
     from implicit.utils import ParameterWarning
@@ -126,7 +127,14 @@ def bm25_knn(inputs: Inputs, neighbours: int, b: float) -> Scores:
     return ItemToItem(inputs.train, sp.csr_array(model.similarity, dtype=np.float32))
 
 
-def ials(inputs: Inputs, factors: int, alpha: float, regularization: float, iterations: int, seed: int) -> Factors:
+def ials(
+    inputs: Inputs,
+    factors: PositiveInt,
+    alpha: PositiveFloat,
+    regularization: PositiveFloat,
+    iterations: PositiveInt,
+    seed: int,
+) -> Factors:
     """Implicit ALS (Hu et al. 2008). Rows are solved independently, so the result does not depend on the number of threads."""
     from implicit.cpu.als import AlternatingLeastSquares
     from threadpoolctl import threadpool_limits

@@ -3,11 +3,11 @@
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import fields
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt
+from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from components.cllmr.config import BACKBONE_NAMES, ENCODER_NAMES
+from components.cllmr.config import BACKBONE_NAMES, ENCODER_NAMES, one_of
 from components.errors import ConfigError, did_you_mean
 from components.settings import StageConfig, flat
 from components.sideinfo.config import DEFAULT_ENCODER
@@ -16,6 +16,7 @@ Kind = Literal["popularity", "text_cosine", "bm25", "ials", "ease", "ease_text",
 Effect = Literal["none", "factual", "tnie", "pnde"]
 Suite = Literal["paper", "ablation", "rank", "noise", "coldstart", "collapse", "bias", "quick", "all"]
 
+T = TypeVar("T")
 OURS = "cllmr"
 GATES = "gates"
 """The formulation that belongs to a graph model with heads; the others but `OURS` are fitted to EASE with text."""
@@ -123,7 +124,26 @@ def _of_ease(given: dict[str, float]) -> dict[str, float]:
     for name in given:
         if name not in known:
             raise ValueError(f"'{name}' is none of {', '.join(known)}")
+    if not given.get("l2", 100.0):
+        raise ValueError("l2 should be greater than 0")
     return {"l2": 100.0, **given}
+
+
+def _a_formulation(name: str) -> str:
+    from components.cllmr.effects import EFFECTS
+
+    return one_of((OURS, GATES, *EFFECTS))(name)
+
+
+def _each_once(values: tuple[T, ...]) -> tuple[T, ...]:
+    twin = next((value for value, count in Counter(values).items() if count > 1), None)
+    if twin is not None:
+        raise ValueError(f"{twin!r} is there twice")
+    return values
+
+
+Varied = Annotated[tuple[T, ...], Field(min_length=1), AfterValidator(_each_once)]
+"""What a study goes over: one value or more."""
 
 
 class StudyConfig(StageConfig):
@@ -131,23 +151,25 @@ class StudyConfig(StageConfig):
 
     base: Annotated[dict[str, Any], AfterValidator(_over_base)] = Field(default_factory=dict, validate_default=True)
     """Settings of the train stage that all variants share, by dotted name or as a tree, over the defaults and 32 dimensions."""
-    backbones: tuple[str, ...] = tuple(name for name in BACKBONE_NAMES if name != "mf")
+    backbones: Varied[Annotated[str, AfterValidator(one_of(BACKBONE_NAMES))]] = tuple(
+        name for name in BACKBONE_NAMES if name != "mf"
+    )
     """Of the paper study."""
-    encoders: tuple[str, ...] = ("none", "mlp", "generative", "sse")
+    encoders: Varied[Annotated[str, AfterValidator(one_of(ENCODER_NAMES))]] = ("none", "mlp", "generative", "sse")
     """Of the paper study."""
-    ranks: tuple[PositiveInt, ...] = (16, 32, 64)
-    dims: tuple[PositiveInt, ...] = Field(default=(16, 32, 64), min_length=1)
+    ranks: Varied[PositiveInt] = (16, 32, 64)
+    dims: Varied[PositiveInt] = (16, 32, 64)
     """Dimensions of the representations in the collapse study."""
-    noises: tuple[float, ...] = (0.0, 0.001, 0.01, 0.1, 1.0)
+    noises: Varied[NonNegativeFloat] = (0.0, 0.001, 0.01, 0.1, 1.0)
     cold_share: float = Field(default=0.05, gt=0, lt=0.5)
     """Share of the items that is taken out of training for the test, and as much again for validation."""
-    propensity_strengths: tuple[float, ...] = (0.5, 1.0)
+    propensity_strengths: Varied[NonNegativeFloat] = (0.5, 1.0)
     """Length of the praise that the bias study adds to an item's text."""
     propensity_lure: float = Field(default=4.0, ge=0)
     """Clicks that a praise of length 1 brings an item, in clicks of the mean item."""
     ablation_strength: float = Field(default=1.0, ge=0)
     """Length of the praise in the ablation, whose variants are fitted on data with and without it; 0 leaves that out."""
-    formulations: tuple[str, ...] = (
+    formulations: Varied[Annotated[str, AfterValidator(_a_formulation)]] = (
         OURS,
         GATES,
         "counterfactual_log",
@@ -162,7 +184,9 @@ class StudyConfig(StageConfig):
     )
     """Of the bias study: `OURS`, which is the whole recipe with its own effect, `GATES`, or names of
     `components.cllmr.effects.EFFECTS`."""
-    bias_ease: Annotated[dict[str, float], AfterValidator(_of_ease)] = Field(default={"l2": 100.0, "side_weight": 12.0})
+    bias_ease: Annotated[dict[str, NonNegativeFloat], AfterValidator(_of_ease)] = Field(
+        default={"l2": 100.0, "side_weight": 12.0}
+    )
     """Of the bias study: settings of EASE."""
 
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from inspect import signature
 from itertools import product
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import ConfigDict, create_model
+from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, create_model
 
 from components.cllmr.effects.base import gated, reference
 from components.cllmr.linear.ease import Ease, EaseSettings, centred_unit_rows
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from components.train.members import RecipeData
 
 FloatMatrix = npt.NDArray[np.float32]
+Power = Annotated[float, Field(ge=0, le=1)]
 Tell = Callable[..., None]
 """Told the figures of a fit while it goes on."""
 
@@ -110,7 +111,13 @@ def _ials(task: Task) -> Fitted:
 def _ease(task: Task) -> Fitted:
     if "ease" not in task.shared:
         task.shared["ease"] = Ease(task.data.train)
-    return Fitted(task.shared["ease"].fit(EaseSettings(**task.settings)))
+    return Fitted(task.shared["ease"].fit(_ease_settings(**task.settings)))
+
+
+def _ease_settings(
+    l2: PositiveFloat, user_power: Power = 0.0, item_power: Power = 0.0, popularity_power: Power = 0.0
+) -> EaseSettings:
+    return EaseSettings(l2, 0.0, user_power, item_power, popularity_power)
 
 
 def _ease_text(task: Task) -> Fitted:
@@ -120,7 +127,11 @@ def _ease_text(task: Task) -> Fitted:
 
 
 def _ease_text_settings(
-    l2: float, text_weight: float, user_power: float = 0.0, item_power: float = 0.0, popularity_power: float = 0.0
+    l2: PositiveFloat,
+    text_weight: NonNegativeFloat,
+    user_power: Power = 0.0,
+    item_power: Power = 0.0,
+    popularity_power: Power = 0.0,
 ) -> EaseSettings:
     return EaseSettings(l2, text_weight, user_power, item_power, popularity_power)
 
@@ -238,12 +249,16 @@ KINDS: dict[Kind, KindOf] = {
     "text_cosine": KindOf(_text_cosine, baselines.text_cosine, needs_text=True),
     "bm25": KindOf(_bm25, baselines.bm25_knn),
     "ials": KindOf(_ials, _IALS, uses_chance=True),
-    "ease": KindOf(_ease, EaseSettings, item_matrices=True),
+    "ease": KindOf(_ease, _ease_settings, item_matrices=True),
     "ease_text": KindOf(_ease_text, _ease_text_settings, needs_text=True, item_matrices=True),
     "alpharec": KindOf(_alpharec, uses_chance=True, needs_text=True),
     "graph": KindOf(_graph, uses_chance=True),
     "recipe": KindOf(_recipe, uses_chance=True),
 }
+
+
+class _Spectrum(StageConfig):
+    spectrum_rank: PositiveInt | None = None
 
 
 class _Arguments(StageConfig):
@@ -291,8 +306,9 @@ def _arguments(kind: Kind) -> type[StageConfig]:
 def skip_reason(spec: ModelSpec, data: ExperimentData, ease_max_items: int) -> str | None:
     """Why a model cannot be fitted on these data, or None."""
     kind = KINDS[spec.kind]
-    encoder = spec.settings.get("model.side_encoder", "none" if spec.kind != "graph" else "sse")
-    if not data.has_text and (kind.needs_text or encoder != "none"):
+    # the recipe leaves out what needs text
+    has_encoder = spec.kind == "graph" and spec.settings.get("model.side_encoder", "sse") != "none"
+    if not data.has_text and (kind.needs_text or has_encoder):
         return "the items have no text"
     if kind.item_matrices and data.num_items > ease_max_items:
         return f"{data.num_items:,} items are more than ease_max_items = {ease_max_items:,}"
@@ -345,9 +361,9 @@ def recipe_settings(settings: Mapping[str, Any], seed: int) -> tuple[TrainConfig
         for section in sections:
             place = place.setdefault(section, {})
         place[leaf] = value
-    spectrum_rank = tree.pop("spectrum_rank", None)
+    spectrum = _Spectrum.parse({"spectrum_rank": tree.pop("spectrum_rank", None)}, "model.settings")
     config = TrainConfig.parse(tree, "model.settings")
-    return config, int(spectrum_rank or config.model.embedding_dim)
+    return config, spectrum.spectrum_rank or config.model.embedding_dim
 
 
 def graph_settings(settings: Mapping[str, Any], seed: int) -> tuple[TrainConfig, Effect, int]:

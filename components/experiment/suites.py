@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from components.cllmr.effects import EFFECTS
-from components.errors import ConfigError, DataError, did_you_mean
+from components.errors import DataError
 from components.evaluate.metrics import PRIMARY
 from components.experiment import coldstart, coldusers, propensity, statistics
 from components.experiment.config import GATES, OURS, ExperimentConfig, ModelSpec, StudyConfig
@@ -356,9 +355,6 @@ def _drawn(setup: Setup, task: str, labels: Mapping[str, str], counted: str) -> 
 def _bias(setup: Setup) -> Study:
     sources = _with_text(setup, "bias")
     study, seeds = setup.study, setup.config.all_seeds()
-    for name in study.formulations:
-        if name not in (known := (OURS, GATES, *EFFECTS)):
-            raise ConfigError(f"study.formulations: '{name}' is unknown.", did_you_mean(name, known))
     recipe = setup.config.model if setup.config.model.kind == "recipe" else ModelSpec(name=OURS, kind="recipe")
     models = {GATES: {**study.base, "model.side_encoder": "sse"}, OURS: recipe.settings}
     kinds = [kind for kind in propensity.KINDS if kind != "none"]
@@ -436,27 +432,26 @@ def _with_text(setup: Setup, study: str) -> list[Source]:
 
 
 def _quick(setup: Setup) -> list[Study]:
-    """Small versions of all studies but the ablation, to see that they work."""
-    small = {
+    """Small versions of all studies but the ablation, to see that they work; what is set of them stays."""
+    base = {
         "model.num_negatives": 64,
         "max_epochs": 8,
         "batch_size": 256,
         "evaluate_every": 2,
         **setup.study.base,
     }
-    study = setup.study.model_copy(
-        update={
-            "base": small,
-            "backbones": ("mf", "lightgcn"),
-            "encoders": ("none", "mlp", "sse"),
-            "ranks": (8, 16),
-            "dims": (8, 16),
-            "noises": (0.0, 0.1),
-            "cold_share": 0.15,
-            "propensity_strengths": (1.0,),
-            "formulations": (GATES, "counterfactual_log"),
-        }
-    )
+    small = {
+        "backbones": ("mf", "lightgcn"),
+        "encoders": ("none", "mlp", "sse"),
+        "ranks": (8, 16),
+        "dims": (8, 16),
+        "noises": (0.0, 0.1),
+        "cold_share": 0.15,
+        "propensity_strengths": (1.0,),
+        "formulations": (GATES, "counterfactual_log"),
+    }
+    given = {name: getattr(setup.study, name) for name in setup.study.model_fields_set}
+    study = setup.study.model_copy(update={**small, **given, "base": base})
     quick = Setup(setup.sources, setup.config.model_copy(update={"study": study}), setup.runner)
     return [STUDIES[name](quick) for name in ALL if name != "ablation"]
 

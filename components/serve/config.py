@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from components.settings import StageConfig
 from serving import RATE
@@ -36,7 +36,18 @@ class ServeConfig(StageConfig):
     """How long a starting replica waits for the feature store's client before it takes requests without it, seconds."""
     poll_interval_s: float = Field(default=2.0, ge=0, le=600)
     """How often a replica asks the model registry for the champion, to serve it without a restart, seconds; 0: never, the
-    model that is deployed is served until another one is."""
+    model that is deployed is served until another one is, and no challenger is tried."""
+
+    @field_validator("poll_interval_s")
+    @classmethod
+    def _trial_asks(cls, interval: float, info: ValidationInfo) -> float:
+        trial = info.data.get("trial")
+        if not interval and trial is not None and trial.needs():
+            raise ValueError(
+                f"the registry is never asked for the challenger that serve.trial.mode = '{trial.mode}' tries; "
+                "set an interval, or serve.trial.mode=off"
+            )
+        return interval
 
     def identity(self) -> dict[str, Any]:
         """All but host and port, which are no part of what the stage writes."""

@@ -7,6 +7,7 @@ import yaml
 
 from components.artifacts import Manifest, Stage, Store, read_json, run_stage
 from components.errors import ArtifactError
+from components.progress import emit
 from components.promote.config import PromoteConfig
 from components.registry import default_tracking_uri
 from components.serve.config import ServeConfig
@@ -118,6 +119,12 @@ def serve_document(
     """The Ray Serve configuration: one application, whose arguments say which bundle, how many replicas and which registry."""
     from serving.app import GATEWAY, IMPORT_PATH, SCORER, AppArgs, RegistryArgs
 
+    trial = settings.trial
+    if (trial.mode == "off") == (trial.share > 0):
+        message = (
+            f"serve.trial.mode = '{trial.mode}' with serve.trial.share = {trial.share:g} tries nobody: set both, or neither"
+        )
+        emit("warning", stage=STAGE.name, message=message)
     registry: RegistryArgs | None = None
     if settings.poll_interval_s:
         registry = RegistryArgs(tracking_uri=tracking_uri, model_name=model_name, poll_interval_s=settings.poll_interval_s)
@@ -141,7 +148,7 @@ def serve_document(
         "route_prefix": "/",
         "import_path": IMPORT_PATH,
         "args": args.model_dump(mode="json", exclude={"bundle_dir"}),
-        "deployments": [{"name": holds_model, "user_config": settings.trial.model_dump(mode="json")}],
+        "deployments": [{"name": holds_model, "user_config": trial.model_dump(mode="json")}],
     }
     return {"applications": [application]}
 

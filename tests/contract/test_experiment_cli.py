@@ -2,14 +2,16 @@
 
 import json
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
 from components.experiment import suites
+from components.experiment.config import StudyConfig
 from components.experiment.planted import write_blocks
-from components.experiment.run import PROTOCOL
+from components.experiment.run import PROTOCOL, Runner
 from pipelines.cli import app
 from pipelines.experiment import run, settings
 
@@ -52,6 +54,8 @@ def test_help_shows_examples() -> None:
         (["--dataset", "DATA", "--effect", "nie"], ["--effect nie: unknown. Did you mean 'tnie'?"]),
         (["--dataset", "DATA", "--suite", "papr"], ["--suite papr: unknown. Did you mean 'paper'?"]),
         (["--dataset", "DATA", "--suite", "noise", "--encoder", "mlp"], ["--encoder has no effect on a suite"]),
+        (["--dataset", "DATA", "--suite", "rank", "--rival", "sgl"], ["--rival has no effect on a suite, which has models of"]),
+        (["--dataset", "DATA", "--suite", "rank", "--baseline", "ease"], ["--baseline has no effect on a suite,"]),
         (
             ["--dataset", "DATA", "--backbone", "sgl", "--effect", "counterfactual_log"],
             ["A graph model has none, factual, tnie"],
@@ -67,6 +71,28 @@ def test_help_shows_examples() -> None:
         (["--dataset", "DATA", "--set", "seds=3"], ["unknown setting 'seds'. Did you mean 'seeds'?"]),
         (["--dataset", "DATA", "--set", "study.base={model.dim: 3}"], ["unknown setting 'model.settings.model.dim'."]),
         (["--dataset", "DATA", "--set", "study.base={seed: 7}"], ["'model.settings.seed' = 7:", "Set first_seed and seeds"]),
+        (["--dataset", "DATA", "--set", "study.base={spectrum_rank: 2.9}"], ["'model.settings.spectrum_rank' = 2.9: Input"]),
+        (
+            ["--dataset", "DATA", "--suite", "rank", "--set", "study.ranks=[]"],
+            ["'study.ranks' = []: Tuple should have at least"],
+        ),
+        (
+            ["--dataset", "DATA", "--set", "study.noises=[0.1, -1]"],
+            ["'study.noises.1' = -1: Input should be greater than or eq"],
+        ),
+        (
+            ["--dataset", "DATA", "--set", "study.encoders=[mlp, mlp]"],
+            ["'study.encoders' = ['mlp', 'mlp']: 'mlp' is there twice"],
+        ),
+        (["--dataset", "DATA", "--set", "study.backbones=[sgll]"], ["'study.backbones.0' = 'sgll': Did you mean 'sgl'?"]),
+        (
+            ["--dataset", "DATA", "--set", "study.formulations=[liftt]"],
+            ["'study.formulations.0' = 'liftt': Did you mean 'lift'?"],
+        ),
+        (
+            ["--dataset", "DATA", "--set", "study.bias_ease={l2: 0}"],
+            ["'study.bias_ease' = {'l2': 0}: l2 should be greater than 0"],
+        ),
         (["--dataset", "DATA", "--set", "study.bias_ease={l3: 3}"], ["'study.bias_ease' = {'l3': 3}: 'l3' is none of l2, "]),
         (["--dataset", "DATA", "--config", "nowhere.yaml"], ["config file 'nowhere.yaml' cannot be read"]),
         (["--dataset", "DATA", "--dataset", "DATA", *SMALL], ["two data sets have the same name: blocks, blocks."]),
@@ -125,12 +151,20 @@ def test_flags_make_a_single_model_of_ours_and_two_data_sets_make_a_list(blocks:
     assert found[0]["dim"] == 4
 
 
-def test_a_given_dimension_is_the_only_one_of_a_study_that_varies_it() -> None:
-    flags = {"dim": 16, "backbone": None}
-    study = settings([], [], flags, seeds=None, rival=None, baselines=[], suite="collapse").study
-    assert study.dims == (16,)
-    assert study.base["model.embedding_dim"] == 16
-    assert len(settings([], [], {}, seeds=None, rival=None, baselines=[], suite="collapse").study.dims) > 1
+@pytest.mark.parametrize("suite", ["all", "quick"])
+def test_a_given_dimension_or_backbone_is_the_only_one_of_a_study_that_varies_it(
+    suite: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[StudyConfig] = []
+    for name in suites.ALL:
+        monkeypatch.setitem(suites.STUDIES, name, lambda setup: seen.append(setup.study))  # type: ignore[arg-type]  # a dict
+    for flags in ({"dim": 16, "backbone": "sgl"}, {}):
+        config = settings([], [], flags, seeds=None, rival=None, baselines=[], suite=suite)
+        suites.run_suite(suite, suites.Setup([], config, cast(Runner, None)))
+    given, default = seen[0], seen[-1]
+    assert (given.dims, given.backbones) == ((16,), ("sgl",))
+    assert (given.base["model.embedding_dim"], given.base["model.backbone"]) == (16, "sgl")
+    assert min(len(default.dims), len(default.backbones)) > 1
 
 
 def test_the_quick_suite_fits_two_seeds_at_most_and_tells_no_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -145,6 +145,21 @@ def test_no_champion_is_followed_where_that_is_set() -> None:
     assert document["applications"][0]["args"]["registry"] is None
 
 
+@pytest.mark.parametrize(
+    ("mode", "share", "is_half"), [("canary", 0.0, True), ("off", 0.5, True), ("off", 0.0, False), ("shadow", 0.5, False)]
+)
+def test_half_a_trial_is_told_of(
+    mode: str, share: float, is_half: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLLMR_EVENTS", str(events := tmp_path / "events.jsonl"))
+    champion = {"version": "1", "fingerprint": "0" * 16, "storage_root": "/store", "bundle": "b"}
+    config = ServeConfig.parse({"trial": {"mode": mode, "share": share}}, "serve")
+    document = stage.serve_document(config, champion, None, "http://mlflow:5000", "cllmr")
+    assert document["applications"][0]["deployments"][0]["user_config"] == {"mode": mode, "share": share}
+    told = f"serve.trial.mode = '{mode}' with serve.trial.share = {share:g} tries nobody: set both, or neither"
+    assert (events.exists() and told in events.read_text()) == is_half
+
+
 def test_host_and_port_decide_nothing_that_the_stage_writes(world: World) -> None:
     assert world.serve(host="0.0.0.0", port=9000).fingerprint == world.serve().fingerprint
     assert world.serve(feature_deadline_ms=51).fingerprint != world.serve().fingerprint

@@ -65,7 +65,6 @@ def test_a_secret_in_an_address_is_refused_and_not_shown(setting: str, value: st
 @pytest.mark.parametrize(
     "value",
     [
-        "",
         "http://mlflow:5000",
         "https://mlflow.example/team",
         "postgresql://mlflow@db:5432/mlflow?sslmode=require",
@@ -94,7 +93,15 @@ def test_own_file_wins_over_the_preset_and_set_over_both_and_later_over_earlier(
 
 
 def test_values_of_set_are_read_as_yaml() -> None:
-    config = load(overrides=["evaluate.baselines=[popularity, ease]", "ingest.min_rating=null", "storage_root='7'"])
+    config = load(
+        overrides=[
+            "evaluate.baselines=[popularity, ease]",
+            "ingest.min_rating=null",
+            "storage_root='7'",
+            "serve.trial.mode=off",
+        ]
+    )
+    assert config.serve.trial.mode == "off"
     assert config.evaluate.baselines == ("popularity", "ease")
     assert config.ingest.min_rating is None
     assert config.storage_root == "7"
@@ -111,6 +118,10 @@ def test_values_of_set_are_read_as_yaml() -> None:
         (["train.max_epochs=0"], r"setting 'train\.max_epochs' = 0: Input should be greater than 0\."),
         (["features.online_store=mysql"], r"setting 'features\.online_store' = 'mysql': Input should be 'sqlite' or 'redis'"),
         (["train=5"], r"setting 'train' = 5: Input should be a valid dictionary"),
+        (
+            ["serve.trial={mode: canary, share: 0.1}", "serve.poll_interval_s=0"],
+            r"setting 'serve\.poll_interval_s' = 0: the registry is never asked for the challenger that serve\.trial\.mode",
+        ),
         (["serve.port=70000"], r"setting 'serve\.port' = 70000: Input should be less than or equal to 65535"),
         (["train.debias_grid=[0, 1.5]"], r"setting 'train\.debias_grid\.1' = 1\.5: Input should be less than or equal to 1"),
         (["train.debias_grid=[]"], r"setting 'train\.debias_grid' = \[\]: Tuple should have at least 1 item"),
@@ -128,6 +139,12 @@ def test_values_of_set_are_read_as_yaml() -> None:
         (["train..x=5"], r"'train\.\.x=5' is not a setting\."),
         (["train.seed=[1"], r"the value of 'train\.seed=\[1' is not YAML\. Quote it"),
         (["train.seed=2024-02-30"], r"the value of 'train\.seed=2024-02-30' is not YAML\. Quote it"),
+        (["storage_root=''"], r"setting 'storage_root' = '': a blank one would be the current directory; write '\.' where"),
+        (["storage_root=' '"], r"setting 'storage_root' = ' ': a blank one"),
+        (
+            ["storage_root=s3:/x"],
+            r"setting 'storage_root' = 's3:/x': it would be a directory named 's3:'; 's3://' was probably",
+        ),
         (
             ["storage_root=/data/50%"],
             r"storage root '/data/50%': the address of the SQLite file '/data/50%/mlflow\.db' may not",

@@ -23,7 +23,7 @@ from components.experiment import coldstart, coldusers, run, statistics
 from components.experiment.code import CODE, sources
 from components.experiment.config import ExperimentConfig, ModelSpec, named
 from components.experiment.dataset import ExperimentData, read, unit_rows
-from components.experiment.models import Task, graph_settings, tune
+from components.experiment.models import Task, graph_settings, skip_reason, tune
 from components.experiment.planted import write_blocks
 from components.experiment.report import render
 from components.experiment.run import Runner, Source, experiment
@@ -439,6 +439,8 @@ def test_a_data_set_without_text_leaves_out_what_needs_it(tmp_path: Path) -> Non
         experiment(source, config, Runner(Results(tmp_path)))
     with pytest.raises(DataError, match=r"no variant of the study can be fitted on 'bare': the items have no text\."):
         run_suite("rank", Setup([source], config, Runner(Results(tmp_path))))
+    recipe = ModelSpec(name="cllmr", kind="recipe", settings={"model.side_encoder": "mlp"})
+    assert skip_reason(recipe, run.load(source), 1) is None, "it leaves out what needs text itself"
     bare = ModelSpec(name="cllmr", kind="graph", settings={**SMALL, "model": {"side_encoder": "none"}})
     result = experiment(source, config.model_copy(update={"model": bare}), Runner(Results(tmp_path)))
     assert list(result["baselines"]) == ["ease"]
@@ -469,9 +471,9 @@ def test_two_models_of_one_name_are_refused(source: Source, tmp_path: Path) -> N
     for twice in ({"baselines": ["ease", mine]}, {"model": mine, "baselines": ["ease"]}, {"model": mine, "rival": "ease"}):
         with pytest.raises(ConfigError, match=r"two models are named 'ease'\. Give one of them another name, or leave it out"):
             experiment(source, small_config(**{"baselines": [], **twice}), Runner(Results(tmp_path)))
-    setup = Setup([source], small_config(study={"ranks": [4, 4]}), Runner(Results(tmp_path)))
-    with pytest.raises(ConfigError, match="two models are named 'rank 4'"):
-        run_suite("rank", setup)
+    setup = Setup([source], small_config(study={"ranks": [4], "noises": [0.1, 0.10000001]}), Runner(Results(tmp_path)))
+    with pytest.raises(ConfigError, match=r"two models are named 'noise 0\.1, rank 4'"):
+        run_suite("noise", setup)
 
 
 def test_variants_of_a_study_differ_with_base_settings_as_a_tree_and_checking_them_changes_none(

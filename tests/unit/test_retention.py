@@ -23,11 +23,13 @@ from components.settings import StageConfig
 from feature_repo.store import sqlite_path
 from pipelines import cli, retention
 from pipelines.config import BATCH, PlatformConfig
+from pipelines.local import make_run_directory
 from tests.features_parents import Small
 from tests.stores import WEED, s3_server
 
 STAGES = (*PlatformConfig().stages(), BATCH)
 LONG = timedelta(days=14)
+NOTE = f"cllmr-train-{'0' * 12}.json"
 
 
 class Named(StageConfig):
@@ -279,7 +281,7 @@ def test_versions_of_another_storage_root_stay_in_a_shared_registry(place: Place
 def test_unfinished_work_and_notes_go_when_they_are_old(place: Place) -> None:
     store = Store(place.root)
     kept = place.output("train", "kept", days=90)
-    for path in (("train", ".work-killed", "factual", "checkpoint"), ("train", "0" * 16, "half"), ("launched", "job.json")):
+    for path in (("train", ".work-killed", "factual", "checkpoint"), ("train", "0" * 16, "half"), ("launched", NOTE)):
         store.write_note("x", *path)
     assert place.removable() == [], "written just now"
     time.sleep(1.1)  # an S3 store tells whole seconds
@@ -287,7 +289,7 @@ def test_unfinished_work_and_notes_go_when_they_are_old(place: Place) -> None:
     assert {(one.what, one.where) for one in gone} == {
         ("unfinished", "train/.work-killed"),
         ("unfinished", f"train/{'0' * 16}"),
-        ("note", "launched/job.json"),
+        ("note", f"launched/{NOTE}"),
     }
     assert {path.split("/")[1] for path, _, _ in store.files("train")} == {kept.fingerprint}
     assert store.files("launched") == []
@@ -377,13 +379,23 @@ def test_answers_go_when_no_kept_profile_was_made_in_their_way_and_they_are_old(
 
 
 def test_logs_of_old_runs_go(place: Place) -> None:
-    home = retention.runs_home(place.root)
-    for name, days in (("old", 30), ("new", 1)):
-        (home / name).mkdir(parents=True)
-        (home / name / "log.txt").write_text("x")
-        os.utime(home / name / "log.txt", (time.time() - days * 86400,) * 2)
-    assert [(one.what, one.where) for one in place.clean()] == [("log", "old")]
-    assert [path.name for path in home.iterdir()] == ["new"]
+    old, new = make_run_directory(place.root), make_run_directory(place.root)
+    for folder, days in ((old, 30), (new, 1)):
+        (folder / "log.txt").write_text("x")
+        os.utime(folder / "log.txt", (time.time() - days * 86400,) * 2)
+    assert [(one.what, one.where) for one in place.clean()] == [("log", old.name)]
+    assert list(retention.runs_home(place.root).iterdir()) == [new]
+
+
+def test_what_has_no_name_of_ours_stays_though_its_folder_is_named_like_a_stage(local: Place) -> None:
+    names = ("train/a.jpg", "train/cats/manifest.json", "evaluate/2024/r.csv", "batch/run-1/x.bin", "runs/exp1/weights.bin")
+    files = [Path(local.root, name) for name in (*names, "answers/all.json", "answers/list/all.json", "launched/boat.json")]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text('["theirs"]' if "list" in file.parts else "{}")
+        os.utime(file, (time.time() - 90 * 86400,) * 2)
+    assert local.clean() == []
+    assert all(file.exists() for file in files)
 
 
 # -- the online store, and the command -----------------------------------------------------------------------------------

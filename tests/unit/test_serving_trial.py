@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from structlog.testing import capture_logs
 
 from serving.approximate import Exactness
@@ -39,6 +40,10 @@ def test_a_larger_share_holds_everybody_of_a_smaller_one_and_another_challenger_
     assert all(large.holds(user, "a" * 16) for user in USERS if small.holds(user, "a" * 16))
     both = [small.holds(user, "a" * 16) and small.holds(user, "b" * 16) for user in USERS]
     assert np.mean(both) == pytest.approx(0.01, abs=0.003)
+
+
+def test_a_bare_off_is_off_as_yaml_reads_it() -> None:
+    assert Trial.model_validate(yaml.safe_load("{mode: off, share: 0.1}")) == Trial(share=0.1)
 
 
 def test_a_trial_without_a_share_needs_no_challenger() -> None:
