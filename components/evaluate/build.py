@@ -192,10 +192,11 @@ def _new_users(
     if scorer.folds_in:
         found["fold_in"] = rank(partial(_as_new, scorer), held_out=test).mean()
     if described := scorer.bundle.get("newcomers"):
-        texts, shares = text["introductions"][: dataset.num_users], (1 - scorer.debias_strength, scorer.debias_strength)
+        texts, strength = text["introductions"][: dataset.num_users], scorer.debias_strength
+        models = (("factual", scorer.factual, 1 - strength), ("counterfactual", scorer.counterfactual, strength))
         parts = [
-            (np.float32(share), CrossFits(texts, config.seed, model).fit(scorer.popularity, **described))
-            for share, model in zip(shares, (scorer.factual, scorer.counterfactual), strict=True)
+            (np.float32(share), CrossFits(texts, config.seed, model).fit(scorer.popularity_scores[name], **described))
+            for name, model, share in models
             if share
         ]
         found["side_information"] = rank(lambda users: sum(w * fit.score(users) for w, fit in parts), held_out=test).mean()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from components.train.recipe import FittedRecipe
     from components.train.workers import Place
 
-STAGE = Stage("train", version=14)
+STAGE = Stage("train", version=15)
 
 
 def run(config: dict[str, Any], storage_root: str, ingest: Manifest, features: Manifest) -> Manifest:
@@ -136,6 +136,7 @@ def _described(
         side_encoder=config.model.side_encoder,
         effect=config.effect,
         members=fitted.weights,
+        counterfactual_members=fitted.counterfactual_weights,
         history_blocks=fitted.history_blocks,
         seed=config.seed,
         feature_project=features.facts["project"],

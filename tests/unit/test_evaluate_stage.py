@@ -471,12 +471,14 @@ def test_users_by_their_own_text_alone_are_ranked_at_the_strength_that_they_are_
     dataset, scorer = Dataset.load(data.path()), Scorer.load(train(str(tmp_path), data).path() / "bundle")
     texts = np.random.default_rng(3).standard_normal((NUM_USERS, 4)).astype(np.float32)
     scorer.bundle["newcomers"] = {"l2": 1.0, "popularity_weight": 0.5}
+    popular = scorer.popularity_scores["factual"]
+    scorer.popularity_scores = {"factual": popular, "counterfactual": popular[::-1].copy()}
     rank, found = partial(metrics.rank, seen=dataset.matrix(TRAIN)), []
-    for strength, model in ((0.0, scorer.factual), (1.0, scorer.counterfactual)):
+    for strength, model, popularity in ((0.0, scorer.factual, popular), (1.0, scorer.counterfactual, popular[::-1])):
         scorer.debias_strength = strength
         config = EvaluateConfig()
         answered = _new_users(config, dataset, {"introductions": texts}, scorer, rank, dataset.matrix(TEST), {})
-        alone = CrossFits(texts, config.seed, model).fit(scorer.popularity, 1.0, 0.5)
+        alone = CrossFits(texts, config.seed, model).fit(popularity, 1.0, 0.5)
         assert answered["side_information"] == rank(alone.score, held_out=dataset.matrix(TEST)).mean()
         found.append(answered["side_information"])
     assert found[0] != found[1]
