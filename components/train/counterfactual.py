@@ -12,6 +12,7 @@ from components.cllmr.effects.reference_texts import share_written_anyway, witho
 from components.cllmr.effects.subspace import project_out
 from components.cllmr.linear.ease import centred_unit_rows
 from components.cllmr.linear.scores import LinearScores, Standard, by_popularity, joined
+from components.progress import emit
 from components.train.config import EffectName, TrainConfig
 from components.train.members import FloatMatrix, Member, Progress, RecipeData, TasteData, TrainGraph, fit_members, join, log_of
 from components.train.search import Settings
@@ -116,6 +117,9 @@ def _without_references(asked: Counterfactual) -> Other:
 def _gates(asked: Counterfactual) -> Other:
     """The graph member with its match alone, in the factual standardisation; the others as they are."""
     graph = asked.members["graph"].graph if "graph" in asked.members else None
+    if asked.config.model.side_encoder == "none":
+        message = "train.effect = 'gates' has no effect with train.model.side_encoder = 'none': gates are told from its output"
+        emit("warning", stage="train", message=message)
     if graph is None or not graph.item_side.shape[1]:  # gates are told from side representations
         return asked.nothing
     standards = [Standard.of(member.scores) for member in asked.members.values()]

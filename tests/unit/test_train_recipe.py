@@ -173,7 +173,10 @@ def test_where_the_data_allow_no_member_the_message_says_why_and_which_they_allo
 def test_gates_without_side_representations_are_no_second_model(model: dict[str, Any]) -> None:
     data, _ = world(text=bool(model))
     settings = {**SMALL["model"], "counterfactual": True, **model}
-    found = fitted(data, recipe={"members": ["graph", "popularity"]}, effect="gates", model=settings)
+    with capture_logs() as logs:
+        found = fitted(data, recipe={"members": ["graph", "popularity"]}, effect="gates", model=settings)
+    told = [log for log in logs if "'gates' has no effect with train.model.side_encoder = 'none'" in log.get("message", "")]
+    assert len(told) == len(model), "with an encoder, it is the texts that are not there"
     assert found.counterfactual is found.factual
     np.testing.assert_array_equal(found.propensity, 0)
 
@@ -188,6 +191,14 @@ def test_gates_without_side_representations_are_no_second_model(model: dict[str,
         (
             {"recipe.members": ["graph"], "recipe.graph_joins": False},
             r"graph_joins' = False: members are graph; it is true unless",
+        ),
+        (
+            {"recipe.members": ["ease", "graph"], "recipe.graph_joins": False},
+            r"graph_joins' = False: members are ease, graph; it is true unless 'graph' is among them, before 'ease'",
+        ),
+        (
+            {"recipe.members": ["ease", "text"], "effect": "gates", "model.counterfactual": True},
+            r"model\.settings\.effect' = 'gates': recipe\.members are ease, text; the gates are those of 'graph'",
         ),
         ({"effect": "gates"}, r"model\.settings\.effect' = 'gates': model\.counterfactual is False"),
     ],
