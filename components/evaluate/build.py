@@ -62,7 +62,7 @@ def build(built: Path, config: EvaluateConfig, ingest: Manifest, sideinfo: Manif
             bundle=scorer.bundle,
             training=read_json(train.path() / "training.json"),
             manifests={"ingest": ingest, "sideinfo": sideinfo, "train": train},
-            settings=config.model_dump(mode="json"),
+            settings=config.identity(),
         )
     )
     (built / "report.html").write_text(page, encoding="utf-8")

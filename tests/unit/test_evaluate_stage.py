@@ -207,8 +207,9 @@ def test_two_runs_write_the_same_bytes(done, root, parents):
     assert {name: (again.path() / name).read_bytes() for name in again.files} == before
 
 
-def test_block_size_does_not_change_a_figure(done, root, parents, figures):
-    again = stage.run({**CONFIG, "block_size": 7}, root, **parents)
+def test_block_size_changes_no_figure_and_asks_for_no_other_output(done, tmp_path, parents, figures):
+    again = stage.run({**CONFIG, "block_size": 7}, str(tmp_path), **parents)
+    assert again.fingerprint == done.fingerprint
     assert json.loads((again.path() / "metrics.json").read_text())["results"] == figures["results"]
 
 
@@ -405,7 +406,7 @@ def test_the_page_does_not_depend_on_the_order_of_keys_in_the_figures(done, figu
         popularity=Scorer.load(bundle).popularity,
         bundle=json.loads((bundle / "bundle.json").read_text()),
         manifests=parents,
-        settings=EvaluateConfig.parse(CONFIG, "evaluate").model_dump(mode="json"),
+        settings=EvaluateConfig.parse(CONFIG, "evaluate").identity(),
         **read,
     )
     assert report.render(facts) == page
