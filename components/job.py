@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationInfo, field_validator
 
 LAUNCH_VARIABLE = "CLLMR_LAUNCH"
 """A stage's LaunchConfig as JSON, which the placement puts into its task's environment."""
@@ -28,11 +28,11 @@ _LOG_DRAIN_S = 10.0  # to read the rest of a log when its job has ended
 class LaunchConfig(BaseModel):
     """Where a stage's work is done. Placement: no part of any fingerprint."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     backend: Literal["here", "jobs", "rayjob"] = "here"
     """here: in the task itself. jobs: the Jobs API of a Ray cluster that stands. rayjob: a KubeRay RayJob, made for it."""
-    address: str | None = None
+    address: str | None = Field(default=None, validate_default=True)
     """jobs: URL of the Ray dashboard, for example http://ray-head:8265."""
     token_secret: str | None = None
     """jobs: Kubernetes Secret whose key auth_token holds the Ray cluster's token; none: the cluster asks for none, or the
@@ -55,6 +55,13 @@ class LaunchConfig(BaseModel):
     task end in order (kubeflow/pipelines#7903). More than a launcher takes to be started again."""
     grace_s: PositiveFloat = 20.0
     """Seconds to wait for a cancelled job to be gone; less than the task's own terminationGracePeriodSeconds (30)."""
+
+    @field_validator("address")
+    @classmethod
+    def _jobs_need_a_cluster(cls, address: str | None, info: ValidationInfo) -> str | None:
+        if info.data.get("backend") == "jobs" and not address:
+            raise ValueError("the backend 'jobs' needs the URL of a Ray dashboard, for example http://ray-head:8265")
+        return address
 
 
 Phase = Literal["queued", "starting", "running", "succeeded", "failed", "gone"]

@@ -46,10 +46,7 @@ class JobsApi(Backend):
 
     def __init__(self, job: Job, config: LaunchConfig) -> None:
         super().__init__(job, config)
-        if not config.address:
-            raise ConfigError(
-                f"placement.{job.stage}.launch.address is not set.", "Give the URL of the Ray dashboard: http://ray-head:8265"
-            )
+        assert config.address, "settings without it are refused"
         for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
             if os.environ.get(name):
                 raise ConfigError(

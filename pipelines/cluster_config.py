@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 class ClusterConfig(BaseModel):
     """Where Kubeflow Pipelines is and how runs are filed there; secrets come from files and the environment alone."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     host: str | None = None
     """URL of the KFP API, with https:// or http://; none: the environment variable KF_PIPELINES_ENDPOINT."""

@@ -15,7 +15,7 @@ from components.job import LAUNCH_VARIABLE, RUN_ID_VARIABLE, LaunchConfig
 class TaskPlacement(BaseModel):
     """What one stage's task asks of the cluster."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     image: str | None = None
     """Container image of this stage; none: ``placement.image``."""

@@ -214,6 +214,7 @@ def _check_model(model: Mapping[str, Any], path: Path) -> tuple[LinearScores, Li
         "popularity": ((items,), "int64"),
         "seen_indptr": ((users + 1,), "int64"),
         "seen_items": ((int(indptr[-1]) if indptr.size else 0,), "int32"),
+        **({"counterfactual_popularity": ((items,), "float32")} if "counterfactual_popularity" in model else {}),
     }
     for name, (shape, dtype) in expected.items():
         tensor = model[name]

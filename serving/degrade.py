@@ -137,7 +137,7 @@ class Newcomer:
         scores = np.zeros(scorer.num_items, dtype=np.float32)
         for name, model, share in models:
             if share:
-                scores += np.float32(share) * self._newcomers.score(text, name, model, scorer.popularity)[0]
+                scores += np.float32(share) * self._newcomers.score(text, name, model, scorer.popularity_scores[name])[0]
         return scores
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from components.cllmr.linear.compact import CompactItems, ItemStorage
-from components.cllmr.linear.scores import LinearScores, mixed, products, standardised
+from components.cllmr.linear.scores import LinearScores, by_popularity, mixed, products
 from components.errors import ArtifactError, ConfigError, did_you_mean
 from components.ids import UNKNOWN, Vocabulary
 from serving.bundle import GOLDEN_FILE, REBUILD, models_of, read_bundle
@@ -84,7 +84,15 @@ class Scorer:
         self.factual, self.counterfactual = models_of(model) if models is None else models
         self.num_users, self.num_items = len(self.factual.users), len(self.factual.items)
         self._blocks = {name: [float(weight) for _, weight in blocks] for name, blocks in bundle["history_blocks"].items()}
-        self._popularity_weight = float(bundle.get("members", {}).get("popularity", 0.0))
+        of_factual = by_popularity(self.popularity)
+        self.popularity_scores: Mapping[str, Floats] = {
+            "factual": of_factual,
+            "counterfactual": model.get("counterfactual_popularity", of_factual),
+        }
+        """Popularity as each model scores it, before its weight, standardised: (num_items,)."""
+        members = bundle.get("members", {})
+        weights = {"factual": members, "counterfactual": bundle.get("counterfactual_members", members)}
+        self._popularity_weights = {name: np.float32(of.get("popularity", 0.0)) for name, of in weights.items()}
         self._vectors: Floats | CompactItems = model["item_vectors"]  # (num_items, v)
         starts = range(0, self.num_items, _ROWS_AT_ONCE)
         self._lengths: Floats = np.concatenate([np.linalg.norm(self._vectors[n : n + _ROWS_AT_ONCE], axis=1) for n in starts])
@@ -193,16 +201,18 @@ class Scorer:
         """Scores of somebody without a row here, from his history, by the members that need nothing else: (num_items,).
 
         Args:
-            items: history, item rows; `UNKNOWN` is ignored. Without any known item all scores are those of popularity.
+            items: history, item rows; `UNKNOWN` is ignored. Without any known item all scores are those of popularity, which
+                has a weight, and a log that it is counted in, of its own in each model.
             debias: λ in [0, 1]; the bundle's own when None.
         """
         history, strength = _known(items), self._strength(debias)
         models = {"factual": (self.factual, 1 - strength), "counterfactual": (self.counterfactual, strength)}
-        total = self._popularity_weight * standardised(np.log1p(self.popularity)[None])[0]
+        total = np.zeros(self.num_items, dtype=np.float32)
         for name, (model, share) in models.items():
             if share:
-                total = total + np.float32(share) * model.folded(self._blocks[name], history)
-        return np.asarray(total, dtype=np.float32)
+                popular = self._popularity_weights[name] * self.popularity_scores[name]
+                total += np.float32(share) * (popular + model.folded(self._blocks[name], history))
+        return total
 
     def score_user(self, user: int, debias: float | None = None, recent: npt.ArrayLike = ()) -> Floats:
         """`score_users` of one: (num_items,)."""

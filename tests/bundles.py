@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from components.artifacts import Manifest, Stage, run_stage, write_json
 from components.cllmr.linear.kernel import NewItems
-from components.cllmr.linear.scores import LinearScores, Standard, as_tensors, joined, strongest
+from components.cllmr.linear.scores import LinearScores, Standard, as_tensors, by_popularity, joined, strongest
 from components.settings import StageConfig
 from components.train.attributes import attributes_of, write_attributes
 from components.train.bundle import model_tensors, write_texts
@@ -52,7 +52,7 @@ def stored_bundle(
 def graph_alone(graph: GraphFit) -> FittedRecipe:
     """A recipe that is a graph model with gates, in its own units: nothing is standardised."""
     return FittedRecipe(
-        graph.factual, graph.counterfactual, graph.item_gate, {}, {"graph": 1.0}, {"graph": 1.0}, {}, {}, {}, {}
+        graph.factual, graph.counterfactual, graph.item_gate, {}, {"graph": 1.0}, {"graph": 1.0}, None, {}, {}, {}, {}
     )
 
 
@@ -192,6 +192,7 @@ def write_random_bundle(
         "propensity": rng.uniform(0.0, 0.9, num_items).astype(np.float32),
         "item_vectors": rng.standard_normal((num_items, embedding_dim)).astype(np.float32),
         "popularity": np.bincount(columns, minlength=num_items).astype(np.int64),
+        "counterfactual_popularity": by_popularity(rng.integers(0, 100, num_items)),
         "seen_indptr": indptr.astype(np.int64),
         "seen_items": columns.astype(np.int32),
     }

@@ -62,7 +62,7 @@ def build(built: Path, config: EvaluateConfig, ingest: Manifest, sideinfo: Manif
             bundle=scorer.bundle,
             training=read_json(train.path() / "training.json"),
             manifests={"ingest": ingest, "sideinfo": sideinfo, "train": train},
-            settings=config.model_dump(mode="json"),
+            settings=config.identity(),
         )
     )
     (built / "report.html").write_text(page, encoding="utf-8")
@@ -201,10 +201,11 @@ def _new_users(
     if scorer.folds_in:
         found["fold_in"] = rank(partial(_as_new, scorer), held_out=test).mean()
     if described := scorer.bundle.get("newcomers"):
-        texts, shares = text["introductions"][: dataset.num_users], (1 - scorer.debias_strength, scorer.debias_strength)
+        texts, strength = text["introductions"][: dataset.num_users], scorer.debias_strength
+        models = (("factual", scorer.factual, 1 - strength), ("counterfactual", scorer.counterfactual, strength))
         parts = [
-            (np.float32(share), CrossFits(texts, config.seed, model).fit(scorer.popularity, **described))
-            for share, model in zip(shares, (scorer.factual, scorer.counterfactual), strict=True)
+            (np.float32(share), CrossFits(texts, config.seed, model).fit(scorer.popularity_scores[name], **described))
+            for name, model, share in models
             if share
         ]
         found["side_information"] = rank(lambda users: sum(w * fit.score(users) for w, fit in parts), held_out=test).mean()

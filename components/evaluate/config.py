@@ -1,6 +1,6 @@
 """Settings of the evaluate stage, and the names of what it compares."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -88,3 +88,7 @@ class EvaluateConfig(StageConfig):
     """EASE holds several dense item-item matrices (15,000 items: 0.9 GB each); a larger catalogue skips it, and says so."""
     alpharec_temperature: tuple[PositiveFloat, ...] = Field(default=(0.15, 0.2, 0.3), min_length=1)
     """Grid of the temperature of AlphaRec's softmax."""
+
+    def identity(self) -> dict[str, Any]:
+        """Everything but what decides memory alone."""
+        return self.model_dump(mode="json", exclude={"block_size"})

@@ -37,7 +37,7 @@ def model_tensors(fitted: FittedRecipe, item_vectors: Floats, train: sp.csr_arra
         item_vectors: whose cosine says which items are alike, (num_items, v).
         train: training interactions, binary, (num_users, num_items).
     """
-    train = train.sorted_indices()
+    train, popularity = train.sorted_indices(), fitted.counterfactual_popularity
     return {
         **as_tensors(fitted.factual, "factual"),
         **_own_tensors(fitted.counterfactual, fitted.factual),
@@ -46,6 +46,7 @@ def model_tensors(fitted: FittedRecipe, item_vectors: Floats, train: sp.csr_arra
         "popularity": np.bincount(train.indices, minlength=train.shape[1]).astype(np.int64),
         "seen_indptr": train.indptr.astype(np.int64),
         "seen_items": train.indices.astype(np.int32),
+        **({} if popularity is None else {"counterfactual_popularity": np.ascontiguousarray(popularity, dtype=np.float32)}),
     }
 
 

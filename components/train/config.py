@@ -63,8 +63,9 @@ class RecipeConfig(StageConfig):
     @classmethod
     def _a_graph_lends_to_ease(cls, joins: bool, info: ValidationInfo) -> bool:
         members = info.data.get("members", MEMBERS)  # not there when they are wrong themselves
-        if not joins and not {"graph", "ease"} <= set(members):
-            raise ValueError(f"members are {', '.join(members)}; it is true unless both 'graph' and 'ease' are among them")
+        lends = "graph" in members and "ease" in members[members.index("graph") :]
+        if not joins and not lends:
+            raise ValueError(f"members are {', '.join(members)}; it is true unless 'graph' is among them, before 'ease'")
         return joins
 
 
@@ -91,7 +92,7 @@ class TrainConfig(StageConfig):
     """The members beside the graph model, and how all are tuned and joined."""
     effect: EffectName = Field(default="counterfactual_log", validate_default=True)
     """How the text's propensity is told from taste: see `components.cllmr.effects`. "reference_texts" needs texts that an LLM
-    wrote; "gates" is the paper's, and needs model.counterfactual; "none" serves the factual score."""
+    wrote; "gates" is the paper's, and needs model.counterfactual and "graph"; "none" serves the factual score."""
     debias_grid: Shares = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
     """Debias strengths λ, 0 to 1 in any order, that are tried on the validation interactions."""
     debias_tolerance: NonNegativeFloat = 0.02
@@ -130,6 +131,9 @@ class TrainConfig(StageConfig):
             raise ValueError(
                 f"model.counterfactual is {model.counterfactual}; it is true with the effect 'gates' and false with any other"
             )
+        recipe = info.data.get("recipe")
+        if effect == "gates" and recipe is not None and "graph" not in recipe.members:
+            raise ValueError(f"recipe.members are {', '.join(recipe.members)}; the gates are those of 'graph'")
         return effect
 
     def identity(self) -> dict[str, Any]:

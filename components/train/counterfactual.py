@@ -11,9 +11,10 @@ from components.cllmr.effects.click_propensity import ClickPropensity, estimate
 from components.cllmr.effects.reference_texts import share_written_anyway, without_carried
 from components.cllmr.effects.subspace import project_out
 from components.cllmr.linear.ease import centred_unit_rows
-from components.cllmr.linear.scores import LinearScores, Standard, joined
+from components.cllmr.linear.scores import LinearScores, Standard, by_popularity, joined
+from components.progress import emit
 from components.train.config import EffectName, TrainConfig
-from components.train.members import FloatMatrix, Member, Progress, RecipeData, TasteData, TrainGraph, fit_members, join
+from components.train.members import FloatMatrix, Member, Progress, RecipeData, TasteData, TrainGraph, fit_members, join, log_of
 from components.train.search import Settings
 
 
@@ -43,6 +44,8 @@ class Other(NamedTuple):
     propensity: FloatMatrix
     members: dict[str, Member]
     """Those that were fitted for it."""
+    popularity: FloatMatrix | None = None
+    """As this model scores it, standardised, before its weight, (num_items,); None: as the factual one does."""
 
 
 def _on_taste(asked: Counterfactual) -> Other:
@@ -91,7 +94,8 @@ def _refitted(asked: Counterfactual, other: RecipeData, validation: sp.csr_array
     settings: dict[str, Settings] = {name: asked.members[name].settings for name in names}
     members = fit_members(names, other, asked.config, asked.train_graph, settings, {}, asked.on_progress, "counterfactual")
     model, weights = join(members, asked.data, validation, asked.config, asked.weights)
-    return Other(_shared_where_equal(model, asked.factual), weights, propensity, members)
+    popularity = by_popularity(np.asarray(log_of(other).sum(axis=0), dtype=np.float64))
+    return Other(_shared_where_equal(model, asked.factual), weights, propensity, members, popularity)
 
 
 def _without_references(asked: Counterfactual) -> Other:
@@ -101,12 +105,21 @@ def _without_references(asked: Counterfactual) -> Other:
     share = share_written_anyway(data.item_text, data.item_references)
     if not share.any():
         return asked.nothing
-    return Other(without_carried(asked.factual, data.item_text, data.item_references), asked.weights, share, {})
+    popularity = by_popularity(np.asarray(data.train.sum(axis=0), dtype=np.float64))
+    without, popular = (
+        without_carried(model, data.item_text, data.item_references)
+        for model in (asked.factual, LinearScores.of_factors(np.ones((1, 1)), popularity[:, None]))
+    )
+    assert isinstance(popular.items, np.ndarray)  # compact ones are in endpoints alone
+    return Other(without, asked.weights, share, {}, popular.items[:, 0])
 
 
 def _gates(asked: Counterfactual) -> Other:
     """The graph member with its match alone, in the factual standardisation; the others as they are."""
     graph = asked.members["graph"].graph if "graph" in asked.members else None
+    if asked.config.model.side_encoder == "none":
+        message = "train.effect = 'gates' has no effect with train.model.side_encoder = 'none': gates are told from its output"
+        emit("warning", stage="train", message=message)
     if graph is None or not graph.item_side.shape[1]:  # gates are told from side representations
         return asked.nothing
     standards = [Standard.of(member.scores) for member in asked.members.values()]

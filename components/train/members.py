@@ -233,7 +233,7 @@ def _ease(task: Task) -> Member:
         own = dict(settings)
         mix = own.pop("side_mix")
         if fits is None or fits[0] != mix:
-            fits = (mix, Ease(_log(data), _with_side(data.item_text, side, mix) if data.has_text else None))
+            fits = (mix, Ease(log_of(data), _with_side(data.item_text, side, mix) if data.has_text else None))
         return fits[1].fit(EaseSettings(**own))
 
     large = data.train.shape[1] >= config.large_catalogue
@@ -251,7 +251,7 @@ def _ease(task: Task) -> Member:
 
 
 def _factors(task: Task) -> Member:
-    data, config, log = task.data, task.config.recipe, _log(task.data)
+    data, config, log = task.data, task.config.recipe, log_of(task.data)
     degree = np.asarray(log.sum(axis=0))
     plain: tuple[Settings, LinearScores] | None = None
 
@@ -285,14 +285,14 @@ def _text(task: Task) -> Member:
     config = task.config.recipe
 
     def fitted(settings: Settings) -> Scores:
-        return KernelScores(_log(task.data), task.data.item_text, settings["power"])
+        return KernelScores(log_of(task.data), task.data.item_text, settings["power"])
 
     served = partial(_linear, count=config.neighbours)
     return task.tuned({"power": config.text_power[0]}, {"power": config.text_power}, fitted, served)
 
 
 def _popularity(task: Task) -> Member:
-    log = _log(task.data)
+    log = log_of(task.data)
     counts = np.log1p(np.asarray(log.sum(axis=0), dtype=np.float64))
     return Member(LinearScores.of_factors(np.ones((log.shape[0], 1)), counts[:, None]), {}, [])
 
@@ -306,7 +306,7 @@ _FITS: dict[MemberName, Callable[[Task], Member]] = {
 }
 
 
-def _log(data: RecipeData) -> sp.csr_array:
+def log_of(data: RecipeData) -> sp.csr_array:
     """What linear members learn from, and the histories that they score."""
     log = data.log if isinstance(data, TasteData) else None
     return data.train if log is None else log

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import scipy.sparse as sp
 
 from components.cllmr.linear.newcomers import CrossFits, Fits, Newcomers
-from components.cllmr.linear.scores import Floats, LinearScores, Rows, standardised
+from components.cllmr.linear.scores import Floats, LinearScores, Rows, by_popularity
 from components.evaluate.metrics import PRIMARY, rank
 
 L2 = (0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
@@ -47,7 +47,8 @@ def fit_newcomers(
     users = np.flatnonzero(told & (np.diff(validation.indptr) > 0))
     if len(users) < FEWEST_USERS:
         return None, found
-    fits, popularity = CrossFits(texts, seed, models["factual"]), np.bincount(train.indices, minlength=train.shape[1])
+    fits = CrossFits(texts, seed, models["factual"])
+    popularity = by_popularity(np.bincount(train.indices, minlength=train.shape[1]))
     users = np.sort(np.random.default_rng(seed).permutation(users)[:MOST_RANKED])
     seen, held_out = sp.csr_array(train[users]), sp.csr_array(validation[users])
 
@@ -55,15 +56,14 @@ def fit_newcomers(
         values: npt.NDArray[np.float64] = rank(lambda rows: score(users[rows]), seen, held_out).per_user[PRIMARY]
         return values
 
-    rival = standardised(np.log1p(popularity)[None])
-    by_popularity = ranked(lambda rows: np.repeat(rival, len(rows), axis=0))
+    of_popularity = ranked(lambda rows: np.repeat(popularity[None], len(rows), axis=0))
     tried = {(l2, weight): ranked(fits.fit(popularity, l2, weight).score) for l2 in L2 for weight in POPULARITY_WEIGHTS}
     best = max(tried, key=lambda setting: tried[setting].mean())
-    gain = tried[best] - by_popularity
+    gain = tried[best] - of_popularity
     # one of the settings tried is always best: each may pass by chance at its share of the level alone
     least = NormalDist().inv_cdf(1 - LEVEL / len(tried)) * gain.std(ddof=1) / np.sqrt(len(gain))
     found |= {
-        "popularity": round(float(by_popularity.mean()), 6),
+        "popularity": round(float(of_popularity.mean()), 6),
         "side_information": round(float(tried[best].mean()), 6),
         **dict(zip(("l2", "popularity_weight"), best, strict=True)),
         "used": bool(gain.mean() > least),

@@ -57,6 +57,8 @@ class FittedRecipe:
     weights: dict[str, float]
     """Of the members in the factual model."""
     counterfactual_weights: dict[str, float]
+    counterfactual_popularity: FloatMatrix | None
+    """Popularity as the counterfactual scores it, before its weight: see `components.train.counterfactual.Other`."""
     validation: dict[str, float]
     """Validation NDCG@10 of each member, and of the "ensemble"."""
     cpu_seconds: dict[str, float]
@@ -148,7 +150,17 @@ def fit_recipe(
     fits = {"factual": members, "counterfactual": other.members}
     graphs = {run: fit["graph"].graph for run, fit in fits.items() if "graph" in fit and fit["graph"].graph is not None}
     return FittedRecipe(
-        factual, other.scores, other.propensity, members, weights, other.weights, validation, seconds, left_out, graphs
+        factual,
+        other.scores,
+        other.propensity,
+        members,
+        weights,
+        other.weights,
+        other.popularity,
+        validation,
+        seconds,
+        left_out,
+        graphs,
     )
 
 

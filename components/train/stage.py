@@ -1,5 +1,6 @@
 """The train stage: features through Feast in, model bundle out."""
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,7 +65,7 @@ def _build(
     starts = warm.starts(config, storage_root, dataset)
     inputs = training_features(features)
     data = _recipe_data(dataset, inputs, _item_references(features, inputs) if config.effect == "reference_texts" else None)
-    with ray_session(num_cpus=config.num_workers, num_gpus=config.num_workers if config.use_gpu else 0):
+    with ray_session(**_room_for_workers(config)):
         from components.train.workers import trained_by_workers
 
         fitted = fit_recipe(data, config, trained_by_workers(work, starts), on_progress=_tell_fits())
@@ -103,6 +104,14 @@ def _build(
     return {**{key: training[key] for key in kept}, **weights, "embedding_dim": vectors.shape[1]}
 
 
+def _room_for_workers(config: TrainConfig) -> dict[str, int]:
+    """What a Ray of this machine needs for all workers at once: Ray Train waits for ever where they do not fit."""
+    return {
+        "num_cpus": math.ceil(config.num_workers * config.cpus_per_worker),
+        "num_gpus": config.num_workers if config.use_gpu else 0,
+    }
+
+
 def _recipe_data(dataset: "Dataset", inputs: "TrainingFeatures", references: "FloatMatrix | None") -> "RecipeData":
     """What the recipe learns from: the test interactions are left behind here."""
     from components.cllmr.linear.ease import centred_unit_rows
@@ -136,6 +145,7 @@ def _described(
         side_encoder=config.model.side_encoder,
         effect=config.effect,
         members=fitted.weights,
+        counterfactual_members=fitted.counterfactual_weights,
         history_blocks=fitted.history_blocks,
         seed=config.seed,
         feature_project=features.facts["project"],

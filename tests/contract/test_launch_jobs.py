@@ -176,7 +176,6 @@ def test_an_address_where_nothing_listens_is_named(ingest: Manifest, monkeypatch
 @pytest.mark.parametrize(
     ("variables", "settings", "message"),
     [
-        ({"CLLMR_RUN_ID": "r"}, {}, r"placement\.spectrum\.launch\.address is not set\. Give the URL"),
         ({}, {"address": "http://ray:8265"}, r"CLLMR_RUN_ID is not set\. A job is named after its run"),
         (
             {"CLLMR_RUN_ID": "r", "RAY_ADDRESS": "10.0.0.1:6379"},

@@ -129,6 +129,13 @@ def test_values_of_set_are_read_as_yaml() -> None:
         (["train.recipe.ease_user_power=[2]"], r"setting 'train\.recipe\.ease_user_power\.0' = 2: Input should be less than"),
         (["train.model.temperature=.inf"], r"setting 'train\.model\.temperature' = inf: Input should be a finite number"),
         (["evaluate.bm25_b=[0.5, 2]"], r"setting 'evaluate\.bm25_b\.1' = 2: Input should be less than or equal to 1"),
+        (["placement.train.cpu=.inf"], r"setting 'placement\.train\.cpu' = inf: Input should be a finite number"),
+        (["placement.train.launch.timeout_s=.inf"], r"'placement\.train\.launch\.timeout_s' = inf: Input should be a finite"),
+        (["cluster.request_timeout_s=.inf"], r"setting 'cluster\.request_timeout_s' = inf: Input should be a finite number"),
+        (
+            ["placement.train.launch.backend=jobs"],
+            r"setting 'placement\.train\.launch\.address' = None: the backend 'jobs' needs the URL of a Ray dashboard, for",
+        ),
         (["evaluate.ease_l2=[.inf]"], r"setting 'evaluate\.ease_l2\.0' = inf: Input should be a finite number"),
         (
             ["train.effect=reference_texts"],

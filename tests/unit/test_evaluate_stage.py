@@ -207,8 +207,9 @@ def test_two_runs_write_the_same_bytes(done, root, parents):
     assert {name: (again.path() / name).read_bytes() for name in again.files} == before
 
 
-def test_block_size_does_not_change_a_figure(done, root, parents, figures):
-    again = stage.run({**CONFIG, "block_size": 7}, root, **parents)
+def test_block_size_changes_no_figure_and_asks_for_no_other_output(done, tmp_path, parents, figures):
+    again = stage.run({**CONFIG, "block_size": 7}, str(tmp_path), **parents)
+    assert again.fingerprint == done.fingerprint
     assert json.loads((again.path() / "metrics.json").read_text())["results"] == figures["results"]
 
 
@@ -406,7 +407,7 @@ def test_the_page_does_not_depend_on_the_order_of_keys_in_the_figures(done, figu
         popularity=Scorer.load(bundle).popularity,
         bundle=json.loads((bundle / "bundle.json").read_text()),
         manifests=parents,
-        settings=EvaluateConfig.parse(CONFIG, "evaluate").model_dump(mode="json"),
+        settings=EvaluateConfig.parse(CONFIG, "evaluate").identity(),
         **read,
     )
     assert report.render(facts) == page
@@ -472,12 +473,14 @@ def test_users_by_their_own_text_alone_are_ranked_at_the_strength_that_they_are_
     dataset, scorer = Dataset.load(data.path()), Scorer.load(train(str(tmp_path), data).path() / "bundle")
     texts = np.random.default_rng(3).standard_normal((NUM_USERS, 4)).astype(np.float32)
     scorer.bundle["newcomers"] = {"l2": 1.0, "popularity_weight": 0.5}
+    popular = scorer.popularity_scores["factual"]
+    scorer.popularity_scores = {"factual": popular, "counterfactual": popular[::-1].copy()}
     rank, found = partial(metrics.rank, seen=dataset.matrix(TRAIN)), []
-    for strength, model in ((0.0, scorer.factual), (1.0, scorer.counterfactual)):
+    for strength, model, popularity in ((0.0, scorer.factual, popular), (1.0, scorer.counterfactual, popular[::-1])):
         scorer.debias_strength = strength
         config = EvaluateConfig()
         answered = _new_users(config, dataset, {"introductions": texts}, scorer, rank, dataset.matrix(TEST), {})
-        alone = CrossFits(texts, config.seed, model).fit(scorer.popularity, 1.0, 0.5)
+        alone = CrossFits(texts, config.seed, model).fit(popularity, 1.0, 0.5)
         assert answered["side_information"] == rank(alone.score, held_out=dataset.matrix(TEST)).mean()
         found.append(answered["side_information"])
     assert found[0] != found[1]

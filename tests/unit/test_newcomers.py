@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 from structlog.testing import capture_logs
 
 from components.cllmr.linear.newcomers import CrossFits, Fits, Newcomers
-from components.cllmr.linear.scores import LinearScores, standardised
+from components.cllmr.linear.scores import LinearScores, by_popularity, standardised
 from components.train.bundle import write_newcomers
 from components.train.newcomers import FEWEST_USERS, fit_newcomers
 from serving.bundle import NEWCOMERS_FILE
@@ -49,11 +49,11 @@ def test_the_regression_of_the_users_side_is_the_regression_of_all_scores() -> N
     by_hand = np.linalg.solve(centred.T @ centred + l2 * np.eye(DIM), centred.T @ (scores - scores.mean(axis=0)))
     new = given[100:]
     expected = scores.mean(axis=0) + (new - given[known].mean(axis=0)) @ by_hand
-    popularity = np.arange(NUM_ITEMS)
+    popularity = by_popularity(np.arange(NUM_ITEMS))
     found = newcomers.score(new, "factual", fitted, popularity)
     np.testing.assert_allclose(found, standardised(expected), atol=1e-4)
     joined = Fits(given, known, {"factual": fitted}).fit(l2, 2.0).score(new, "factual", fitted, popularity)
-    np.testing.assert_allclose(joined, found + 2 * standardised(np.log1p(popularity)[None]), atol=1e-4)
+    np.testing.assert_allclose(joined, found + 2 * popularity, atol=1e-4)
 
 
 def test_the_texts_of_many_users_are_fitted_in_little_more_memory_than_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,12 +61,12 @@ def test_the_texts_of_many_users_are_fitted_in_little_more_memory_than_their_own
     given = rng.standard_normal((20_000, 64)).astype(np.float32)
     many = LinearScores.of_factors(rng.standard_normal((20_000, 2)), rng.standard_normal((5, 2)))
     tracemalloc.start()
-    found = CrossFits(given, 0, many).fit(np.arange(5), 0.1, 0.0)
+    found = CrossFits(given, 0, many).fit(by_popularity(np.arange(5)), 0.1, 0.0)
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert most < 3.5 * given.nbytes
     monkeypatch.setattr("components.cllmr.linear.newcomers.BLOCK_SIZE", 100_000)
-    whole = CrossFits(given, 0, many).fit(np.arange(5), 0.1, 0.0)
+    whole = CrossFits(given, 0, many).fit(by_popularity(np.arange(5)), 0.1, 0.0)
     np.testing.assert_allclose(found.score(np.arange(50)), whole.score(np.arange(50)), atol=1e-5)
 
 
@@ -81,18 +81,18 @@ def test_what_is_written_is_read_again_and_what_both_models_share_is_written_onc
         again = Newcomers.of_tensors(tensors, models)
         for name, one in models.items():
             np.testing.assert_array_equal(
-                *(of.score(texts()[:3], name, one, np.arange(NUM_ITEMS)) for of in (newcomers, again))
+                *(of.score(texts()[:3], name, one, by_popularity(np.arange(NUM_ITEMS))) for of in (newcomers, again))
             )
         with pytest.raises(ValueError, match=r"factual.users has shape \(5, 2\).* expected \(5, 3\)"):
             Newcomers.of_tensors({**tensors, "factual.users": tensors["factual.users"][:, :2]}, models)
 
 
 def test_a_user_as_if_he_were_new_is_answered_by_a_map_that_has_not_seen_him() -> None:
-    given, fitted, popularity = texts(), model(), np.arange(NUM_ITEMS)
+    given, fitted, popularity = texts(), model(), by_popularity(np.arange(NUM_ITEMS))
     given[7] = 0
     crossed = CrossFits(given, 0, fitted).fit(popularity, 0.1, 0.0)
     before = crossed.score(np.arange(NUM_USERS))
-    np.testing.assert_allclose(before[7], standardised(np.log1p(popularity)[None])[0])
+    np.testing.assert_array_equal(before[7], popularity)
     fitted.users[11] += 100.0
     after = CrossFits(given, 0, fitted).fit(popularity, 0.1, 0.0).score(np.arange(NUM_USERS))
     np.testing.assert_array_equal(before[11], after[11])
@@ -157,7 +157,7 @@ def test_a_newcomer_is_answered_by_his_text_debiased_and_by_popularity_where_tha
     scorer = Scorer.load(directory)
     given = np.random.default_rng(2).standard_normal((scorer.num_users, DIM)).astype(np.float32)
     models = {"factual": scorer.factual, "counterfactual": scorer.counterfactual}
-    write_newcomers(directory, Fits(given, np.arange(scorer.num_users), models).fit(1.0, 0.0))
+    write_newcomers(directory, Fits(given, np.arange(scorer.num_users), models).fit(1.0, 0.5))
     newcomers = read_newcomers(directory, scorer)
     assert newcomers is not None
     recommender = Recommender(scorer, "1", newcomers=newcomers)
@@ -167,7 +167,9 @@ def test_a_newcomer_is_answered_by_his_text_debiased_and_by_popularity_where_tha
     new, nobody, known, busy = recommender.recommend(request, [[], [], [], ["i3"]], mine).results
     assert (new.cold, new.method, new.reason) == (True, "side_information", "unknown_user")
     assert (nobody.method, known.method, busy.method) == ("popularity", "personalised", "fold_in")
-    factual, counterfactual = (newcomers.score(text[None], name, one, scorer.popularity)[0] for name, one in models.items())
+    popular = {"factual": by_popularity(scorer.popularity), "counterfactual": scorer.popularity_scores["counterfactual"]}
+    factual, counterfactual = (newcomers.score(text[None], name, one, popular[name])[0] for name, one in models.items())
+    assert np.abs(popular["factual"] - popular["counterfactual"]).max() > 0.1, "its text was not asked what popularity adds"
     assert new.factual is not None
     for items, expected in ((new.items, 0.6 * factual + 0.4 * counterfactual), (new.factual, factual)):
         assert [item.item_id for item in items] == [f"i{row}" for row in np.argsort(-expected, kind="stable")[:5]]

@@ -182,11 +182,16 @@ def test_a_history_is_scored_by_the_members_that_need_nothing_else(random_dir: P
     np.testing.assert_array_equal(scorer.fold_in([]), 0.0)
 
 
-def test_without_a_history_the_most_popular_come_first_with_the_weight_that_popularity_has(tmp_path: Path) -> None:
-    scorer = Scorer.load(write_random_bundle(tmp_path / "bundle", members={"popularity": 0.3}))
+def test_without_a_history_the_most_popular_come_first_with_the_weight_and_the_log_that_each_model_has(tmp_path: Path) -> None:
+    weights = {"members": {"popularity": 0.3}, "counterfactual_members": {"popularity": 0.7}}
+    scorer = Scorer.load(directory := write_random_bundle(tmp_path / "bundle", **weights))
     logarithms = np.log1p(scorer.popularity)
-    expected = 0.3 * (logarithms - logarithms.mean()) / logarithms.std()
-    np.testing.assert_allclose(scorer.fold_in([]), expected, atol=1e-6)
+    factual = 0.3 * (logarithms - logarithms.mean()) / logarithms.std()
+    counterfactual = 0.7 * load_file(directory / "model.safetensors")["counterfactual_popularity"]
+    assert np.abs(factual - counterfactual).max() > 0.1
+    for debias in (0.0, 0.4, 1.0):
+        expected = (1 - debias) * factual + debias * counterfactual
+        np.testing.assert_allclose(scorer.fold_in([], debias), expected, atol=1e-6)
 
 
 def test_a_model_of_factors_alone_folds_nobody_in(tiny: Scorer) -> None:
@@ -337,6 +342,7 @@ def _sparse(**changes: Any) -> dict[str, np.ndarray]:
         ({"model": _with("item_vectors", (0, 0), np.inf)}, "1 values in item_vectors that are not finite"),
         ({"model": _with("propensity", 0, -0.5)}, r"propensities from -0.5, allowed are 0 and more"),
         ({"model": _with("popularity", 0, -1)}, r"negative popularity \(-1\)"),
+        ({"model": {"counterfactual_popularity": np.ones(3, np.float32)}}, r"counterfactual_popularity of shape \(3,\)"),
         ({"model": _with("seen_items", 0, 4)}, "names items that do not exist"),
         ({"model": _with("seen_indptr", 1, 4)}, "not in order"),
         ({"model": {"factual.items": np.ones((4, 2), np.float32)}}, r"factual\.items have shapes \(3, 3\) and \(4, 2\)"),

@@ -17,6 +17,7 @@ from components.train.checkpoint import check_checkpoint, load_checkpoint
 from components.train.config import TrainConfig
 from components.train.graph import as_arrays
 from components.train.loop import SingleProcess, TrainData, build_model, fit, fit_base, make_optimizer, make_sampler
+from components.train.stage import _room_for_workers
 from components.train.strength import choose_strength, strength_curve
 from components.train.validation import validation_sums
 from tests.behaviour.training import SMALL, Interrupted, Saving, small_config, small_data
@@ -271,6 +272,13 @@ def test_an_encoder_without_side_information_is_refused_and_none_leaves_it_aside
 def test_a_wrong_setting_is_one_line_with_what_is_allowed(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         TrainConfig.parse(change, "train")
+
+
+@pytest.mark.parametrize(("cpus", "room"), [(1, 3), (2, 6), (0.5, 2)])
+def test_a_ray_of_this_machine_has_room_for_all_workers(cpus: float, room: int) -> None:
+    config = TrainConfig(num_workers=3, cpus_per_worker=cpus)
+    assert _room_for_workers(config) == {"num_cpus": room, "num_gpus": 0}
+    assert _room_for_workers(config.model_copy(update={"use_gpu": True})) == {"num_cpus": room, "num_gpus": 3}
 
 
 def test_where_a_run_takes_place_is_no_part_of_its_identity() -> None:

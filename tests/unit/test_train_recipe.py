@@ -10,6 +10,7 @@ import scipy.sparse as sp
 from structlog.testing import capture_logs
 
 from components.artifacts import Manifest
+from components.cllmr.effects.click_propensity import ClickPropensity
 from components.cllmr.linear.ensemble import by_lot
 from components.cllmr.linear.scores import LinearScores
 from components.errors import ArtifactError, ConfigError, DataError
@@ -19,11 +20,13 @@ from components.experiment.models import check
 from components.features.reader import TrainingFeatures
 from components.spectrum.decompose import spectrum
 from components.train import members, stage
+from components.train.bundle import model_tensors
 from components.train.config import MEMBERS, TrainConfig
 from components.train.graph import trained_here
 from components.train.members import RecipeData, TasteData
 from components.train.recipe import FittedRecipe, fit_recipe
-from tests.planted import block_world
+from serving.scorer import Scorer
+from tests.planted import block_world, propensity_world
 
 RECIPE: dict[str, Any] = {
     "ease_l2": [10.0, 100.0],
@@ -170,7 +173,10 @@ def test_where_the_data_allow_no_member_the_message_says_why_and_which_they_allo
 def test_gates_without_side_representations_are_no_second_model(model: dict[str, Any]) -> None:
     data, _ = world(text=bool(model))
     settings = {**SMALL["model"], "counterfactual": True, **model}
-    found = fitted(data, recipe={"members": ["graph", "popularity"]}, effect="gates", model=settings)
+    with capture_logs() as logs:
+        found = fitted(data, recipe={"members": ["graph", "popularity"]}, effect="gates", model=settings)
+    told = [log for log in logs if "'gates' has no effect with train.model.side_encoder = 'none'" in log.get("message", "")]
+    assert len(told) == len(model), "with an encoder, it is the texts that are not there"
     assert found.counterfactual is found.factual
     np.testing.assert_array_equal(found.propensity, 0)
 
@@ -185,6 +191,14 @@ def test_gates_without_side_representations_are_no_second_model(model: dict[str,
         (
             {"recipe.members": ["graph"], "recipe.graph_joins": False},
             r"graph_joins' = False: members are graph; it is true unless",
+        ),
+        (
+            {"recipe.members": ["ease", "graph"], "recipe.graph_joins": False},
+            r"graph_joins' = False: members are ease, graph; it is true unless 'graph' is among them, before 'ease'",
+        ),
+        (
+            {"recipe.members": ["ease", "text"], "effect": "gates", "model.counterfactual": True},
+            r"model\.settings\.effect' = 'gates': recipe\.members are ease, text; the gates are those of 'graph'",
         ),
         ({"effect": "gates"}, r"model\.settings\.effect' = 'gates': model\.counterfactual is False"),
     ],
@@ -225,6 +239,37 @@ def test_a_counterfactual_is_not_asked_with_clicks_that_were_lured(member: Any) 
     assert np.abs(scores.score(user) - replace(scores, history=data.train).score(user)).max() > 1e-3
 
 
+@pytest.mark.parametrize(
+    ("effect", "names"), [("counterfactual_log", ["ease", "text", "popularity"]), ("reference_texts", ["popularity"])]
+)
+def test_a_known_users_history_told_by_somebody_new_has_the_same_scores_at_every_strength(
+    effect: str, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of members that need no more than a history. So popularity is debiased for new users as it is for known ones."""
+    monkeypatch.setattr(ClickPropensity, "taste_log", ClickPropensity.likely_taste)  # an item is in a history or it is not
+    planted = propensity_world(4, 40, 40, seed=1)
+    seen, lured = planted.matrix(planted.train), planted.inflated
+    later = np.random.default_rng(1).random(seen.shape) < 0.2
+    train, validation = (sp.csr_array(np.where(part, seen, 0)) for part in (~later, later))
+    places = (np.empty((count, 0), np.float32) for count in seen.shape)
+    references = np.where(lured[:, None], planted.item_text[lured].mean(axis=0), 0).astype(np.float32)
+    data = RecipeData(train, validation, planted.user_text, planted.item_text, *places, item_references=references)
+    settings = {"members": names, "ease_l2": [50.0], "ease_side_weight": [20.0], "ease_popularity_power": [0.2]}
+    found = fitted(data, effect=effect, recipe={**settings, "text_power": [1.0]})
+    assert min(found.weights["popularity"], found.counterfactual_weights["popularity"]) > 0.2
+    described = stage._described(found, TrainConfig(), "lured", "0123456789abcdef", _features(), 32)
+    ids = [str(row) for row in range(160)]
+    items = [{"item_id": name, "title": ""} for name in ids]
+    scorer, users = Scorer(model_tensors(found, data.item_text, train), described, ids, items), np.arange(160)
+    exposure = []
+    for debias, model in ((0.0, scorer.factual), (1.0, scorer.counterfactual)):
+        entries = [model.history[[user]].indices for user in users]
+        folded = np.stack([scorer.fold_in(history[history < 160], debias) for history in entries])
+        np.testing.assert_allclose(folded, scorer.score_all(users, debias), atol=1e-5)
+        exposure.append(lured[np.argsort(-folded, axis=1)[:, :10]].mean())
+    assert exposure[1] < 0.8 * exposure[0]
+
+
 def test_where_no_reference_is_usable_there_is_no_propensity() -> None:
     data, _ = world()
     nothing = replace(data, item_references=0 * data.item_text)
@@ -241,10 +286,14 @@ def test_without_an_llm_there_are_no_reference_texts_and_the_message_says_so_bef
 
 
 def test_reference_texts_that_have_been_removed_are_told_with_what_to_do(tmp_path: Path) -> None:
-    known = {"stage": "features", "version": 1, "fingerprint": "0123456789abcdef", "config": {}, "files": {}, "facts": {}}
-    costs = {"seconds": 0.0, "peak_memory_mb": 0.0, "created_at": "2026-01-01T00:00:00Z"}
-    features = Manifest(**known, **costs, storage_root=str(tmp_path), parents={"sideinfo": "fedcba9876543210"})
     nobody = np.zeros((0, 2), np.float32)
     inputs = TrainingFeatures(nobody, nobody, nobody, nobody, nobody, [])
     with pytest.raises(ArtifactError, match=r"sideinfo fedcba9876543210 has been removed\. Run the pipeline from sideinfo"):
-        stage._item_references(features, inputs)
+        stage._item_references(_features(str(tmp_path)), inputs)
+
+
+def _features(storage_root: str = "") -> Manifest:
+    facts = {"project": "planted"}
+    known = {"stage": "features", "version": 1, "fingerprint": "0123456789abcdef", "config": {}, "files": {}, "facts": facts}
+    costs = {"seconds": 0.0, "peak_memory_mb": 0.0, "created_at": "2026-01-01T00:00:00Z"}
+    return Manifest(**known, **costs, storage_root=storage_root, parents={"sideinfo": "fedcba9876543210"})

@@ -57,17 +57,17 @@ class Newcomers:
     popularity_weight: float
     """Of popularity, beside the standardised scores of the model."""
 
-    def score(self, texts: Floats, name: str, model: LinearScores, popularity: Rows) -> Floats:
+    def score(self, texts: Floats, name: str, model: LinearScores, popularity: Floats) -> Floats:
         """Embeddings of texts (n, dim) -> scores in the model of that name, (n, num_items).
 
         Args:
             texts: of newcomers, as the encoder gives them.
             name: which model.
             model: the model itself.
-            popularity: training interactions of the items, (num_items,).
+            popularity: as that model scores it, before its weight, standardised, (num_items,).
         """
         by_text = standardised(self.sides[name].score(texts - self.mean, model))
-        return by_text + np.float32(self.popularity_weight) * standardised(np.log1p(popularity)[None])
+        return by_text + np.float32(self.popularity_weight) * popularity
 
     def tensors(self) -> dict[str, npt.NDArray[Any]]:
         """Plain arrays for a file; see `of_tensors`."""
@@ -163,12 +163,13 @@ class CrossFitted:
     fits: Sequence[Newcomers]
     """Of each fold, fitted on the others."""
     model: LinearScores
-    """The factual one."""
-    popularity: Rows
+    """The factual or the counterfactual one."""
+    popularity: Floats
+    """As that model scores it, see `Newcomers.score`."""
 
     def score(self, users: Rows) -> Floats:
         """Rows of the users (n,) -> (n, num_items)."""
-        scores = np.repeat(standardised(np.log1p(self.popularity)[None]), len(users), axis=0)
+        scores = np.repeat(self.popularity[None], len(users), axis=0)
         told = self.texts[users].any(axis=1)
         for number, newcomers in enumerate(self.fits):
             mine = told & (self.fold[users] == number)
@@ -183,7 +184,7 @@ class CrossFits:
     Args:
         texts: embeddings, (num_users, dim), rows of zeros where there is none.
         seed: of the parts.
-        model: the factual one.
+        model: the factual or the counterfactual one.
     """
 
     def __init__(self, texts: Floats, seed: int, model: LinearScores) -> None:
@@ -193,8 +194,8 @@ class CrossFits:
         parts = (self.users[self._fold[self.users] != number] for number in range(FOLDS))
         self._fits = [Fits(texts, part, {"factual": model}) for part in parts]
 
-    def fit(self, popularity: Rows, l2: float, popularity_weight: float) -> CrossFitted:
-        """See `Fits`."""
+    def fit(self, popularity: Floats, l2: float, popularity_weight: float) -> CrossFitted:
+        """See `Fits` and `CrossFitted`."""
         fits = [fits.fit(l2, popularity_weight) for fits in self._fits]
         return CrossFitted(self._texts, self._fold, fits, self._model, popularity)
 

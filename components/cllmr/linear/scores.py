@@ -135,6 +135,12 @@ def standardised(scores: npt.NDArray[np.floating]) -> Floats:
     return result
 
 
+def by_popularity(counts: npt.NDArray[np.number]) -> Floats:
+    """Logarithms of the items' interactions, standardised: (num_items,)."""
+    scores: Floats = standardised(np.log1p(counts)[None])[0]
+    return scores
+
+
 @dataclass(frozen=True)
 class Standard:
     """What a score has on average over the items, per user."""
