@@ -35,6 +35,8 @@ from components.progress import configure_logging, emit
 from components.settings import StageConfig
 
 MANIFEST = "manifest.json"
+REUSED = "reused"
+"""Beside a manifest: was written when a run last took this output instead of building it."""
 FINGERPRINT_LENGTH = 16  # hex digits: 64 bits, no clash in any history of runs
 UNUSED_SECONDS = 3600.0
 CACHE_HINT = "Set CLLMR_CACHE to a folder you can write."
@@ -217,6 +219,16 @@ class Store:
     def remove_note(self, *path: str) -> None:
         """Removes what `write_note` wrote, if it is there."""
         self._remove_file(self._remote(*path))
+
+    def note_reuse(self, manifest: Manifest) -> None:
+        """Notes that a run needs an output from now on, however old it is: for a clean-up, which has no other way to know."""
+        with suppress(OSError):  # what lies where nothing can be written is not cleaned up from here either
+            self.write_note(datetime.now(UTC).isoformat(timespec="seconds"), manifest.stage, manifest.fingerprint, REUSED)
+
+    def reuses(self, stage: str) -> dict[str, datetime]:
+        """When outputs of a stage were last reused, by fingerprint; raises StorageError as `find` does."""
+        noted = [(path.split("/"), written) for path, _, written in self.files(stage)]
+        return {parts[1]: written for parts, written in noted if parts[2:] == [REUSED]}
 
     def outputs(self, stage: str) -> list[Manifest]:
         """Every committed output of `stage`, oldest first; raises StorageError as `find` does."""
@@ -442,10 +454,12 @@ def run_stage(
         name = fingerprint(stage, config.identity_below(storage_root), inputs)
         store = Store(storage_root)
         done = store.find(stage.name, name)
-        if done is not None and not is_asked_again(stage.name) and is_whole(done) and is_live(done):
-            config.check_reuse(done.facts)
-            tell_reused(done)
-            return done
+        if done is not None and not is_asked_again(stage.name):
+            store.note_reuse(done)  # before it is looked at: a clean-up may be about to remove it
+            if is_whole(done) and is_live(done):
+                config.check_reuse(done.facts)
+                tell_reused(done)
+                return done
     configure_logging()
     emit("stage started", stage=stage.name, fingerprint=name)
     with failure_told(stage), store.staging(stage.name) as built, peak_memory() as memory:
