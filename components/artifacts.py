@@ -437,6 +437,8 @@ def run_stage(
 ) -> Manifest:
     """Runs a stage, or reuses what it wrote before; what cannot be reused stays until the new output takes its place.
 
+    Where it fails, and another run has written the output meanwhile, that is reused.
+
     Args:
         stage: name and version.
         config: the stage's own settings.
@@ -464,7 +466,16 @@ def run_stage(
     emit("stage started", stage=stage.name, fingerprint=name)
     with failure_told(stage), store.staging(stage.name) as built, peak_memory() as memory:
         started = time.monotonic()
-        facts = build(built)
+        try:
+            facts = build(built)
+        except Exception as error:
+            meanwhile = _committed_by_another(store, stage, name, done, is_live)
+            if meanwhile is None:
+                raise
+            emit("warning", stage=stage.name, message=f"another run was first, and this one failed: {first_line(error)}")
+            config.check_reuse(meanwhile.facts)
+            tell_reused(meanwhile)
+            return meanwhile
         manifest = Manifest(
             stage=stage.name,
             version=stage.version,
@@ -481,6 +492,20 @@ def run_stage(
         manifest = store.commit(built, manifest, instead_of=done)
     tell_done(manifest)
     return manifest
+
+
+def _committed_by_another(
+    store: Store, stage: Stage, name: str, before: Manifest | None, is_live: Callable[[Manifest], bool]
+) -> Manifest | None:
+    """The output that another run has written since `before` was there, None where there is none or the store does not say.
+
+    The first of two runs to commit removes what both were working with, which ends the other one.
+    """
+    with suppress(UserError, OSError):
+        found = store.find(stage.name, name)
+        if found is not None and found != before and is_whole(found) and is_live(found):
+            return found
+    return None
 
 
 def tell_reused(manifest: Manifest) -> None:
