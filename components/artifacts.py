@@ -36,6 +36,8 @@ from components.progress import configure_logging, emit
 from components.settings import StageConfig
 
 MANIFEST = "manifest.json"
+REUSED = "reused"
+"""Beside a manifest: was written when a run last took this output instead of building it."""
 FINGERPRINT_LENGTH = 16  # hex digits: 64 bits, no clash in any history of runs
 UNUSED_SECONDS = 3600.0
 CACHE_HINT = "Set CLLMR_CACHE to a folder you can write."
@@ -221,6 +223,16 @@ class Store:
     def remove_note(self, *path: str) -> None:
         """Removes what `write_note` wrote, if it is there."""
         self._remove_file(self._remote(*path))
+
+    def note_reuse(self, manifest: Manifest) -> None:
+        """Notes that a run needs an output from now on, however old it is: for a clean-up, which has no other way to know."""
+        with suppress(OSError):  # what lies where nothing can be written is not cleaned up from here either
+            self.write_note(datetime.now(UTC).isoformat(timespec="seconds"), manifest.stage, manifest.fingerprint, REUSED)
+
+    def reuses(self, stage: str) -> dict[str, datetime]:
+        """When outputs of a stage were last reused, by fingerprint; raises StorageError as `find` does."""
+        noted = [(path.split("/"), written) for path, _, written in self.files(stage)]
+        return {parts[1]: written for parts, written in noted if parts[2:] == [REUSED]}
 
     def outputs(self, stage: str) -> list[Manifest]:
         """Every committed output of `stage`, oldest first; raises StorageError as `find` does."""
@@ -434,6 +446,8 @@ def run_stage(
 ) -> Manifest:
     """Runs a stage, or reuses what it wrote before; what cannot be reused stays until the new output takes its place.
 
+    Where it fails, and another run has written the output meanwhile, that is reused.
+
     Args:
         stage: name and version.
         config: the stage's own settings.
@@ -451,15 +465,26 @@ def run_stage(
         name = fingerprint(stage, config.identity_below(storage_root), inputs)
         store = Store(storage_root)
         done = store.find(stage.name, name)
-        if done is not None and not is_asked_again(stage.name) and is_whole(done) and is_live(done):
-            config.check_reuse(done.facts)
-            tell_reused(done)
-            return done
+        if done is not None and not is_asked_again(stage.name):
+            store.note_reuse(done)  # before it is looked at: a clean-up may be about to remove it
+            if is_whole(done) and is_live(done):
+                config.check_reuse(done.facts)
+                tell_reused(done)
+                return done
     configure_logging()
     emit("stage started", stage=stage.name, fingerprint=name)
     with failure_told(stage), store.staging(stage.name) as built, peak_memory() as memory:
         started = time.monotonic()
-        facts = build(built)
+        try:
+            facts = build(built)
+        except Exception as error:
+            meanwhile = _committed_by_another(store, stage, name, done, is_live)
+            if meanwhile is None:
+                raise
+            emit("warning", stage=stage.name, message=f"another run was first, and this one failed: {first_line(error)}")
+            config.check_reuse(meanwhile.facts)
+            tell_reused(meanwhile)
+            return meanwhile
         manifest = Manifest(
             stage=stage.name,
             version=stage.version,
@@ -476,6 +501,20 @@ def run_stage(
         manifest = store.commit(built, manifest, instead_of=done)
     tell_done(manifest)
     return manifest
+
+
+def _committed_by_another(
+    store: Store, stage: Stage, name: str, before: Manifest | None, is_live: Callable[[Manifest], bool]
+) -> Manifest | None:
+    """The output that another run has written since `before` was there, None where there is none or the store does not say.
+
+    The first of two runs to commit removes what both were working with, which ends the other one.
+    """
+    with suppress(UserError, OSError):
+        found = store.find(stage.name, name)
+        if found is not None and found != before and is_whole(found) and is_live(found):
+            return found
+    return None
 
 
 def tell_reused(manifest: Manifest) -> None:

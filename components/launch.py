@@ -204,8 +204,12 @@ def _done(stage: Stage, config: Mapping[str, Any], storage_root: str, parents: M
     kind = getattr(importlib.import_module(f"components.{stage.name}.config"), f"{stage.name.capitalize()}Config")
     settings: StageConfig = kind.parse(config, stage.name)
     inputs = {key: parent.fingerprint for key, parent in parents.items()}
-    found = Store(storage_root).find(stage.name, fingerprint(stage, settings.identity_below(storage_root), inputs))
-    if found is None or is_asked_again(stage.name) or not is_whole(found):
+    store = Store(storage_root)
+    found = store.find(stage.name, fingerprint(stage, settings.identity_below(storage_root), inputs))
+    if found is None or is_asked_again(stage.name):
+        return None
+    store.note_reuse(found)
+    if not is_whole(found):
         return None
     settings.check_reuse(found.facts)
     return found

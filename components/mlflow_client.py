@@ -7,6 +7,7 @@ import logging
 import os
 import re
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from components.errors import first_line
@@ -38,8 +39,8 @@ def _probe(tracking_uri: str) -> None:
     """Asks a database once whether it answers: MLflow itself would ask ten times, for two minutes."""
     if tracking_uri.startswith(("http://", "https://", "databricks")):
         return
-    if (path := sqlite_file(tracking_uri)) is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    if (path := sqlite_file(tracking_uri)) is not None and not path.exists():
+        _make_database(path)
     from sqlalchemy import create_engine, inspect
 
     engine = create_engine(tracking_uri)
@@ -49,9 +50,40 @@ def _probe(tracking_uri: str) -> None:
         engine.dispose()
 
 
+def _make_database(path: Path) -> None:
+    """Puts a database with all of MLflow's tables at `path`, in one step: it cannot go on with one whose making was broken off.
+
+    Making it takes seconds. Of several processes that do so at once the first one's stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=path.parent, prefix=".mlflow-") as folder:
+        made = Path(folder) / path.name
+        _make_tables(f"sqlite:///{made}")
+        try:
+            os.link(made, path)  # a renamed one would take the place of another process's, and of what is registered there
+        except FileExistsError:
+            return
+        except OSError:  # there are no links in this file system
+            made.rename(path)
+
+
+def _make_tables(uri: str) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    client.search_experiments(max_results=1)
+    client.search_registered_models(max_results=1)  # these have tables of their own
+
+
+def is_broken_off(error: Exception) -> bool:
+    """Whether a database is what an interruption has left in the middle of making or changing its tables."""
+    return re.search(r"OperationalError\) .*(already exists|duplicate column)", first_line(error)) is not None
+
+
 def sqlite_file(tracking_uri: str) -> Path | None:
     """The file of an SQLite URI, None for any other."""
-    return Path(tracking_uri.removeprefix("sqlite:///")) if tracking_uri.startswith("sqlite:///") else None
+    file, _, _ = tracking_uri.removeprefix("sqlite:///").partition("?")
+    return Path(file) if tracking_uri.startswith("sqlite:///") else None
 
 
 def tracker_errors() -> tuple[type[Exception], ...]:

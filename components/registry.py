@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import ConfigError, UserError
-from components.mlflow_client import connect, reason, safe_name, sqlite_file, tracker_errors, without_password
+from components.mlflow_client import (
+    connect,
+    is_broken_off,
+    reason,
+    safe_name,
+    sqlite_file,
+    tracker_errors,
+    without_password,
+)
 
 CHAMPION = "champion"
 CHALLENGER = "challenger"
@@ -430,6 +438,11 @@ def _nothing_before(model_name: str, what: str) -> RegistryError:
 
 
 def _unreachable(tracking_uri: str, error: Exception) -> RegistryError:
+    if (path := sqlite_file(tracking_uri)) is not None and is_broken_off(error):
+        return RegistryError(
+            f"model registry '{path}' is not whole: it was interrupted while its tables were made ({reason(error)}).",
+            "Put back a copy of the file; if no model was ever registered in it, move it away: cllmr run makes another.",
+        )
     return RegistryError(
         f"model registry '{without_password(tracking_uri)}' does not answer: {reason(error)}.",
         "Check promote.tracking_uri, and that the server or its database is up.",

@@ -9,11 +9,13 @@ import json
 import os
 import re
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -32,6 +34,8 @@ LOG, EVENTS, PIPELINE = "log.txt", "events.jsonl", "pipeline.yaml"
 SECONDS_TO_END = 5.0
 SECONDS_BETWEEN_LOOKS = 0.1
 LINES_SHOWN_OF_LOG = 15
+FULL_DISK = 2**20
+"""Bytes: with fewer free ones a run may have ended for want of room."""
 _KFP_NOTE = re.compile(
     r"\d\d:\d\d:\d\d\.\d{3} - (INFO|ERROR) - |Pipeline '.*' finished with status|\s*\[KFP Executor .* INFO\]"
 )
@@ -87,16 +91,19 @@ def runs_home(storage_root: str) -> Path:
     return (cache_home() if "://" in storage_root else Path(storage_root)) / "runs"
 
 
-def make_run_directory(storage_root: str) -> Path:
-    """A new directory for one run's log; raises StorageError when the place cannot be written."""
+def make_run_directory(storage_root: str, pipeline: str) -> Path:
+    """A new directory for one run: the pipeline it runs, no event yet; raises StorageError when the place cannot be written."""
     path = runs_home(storage_root) / f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     try:
         path.mkdir(parents=True)
+        (path / PIPELINE).write_text(pipeline, encoding="utf-8")
+        (path / EVENTS).touch()
+        (path / LOG).touch()
     except OSError as error:
         what, hint = f"storage root '{storage_root}'", "Choose a directory you can write with --storage."
         if "://" in storage_root:
             what, hint = f"cache '{cache_home()}'", CACHE_HINT
-        raise StorageError(f"{what} cannot be written: {error.strerror or error} ('{error.filename}').", hint) from None
+        raise StorageError(f"{what} cannot be written: {error.strerror or error} ('{error.filename or path}').", hint) from None
     return path
 
 
@@ -127,8 +134,7 @@ def run(
     storage_root = absolute_root(storage_root)
     check_order(pipeline.stages(), from_stage, until)
     pipeline = pipeline.until(until)
-    directory = make_run_directory(storage_root)
-    (directory / PIPELINE).write_text(pipeline.to_yaml(), encoding="utf-8")
+    directory = make_run_directory(storage_root, pipeline.to_yaml())
     events: list[dict[str, Any]] = []
     with display(pipeline.stages()) as shown:
         code = _watch(directory, storage_root, built_again(pipeline.stages(), from_stage), shown, events)
@@ -146,7 +152,6 @@ def run(
 
 def _watch(directory: Path, storage_root: str, again: Collection[str], display: Display, events: list[dict[str, Any]]) -> int:
     """Runs KFP's local runner in a process group of its own; shows and collects events until it ends; its exit code."""
-    (directory / EVENTS).touch()
     with open(directory / LOG, "ab") as log, open(directory / EVENTS, encoding="utf-8") as told:
         process = subprocess.Popen(
             [
@@ -208,12 +213,8 @@ def _environment(directory: Path, again: Collection[str]) -> dict[str, str]:
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    """Ends the runner, its tasks and whatever they started; does nothing when they have ended."""
-    if process.poll() is None:
-        try:
-            members = psutil.Process(process.pid).children(recursive=True)
-        except psutil.NoSuchProcess:
-            members = []
+    """Ends the runner, its tasks and whatever they started, also where the runner has been killed and they have not."""
+    if members := _members(process.pid):
         _signal_group(process.pid, signal.SIGTERM)
         deadline = time.monotonic() + SECONDS_TO_END
         while any(map(is_alive, members)) and time.monotonic() < deadline:
@@ -227,6 +228,16 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
         process.wait()
     if process.stdin:
         process.stdin.close()
+
+
+def _members(group: int) -> list[psutil.Process]:
+    """The processes of a group, and what they started in groups of its own."""
+    members = []
+    for process in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess, ProcessLookupError):
+            if os.getpgid(process.pid) == group:
+                members += [process, *process.children(recursive=True)]
+    return members
 
 
 def is_alive(process: psutil.Process) -> bool:
@@ -255,7 +266,10 @@ def _failure(events: list[dict[str, Any]], stages: list[str], log: Path) -> Exce
         last = told[-1]
         return error_of(last["code"], f"{last['stage']}: {last['message']}", last.get("hint") or "")
     started = [event["stage"] for event in events if event["event"] == "stage started" and event["stage"] not in finished]
-    return StageCrashed(started[-1] if started else stage, log, _tail(log.read_text(encoding="utf-8", errors="replace")))
+    tail = _tail(log.read_text(encoding="utf-8", errors="replace"))
+    if (free := shutil.disk_usage(log.parent).free) < FULL_DISK:  # neither events nor log may tell of it
+        tail.append(f"No room is left for '{log.parent}': {free:,} bytes are free. Make room and run the same again.")
+    return StageCrashed(started[-1] if started else stage, log, tail)
 
 
 def _tail(log: str) -> list[str]:

@@ -1,13 +1,13 @@
 """Which outputs of earlier runs are kept, and the removal of the others.
 
-Kept is whatever is younger than a limit; the newest models; every model that an alias of the registry points at (champion,
-challenger, previous), under whatever name, or that an endpoint is configured with; and what any of these was made from, began
-with, or was evaluated and served with. Answers of an LLM are kept while a kept output was made with that model's answers. A
-manifest goes before its data and a marker before its shard, so that what a broken-off removal leaves does not exist for a run,
-and the next removal takes the rest. Online rows that a killed run left go after a day, and so do data that an output which was
-built again has replaced in a remote store: no run that reads them takes longer. Where a manifest cannot be read nobody knows
-what has to stay, and nothing is removed. What bears no name that the platform gives is somebody else's, and stays: others have
-a "train" or "runs" too.
+Kept is whatever was made, or reused by a run, within a limit, which is a day at least: longer than a run at work goes without
+writing anything; the newest models; every model that an alias of the registry points at (champion, challenger, previous), under
+whatever name, or that an endpoint is configured with; and what any of these was made from, began with, or was evaluated and
+served with. Answers of an LLM are kept while a kept output was made with that model's answers. A manifest goes before its data
+and a marker before its shard, so that what a broken-off removal leaves does not exist for a run, and the next removal takes the
+rest. Online rows that a killed run left go after a day, and so do data that an output which was built again has replaced in a
+remote store: no run that reads them takes longer. Where a manifest cannot be read nobody knows what has to stay, and nothing is
+removed. What bears no name that the platform gives is somebody else's, and stays: others have a "train" or "runs" too.
 
 Online rows take memory, each feature set its own, and can be written again from what is kept. So they go, however young the
 feature set is, unless it is that of a model that is pointed at or configured, or of a run of the last two days, and not while
@@ -76,7 +76,7 @@ def removable(
         stages: names of the pipeline's stages.
         tracking_uri: of the registry.
         keep: how many of the newest models are kept, whatever their age.
-        older_than: whatever is younger is kept.
+        older_than: whatever was made or reused since is kept; less than `LONGEST_RUN` counts as that.
         deployed: fingerprints of models that endpoints are configured with, whatever the registry says.
 
     Raises:
@@ -87,11 +87,15 @@ def removable(
     """
     from components.registry import pointed_at
 
-    store, cutoff = Store(storage_root), datetime.now(UTC) - older_than
+    store, now = Store(storage_root), datetime.now(UTC)
+    a_run_ago = now - LONGEST_RUN
+    cutoff = min(now - older_than, a_run_ago)
     folders = [folder for stage in stages for folder in store.folders(stage)]  # first: what is finished meanwhile is no remnant
     outputs = [manifest for stage in stages for manifest in store.outputs(stage)]
-    served = pointed_at(tracking_uri) | _last_champion(outputs, storage_root, tracking_uri)
-    kept = kept_outputs(outputs, served.union(deployed), keep, cutoff)
+    reused = [use for stage in stages for use in store.reuses(stage).items()]
+    served = pointed_at(tracking_uri).union(_last_champion(outputs, storage_root, tracking_uri), deployed)
+    kept = kept_outputs(outputs, served.union(name for name, when in reused if when >= cutoff), keep, cutoff)
+    asked = served.union(name for name, when in reused if when >= now - ROWS_STAY)
     found = [
         Removable("output", f"{one.stage}/{one.fingerprint}", sum(file.bytes for file in one.files.values()), one)
         for one in outputs
@@ -100,9 +104,8 @@ def removable(
     finished = {f"{one.stage}/{one.fingerprint}": one for one in outputs}
     current = {one.place for one in outputs}.union(finished)
     begun = max((newest for place, _, newest, _ in folders if place not in current), default=None)
-    if begun is None or begun < datetime.now(UTC) - LONGEST_RUN:  # else a run may be at work, with a feature set of long ago
-        found += _unused_rows(outputs, kept, served.union(deployed), storage_root)
-    a_run_ago = max(cutoff, datetime.now(UTC) - LONGEST_RUN)
+    if begun is None or begun < a_run_ago:  # else a run may be at work, with a feature set of long ago
+        found += _unused_rows(outputs, kept, asked, storage_root)
     for place, size, newest, has_manifest in folders:
         stage, name = place.split("/")[:2]
         if place in current:
@@ -131,7 +134,7 @@ def removable(
 
 
 def _unused_rows(
-    outputs: Collection[Manifest], kept: Collection[str], served: Collection[str], storage_root: str
+    outputs: Collection[Manifest], kept: Collection[str], asked: Collection[str], storage_root: str
 ) -> list[Removable]:
     """Online rows of feature sets that stay; none where the online store cannot be reached, which is told of."""
     from components.features.online import projects
@@ -140,7 +143,7 @@ def _unused_rows(
     used = {
         name
         for one in outputs
-        if one.fingerprint in served or datetime.fromisoformat(one.created_at) >= since
+        if one.fingerprint in asked or datetime.fromisoformat(one.created_at) >= since
         for name in (one.fingerprint, one.parents.get(FEATURES))
     }
     unused = [one for one in outputs if one.stage == FEATURES and one.fingerprint in kept and one.fingerprint not in used]

@@ -12,7 +12,7 @@ from components.mlflow_client import connect
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database of MLflow to copy: it takes seconds to create its tables, and once is enough."""
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    connect(f"sqlite:///{path}").search_registered_models()
+    connect(f"sqlite:///{path}")
     return path
 
 

@@ -342,16 +342,27 @@ def other(directory: Path) -> dict[str, Any]:
     return {"rows": 0}
 
 
+def lost(directory: Path) -> dict[str, Any]:
+    """As when the run that was first has removed what both were working with."""
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), ".work-0/checkpoint")
+
+
 @pytest.mark.parametrize("is_remote", [False, True])
-def test_what_another_run_has_committed_meanwhile_is_kept_and_handed_on(tmp_path: Path, remote: str, is_remote: bool) -> None:
+@pytest.mark.parametrize(
+    ("then", "told"), [(build, ["stage done"]), (lost, ["warning", "stage reused"])], ids=["builds", "fails"]
+)
+def test_what_another_run_has_committed_meanwhile_is_kept_and_handed_on(
+    tmp_path: Path, remote: str, then: Build, told: list[str], is_remote: bool, events: Callable[[], list[dict[str, Any]]]
+) -> None:
     root, first = remote if is_remote else str(tmp_path / "store"), []
 
     def slow(directory: Path) -> dict[str, Any]:
         first.append(run(root, other))
-        return build(directory)
+        return then(directory)
 
     assert run(root, slow) == first[0]
     assert (first[0].path() / "figures.json").read_text() == "{}"
+    assert [event["event"] for event in events()] == ["stage started", "stage started", "stage done", *told]
 
 
 @pytest.mark.parametrize("is_remote", [False, True])

@@ -1,5 +1,6 @@
 """The local runner with small real stages: every test runs kfp.local and its processes."""
 
+import errno
 import json
 import os
 import pwd
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -188,9 +190,9 @@ def test_logs_of_runs_on_a_remote_store_lie_in_the_cache_which_is_named_when_it_
         StorageError,
         match=r"^cache '.*/file/.*cache.*' cannot be written: Not a directory .* Set CLLMR_CACHE to",
     ):
-        local.make_run_directory("s3://bucket/cllmr")
+        local.make_run_directory("s3://bucket/cllmr", "")
     monkeypatch.setenv("CLLMR_CACHE", str(tmp_path / "cache"))
-    assert local.make_run_directory("s3://bucket/cllmr").parent == tmp_path / "cache" / "runs"
+    assert local.make_run_directory("s3://bucket/cllmr", "").parent == tmp_path / "cache" / "runs"
 
 
 def test_a_user_without_a_home_folder_is_told_to_name_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,7 +200,7 @@ def test_a_user_without_a_home_folder_is_told_to_name_a_cache(monkeypatch: pytes
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)  # as of a container's user whom its image does not know
     with pytest.raises(StorageError, match=r"has no place: this user has no home folder\. Set CLLMR_CACHE"):
-        local.make_run_directory("s3://bucket/cllmr")
+        local.make_run_directory("s3://bucket/cllmr", "")
     check = check_disk("s3://bucket/cllmr")
     assert (check.state, check.fix) == ("problem", "Set CLLMR_CACHE to a folder you can write.")
 
@@ -242,6 +244,29 @@ def start_and_wait_for_train(root: Path, flag: Path) -> tuple["subprocess.Popen[
     return process, psutil.Process(int(wait_until("train to start", train_pid)))
 
 
+def test_a_disk_that_is_full_is_told_of_before_a_run_and_after_one_that_could_not_tell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(
+            StorageError, match=r"storage root '.*/root' cannot be written: No space left .*/root/runs/.*--storage"
+        ):
+            run_fakes(tmp_path / "root")
+    (tmp_path / "log.txt").touch()
+    for free, tail in (
+        (2**30, []),
+        (4096, [f"No room is left for '{tmp_path}': 4,096 bytes are free. Make room and run the same again."]),
+    ):
+        monkeypatch.setattr("shutil.disk_usage", lambda path, free=free: SimpleNamespace(free=free))
+        failure = local._failure([{"event": "stage started", "stage": "train"}], ["train"], tmp_path / "log.txt")
+        assert isinstance(failure, StageCrashed)
+        assert failure.tail == tail
+
+
 def wait_for_end(process: psutil.Process) -> None:
     wait_until("the end of train", lambda: local.is_alive(process), lambda alive: not alive, 60)
 
@@ -257,10 +282,14 @@ def test_a_run_killed_in_the_middle_leaves_no_process_and_the_next_one_goes_on_f
     assert reused(result) == {"ingest": True, "sideinfo": True, "spectrum": True, "train": False, "promote": False}
 
 
-def test_an_interrupt_ends_the_tasks(tmp_path: Path) -> None:
+@pytest.mark.parametrize("whose", ["the run's end", "the runner's end"])
+def test_what_ends_a_run_ends_its_tasks(tmp_path: Path, whose: str) -> None:
     process, task = start_and_wait_for_train(tmp_path / "root", tmp_path / "flag")
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=120) == -signal.SIGINT
+    if whose == "the run's end":
+        process.send_signal(signal.SIGINT)
+    else:
+        psutil.Process(os.getpgid(task.pid)).kill()
+    assert process.wait(timeout=120) == (-signal.SIGINT if whose == "the run's end" else 1)
     wait_for_end(task)
 
 

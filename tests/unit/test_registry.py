@@ -1,14 +1,19 @@
 """The model registry on a real MLflow on SQLite, and on one that is down."""
 
 import itertools
+import os
+import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing, nullcontext
 from typing import Any
 
 import pytest
 from mlflow import MlflowClient
 
+from components import mlflow_client
 from components import registry as registries
 from components.errors import ConfigError
 from components.mlflow_client import connect
@@ -183,13 +188,45 @@ def test_a_rollback_that_broke_off_between_the_aliases_is_made_by_the_next_try_a
         ("sqlite:///{tmp}/a-file/mlflow.db", "does not answer"),
         ("nonsense", "does not answer: Could not parse"),
         ("sqlite:///{tmp}/broken.db", "does not answer: .*file is not a database"),
+        (
+            "sqlite:///{tmp}/half.db",
+            r"half\.db' is not whole: .* made \(.*table experiment_tags already exists\)\. Put back a copy .* move it away",
+        ),
     ],
 )
 def test_a_registry_that_is_down_is_named_with_the_reason(uri, reason, tmp_path):
+    with closing(sqlite3.connect(tmp_path / "half.db")) as half:
+        half.execute("CREATE TABLE experiment_tags (key TEXT)")  # by one of the first of MLflow's migrations
     (tmp_path / "a-file").write_text("")
     (tmp_path / "broken.db").write_bytes(b"not a database " * 1000)
     with pytest.raises(RegistryError, match=reason):
         Registry(uri.format(tmp=tmp_path), "cllmr").register("aaaa", "/store", "b", {})
+
+
+@pytest.mark.parametrize("what", ["is broken off", "finds another process's", "finds no links"])
+def test_a_database_is_whole_when_it_is_there(what, empty_database, tmp_path, monkeypatch):
+    path = tmp_path / "root" / "mlflow.db"
+    whole = empty_database.read_bytes()
+
+    def make(uri: str) -> None:
+        made = mlflow_client.sqlite_file(uri)
+        made.write_bytes(whole[: len(whole) // 2])
+        if what == "is broken off":
+            raise KeyboardInterrupt
+        made.write_bytes(whole)
+        if what == "finds another process's":
+            register(Registry(f"sqlite:///{shutil.copy(empty_database, path)}", "cllmr"), "aaaa")
+
+    def link(source: str, target: str) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(mlflow_client, "_make_tables", make)
+    if what == "finds no links":
+        monkeypatch.setattr(os, "link", link)
+    with pytest.raises(KeyboardInterrupt) if what == "is broken off" else nullcontext():
+        connect(f"sqlite:///{path}?timeout=9")
+    assert [file.name for file in path.parent.iterdir()] == ([] if what == "is broken off" else ["mlflow.db"])
+    assert pointed_at(f"sqlite:///{path}") == ({"aaaa"} if "another" in what else set())
 
 
 def test_versions_of_another_team_are_passed_over_whatever_their_tags_mean(uri, registry):

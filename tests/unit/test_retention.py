@@ -278,12 +278,33 @@ def test_versions_of_another_storage_root_stay_in_a_shared_registry(place: Place
     assert Registry(place.tracking_uri, "cllmr").find(old["train"].fingerprint) is None
 
 
-def test_unfinished_work_and_notes_go_when_they_are_old(place: Place) -> None:
+def test_what_a_run_reuses_stays_for_that_run_with_what_it_was_made_from(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = place.run("old", days=90), place.run("new", days=80)
+    run_stage(Stage("sideinfo", 1), Named(name="old"), place.root, {"ingest": old["ingest"]}, lambda built: {})
+    in_use = {old["ingest"].fingerprint, old["sideinfo"].fingerprint}
+
+    def going(days: float) -> set[str]:
+        return {one.manifest.fingerprint for one in place.removable(older_than=timedelta(days=days)) if one.manifest}
+
+    assert going(14) == going(0) == fingerprints(old) - in_use
+    monkeypatch.setattr(retention, "LONGEST_RUN", timedelta(0))
+    assert going(14) == fingerprints(old) - in_use
+    assert going(0) == fingerprints(old), "that run has ended"
+    place.clean(older_than=timedelta(0))
+    assert place.left() == fingerprints(new)
+    assert not any(old["sideinfo"].fingerprint in path for path, _, _ in Store(place.root).files("sideinfo")), "nor the note"
+
+
+def test_unfinished_work_and_notes_go_when_they_are_old(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(place.root)
     kept = place.output("train", "kept", days=90)
     for path in (("train", ".work-killed", "factual", "checkpoint"), ("train", "0" * 16, "half"), ("launched", NOTE)):
         store.write_note("x", *path)
-    assert place.removable() == [], "written just now"
+    logs = retention.runs_home(place.root) / "of a run at work"
+    logs.mkdir(parents=True)
+    assert place.removable() == place.removable(older_than=timedelta(0)) == [], "written just now"
+    logs.rmdir()
+    monkeypatch.setattr(retention, "LONGEST_RUN", timedelta(seconds=1))
     time.sleep(1.1)  # an S3 store tells whole seconds
     gone = place.clean(older_than=timedelta(seconds=1), keep=1)
     assert {(one.what, one.where) for one in gone} == {
@@ -342,13 +363,16 @@ def test_a_store_that_fails_at_one_manifest_removes_nothing(local: Place) -> Non
     assert local.left() == fingerprints(champion, old)
 
 
-def test_what_is_left_of_a_model_that_is_pointed_at_stays_and_what_was_being_built_goes(place: Place) -> None:
+def test_what_is_left_of_a_model_that_is_pointed_at_stays_and_what_was_being_built_goes(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
     champion, deployed = place.run("champion", days=90), place.run("deployed", days=80)
     place.register(champion["train"])
     store, names = Store(place.root), (champion["train"].fingerprint, deployed["train"].fingerprint)
     for name in names:
         store.discard("train", name)
     store.write_note("{}", "train", ".tmp-killed", MANIFEST)  # between the writing and the renaming of an output
+    monkeypatch.setattr(retention, "LONGEST_RUN", timedelta(seconds=1))
     time.sleep(1.1)  # an S3 store tells whole seconds
     found = retention.removable(
         place.root, STAGES, place.tracking_uri, 1, timedelta(seconds=1), deployed=[deployed["train"].fingerprint]
@@ -356,7 +380,9 @@ def test_what_is_left_of_a_model_that_is_pointed_at_stays_and_what_was_being_bui
     assert [one.where for one in found if one.what == "unfinished"] == ["train/.tmp-killed"]
 
 
-def test_answers_go_when_no_kept_profile_was_made_in_their_way_and_they_are_old(place: Place) -> None:
+def test_answers_go_when_no_kept_profile_was_made_in_their_way_and_they_are_old(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = Store(place.root)
     asked = {"model": "big", "max_tokens": 100, "temperature": 0.0, "seed": 0}
     for space, decoding in (("used", asked), ("unused", {**asked, "model": "small"})):
@@ -371,7 +397,8 @@ def test_answers_go_when_no_kept_profile_was_made_in_their_way_and_they_are_old(
 
     profiles = run_stage(Stage("sideinfo", 1), Asked(name="profiles"), place.root, {}, lambda built: {})
     place.output("train", "model", days=90, parents={"sideinfo": profiles})
-    assert place.removable() == [], "paid for just now"
+    assert place.removable() == place.removable(older_than=timedelta(0)) == [], "paid for just now"
+    monkeypatch.setattr(retention, "LONGEST_RUN", timedelta(seconds=1))
     time.sleep(1.1)
     gone = place.clean(older_than=timedelta(seconds=1))
     assert [(one.what, one.where) for one in gone] == [("answers", "answers/unused/shard")]
