@@ -761,7 +761,10 @@ def materialise(
 @command
 def clean(
     keep: Annotated[int, typer.Option("--keep", min=1, help="Newest models to keep, whatever their age.")] = 5,
-    older_than: Annotated[int, typer.Option("--older-than", min=0, max=36500, help="Days; whatever is younger is kept.")] = 14,
+    older_than: Annotated[
+        int,
+        typer.Option("--older-than", min=1, max=36500, help="Days; whatever was made, or reused by a run, since then is kept."),
+    ] = 14,
     deployed: Deployed = None,
     yes: Annotated[bool, typer.Option("--yes", help="Remove it; without, it is only listed.")] = False,
     preset: Preset = "local",

@@ -5,7 +5,6 @@ not at all. A run that died goes on with the parts that are missing.
 """
 
 import secrets
-import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,28 +58,19 @@ def run(config: dict[str, Any], storage_root: str) -> Manifest:
         trained, model_version = _bundle_of(settings, storage_root)
         online = open_online(trained) if settings.to_feast else None
         name = fingerprint(STAGE, settings.identity(), {"train": trained.fingerprint})
-        store = Store(storage_root)
-        before = store.find(STAGE.name, name)
 
     def build(directory: Path) -> dict[str, Any]:
         user_ids, size = read_users(settings, trained), settings.users_per_part
         parts = {part_name(start): user_ids[start : start + size] for start in range(0, len(user_ids), size)}
         shelf, table = _shelf(storage_root, name), directory / TABLE_DIRECTORY
         shelf.create_dir("/", recursive=True)
-        try:
-            score_parts(parts, settings, trained, model_version, storage_root, name)
-            _fetch(list(parts), shelf, table)
-        except Exception:  # of Ray, Arrow or the system
-            another = store.find(STAGE.name, name)
-            if another is None or another == before:
-                raise
-            # the same batch was under way twice, and whoever ended first took the parts away: into the same table
-            shutil.copytree(another.path() / TABLE_DIRECTORY, table, dirs_exist_ok=True)
+        score_parts(parts, settings, trained, model_version, storage_root, name)
+        _fetch(list(parts), shelf, table)
         return {"model_version": model_version, "k": settings.k, **_facts(table)}
 
     ranked = run_stage(STAGE, settings, storage_root, {"train": trained}, build)
     with failure_told(STAGE):
-        store.remove_work(STAGE.name, name)  # only now: until the output is committed, the parts are all there is
+        Store(storage_root).remove_work(STAGE.name, name)  # only now: until the output is committed, the parts are all there is
     if online is not None:
         with failure_told(STAGE):
             write_online(online, ranked.path() / TABLE_DIRECTORY, ranked.facts["num_users"], model_version)
