@@ -406,10 +406,10 @@ def test_answers_go_when_no_kept_profile_was_made_in_their_way_and_they_are_old(
 
 
 def test_logs_of_old_runs_go(place: Place) -> None:
-    old, new = make_run_directory(place.root), make_run_directory(place.root)
+    old, new = make_run_directory(place.root, "pipeline"), make_run_directory(place.root, "pipeline")
     for folder, days in ((old, 30), (new, 1)):
-        (folder / "log.txt").write_text("x")
-        os.utime(folder / "log.txt", (time.time() - days * 86400,) * 2)
+        for file in folder.iterdir():
+            os.utime(file, (time.time() - days * 86400,) * 2)
     assert [(one.what, one.where) for one in place.clean()] == [("log", old.name)]
     assert list(retention.runs_home(place.root).iterdir()) == [new]
 
