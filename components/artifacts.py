@@ -238,7 +238,7 @@ class Store:
         """Every committed output of `stage`, oldest first; raises StorageError as `find` does."""
         found = self._listed(stage)
         names = sorted(info.base_name for info in found if info.type == pafs.FileType.Directory)
-        manifests = [self.find(stage, name) for name in names if not name.startswith(".")]
+        manifests = [self.find(stage, name) for name in names if _OURS.fullmatch(name) and not name.startswith(".")]
         return sorted((manifest for manifest in manifests if manifest), key=lambda manifest: manifest.created_at)
 
     def files(self, *parts: str) -> list[tuple[str, int, datetime]]:

@@ -43,6 +43,8 @@ _RUN = re.compile(r"\d{8}-\d{6}-[0-9a-f]{4}")
 """See `pipelines.local.make_run_directory`."""
 _NOTE = re.compile(rf"{NOTES}/cllmr-[a-z]+-[0-9a-f]{{12}}\.(json|alive)")
 """See `components.launch.make_job`."""
+_MARKER = re.compile(rf"{ANSWERS}/[^/]+/\d{{8}}T\d{{6}}-[0-9a-f]{{12}}\.json")
+"""See `components.sideinfo.cache.AnswerCache.add`."""
 _DECODING = ("model", "max_tokens", "temperature", "seed")
 
 
@@ -285,12 +287,12 @@ def _unused_answers(store: Store, in_use: Iterable[Mapping[str, Any]], cutoff: d
     files = store.files(ANSWERS)
     sizes = {place: size for place, size, _ in files}
     for place, _, newest in files:
-        if not place.endswith(".json") or newest >= cutoff:
+        if not _MARKER.fullmatch(place) or newest >= cutoff:
             continue
         shard = place.removesuffix(".json")
-        # another clean-up may have removed it since it was listed; what is no marker is not ours
         with (
-            suppress(FileNotFoundError, ValueError, KeyError, TypeError),
+            # another clean-up may have removed it since it was listed; of a damaged one nobody knows what it is for
+            suppress(FileNotFoundError, ValueError, KeyError, TypeError, AttributeError),
             shelf.open_input_stream(place.removeprefix(f"{ANSWERS}/")) as stream,
         ):
             decoding = json.loads(stream.read())["decoding"]

@@ -240,6 +240,7 @@ class ScorerReplica:
     ) -> None:
         configure_replica_logging()
         self._metrics = ScorerMetrics()
+        self._asks_registry = registry is not None
         if registry is not None:
             # it is asked from threads, which RAY_SERVE_THROUGHPUT_OPTIMIZED=1 does not let a handle do by itself
             registry._init(_run_router_in_separate_loop=True)  # type: ignore[no-untyped-call]
@@ -279,6 +280,8 @@ class ScorerReplica:
         """Ray Serve's way to change a running replica: its `user_config`, see Trial."""
         self._trial = Trial.model_validate(trial)
         self._follower.tries = self._trial.needs()
+        if self._trial.needs() and not self._asks_registry:
+            log.warning("nobody is tried: the endpoint was deployed without a registry, serve.poll_interval_s = 0")
         log.info("trial", **trial)
 
     async def recommend(

@@ -12,7 +12,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import IO, TYPE_CHECKING, NamedTuple
+
+from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from serving.feature_set import JOIN_KEY, find_feature_set
 from serving.schemas import Event, EventStatus
@@ -28,6 +30,8 @@ MAX_KEPT = 200
 """Events kept per user, the latest; as many as a history has."""
 MAX_AHEAD_SECONDS = 300
 """How far a caller's clock may be ahead: an event of the far future would never leave the list."""
+LOCK_SECONDS = 5.0
+"""Longest wait for another writer, less than callers wait: one that hangs must not hold up who is told so."""
 
 
 class Happened(NamedTuple):
@@ -71,7 +75,7 @@ class OnlineHistory:
     def write(self, events: Sequence[Event]) -> list[EventStatus]:
         """Adds events to their users' lists, one look-up and one write for all; returns what became of each, in order.
 
-        Waits while another process writes.
+        Waits while another process writes; raises BlockingIOError as `alone`.
         """
         with alone(self._lock):
             return self._write(events)
@@ -103,13 +107,21 @@ class OnlineHistory:
 
 @contextmanager
 def alone(lock: Path | None) -> Iterator[None]:
-    """Within, nobody else holds this lock, in whatever process; it ends with its process, however that ends. None: no lock."""
+    """Within, nobody else holds this lock, in whatever process; it ends with its process, however that ends. None: no lock.
+
+    Raises BlockingIOError where somebody holds it for `LOCK_SECONDS`.
+    """
     if lock is None:
         yield
         return
     with lock.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        _take(file)
         yield
+
+
+@retry(retry=retry_if_exception_type(BlockingIOError), wait=wait_fixed(0.02), stop=stop_after_delay(LOCK_SECONDS), reraise=True)
+def _take(file: IO[str]) -> None:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def merged(

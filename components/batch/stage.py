@@ -7,6 +7,7 @@ not at all. A run that died goes on with the parts that are missing.
 import secrets
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,6 +28,7 @@ from components.registry import Registry, default_tracking_uri
 from serving.lists import BATCH, BATCH_VERSION, TABLE_DIRECTORY
 
 STAGE = Stage(BATCH, version=BATCH_VERSION)
+_COPIES = 8  # at once: of an object store most of the time is waiting
 
 SCHEMA = pa.schema(
     [
@@ -50,7 +52,7 @@ def run(config: dict[str, Any], storage_root: str) -> Manifest:
     Raises:
         ConfigError: an unknown or wrong setting, or an online store that cannot be used from here.
         ArtifactError: there is no champion, or the bundle is missing or damaged, or has no feature set for `to_feast`.
-        DataError: the file of users cannot be read or has an id that is no id.
+        DataError: the file of users cannot be read, or names none.
         StorageError: the online store cannot be written.
     """
     settings = BatchConfig.parse(config, STAGE.name)
@@ -101,8 +103,12 @@ def _shelf(storage_root: str, name: str) -> pafs.FileSystem:
 def _fetch(parts: list[str], shelf: pafs.FileSystem, table: Path) -> None:
     """Copies these parts, and nothing that lies beside them: a killed run leaves half of one."""
     table.mkdir()
-    for part in parts:
+
+    def copy(part: str) -> None:
         pafs.copy_files(part, str(table / part), source_filesystem=shelf, destination_filesystem=pafs.LocalFileSystem())
+
+    with ThreadPoolExecutor(_COPIES) as pool:
+        list(pool.map(copy, parts))  # raises what one of them does
 
 
 def part_name(start: int) -> str:

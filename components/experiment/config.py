@@ -126,6 +126,9 @@ def _of_ease(given: dict[str, float]) -> dict[str, float]:
             raise ValueError(f"'{name}' is none of {', '.join(known)}")
     if not given.get("l2", 100.0):
         raise ValueError("l2 should be greater than 0")
+    for name, value in given.items():
+        if name.endswith("_power") and value > 1:
+            raise ValueError(f"{name} = {value:g} should be less than or equal to 1")
     return {"l2": 100.0, **given}
 
 

@@ -42,7 +42,7 @@ class ServeConfig(StageConfig):
     @classmethod
     def _trial_asks(cls, interval: float, info: ValidationInfo) -> float:
         trial = info.data.get("trial")
-        if not interval and trial is not None and trial.needs():
+        if not interval and trial is not None and trial.mode != "off":
             raise ValueError(
                 f"the registry is never asked for the challenger that serve.trial.mode = '{trial.mode}' tries; "
                 "set an interval, or serve.trial.mode=off"

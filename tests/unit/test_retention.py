@@ -384,10 +384,10 @@ def test_answers_go_when_no_kept_profile_was_made_in_their_way_and_they_are_old(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = Store(place.root)
-    asked = {"model": "big", "max_tokens": 100, "temperature": 0.0, "seed": 0}
+    asked, shard = {"model": "big", "max_tokens": 100, "temperature": 0.0, "seed": 0}, f"20260101T000000-{12 * 'a'}"
     for space, decoding in (("used", asked), ("unused", {**asked, "model": "small"})):
-        store.write_note("rows", "answers", space, "shard.parquet")
-        store.write_note(json.dumps({"decoding": {**decoding, "schema": None}}), "answers", space, "shard.json")
+        store.write_note("rows", "answers", space, f"{shard}.parquet")
+        store.write_note(json.dumps({"decoding": {**decoding, "schema": None}}), "answers", space, f"{shard}.json")
 
     class Asked(Named):
         model: str = "big"
@@ -401,8 +401,8 @@ def test_answers_go_when_no_kept_profile_was_made_in_their_way_and_they_are_old(
     monkeypatch.setattr(retention, "LONGEST_RUN", timedelta(seconds=1))
     time.sleep(1.1)
     gone = place.clean(older_than=timedelta(seconds=1))
-    assert [(one.what, one.where) for one in gone] == [("answers", "answers/unused/shard")]
-    assert {path for path, _, _ in store.files("answers")} == {"answers/used/shard.json", "answers/used/shard.parquet"}
+    assert [(one.what, one.where) for one in gone] == [("answers", f"answers/unused/{shard}")]
+    assert {path for path, _, _ in store.files("answers")} == {f"answers/used/{shard}{end}" for end in (".json", ".parquet")}
 
 
 def test_logs_of_old_runs_go(place: Place) -> None:
@@ -414,14 +414,18 @@ def test_logs_of_old_runs_go(place: Place) -> None:
     assert list(retention.runs_home(place.root).iterdir()) == [new]
 
 
-def test_what_has_no_name_of_ours_stays_though_its_folder_is_named_like_a_stage(local: Place) -> None:
+def test_what_has_no_name_of_ours_stays_though_its_folder_is_named_like_a_stage(
+    local: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
     names = ("train/a.jpg", "train/cats/manifest.json", "evaluate/2024/r.csv", "batch/run-1/x.bin", "runs/exp1/weights.bin")
-    files = [Path(local.root, name) for name in (*names, "answers/all.json", "answers/list/all.json", "launched/boat.json")]
+    answers = ("answers/all.json", "answers/gpt/all.json", f"answers/gpt/20260101T000000-{12 * 'a'}.json", "launched/boat.json")
+    files = [Path(local.root, name) for name in (*names, *answers)]
     for file in files:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text('["theirs"]' if "list" in file.parts else "{}")
+        file.write_text('{"decoding": "greedy"}' if file.stem.startswith("2026") else '{"decoding": {"seed": 1}}')
         os.utime(file, (time.time() - 90 * 86400,) * 2)
     assert local.clean() == []
+    assert "manifest refused" not in capsys.readouterr().err
     assert all(file.exists() for file in files)
 
 
