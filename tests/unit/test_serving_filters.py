@@ -264,16 +264,19 @@ def test_columns_that_would_be_numbers_but_for_few_texts_are_told_where_none_is_
         {
             "price": [f"{row}.5" if row else "N/A" for row in rows],
             "stars": [str(row % 5) if row % 9 else "many" for row in rows],
+            "episode": [f"{row % 90}a" if row % 9 == 0 else str(row % 90) for row in rows],
+            "isbn": [f"{row:09d}{'X' if row % 11 == 0 else row % 10}" for row in rows],
             "cast": [f"Person {row % 201}, Person {row % 50}, Person {row % 49}" for row in rows],
             "story": [f"Of {row}, told." for row in rows],
         }
     )
     names = list(items.columns)
-    assert attributes_of(items, names, TrainConfig()).column_names == ["stars"]
-    by_numbers = "is no filter by numbers: {} cells hold something else, for example {}. Empty or correct them"
+    assert attributes_of(items, names, TrainConfig()).column_names == ["stars", "episode"]
+    meant = "Where numbers are meant, empty or correct them"
     assert told == [
-        f"'price' {by_numbers.format('1 of 400', repr('N/A'))}",
-        f"'stars' {by_numbers.format('45 of 400', repr('many'))}",
-        "'cast' is no filter: it has 201 distinct values, more than 200. To have it, name all that shall be filters, 'cast' "
-        "among them: train.filter_columns",
+        f"'price' is no filter: 1 of 400 cells hold no number, for example 'N/A'. {meant}",
+        f"'stars' is filtered by its values and not by numbers: 45 of 400 cells hold no number, for example 'many'. {meant}",
     ]
+    told.clear()
+    assert attributes_of(items, names, TrainConfig(filter_columns=tuple(names))).column_names == names
+    assert told == [], "a column that is named is what its owner knows it to be"
