@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -43,6 +44,17 @@ def _without_blanks_around(raw_id: str) -> str:
 
 _Name = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_LENGTH)]
 RawId = Annotated[_Name, AfterValidator(_without_blanks_around)]
+
+
+def _each_user_once(recent: Any) -> Any:
+    """Before blanks are taken away: two users that are one id would be one entry then, and the items of the first lost."""
+    ids = [user_id.strip() for user_id in recent if isinstance(user_id, str)] if isinstance(recent, dict) else []
+    if twice := len(ids) - len(set(ids)):
+        raise ValueError(f"it names {twice} users again with other blanks around the id, which do not count")
+    return recent
+
+
+Recent = Annotated[dict[RawId, Annotated[list[RawId], Field(max_length=MAX_RECENT)]], BeforeValidator(_each_user_once)]
 Debias = Annotated[
     float | None,
     Field(
@@ -118,7 +130,7 @@ class RecommendRequest(_Strict):
     users: list[RawId] = Field(
         min_length=1, max_length=MAX_USERS, description="User ids; an unknown one without a history gets the popular items."
     )
-    recent: dict[RawId, Annotated[list[RawId], Field(max_length=MAX_RECENT)]] = Field(
+    recent: Recent = Field(
         default={},
         max_length=MAX_USERS,
         description="User id -> ids of items the user interacted with just now. They count as seen and shape the ranking; with "
@@ -242,9 +254,7 @@ class ItemsRequest(_Strict):
 
     items: list[NewItem] = Field(min_length=1, max_length=MAX_NEW_ITEMS)
     users: list[RawId] = Field(default=[], max_length=MAX_USERS, description="For whom; nobody: nearest items alone.")
-    recent: dict[RawId, Annotated[list[RawId], Field(max_length=MAX_RECENT)]] = Field(
-        default={}, max_length=MAX_USERS, description="As in /v1/recommend."
-    )
+    recent: Recent = Field(default={}, max_length=MAX_USERS, description="As in /v1/recommend.")
     num_neighbours: int = Field(default=0, ge=0, le=MAX_NEIGHBOURS, description="Nearest known items to name.")
 
 

@@ -142,7 +142,7 @@ def _cached(path: Path) -> FloatMatrix | None:
         return found
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # numpy reads the header as Python and a file of another kind as a zip: errors of many kinds
         reason = first_line(error)
         emit("warning", stage="experiment", message=f"{path} cannot be read ({reason}): the texts are embedded again")
         return None

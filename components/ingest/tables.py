@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -296,11 +297,12 @@ def _user_columns(path: str, config: IngestConfig) -> dict[str, str]:
     chosen = {USER_ID: readers.resolve(path, names, config.columns.user_id, "ingest.columns.user_id")}
     others = [name for name in names if name not in chosen.values() and not _NAMELESS.fullmatch(name)]
     if texts is None and others:
+        all_of_them = shlex.quote(f"ingest.user_text_columns={json.dumps(others, ensure_ascii=False)}")
         emit(
             "warning",
             stage="ingest",
             message=f"of file '{path}' no column but the id is read, and users have no text. Name those that shall describe "
-            f"them, or none: --set 'ingest.user_text_columns={json.dumps(others, ensure_ascii=False)}'",
+            f"them: --set {all_of_them}; for none: --set 'ingest.user_text_columns=[]'",
         )
     return chosen | _own_names(path, _listed(f"file '{path}'", names, texts or (), "user"), chosen, "user")
 

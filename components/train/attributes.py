@@ -8,7 +8,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from components.cells import are_shared, values_of
+from components.cells import values_of
 from components.errors import ConfigError, did_you_mean
 from components.progress import emit
 from components.train.config import TrainConfig
@@ -18,6 +18,9 @@ VALUES, NUMBERS = pa.list_(pa.string()), pa.float64()
 """Types of a column in the file; serving refuses others."""
 MOST_VALUES = 200
 """Distinct values up to which a column is taken where none is named: a description has as many as there are items."""
+MOST_STAND_INS = 3
+"""Distinct texts up to which those among numbers are taken for stand-ins of missing ones, such as "N/A" and "unknown"; book
+numbers that end with X and episodes such as 12a are more, and are no mistake."""
 
 
 def attributes_of(items: pd.DataFrame, texts: list[str], config: TrainConfig) -> pa.Table:
@@ -30,7 +33,7 @@ def attributes_of(items: pd.DataFrame, texts: list[str], config: TrainConfig) ->
         texts: its text columns, without the title.
         config: which of them, and what stands between the values of one cell.
 
-    A column that looks as if it should be one of them, or one of numbers, and is not, is told.
+    Where none is named, a column that looks as if it should be one of numbers, and is not, is told.
 
     Raises ConfigError for a column that is named and that the items do not have, or that says nothing of any item.
     """
@@ -62,24 +65,17 @@ def _columns(items: pd.DataFrame, texts: list[str], config: TrainConfig) -> Iter
             yield name, pa.array(numbers, NUMBERS, from_pandas=True)
             continue
         split = [values_of(cell, config.filter_separator or "") for cell in cells]
-        distinct = len(set().union(*split))
-        is_chosen = config.filter_columns is not None or distinct <= MOST_VALUES
-        if 2 * len(others) < is_told.sum():
-            _tell(
-                f"'{name}' is no filter by numbers: {len(others)} of {is_told.sum()} cells hold something else, for example "
-                f"{others.iloc[0]!r}. Empty or correct them"
-            )
-        elif not is_chosen and are_shared(distinct, sum(map(len, split))):
-            _tell(
-                f"'{name}' is no filter: it has {distinct} distinct values, more than {MOST_VALUES}. To have it, name all that "
-                f"shall be filters, '{name}' among them: train.filter_columns"
+        is_chosen = config.filter_columns is not None or len(set().union(*split)) <= MOST_VALUES
+        if config.filter_columns is None and 2 * len(others) < is_told.sum() and others.nunique() <= MOST_STAND_INS:
+            now = "is filtered by its values and not by numbers" if is_chosen else "is no filter"
+            emit(
+                "warning",
+                stage="train",
+                message=f"'{name}' {now}: {len(others)} of {is_told.sum()} cells hold no number, for example "
+                f"{others.iloc[0]!r}. Where numbers are meant, empty or correct them",
             )
         if is_chosen:
             yield name, pa.array(split, VALUES)
-
-
-def _tell(message: str) -> None:
-    emit("warning", stage="train", message=message)
 
 
 def write_attributes(directory: Path, table: pa.Table) -> None:

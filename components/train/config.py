@@ -102,7 +102,8 @@ class TrainConfig(StageConfig):
     """Columns of the items' table (of those that ingest.item_text_columns keeps) that requests can filter by; null: all that
     have numbers or at most 200 distinct values; []: none."""
     filter_separator: str | None = Field(default=SEPARATORS, min_length=1)
-    """Marks any of which stands between several values of one cell ("Comedy|Drama"); null: a cell is one value."""
+    """Marks any of which stands between several values of one cell ("Comedy|Drama"), or a space alone; null: a cell is one
+    value."""
     warm_start: str = Field(default=NONE, pattern=rf"^({NONE}|{CHAMPION}|[0-9a-f]{{16}})$")
     """What the graph member begins with: "none", the ID table of the "champion", or that of another output of this stage, by
     its fingerprint; users and items are joined by id, new ones begin as ever. Other members are fitted anew. Training begins
@@ -119,8 +120,13 @@ class TrainConfig(StageConfig):
     @field_validator("filter_separator")
     @classmethod
     def _each_mark_separates(cls, marks: str | None) -> str | None:
-        if any(mark.isalnum() or mark.isspace() for mark in marks or ""):
-            raise ValueError("each character of it separates values: give marks alone, such as ; or /, no letters, no spaces")
+        if marks is None or marks == " ":
+            return marks
+        if any(mark.isalnum() or mark.isspace() for mark in marks) or len(set(marks)) < len(marks):
+            raise ValueError(
+                "each character of it separates values: give marks alone, such as ; or /, each once, no letters, no spaces, or "
+                "one space and nothing else"
+            )
         return marks
 
     @field_validator("effect")

@@ -363,6 +363,11 @@ def test_a_failure_of_ours_is_a_500_without_details(http: TestClient, backend: L
         ("/v1/recommend", {"users": [" "]}, "users.0: an id of blanks alone is none"),
         ("/v1/recommend", {"users": ["u" * 257]}, "users.0: String should have at most 256 characters"),
         ("/v1/recommend", {"users": ["ann"], "recent": {"bob": ["i0"]}}, "recent: it names 1 users that are not in users"),
+        (
+            "/v1/recommend",
+            {"users": ["ann"], "recent": {" ann": ["i0"], "ann": ["i1"]}},
+            "recent: it names 1 users again with other blanks around the id",
+        ),
         ("/v1/recommend", {"users": ["ann"], "recent": {"ann": ["i"] * 201}}, "recent.ann: List should have at most 200 items"),
         ("/v1/recommend", {"users": ["ann"], "k": 0}, "k: Input should be greater than or equal to 1"),
         ("/v1/recommend", {"users": ["ann"], "k": 201}, "k: Input should be less than or equal to 200"),

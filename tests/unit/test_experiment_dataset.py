@@ -217,7 +217,7 @@ def test_users_are_the_mean_of_their_training_items_unless_they_have_text(
     whole, embeddings = cached.read_bytes(), np.load(cached)
     monkeypatch.setattr(encoder, "load", lambda name: name)
     monkeypatch.setattr(encoder, "encode", lambda *_: embeddings)
-    for damaged in (b"", whole[:40], whole[:-1]):
+    for damaged in (b"", whole[:40], whole[:-1], b"PK\x03\x04" + whole[4:], whole[:8] + b"\n" + whole[9:]):
         cached.write_bytes(damaged)
         again = read(tmp_path).embedded("all-MiniLM-L6-v2", tmp_path / "cache")
         assert (again.item_text == data.item_text).all()

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shlex
 import time
 from pathlib import Path
 
@@ -265,14 +266,16 @@ def test_users_have_the_text_that_was_asked_for_and_rows_of_their_own_when_the_f
 
 
 def test_columns_of_users_that_nobody_named_are_told_and_not_read(tmp_path, monkeypatch):
-    users = write(tmp_path, "users.csv", [",user_id,job,about", *(f"{user},{user},nurse,likes trains" for user in range(4))])
+    users = write(tmp_path, "users.csv", [",user_id,job,nurse's", *(f"{user},{user},nurse,likes trains" for user in range(4))])
     told, dataset, _ = warnings_of(tmp_path, monkeypatch, users=users)
     assert dataset.user_text_columns == []
     (line,) = [one for one in told if "users have no text" in one]
-    assert line == (
-        f"of file '{users}' no column but the id is read, and users have no text. Name those that shall describe them, or "
-        """none: --set 'ingest.user_text_columns=["job", "about"]'"""
-    )
+    told, commands = line.split("Name those that shall describe them: ")
+    assert told == f"of file '{users}' no column but the id is read, and users have no text. "
+    assert [shlex.split(command)[-2:] for command in commands.split("; ")] == [
+        ["--set", """ingest.user_text_columns=["job", "nurse's"]"""],
+        ["--set", "ingest.user_text_columns=[]"],
+    ]
     for named in ([], ["job"]):
         told, _, _ = warnings_of(tmp_path, monkeypatch, users=users, user_text_columns=named)
         assert not [one for one in told if "users have no text" in one]

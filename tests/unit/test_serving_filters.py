@@ -247,31 +247,36 @@ def test_values_of_one_cell_are_told_apart_as_profiles_tell_them_apart(mark: str
     assert found[:2] == [attribute("genres", genres).of(item) for item in (0, 1)]
 
 
-def test_marks_between_values_can_be_named_and_letters_are_none() -> None:
+def test_marks_between_values_can_be_named_and_letters_and_repeated_marks_are_none() -> None:
     items = pd.DataFrame({"kinds": ["Clothing, Shoes | Women", "Women"]})
     found = attributes_of(items, ["kinds"], TrainConfig(filter_separator="|"))
     assert found["kinds"].to_pylist() == [["Clothing, Shoes", "Women"], ["Women"]]
-    for marks in (" / ", "and"):
-        with pytest.raises(ConfigError, match=rf"'train\.filter_separator' = '{marks}': each character of it separates values"):
+    spaced = TrainConfig.parse({"filter_separator": " "}, "train")
+    assert attributes_of(items, ["kinds"], spaced)["kinds"].to_pylist()[0] == ["Clothing,", "Shoes", "|", "Women"]
+    for marks in (" / ", "and", "::", "||", "  ", "\t"):
+        with pytest.raises(ConfigError, match=r"'train\.filter_separator' = .*: each character of it separates values"):
             TrainConfig.parse({"filter_separator": marks}, "train")
 
 
-def test_columns_that_look_like_filters_and_are_none_are_told(told: list[str]) -> None:
+def test_columns_that_would_be_numbers_but_for_few_texts_are_told_where_none_is_named(told: list[str]) -> None:
     rows = range(400)
     items = pd.DataFrame(
         {
             "price": [f"{row}.5" if row else "N/A" for row in rows],
             "stars": [str(row % 5) if row % 9 else "many" for row in rows],
+            "episode": [f"{row % 90}a" if row % 9 == 0 else str(row % 90) for row in rows],
+            "isbn": [f"{row:09d}{'X' if row % 11 == 0 else row % 10}" for row in rows],
             "cast": [f"Person {row % 201}, Person {row % 50}, Person {row % 49}" for row in rows],
             "story": [f"Of {row}, told." for row in rows],
         }
     )
     names = list(items.columns)
-    assert attributes_of(items, names, TrainConfig()).column_names == ["stars"]
-    by_numbers = "is no filter by numbers: {} cells hold something else, for example {}. Empty or correct them"
+    assert attributes_of(items, names, TrainConfig()).column_names == ["stars", "episode"]
+    meant = "Where numbers are meant, empty or correct them"
     assert told == [
-        f"'price' {by_numbers.format('1 of 400', repr('N/A'))}",
-        f"'stars' {by_numbers.format('45 of 400', repr('many'))}",
-        "'cast' is no filter: it has 201 distinct values, more than 200. To have it, name all that shall be filters, 'cast' "
-        "among them: train.filter_columns",
+        f"'price' is no filter: 1 of 400 cells hold no number, for example 'N/A'. {meant}",
+        f"'stars' is filtered by its values and not by numbers: 45 of 400 cells hold no number, for example 'many'. {meant}",
     ]
+    told.clear()
+    assert attributes_of(items, names, TrainConfig(filter_columns=tuple(names))).column_names == names
+    assert told == [], "a column that is named is what its owner knows it to be"
