@@ -226,8 +226,10 @@ class Store:
 
     def note_reuse(self, manifest: Manifest) -> None:
         """Notes that a run needs an output from now on, however old it is: for a clean-up, which has no other way to know."""
-        with suppress(OSError):  # what lies where nothing can be written is not cleaned up from here either
-            self.write_note(datetime.now(UTC).isoformat(timespec="seconds"), manifest.stage, manifest.fingerprint, REUSED)
+        note = self._remote(manifest.stage, manifest.fingerprint, REUSED)
+        # what lies where nothing can be written is not cleaned up from here either, nor is the folder made of what is gone
+        with suppress(OSError), self._fs.open_output_stream(note) as stream:
+            stream.write(datetime.now(UTC).isoformat(timespec="seconds").encode())
 
     def reuses(self, stage: str) -> dict[str, datetime]:
         """When outputs of a stage were last reused, by fingerprint; raises StorageError as `find` does."""

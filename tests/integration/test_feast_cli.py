@@ -1,5 +1,6 @@
 """The Feast command line on the repository and on a feature set that the stage wrote."""
 
+from contextlib import chdir
 from pathlib import Path
 
 from click.testing import CliRunner
@@ -18,7 +19,8 @@ def feast(directory: Path, online_store: Path, *command: str) -> str:
         "CLLMR_FEATURE_REGISTRY": str(online_store.with_suffix(".registry")),
         "CLLMR_ONLINE_STORE": str(online_store),
     }
-    done = CliRunner().invoke(cli, ["-c", str(directory), *command], env=environment)
+    with chdir(directory):  # it goes there and does not come back
+        done = CliRunner().invoke(cli, ["-c", str(directory), *command], env=environment)
     assert done.exit_code == 0, done.output
     return done.stdout
 
