@@ -9,6 +9,7 @@ Where tokens or identities are set, all but health, documentation and the page n
 
 import asyncio
 import importlib.util
+from contextvars import Context
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -108,7 +109,9 @@ class _Readiness:
         """What it said within the last `READY_SECONDS`, or says now; raises as Backend.model."""
         now = asyncio.get_running_loop().time()
         if self._asking is None or (self._asking.done() and now >= self._until):
-            self._asking, self._until = asyncio.create_task(self._backend.model()), now + READY_SECONDS
+            # in a context of nobody's: what a request has asked of other deployments Serve cancels when its caller goes away
+            self._asking = asyncio.create_task(self._backend.model(), context=Context())
+            self._until = now + READY_SECONDS
         return await asyncio.shield(self._asking)  # who goes away takes the answer from nobody else
 
 

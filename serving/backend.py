@@ -5,6 +5,7 @@ While no scorer answers, it answers with what was popular when one last did.
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextvars import Context
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import structlog
@@ -176,7 +177,8 @@ class RayBackend:
             answer, self.model_version, feature_set, live_version = await _answer(response)
         self._features.follow(feature_set)
         if self._keeping is None and (self._static is None or self._static.model_version != live_version):
-            self._keeping = asyncio.create_task(self._keep_popular())
+            # in a context of nobody's, as in serving.api._Readiness
+            self._keeping = asyncio.create_task(self._keep_popular(), context=Context())
         return answer
 
     async def _keep_popular(self) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -265,10 +266,11 @@ def test_whoever_asks_for_readiness_the_model_is_asked_once_in_a_while(
     backend: LocalBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[float] = []
-    answer = backend.model
+    answer, of_whom = backend.model, ContextVar("of_whom", default="nobody")
 
     async def slowly() -> ModelResponse:
         asked.append(time.monotonic())
+        assert of_whom.get() == "nobody", "Serve would cancel it with the request that came first"
         await asyncio.sleep(0.1)
         return await answer()
 
@@ -277,6 +279,7 @@ def test_whoever_asks_for_readiness_the_model_is_asked_once_in_a_while(
 
     async def strangers() -> list[httpx.Response]:
         transport = httpx.ASGITransport(create_app(backend))
+        of_whom.set("the first one")
         async with httpx.AsyncClient(transport=transport, base_url="http://endpoint") as http:
             impatient = asyncio.create_task(http.get("/readyz"))
             await asyncio.sleep(0.05)

@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from ray.serve.context import _get_serve_request_context, _set_request_context
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from serving.attributes import Attributes
@@ -25,11 +26,14 @@ class Method:
         self.answer = answer
         self.failure: Exception | None = None
         self.asked = 0
+        self.asked_for = ""
+        """The request of Serve's that is told to have asked last: with it this one is cancelled."""
         self.by = ["7"]
         """Who answers, in turn; the first one is the champion."""
 
     async def remote(self, *arguments: Any) -> Any:
         self.asked += 1
+        self.asked_for = _get_serve_request_context()._internal_request_id
         if self.failure is not None:
             raise self.failure
         return Answered(self.answer(*arguments), self.by[self.asked % len(self.by)], None, self.by[0])
@@ -74,6 +78,16 @@ def test_when_no_scorer_answers_what_was_popular_is_and_says_so(handle: Handle) 
         handle.recommend.failure = None
         assert (await asked.recommend(REQUEST, [[], []])) == before
         assert handle.popular.asked == 1
+
+    asyncio.run(ask())
+
+
+def test_what_is_asked_for_everybody_is_not_cancelled_with_the_request_that_came_first(handle: Handle) -> None:
+    async def ask() -> None:
+        _set_request_context(_internal_request_id="first")
+        await backend(handle).recommend(REQUEST, [[], []])
+        await asyncio.sleep(0.01)
+        assert (handle.recommend.asked_for, handle.popular.asked_for) == ("first", "")
 
     asyncio.run(ask())
 
