@@ -18,6 +18,14 @@ def _logs_of_its_own() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="session")
+def _metrics_soon() -> Iterator[None]:
+    """Ray tells metrics every ten seconds, and tests wait for them; much more often, and it would forget ours in between."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_metrics_report_interval_ms", "4000")
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
 def _stacks_without_sources() -> Iterator[None]:
     """kfp 2.17 asks `inspect.stack` for the name of a caller at every setting of a task; with the thousands of modules that
     tests have loaded, and their deep stacks, the sources that nobody looks at took ten seconds of a pipeline."""
