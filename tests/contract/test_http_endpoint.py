@@ -345,7 +345,7 @@ import time, psutil, serving.app, serving.run
 from ray import serve
 from components.errors import ServingError
 
-@serve.deployment
+@serve.deployment(graceful_shutdown_timeout_s=1)
 class Recommender:
     def __init__(self): {start}
 
