@@ -35,7 +35,9 @@ from serving.schemas import (
     ScoreResponse,
 )
 
-_NOBODY_ANSWERS = (502, 503, 504)  # 503 is the endpoint's own too; the others are a proxy's that finds no replica
+_NOBODY_ANSWERS = (408, 502, 503, 504)
+"""503 is the endpoint's own too; 502 and 504 are a proxy's that finds no replica; 408 is what a gateway says that the proxy has
+asked for one that died with the body."""
 
 _Response = TypeVar("_Response", bound=BaseModel)
 
@@ -56,8 +58,8 @@ class Client:
     """Asks one endpoint; use it as a context manager, or call `close`.
 
     Every question only reads, and events that are written twice are there once, so all are asked again after a dropped
-    connection and after 502, 503 and 504. An endpoint on this machine is asked directly, others through a proxy that HTTP_PROXY
-    names.
+    connection and after 408, 502, 503 and 504. An endpoint on this machine is asked directly, others through a proxy that
+    HTTP_PROXY names.
 
     Args:
         url: base URL, for example ``http://127.0.0.1:8000``.

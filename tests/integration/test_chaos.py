@@ -46,7 +46,8 @@ def kill(part: str, restart: bool) -> None:
     ("part", "allowed", "most"),
     [
         ("#Scorer#", {"503"}, 2 * CLIENTS),
-        ("#Gateway#", {"500", "503"}, 2 * CLIENTS),  # the proxy answers for a gateway that died with a request
+        # the proxy answers for a gateway that died with a request, or asks another, which waits for the body that it had read
+        ("#Gateway#", {"408", "500", "503"}, 2 * CLIENTS),
         ("SERVE_CONTROLLER_ACTOR", set(), 0),
         # the one proxy of this machine: nobody listens until it is back, and then it knows no routes for a moment
         ("SERVE_PROXY_ACTOR", {"connection lost", "404"}, None),

@@ -176,7 +176,7 @@ def test_something_else_that_listens_there_is_recognised(response: httpx.Respons
         client(lambda request: response).model()
 
 
-@pytest.mark.parametrize("status", [502, 503, 504])
+@pytest.mark.parametrize("status", [408, 502, 503, 504])
 def test_what_a_proxy_answers_for_the_endpoint_is_asked_again_and_told(status: int) -> None:
     answers = [httpx.Response(status, text="<html>no server is available</html>"), httpx.Response(200, json=SCORES)]
     assert client(lambda request: answers.pop(0), retries=1).score("ann", ["i0"]).user_id == "ann"
