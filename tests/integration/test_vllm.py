@@ -39,12 +39,15 @@ def test_the_backend_on_ray_passes_the_same_suite_in_its_own_environment(model: 
         "-s",
         "-p",
         "no:cacheprovider",
-        "--timeout=1700",
+        "--timeout=800",
         "tests/integration/vllm_on_ray.py",
     ]
     variables = environment() | {"CLLMR_TINY_MODEL": str(model)}
-    done = subprocess.run(command, env=variables, cwd=REPOSITORY, capture_output=True, text=True, timeout=1750, check=False)
-    told = done.stdout + done.stderr  # also of Ray's workers
+    for _ in range(2):  # seldom a check of Ray 2.60's own fails and ends the process, when tasks are cancelled: run once more
+        done = subprocess.run(command, env=variables, cwd=REPOSITORY, capture_output=True, text=True, timeout=850, check=False)
+        told = done.stdout + done.stderr  # also of Ray's workers
+        if "discovered a bug in Ray" not in told:
+            break
     assert done.returncode == 0, told[-8000:]
     assert not [text for text in ("Title: Film", "Say who would enjoy it", "long long") if text in told]
 
