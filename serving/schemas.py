@@ -49,8 +49,8 @@ RawId = Annotated[_Name, AfterValidator(_without_blanks_around)]
 def _each_user_once(recent: Any) -> Any:
     """Before blanks are taken away: two users that are one id would be one entry then, and the items of the first lost."""
     ids = [user_id.strip() for user_id in recent if isinstance(user_id, str)] if isinstance(recent, dict) else []
-    if twice := len(ids) - len(set(ids)):
-        raise ValueError(f"it names {twice} users again with other blanks around the id, which do not count")
+    if len(set(ids)) < len(ids):
+        raise ValueError("a user is there twice, with other blanks around the id, which do not count")
     return recent
 
 

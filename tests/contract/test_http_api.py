@@ -369,7 +369,7 @@ def test_a_failure_of_ours_is_a_500_without_details(http: TestClient, backend: L
         (
             "/v1/recommend",
             {"users": ["ann"], "recent": {" ann": ["i0"], "ann": ["i1"]}},
-            "recent: it names 1 users again with other blanks around the id",
+            "recent: a user is there twice, with other blanks around the id",
         ),
         ("/v1/recommend", {"users": ["ann"], "recent": {"ann": ["i"] * 201}}, "recent.ann: List should have at most 200 items"),
         ("/v1/recommend", {"users": ["ann"], "k": 0}, "k: Input should be greater than or equal to 1"),
