@@ -18,4 +18,5 @@ class FeaturesConfig(StageConfig):
     """Where online rows lie. ``sqlite``: a file below a local storage root; ``redis``: the server in ``CLLMR_ONLINE_STORE``."""
 
     history_length: int = Field(default=200, ge=1, le=10_000)
-    """Most recent interactions kept per user in `user_history`, at least 1; older ones are dropped from the view."""
+    """Most recent interactions kept per user in `user_history`, at least 1; older ones are dropped from the view. A bundle
+    names the feature set that it is served with, so that another length, which is another feature set, trains again."""
