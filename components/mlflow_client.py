@@ -6,11 +6,19 @@ MLflow is imported by the functions that need it: that takes seconds, and most o
 import logging
 import os
 import re
+import shutil
+import time
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from components.errors import first_line
+
+_MAKING = ".mlflow-"
+"""Begins the name of the folder beside a database in which it is made."""
+_BROKEN_OFF_SECONDS = 3600.0
+"""Since anything was written into such a folder: making a database takes seconds."""
 
 
 def connect(tracking_uri: str) -> Any:
@@ -39,8 +47,10 @@ def _probe(tracking_uri: str) -> None:
     """Asks a database once whether it answers: MLflow itself would ask ten times, for two minutes."""
     if tracking_uri.startswith(("http://", "https://", "databricks")):
         return
-    if (path := sqlite_file(tracking_uri)) is not None and not path.exists():
-        _make_database(path)
+    if (path := sqlite_file(tracking_uri)) is not None:
+        _remove_broken_off(path.parent)
+        if not path.exists():
+            _make_database(path)
     from sqlalchemy import create_engine, inspect
 
     engine = create_engine(tracking_uri)
@@ -56,7 +66,7 @@ def _make_database(path: Path) -> None:
     Making it takes seconds. Of several processes that do so at once the first one's stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=path.parent, prefix=".mlflow-") as folder:
+    with TemporaryDirectory(dir=path.parent, prefix=_MAKING) as folder:
         made = Path(folder) / path.name
         _make_tables(f"sqlite:///{made}")
         try:
@@ -65,6 +75,14 @@ def _make_database(path: Path) -> None:
             return
         except OSError:  # there are no links in this file system
             made.rename(path)
+
+
+def _remove_broken_off(folder: Path) -> None:
+    """Removes what processes have left that were killed while they made a database."""
+    for left in folder.glob(f"{_MAKING}*"):
+        with suppress(OSError):  # another process may be as quick; what is another user's stays
+            if time.time() - left.stat().st_mtime > _BROKEN_OFF_SECONDS:
+                shutil.rmtree(left)
 
 
 def _make_tables(uri: str) -> None:

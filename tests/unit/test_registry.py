@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import closing, nullcontext
 from typing import Any
@@ -227,6 +228,16 @@ def test_a_database_is_whole_when_it_is_there(what, empty_database, tmp_path, mo
         connect(f"sqlite:///{path}?timeout=9")
     assert [file.name for file in path.parent.iterdir()] == ([] if what == "is broken off" else ["mlflow.db"])
     assert pointed_at(f"sqlite:///{path}") == ({"aaaa"} if "another" in what else set())
+
+
+def test_what_a_killed_process_has_left_of_a_database_is_taken_away_and_what_another_makes_is_not(uri, tmp_path):
+    for name, age in (("killed", 7200), ("at work", 60)):
+        folder = tmp_path / f".mlflow-{name}"
+        folder.mkdir()
+        (folder / "mlflow.db").write_bytes(b"half")
+        os.utime(folder, (time.time() - age,) * 2)
+    connect(uri)
+    assert [folder.name for folder in tmp_path.glob(".mlflow-*")] == [".mlflow-at work"]
 
 
 def test_versions_of_another_team_are_passed_over_whatever_their_tags_mean(uri, registry):
