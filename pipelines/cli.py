@@ -315,12 +315,12 @@ def submit(
     cluster, version, parameters = prepared(settings, until, cache, which, revision)
     name = clusters.run_name(version.name)
     run_id: str | None = None
-    with ended_with_the_command(cluster, lambda: run_id or cluster.find_run(name), terminate):
+    write = partial(write_run, json_file, cluster, {"name": name, "version": version.name})
+    with ended_with_the_command(cluster, lambda: run_id or cluster.find_run(name), terminate, partial(write, interrupted=True)):
         run_id = cluster.submit(version, parameters, name)
         make_console().print(f"run {run_id}: {cluster.url(run_id)}", soft_wrap=True)
         state = watched(cluster, run_id, deadline) if wait_ else "PENDING"
-    result = {"run_id": run_id, "name": name, "version": version.name, "url": cluster.url(run_id), "state": state}
-    write_result(json_file, result)
+    write(run_id, state)
     if wait_:
         exit_with(state, deadline, run_id)
 
@@ -416,9 +416,10 @@ def wait(
     [dim]cllmr wait 3f2a9c0d-1e4b-5a67-8c9d-0e1f2a3b4c5d --deadline 3600[/dim]
     """
     cluster = connected(load_config(preset, config, set_, None, host=host, namespace=namespace))
-    with ended_with_the_command(cluster, lambda: run_id, terminate):
+    write = partial(write_run, json_file, cluster, {})
+    with ended_with_the_command(cluster, lambda: run_id, terminate, partial(write, interrupted=True)):
         state = watched(cluster, run_id, deadline)
-    write_result(json_file, {"run_id": run_id, "url": cluster.url(run_id), "state": state})
+    write(run_id, state)
     exit_with(state, deadline, run_id)
 
 
@@ -823,6 +824,20 @@ def prepared(
     parameters = clusters.parameters_of(settings, pipeline)  # it may refuse: before anything is uploaded
     cluster = connected(settings)
     return cluster, cluster.ensure_version(pipeline, revision or clusters.source_revision()), parameters
+
+
+def write_run(
+    json_file: Path | None,
+    cluster: "Cluster",
+    described: dict[str, str],
+    run_id: str | None,
+    state: str | None,
+    interrupted: bool = False,
+) -> None:
+    """Writes what became of a run on a cluster as JSON where it is asked for; null is not known, or there is no run."""
+    url = None if run_id is None else cluster.url(run_id)
+    result = {"run_id": run_id, **described, "url": url, "state": state, "interrupted": interrupted}
+    write_result(json_file, result)
 
 
 def report(

@@ -155,15 +155,24 @@ def connected(settings: "PlatformConfig") -> "Cluster":
 
 
 @contextmanager
-def ended_with_the_command(cluster: "Cluster", find: Callable[[], str | None], terminate: bool) -> Iterator[None]:
+def ended_with_the_command(
+    cluster: "Cluster", find: Callable[[], str | None], terminate: bool, write: Callable[[str | None, str | None], None]
+) -> Iterator[None]:
     """On Ctrl-C or SIGTERM ends the run as well, if it is there and that is asked for, and says what became of it.
 
     Interrupted once more, or with KFP away, it says that the run may go on.
+
+    Args:
+        cluster: where the run is.
+        find: its id; None: there is none.
+        terminate: whether it is ended.
+        write: told, after an interruption, the run's id and its state, each None where it is not known.
     """
     try:
         yield
     except KeyboardInterrupt:
         may_go_on = "the run may have begun and go on. See cllmr runs"
+        run_id = state = None
         try:
             run_id = find()
             if run_id is None:
@@ -172,11 +181,13 @@ def ended_with_the_command(cluster: "Cluster", find: Callable[[], str | None], t
                 became = f"run {run_id} goes on. next: cllmr wait {run_id}"
             else:
                 may_go_on = f"run {run_id} may go on. See {cluster.url(run_id)}"
-                became = f"run {run_id} was told to end and is {cluster.terminate(run_id).lower()}."
+                state = cluster.terminate(run_id)
+                became = f"run {run_id} was told to end and is {state.lower()}."
         except KeyboardInterrupt:
             became = may_go_on
         except UserError as error:
             became = f"{error.message} {may_go_on}"
+        write(run_id, state)
         raise KeyboardInterrupt(became) from None
 
 

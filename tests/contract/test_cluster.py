@@ -579,15 +579,17 @@ def interrupted(process: "subprocess.Popen[str]", number: signal.Signals) -> str
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_ends_the_run_as_well(server: KfpServer, number: signal.Signals) -> None:
+def test_an_interrupt_ends_the_run_as_well(server: KfpServer, number: signal.Signals, tmp_path: Path) -> None:
     server.states = ["RUNNING"]
-    process = start("submit", "--host", server.url, *QUICK, "--wait")
+    process = start("submit", "--host", server.url, *QUICK, "--wait", "--json", str(tmp_path / "run.json"))
     assert process.stdout is not None
     run_id = process.stdout.readline().split()[1].rstrip(":")
     err = interrupted(process, number)
     assert process.returncode == 130
     assert err.splitlines()[-1] == f"interrupted: run {run_id} was told to end and is canceled."
     assert server.runs[run_id]["state"] == "CANCELED"
+    written = json.loads((tmp_path / "run.json").read_text())
+    assert (written["run_id"], written["state"], written["interrupted"]) == (run_id, "CANCELED", True)
 
 
 @pytest.mark.parametrize(
@@ -599,13 +601,16 @@ def test_an_interrupt_ends_the_run_as_well(server: KfpServer, number: signal.Sig
     ("at", "told"), [("wait", "run {0} may go on. See {1}"), ("submit", "the run may have begun and go on. See cllmr runs")]
 )
 def test_an_interrupt_that_cannot_end_the_run_says_that_it_may_go_on(
-    server: KfpServer, monkeypatch: pytest.MonkeyPatch, at: str, told: str, again: BaseException, reason: str
+    server: KfpServer, monkeypatch: pytest.MonkeyPatch, at: str, told: str, again: BaseException, reason: str, tmp_path: Path
 ) -> None:
     for name, error in ((at, KeyboardInterrupt()), ("find_run", again), ("terminate", again)):
         monkeypatch.setattr(Cluster, name, Mock(side_effect=error))
-    result = call("submit", "--host", server.url, *QUICK, "--wait")
+    result = call("submit", "--host", server.url, *QUICK, "--wait", "--json", str(tmp_path / "run.json"))
     assert result.exit_code == 130, result.output
     seen = result.stdout.split()[1:] if at == "wait" else []
+    written = json.loads((tmp_path / "run.json").read_text())
+    assert (written["interrupted"], written["state"]) == (True, None)
+    assert [f"{written['run_id']}:", written["url"]] == (seen or ["None:", None])
     assert result.stderr.splitlines()[-1] == f"interrupted: {reason}{told.format(*(part.rstrip(':') for part in seen))}"
 
 
