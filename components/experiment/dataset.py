@@ -126,7 +126,7 @@ class ExperimentData:
         texts = [*self.item_texts, *self.user_texts]
         name = hashlib.sha256(json.dumps([identity, texts]).encode()).hexdigest()[:16]
         path = cache / f"{name}.npy"
-        found = _cached(path)
+        found = _cached(path, len(texts))
         if found is None:
             from components.sideinfo import encoder as encoders
 
@@ -135,16 +135,21 @@ class ExperimentData:
         return replace(self, item_text=found[: self.num_items], own_user_text=found[self.num_items :])
 
 
-def _cached(path: Path) -> FloatMatrix | None:
-    """Embeddings that were kept, else None; a damaged file is reported and counts as none."""
+def _cached(path: Path, num_texts: int) -> FloatMatrix | None:
+    """Embeddings that were kept, else None; a file that is damaged or holds anything else is reported and counts as none."""
     try:
         found: FloatMatrix = np.load(path)
+        if found.dtype != np.float32 or found.ndim != 2 or len(found) != num_texts:
+            raise ValueError(f"it holds {found.dtype} of shape {found.shape}, not float32 of shape ({num_texts}, dim)")
+        lengths = np.linalg.norm(found, axis=1)
+        if not (lengths.any() and np.minimum(lengths, np.abs(lengths - 1)).max() < 1e-3):  # not the columns that were written
+            raise ValueError("its rows have other lengths than 0 and 1")
         return found
     except FileNotFoundError:
         return None
     except Exception as error:  # numpy reads the header as Python and a file of another kind as a zip: errors of many kinds
         reason = first_line(error)
-        emit("warning", stage="experiment", message=f"{path} cannot be read ({reason}): the texts are embedded again")
+        emit("warning", stage="experiment", message=f"{path} cannot be used ({reason}): the texts are embedded again")
         return None
 
 

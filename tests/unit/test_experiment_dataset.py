@@ -1,6 +1,7 @@
 """Reading data sets for experiments: what is read, and how what cannot be read is told."""
 
 import gzip
+import io
 import json
 import os
 import time
@@ -217,11 +218,21 @@ def test_users_are_the_mean_of_their_training_items_unless_they_have_text(
     whole, embeddings = cached.read_bytes(), np.load(cached)
     monkeypatch.setattr(encoder, "load", lambda name: name)
     monkeypatch.setattr(encoder, "encode", lambda *_: embeddings)
-    for damaged in (b"", whole[:40], whole[:-1], b"PK\x03\x04" + whole[4:], whole[:8] + b"\n" + whole[9:]):
+    others = (embeddings[:-1], embeddings[:, :100], embeddings[0], embeddings.astype(np.float64), np.nan * embeddings)
+    for damaged in (
+        *(b"", whole[:40], whole[:-1], b"PK\x03\x04" + whole[4:], whole[:8] + b"\n" + whole[9:]),
+        *map(_as_npy, others),
+    ):
         cached.write_bytes(damaged)
         again = read(tmp_path).embedded("all-MiniLM-L6-v2", tmp_path / "cache")
         assert (again.item_text == data.item_text).all()
         assert cached.read_bytes() == whole
+
+
+def _as_npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
 
 
 def test_the_fingerprint_follows_what_is_read(tmp_path: Path) -> None:
