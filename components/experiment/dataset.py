@@ -5,12 +5,10 @@ Two kinds of folder are read: ``trn.npz``, ``val.npz``, ``tst.npz`` (arrays ``ro
 once and kept by content.
 """
 
-import ast
 import gzip
 import hashlib
 import html
 import json
-import math
 import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
-from components.cells import NO_VALUE
+from components.cells import text_of
 from components.errors import DataError, first_line
 from components.experiment.store import write_atomically
 from components.ids import SPLITS
@@ -351,24 +349,14 @@ _TAG = re.compile(r"<[^<>]+>")
 
 
 def cleaned(value: Any) -> str:
-    """A field as text: lists (also written as a Python literal) joined by commas, HTML and superfluous space taken out."""
-    if value is None or isinstance(value, bool):
-        return ""
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            value = ast.literal_eval(value.strip())
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            value = str(value)  # only looks like a list: it is text
-    if isinstance(value, list | tuple):
-        return ", ".join(filter(None, map(cleaned, value)))
-    if isinstance(value, dict):
-        return ""  # nested fields have no order in which they could be read
-    if isinstance(value, float) and not math.isfinite(value):
-        return ""
+    """A field as text, see `text_of`; HTML and superfluous space taken out."""
+    return text_of(value, _without_html)
+
+
+def _without_html(text: str) -> str:
     # half of a pair, as JSON may hold one (cut in the middle of an emoji), cannot be encoded and stops the tokenizer
-    whole = str(value).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    text = " ".join(_TAG.sub(" ", html.unescape(whole)).split())
-    return "" if text.casefold() in NO_VALUE else text
+    whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return " ".join(_TAG.sub(" ", html.unescape(whole)).split())
 
 
 def unit_rows(matrix: npt.NDArray[np.floating]) -> FloatMatrix:

@@ -6,7 +6,7 @@ from typing import Any
 from components.artifacts import Manifest, Stage, run_stage
 from components.ingest.config import IngestConfig
 
-STAGE = Stage("ingest", version=5)
+STAGE = Stage("ingest", version=6)
 
 
 def run(config: dict[str, Any], storage_root: str) -> Manifest:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from components.cells import NO_VALUE
+from components.cells import text_of
 from components.errors import DataError
 from components.ids import ITEM, ITEM_ID, RATING, REVIEW, TIMESTAMP, TITLE, USER, USER_ID
 from components.ingest import readers, sample
@@ -262,10 +262,13 @@ def removal(table: str, rows: object, user_id: object, item_id: object, reason: 
 
 
 def clean_text(text: str) -> str:
-    """One line without control characters, Unicode NFC; "" for what means that there is none."""
+    """One line without control characters, Unicode NFC, see `text_of`; "" for what means that there is none."""
+    return text_of(text, _one_line)
+
+
+def _one_line(text: str) -> str:
     spaced = "".join(" " if unicodedata.category(char) == "Cc" else char for char in unicodedata.normalize("NFC", text))
-    line = " ".join(spaced.split())
-    return "" if line.casefold() in NO_VALUE else line
+    return " ".join(spaced.split())
 
 
 def _interaction_columns(path: str, config: IngestConfig) -> dict[str, str]:

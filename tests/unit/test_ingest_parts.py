@@ -8,6 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from components.errors import DataError
+from components.experiment.dataset import cleaned
 from components.ids import ITEM_ID, MAX_ID_LENGTH, RATING, TIMESTAMP, USER_ID
 from components.ingest import card, config, filters, readers, sample, tables, validation
 from serving.schemas import ScoreRequest
@@ -246,3 +247,21 @@ def test_texts_are_one_clean_line_in_nfc():
     assert tables.clean_text("  Cafe\u0301\tau\nlait\x00 ") == "Café au lait"
     assert [tables.clean_text(text) for text in ("NaN", "NULL", "None ", "<NA>")] == [""] * 4
     assert tables.clean_text("None of us") == "None of us"
+
+
+@pytest.mark.parametrize(
+    ("cell", "text"),
+    [
+        ("['Comedy', 'Drama']", "Comedy, Drama"),
+        (" [\"Children's\", None, 'nan', [' Sci\\\\Fi\\n', 1995], True] ", "Children's, Sci\\Fi, 1995"),
+        ("['a\\d', ' ']", "a\\d"),
+        ("[]", ""),
+        ("['Comedy' 'Drama']", "['Comedy' 'Drama']"),
+        ("[REC]", "[REC]"),
+        ("['Allo 'Allo!]", "['Allo 'Allo!]"),
+        ("[" * 9999 + "]" * 9999, "[" * 9999 + "]" * 9999),
+    ],
+    ids=["list", "nested", "a backslash", "empty", "as numpy writes it", "a title", "a broken one", "too deep"],
+)
+def test_a_list_as_python_writes_one_is_its_values_in_every_table_and_what_only_looks_like_one_is_text(cell, text):
+    assert tables.clean_text(cell) == cleaned(cell) == text
