@@ -58,7 +58,7 @@ def settings(
         flags: "backbone", "loss", "dim", "encoder", "effect"; None where not given. Any of them makes our model that one
             instead of the default recipe, a graph model or some of the recipe's members, and none goes with a "model" that
             is given; in a suite they are what all variants share.
-        rival, baselines: none of a suite.
+        rival, baselines: none of a suite, nor do its files and ``--set`` name any.
 
     Raises:
         ConfigError: an unknown name, or a value that is not allowed.
@@ -76,10 +76,12 @@ def settings(
         tree = merge(tree, parse_override(override))
     if suite is not None and (fixed := [name for name in ("encoder", "effect") if name in given]):
         raise ConfigError(f"--{fixed[0]} has no effect on a suite, which varies it.", f"Leave out --{fixed[0]} or --suite.")
-    if suite is not None and (
-        idle := next((name for name, value in (("rival", rival), ("baseline", baselines)) if value), None)
-    ):
-        raise ConfigError(f"--{idle} has no effect on a suite, which has models of its own.", f"Leave out --{idle} or --suite.")
+    idle = [f"--{name}" for name, value in (("rival", rival), ("baseline", baselines)) if value]
+    idle += [f"setting '{name}'" for name in ("rival", "baselines") if tree.get(name) is not None]
+    if suite is not None and idle:
+        raise ConfigError(
+            f"{idle[0]} has no effect on a suite, which has models of its own.", f"Leave out {idle[0]} or --suite."
+        )
     own = {_SETTING.get(name, name): value for name, value in given.items()}
     if own and suite is not None:
         if given.get("backbone") in LINEAR:

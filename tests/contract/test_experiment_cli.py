@@ -57,6 +57,14 @@ def test_help_shows_examples() -> None:
         (["--dataset", "DATA", "--suite", "rank", "--rival", "sgl"], ["--rival has no effect on a suite, which has models of"]),
         (["--dataset", "DATA", "--suite", "rank", "--baseline", "ease"], ["--baseline has no effect on a suite,"]),
         (
+            ["--dataset", "DATA", "--suite", "rank", "--set", "rival=sgl"],
+            ["setting 'rival' has no effect on a suite, which has"],
+        ),
+        (
+            ["--dataset", "DATA", "--suite", "rank", "--config", "RIVALS"],
+            ["setting 'baselines' has no effect on a suite,", "Leave out setting 'baselines' or --suite."],
+        ),
+        (
             ["--dataset", "DATA", "--backbone", "sgl", "--effect", "counterfactual_log"],
             ["A graph model has none, factual, tnie"],
         ),
@@ -102,7 +110,10 @@ def test_help_shows_examples() -> None:
 def test_a_mistake_is_one_line_with_the_remedy_and_exit_code_2(
     arguments: list[str], parts: list[str], blocks: Path, tmp_path: Path
 ) -> None:
-    named = [str(blocks) if argument == "DATA" else argument for argument in arguments]
+    rivals = tmp_path / "rivals.yaml"
+    rivals.write_text("baselines: [ease]\n")
+    files = {"DATA": str(blocks), "RIVALS": str(rivals)}
+    named = [files.get(argument, argument) for argument in arguments]
     fails_in_one_line(call(*named, "--work", str(tmp_path / "work")), *parts)
     assert not (tmp_path / "work" / "units").exists()
 
