@@ -5,8 +5,9 @@ What is heavy is imported when it is needed, so that the command line's help com
 
 import json
 import os
+import re
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,8 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.text import Text
 
 from components.errors import ConfigError, UserError
@@ -24,10 +26,24 @@ if TYPE_CHECKING:
     from pipelines.config import PlatformConfig
 
 WIDTH_OF_A_PIPE = 130  # of tables that are not printed on a terminal
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # but for a tab and the end of a line
 
 
 class _Output(Console):
-    """Goes on in silence when its reader has gone: the command's work, its files and its exit code are wanted all the same."""
+    """Shows the control characters of what it prints, which a terminal would obey: an id or a title may hold some.
+
+    It goes on in silence when its reader has gone: the command's work, its files and its exit code are wanted all the same.
+    """
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """See rich, which calls it for every text without a style: before it is measured, so that a table makes room."""
+        return super().render_str(_CONTROL.sub(_escaped, text), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """See rich, which calls it for everything; its own movements of the cursor and styles are no text."""
+        for segment in super().render(renderable, options):
+            shown = segment.text if segment.control else _CONTROL.sub(_escaped, segment.text)
+            yield segment._replace(text=shown)
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
@@ -41,6 +57,10 @@ def make_console(stderr: bool = False) -> Console:
     make = partial(_Output, stderr=stderr, highlight=False, markup=False, emoji=False)
     console = make()
     return console if console.is_terminal else make(width=WIDTH_OF_A_PIPE)
+
+
+def _escaped(control: re.Match[str]) -> str:
+    return f"\\x{ord(control[0]):02x}"
 
 
 def error_line(text: str, begins: str = "error:") -> Text:

@@ -6,10 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
+from rich.color import ColorSystem
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from pipelines import display
 from pipelines.display import Bars, Lines, make_display, memory
+from pipelines.terminal import error_line, make_console
 
 EVENTS: list[dict[str, Any]] = [
     {"event": "stage reused", "time": 1.0, "stage": "ingest", "fingerprint": "f", "seconds": 2.5},
@@ -50,6 +54,24 @@ def test_without_a_terminal_long_work_is_told_before_its_first_part_is_done(monk
         lines.show(event)  # nothing to say yet
         lines.show({**event, "model": "CLLMR", "epoch": 3})
     assert console.file.getvalue() == "experiment 0/2 units  model CLLMR  epoch 3\n"  # type: ignore[attr-defined]  # a StringIO
+
+
+def test_a_terminal_obeys_no_control_characters_of_what_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    console = make_console()
+    console.file, console._force_terminal, console._color_system = io.StringIO(), True, ColorSystem.STANDARD
+    table = Table("item", "title")
+    table.add_row("\x1b]0;owned\x07", Text("a\x9b2Jb and so on", "bold"))
+    console.print(table)
+    console.print(error_line("item '\x1b[2J\x7f' is unknown"), soft_wrap=True)
+    with make_display(console, ["train"]) as made:
+        made.show({"event": "warning", "stage": "train", "message": "\x1bc of Hawaiʻi"})
+    text = console.file.getvalue()
+    for shown in (r"\x1b]0;owned\x07", r"a\x9b2Jb", r"item '\x1b[2J\x7f' is unknown", r"train: \x1bc of Hawaiʻi"):
+        assert shown in text
+    assert "\x1b[1;31merror:\x1b[0m" in text, "the command's own styles are"
+    for obeyed in ("\x1b]", "\x1b[2J", "\x1bc", "\x9b", "\x7f"):
+        assert obeyed not in text
 
 
 def test_on_a_terminal_there_is_a_line_per_stage_with_seconds_and_memory() -> None:
