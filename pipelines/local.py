@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -31,6 +32,9 @@ from pipelines.display import Display
 from pipelines.plan import CompiledPipeline, built_again, check_order
 
 LOG, EVENTS, PIPELINE = "log.txt", "events.jsonl", "pipeline.yaml"
+_MAKES_FOLDER = "$(mktemp -d)"
+"""In the command of a KFP task: for its program, and removed by nobody."""
+_MAKES_IT_IN_THE_RUN = f"$(TMPDIR=${{{EVENTS_VARIABLE}%/*}} mktemp -d)"
 SECONDS_TO_END = 5.0
 SECONDS_BETWEEN_LOOKS = 0.1
 LINES_SHOWN_OF_LOG = 15
@@ -107,6 +111,15 @@ def make_run_directory(storage_root: str, pipeline: str) -> Path:
     return path
 
 
+def with_programs_in_the_run(pipeline: CompiledPipeline) -> CompiledPipeline:
+    """The same pipeline, whose tasks write their programs into the run's directory, beside its events, and not into /tmp."""
+    spec = deepcopy(pipeline.spec)
+    for executor in spec["deploymentSpec"]["executors"].values():
+        container = executor["container"]
+        container["command"] = [part.replace(_MAKES_FOLDER, _MAKES_IT_IN_THE_RUN) for part in container["command"]]
+    return CompiledPipeline(spec, pipeline.platforms)
+
+
 def run(
     pipeline: CompiledPipeline,
     storage_root: str,
@@ -134,7 +147,7 @@ def run(
     storage_root = absolute_root(storage_root)
     check_order(pipeline.stages(), from_stage, until)
     pipeline = pipeline.until(until)
-    directory = make_run_directory(storage_root, pipeline.to_yaml())
+    directory = make_run_directory(storage_root, with_programs_in_the_run(pipeline).to_yaml())
     events: list[dict[str, Any]] = []
     with display(pipeline.stages()) as shown:
         code = _watch(directory, storage_root, built_again(pipeline.stages(), from_stage), shown, events)

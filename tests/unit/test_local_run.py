@@ -86,8 +86,16 @@ def test_the_fingerprints_of_the_plan_are_those_of_the_run_although_kfp_turns_in
     assert [stage.state for stage in after] == ["done"] * 4 + ["decided at run time"]
 
 
-def test_until_ends_after_the_stage(tmp_path: Path) -> None:
-    assert list(run_fakes(tmp_path, until="sideinfo").stages) == ["ingest", "sideinfo"]
+def test_until_ends_after_the_stage_and_what_tasks_leave_is_in_the_runs_own_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = tmp_path / "tmp"
+    shared.mkdir()
+    monkeypatch.setenv("TMPDIR", str(shared))
+    done = run_fakes(tmp_path / "a root", until="sideinfo")
+    assert list(done.stages) == ["ingest", "sideinfo"]
+    assert len(list(done.directory.glob("*/ephemeral_component.py"))) == 2
+    assert not list(shared.iterdir())
 
 
 def test_until_before_from_is_refused_before_anything_is_written(tmp_path: Path) -> None:
