@@ -342,7 +342,7 @@ class Store:
                         place, str(local), source_filesystem=self._fs, destination_filesystem=pafs.LocalFileSystem()
                     )
             _verify(staging, manifest, parts)
-            _rename_directory(staging, target, lambda directory: _is_as_told(directory, manifest, parts))
+            _put_in_place(staging, target, lambda directory: _is_as_told(directory, manifest, parts))
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
@@ -386,7 +386,7 @@ class Store:
             return manifest
         target = self._remote(manifest.stage, manifest.fingerprint)
         (built / MANIFEST).write_bytes(manifest.model_dump_json(indent=2).encode())
-        _rename_directory(built, Path(target), lambda directory: _has_manifest(directory, instead_of))
+        _put_in_place(built, Path(target), lambda directory: _has_manifest(directory, instead_of))
         return self.find(manifest.stage, manifest.fingerprint) or manifest  # None: removed again by another process
 
 
@@ -589,35 +589,36 @@ def is_whole(manifest: Manifest) -> bool:
     return True
 
 
-def _rename_directory(source: Path, target: Path, is_good: Callable[[Path], bool]) -> None:
-    """Puts `source` where `target` is, in one step; what lies there and is good is kept, anything else is removed."""
+# A local directory changes by renaming alone, so that whoever reads it sees all of the old or all of the new. Other processes
+# rename at the same time: what each does is decided by what its own rename has met or moved, never by an earlier look.
+
+
+def _put_in_place(source: Path, target: Path, is_good: Callable[[Path], bool]) -> None:
+    """Renames a directory to `target`, unless what lies there is good; anything else that does is removed."""
     target.parent.mkdir(parents=True, exist_ok=True)
     source.chmod(0o755)
-    with ExitStack() as taken:  # whose removal takes a while: when `source` is in its place
-        while not is_good(target):  # else another process was first: keep that
+    with ExitStack() as replaced:  # whose removal takes a while: when `source` is in its place
+        while True:
             try:
                 source.rename(target)
                 return
-            except OSError as error:  # something lies there: a remnant, or what another process has put there since we looked
+            except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
-            if not is_good(target):
-                taken.enter_context(_taken_away(target, is_good))
+            if is_good(target):  # another process was first
+                return
+            replaced.enter_context(_taken_away(target, is_good))
 
 
 @contextmanager
 def _taken_away(target: Path, is_good: Callable[[Path], bool] = lambda taken: False) -> Iterator[None]:
-    """Moves a directory aside, if it is not good, in one step, and removes it at the end: where it lies another process may put
-    what is good at any time.
-
-    So it is renamed first and looked at then.
-    """
+    """Renames a directory to where nobody looks, and removes it at the end; one that turns out to be good is put back."""
     with TemporaryDirectory(dir=target.parent, prefix=TEMPORARY) as aside:
         taken = Path(aside) / target.name
         with suppress(FileNotFoundError):  # another process has taken it away
             target.rename(taken)
         if is_good(taken):
-            _rename_directory(taken, target, is_good)
+            _put_in_place(taken, target, is_good)
         yield
 
 
