@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 from uuid import uuid4
 
 import pyarrow.fs as pafs
@@ -154,6 +154,27 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
+class StoredFile(NamedTuple):
+    """A file below the storage root."""
+
+    path: str
+    """Below the root."""
+    bytes: int
+    written: datetime
+
+
+class StoredFolder(NamedTuple):
+    """A folder of an output, finished or not, or of one of its uploads to a remote store."""
+
+    path: str
+    """Below the root."""
+    bytes: int
+    newest: datetime
+    """When its newest file was written."""
+    has_manifest: bool
+    """Readable or not."""
+
+
 class Store:
     """Artifacts below one storage root."""
 
@@ -233,7 +254,7 @@ class Store:
 
     def reuses(self, stage: str) -> dict[str, datetime]:
         """When outputs of a stage were last reused, by fingerprint; raises StorageError as `find` does."""
-        noted = [(path.split("/"), written) for path, _, written in self.files(stage)]
+        noted = [(file.path.split("/"), file.written) for file in self.files(stage)]
         return {parts[1]: written for parts, written in noted if parts[2:] == [REUSED]}
 
     def outputs(self, stage: str) -> list[Manifest]:
@@ -243,11 +264,11 @@ class Store:
         manifests = [self.find(stage, name) for name in names if _OURS.fullmatch(name) and not name.startswith(".")]
         return sorted((manifest for manifest in manifests if manifest), key=lambda manifest: manifest.created_at)
 
-    def files(self, *parts: str) -> list[tuple[str, int, datetime]]:
-        """Every file below a place: its path below the root, bytes, time of writing; raises StorageError as `find` does."""
+    def files(self, *parts: str) -> list[StoredFile]:
+        """Every file below a place; raises StorageError as `find` does."""
         found = self._listed(*parts, recursive=True)
         base = len(self._remote(""))
-        return [(info.path[base:], info.size, info.mtime) for info in found if info.type == pafs.FileType.File]
+        return [StoredFile(info.path[base:], info.size, info.mtime) for info in found if info.type == pafs.FileType.File]
 
     def _listed(self, *parts: str, recursive: bool = False) -> list[pafs.FileInfo]:
         """What lies below a place, nothing if that is not there; raises StorageError as `find` does."""
@@ -265,24 +286,23 @@ class Store:
             "Check that the storage root can be reached and read, then try again, or choose another with --storage.",
         )
 
-    def folders(self, stage: str) -> list[tuple[str, int, datetime, bool]]:
-        """Every folder of a stage, finished or not: its path below the root, bytes, time of its newest file, and whether there
-        is a manifest in it, readable or not; beside one that has a manifest, each of its uploads.
+    def folders(self, stage: str) -> list[StoredFolder]:
+        """Every folder of a stage, finished or not; beside one that has a manifest, each of its uploads.
 
         What has another name than a stage gives is somebody else's and not among them: a project may have a "train" of its own.
         """
-        files, found = self.files(stage), dict[str, tuple[int, datetime]]()
-        with_manifest = {path.removesuffix(f"/{MANIFEST}") for path, _, _ in files if path.endswith(f"/{MANIFEST}")}
-        for path, size, written in files:
-            parts = path.split("/")
+        files, found = self.files(stage), dict[str, StoredFolder]()
+        with_manifest = {file.path.removesuffix(f"/{MANIFEST}") for file in files if file.path.endswith(f"/{MANIFEST}")}
+        for file in files:
+            parts = file.path.split("/")
             if not _OURS.fullmatch(parts[1]):
                 continue
             folder = "/".join(parts[:2])
             if folder in with_manifest and parts[2].startswith(DATA):
                 folder = "/".join(parts[:3])
-            before = found.get(folder, (0, written))
-            found[folder] = (before[0] + size, max(before[1], written))
-        return [(folder, *described, folder in with_manifest) for folder, described in found.items()]
+            before = found.get(folder, StoredFolder(folder, 0, file.written, folder in with_manifest))
+            found[folder] = before._replace(bytes=before.bytes + file.bytes, newest=max(before.newest, file.written))
+        return list(found.values())
 
     def remove(self, path: str) -> None:
         """Removes a file or folder by its path below the root, and this machine's copy; nothing happens if it is not there."""

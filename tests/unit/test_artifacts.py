@@ -426,7 +426,7 @@ def test_an_upload_that_is_broken_off_leaves_what_is_there_whole_for_every_reade
     being_read = second.path()
     assert sha256_file(first.path() / "deep/data.bin") == first.files["deep/data.bin"].sha256, "by who has its manifest"
     assert (being_read / "deep/data.bin").read_bytes() == b"other", "by who was reading the second"
-    described = {place: has_manifest for place, _, _, has_manifest in store.folders("planting")}
+    described = {folder.path: folder.has_manifest for folder in store.folders("planting")}
     assert described.keys() >= {first.place, second.place, f"planting/{first.fingerprint}"}
     assert [place for place, has_manifest in described.items() if has_manifest] == [f"planting/{first.fingerprint}"]
     assert len(described) == 4, "and what the broken-off upload has left"
