@@ -2,8 +2,8 @@
 
 A stage writes its data under ``storage_root/<stage>/<fingerprint>/`` and hands on a small manifest. The fingerprint is known
 before the stage runs (its name, version, config and its parents' fingerprints), the manifest is written last, and a
-directory without one does not exist. So a stage whose manifest exists is skipped: that is resume, caching and
-idempotent retry, with one mechanism.
+directory without one does not exist. So a stage whose manifest exists is skipped (`components.stages`): that is resume, caching
+and idempotent retry, with one mechanism.
 
 ``storage_root`` is a local path or a URI that pyarrow reads (``s3://bucket/prefix``, ``gs://...``, ``file:///...``); data of a
 remote store are fetched into a local cache, checked against the manifest and then read as files. No folder can be renamed in
@@ -17,9 +17,8 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
@@ -29,11 +28,8 @@ from uuid import uuid4
 import pyarrow.fs as pafs
 from pydantic import BaseModel, ConfigDict
 
-from components.errors import ArtifactError, StorageError, UserError, first_line
-from components.job import AGAIN_VARIABLE
-from components.memory import peak_memory
-from components.progress import configure_logging, emit
-from components.settings import StageConfig
+from components.errors import ArtifactError, StorageError, first_line
+from components.progress import emit
 
 MANIFEST = "manifest.json"
 REUSED = "reused"
@@ -41,6 +37,7 @@ REUSED = "reused"
 FINGERPRINT_LENGTH = 16  # hex digits: 64 bits, no clash in any history of runs
 UNUSED_SECONDS = 3600.0
 CACHE_HINT = "Set CLLMR_CACHE to a folder you can write."
+STORAGE_HINT = "Check that the storage root exists, is writable and has room, or choose another with --storage."
 WORK = ".work-"
 """Begins the name of what an unfinished output keeps beside the finished ones."""
 TEMPORARY = ".tmp-"
@@ -48,15 +45,6 @@ TEMPORARY = ".tmp-"
 DATA = "data-"
 """Begins the name of an upload's folder in a remote store."""
 _OURS = re.compile(rf"[0-9a-f]{{{FINGERPRINT_LENGTH}}}|{re.escape(WORK)}.+|{re.escape(TEMPORARY)}.+")
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A stage's name (the same word everywhere) and the version of what it writes; a changed output format or algorithm
-    gets a new version, and so new fingerprints."""
-
-    name: str
-    version: int
 
 
 class FileEntry(BaseModel):
@@ -129,12 +117,6 @@ class Manifest(BaseModel):
             return cls.model_validate_json(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ArtifactError(f"manifest {path} cannot be read: {first_line(error)}.", "Run the stage again.") from None
-
-
-def fingerprint(stage: Stage, identity: Mapping[str, Any], parents: Mapping[str, str]) -> str:
-    """Name of a stage's output: a hash of all that decides it, and of nothing else."""
-    described = {"stage": stage.name, "version": stage.version, "config": identity, "parents": dict(parents)}
-    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:FINGERPRINT_LENGTH]
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
@@ -374,7 +356,7 @@ class Store:
             if not os.access(path, os.W_OK):
                 raise PermissionError(f"Permission denied: '{path}'")
         except OSError as error:
-            what, hint = (f"cache '{path}'", CACHE_HINT) if self.is_remote else (f"'{path}'", _STORAGE_HINT)
+            what, hint = (f"cache '{path}'", CACHE_HINT) if self.is_remote else (f"'{path}'", STORAGE_HINT)
             raise StorageError(f"{what} cannot be written: {first_line(error)}.", hint) from None
         return path
 
@@ -456,133 +438,6 @@ def _drop_unused(copies: Path, parts: tuple[str, ...]) -> None:
         if not is_used(copy):
             with _taken_away(copy, is_used):  # it may have been opened since
                 pass
-
-
-def run_stage(
-    stage: Stage,
-    config: StageConfig,
-    storage_root: str,
-    parents: Mapping[str, Manifest],
-    build: Callable[[Path], dict[str, Any]],
-    is_live: Callable[[Manifest], bool] = lambda manifest: True,
-) -> Manifest:
-    """Runs a stage, or reuses what it wrote before; what cannot be reused stays until the new output takes its place.
-
-    Where it fails, and another run has written the output meanwhile, that is reused.
-
-    Args:
-        stage: name and version.
-        config: the stage's own settings.
-        storage_root: where artifacts live.
-        parents: the manifests the stage reads.
-        build: writes the output into the directory it is given and returns the manifest's facts.
-        is_live: for a stage that also fills something outside its artifact (a database): whether that is still filled.
-
-    Raises:
-        StorageError: the storage root cannot be read or written.
-        UserError: whatever the stage finds wrong with its input; nothing half-written is left.
-    """
-    inputs = {name: parent.fingerprint for name, parent in parents.items()}
-    with failure_told(stage):  # a stage's identity may be the contents of a file that is not there, the store out of reach
-        name = fingerprint(stage, config.identity_below(storage_root), inputs)
-        store = Store(storage_root)
-        done = store.find(stage.name, name)
-        if done is not None and not is_asked_again(stage.name):
-            store.note_reuse(done)  # before it is looked at: a clean-up may be about to remove it
-            if is_whole(done) and is_live(done):
-                config.check_reuse(done.facts)
-                tell_reused(done)
-                return done
-    configure_logging()
-    emit("stage started", stage=stage.name, fingerprint=name)
-    with failure_told(stage), store.staging(stage.name) as built, peak_memory() as memory:
-        started = time.monotonic()
-        try:
-            facts = build(built)
-        except Exception as error:
-            meanwhile = _committed_by_another(store, stage, name, done, is_live)
-            if meanwhile is None:
-                raise
-            emit("warning", stage=stage.name, message=f"another run was first, and this one failed: {first_line(error)}")
-            config.check_reuse(meanwhile.facts)
-            tell_reused(meanwhile)
-            return meanwhile
-        manifest = Manifest(
-            stage=stage.name,
-            version=stage.version,
-            fingerprint=name,
-            storage_root=storage_root,
-            config=config.model_dump(mode="json"),
-            parents=inputs,
-            files=_describe(built),
-            facts=facts,
-            seconds=round(time.monotonic() - started, 3),
-            peak_memory_mb=memory(),
-            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        )
-        manifest = store.commit(built, manifest, instead_of=done)
-    tell_done(manifest)
-    return manifest
-
-
-def _committed_by_another(
-    store: Store, stage: Stage, name: str, before: Manifest | None, is_live: Callable[[Manifest], bool]
-) -> Manifest | None:
-    """The output that another run has written since `before` was there, None where there is none or the store does not say.
-
-    The first of two runs to commit removes what both were working with, which ends the other one.
-    """
-    with suppress(UserError, OSError):
-        found = store.find(stage.name, name)
-        if found is not None and found != before and is_whole(found) and is_live(found):
-            return found
-    return None
-
-
-def tell_reused(manifest: Manifest) -> None:
-    """The event that a stage's output was there."""
-    emit("stage reused", stage=manifest.stage, fingerprint=manifest.fingerprint, uri=manifest.uri, seconds=manifest.seconds)
-
-
-def tell_done(manifest: Manifest) -> None:
-    """The event that a stage has written its output."""
-    emit(
-        "stage done",
-        stage=manifest.stage,
-        fingerprint=manifest.fingerprint,
-        uri=manifest.uri,
-        seconds=manifest.seconds,
-        peak_memory_mb=manifest.peak_memory_mb,
-        facts=manifest.facts,
-    )
-
-
-def is_asked_again(stage: str) -> bool:
-    """Whether a stage is to build its output although it is there."""
-    return stage in os.environ.get(AGAIN_VARIABLE, "").split(",")
-
-
-@contextmanager
-def failure_told(stage: Stage) -> Iterator[None]:
-    """What the user can mend as an event, for whoever watches the stage from another process."""
-    try:
-        yield
-    except UserError as error:
-        emit("stage failed", stage=stage.name, code=error.code, message=error.message, hint=error.hint)
-        raise
-    except OSError as error:
-        emit("stage failed", stage=stage.name, code=StorageError.code, message=first_line(error), hint=_STORAGE_HINT)
-        raise
-
-
-_STORAGE_HINT = "Check that the storage root exists, is writable and has room, or choose another with --storage."
-
-
-def _describe(directory: Path) -> dict[str, FileEntry]:
-    files = sorted(path for path in directory.rglob("*") if path.is_file())
-    return {
-        path.relative_to(directory).as_posix(): FileEntry(sha256=sha256_file(path), bytes=path.stat().st_size) for path in files
-    }
 
 
 def _verify(directory: Path, manifest: Manifest, parts: tuple[str, ...] = ()) -> None:

@@ -20,21 +20,12 @@ from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Any
 
-from components.artifacts import (
-    Manifest,
-    Stage,
-    Store,
-    failure_told,
-    fingerprint,
-    is_asked_again,
-    is_whole,
-    tell_done,
-    tell_reused,
-)
+from components.artifacts import Manifest, Store, is_whole
 from components.errors import ConfigError, LaunchError, UserError, error_of
 from components.job import ENDED, LAUNCH_VARIABLE, REQUEST_VARIABLE, RUN_ID_VARIABLE, Backend, Job, LaunchConfig, Seen
 from components.progress import configure_logging, emit
 from components.settings import StageConfig
+from components.stages import Stage, failure_told, fingerprint, is_asked_again, tell_done, tell_reused
 
 NOTES = "launched"
 """Folder below the storage root where jobs leave what became of them."""

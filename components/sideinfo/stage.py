@@ -4,10 +4,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.artifacts import Manifest, Stage, run_stage
+from components.artifacts import Manifest
 from components.ids import ITEM, ITEM_ID, TRAIN, USER, USER_ID
 from components.progress import emit, progress
 from components.sideinfo.config import SideinfoConfig
+from components.stages import Stage, run_stage
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -18,9 +18,10 @@ import pytest
 from pydantic import BaseModel, ConfigDict
 
 from components import artifacts
-from components.artifacts import UNUSED_SECONDS, Manifest, Stage, Store, fingerprint, hold, run_stage, sha256_file, write_json
+from components.artifacts import UNUSED_SECONDS, Manifest, Store, hold, sha256_file, write_json
 from components.errors import ArtifactError, ConfigError, DataError, StorageError
 from components.settings import StageConfig
+from components.stages import Stage, fingerprint, run_stage
 from tests import REPOSITORY
 
 STAGE = Stage("planting", version=1)
@@ -144,7 +145,7 @@ def test_an_output_appears_all_at_once(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from components.artifacts import Stage, run_stage
+from components.stages import Stage, run_stage
 from components.settings import StageConfig
 
 def build(directory):
