@@ -220,6 +220,26 @@ class EncoderReplica:
             return f"the text encoder '{encoder}' is not installed here."
 
 
+class _AskedRegistry:
+    """A `RegistryReplica` as a scorer asks it: from threads, where an answer can be waited for; without one it names nobody."""
+
+    def __init__(self, handle: DeploymentHandle[Any] | None) -> None:
+        if handle is not None:
+            # RAY_SERVE_THROUGHPUT_OPTIMIZED=1 does not let a handle be asked from threads by itself
+            handle._init(_run_router_in_separate_loop=True)  # type: ignore[no-untyped-call]
+        self._handle = handle
+        self.is_there = handle is not None
+
+    def champions(self) -> list[Target]:
+        return [] if self._handle is None else self._handle.champions.remote().result(timeout_s=REGISTRY_DEADLINE_SECONDS)
+
+    def champion(self) -> Target | None:
+        return next(iter(self.champions()), None)
+
+    def challenger(self) -> Target | None:
+        return None if self._handle is None else self._handle.challenger.remote().result(timeout_s=REGISTRY_DEADLINE_SECONDS)
+
+
 class ScorerReplica:
     """Holds one model, and a challenger while one is on trial; the model is loaded and its golden requests are replayed before
     the replica takes requests.
@@ -240,33 +260,19 @@ class ScorerReplica:
     ) -> None:
         configure_replica_logging()
         self._metrics = ScorerMetrics()
-        self._asks_registry = registry is not None
-        if registry is not None:
-            # it is asked from threads, which RAY_SERVE_THROUGHPUT_OPTIMIZED=1 does not let a handle do by itself
-            registry._init(_run_router_in_separate_loop=True)  # type: ignore[no-untyped-call]
-
-        def champions() -> list[Target]:
-            found: list[Target] = registry.champions.remote().result(timeout_s=REGISTRY_DEADLINE_SECONDS) if registry else []
-            return found
-
-        def read_challenger() -> Target | None:
-            found: Target | None = (
-                registry.challenger.remote().result(timeout_s=REGISTRY_DEADLINE_SECONDS) if registry else None
-            )
-            return found
+        self._registry = _AskedRegistry(registry)
+        interval = poll_interval_s or HOLD_SECONDS
 
         def begin() -> Follower:
             """With what other replicas serve: the configuration's bundle may be of long ago."""
+            asked = self._registry
             try:
-                first = champions()
+                first = asked.champions()
             except Exception as error:  # as in Follower.look
                 log.warning("champion cannot be asked for", error=type(error).__name__)
                 first = []
             candidates = dict.fromkeys([*first, deployed])
-            interval = poll_interval_s or HOLD_SECONDS
-            return Follower(
-                candidates, lambda: next(iter(champions()), None), self._metrics, interval, read_challenger, scoring
-            )
+            return Follower(candidates, asked.champion, self._metrics, interval, asked.challenger, scoring)
 
         with ThreadPoolExecutor(1) as pool:  # a handle cannot be waited for in the event loop, where a replica is made
             self._follower = pool.submit(begin).result()
@@ -280,7 +286,7 @@ class ScorerReplica:
         """Ray Serve's way to change a running replica: its `user_config`, see Trial."""
         self._trial = Trial.model_validate(trial)
         self._follower.tries = self._trial.needs()
-        if self._trial.needs() and not self._asks_registry:
+        if self._trial.needs() and not self._registry.is_there:
             log.warning("nobody is tried: the endpoint was deployed without a registry, serve.poll_interval_s = 0")
         log.info("trial", **trial)
 
