@@ -2,8 +2,8 @@
 
 A stage writes its data under ``storage_root/<stage>/<fingerprint>/`` and hands on a small manifest. The fingerprint is known
 before the stage runs (its name, version, config and its parents' fingerprints), the manifest is written last, and a
-directory without one does not exist. So a stage whose manifest exists is skipped: that is resume, caching and
-idempotent retry, with one mechanism.
+directory without one does not exist. So a stage whose manifest exists is skipped (`components.stages`): that is resume, caching
+and idempotent retry, with one mechanism.
 
 ``storage_root`` is a local path or a URI that pyarrow reads (``s3://bucket/prefix``, ``gs://...``, ``file:///...``); data of a
 remote store are fetched into a local cache, checked against the manifest and then read as files. No folder can be renamed in
@@ -17,23 +17,19 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 from uuid import uuid4
 
 import pyarrow.fs as pafs
 from pydantic import BaseModel, ConfigDict
 
-from components.errors import ArtifactError, StorageError, UserError, first_line
-from components.job import AGAIN_VARIABLE
-from components.memory import peak_memory
-from components.progress import configure_logging, emit
-from components.settings import StageConfig
+from components.errors import ArtifactError, StorageError, first_line
+from components.progress import emit
 
 MANIFEST = "manifest.json"
 REUSED = "reused"
@@ -41,6 +37,7 @@ REUSED = "reused"
 FINGERPRINT_LENGTH = 16  # hex digits: 64 bits, no clash in any history of runs
 UNUSED_SECONDS = 3600.0
 CACHE_HINT = "Set CLLMR_CACHE to a folder you can write."
+STORAGE_HINT = "Check that the storage root exists, is writable and has room, or choose another with --storage."
 WORK = ".work-"
 """Begins the name of what an unfinished output keeps beside the finished ones."""
 TEMPORARY = ".tmp-"
@@ -48,15 +45,6 @@ TEMPORARY = ".tmp-"
 DATA = "data-"
 """Begins the name of an upload's folder in a remote store."""
 _OURS = re.compile(rf"[0-9a-f]{{{FINGERPRINT_LENGTH}}}|{re.escape(WORK)}.+|{re.escape(TEMPORARY)}.+")
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A stage's name (the same word everywhere) and the version of what it writes; a changed output format or algorithm
-    gets a new version, and so new fingerprints."""
-
-    name: str
-    version: int
 
 
 class FileEntry(BaseModel):
@@ -131,12 +119,6 @@ class Manifest(BaseModel):
             raise ArtifactError(f"manifest {path} cannot be read: {first_line(error)}.", "Run the stage again.") from None
 
 
-def fingerprint(stage: Stage, identity: Mapping[str, Any], parents: Mapping[str, str]) -> str:
-    """Name of a stage's output: a hash of all that decides it, and of nothing else."""
-    described = {"stage": stage.name, "version": stage.version, "config": identity, "parents": dict(parents)}
-    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:FINGERPRINT_LENGTH]
-
-
 def sha256_file(path: str | os.PathLike[str]) -> str:
     """Hex SHA-256 of a file's bytes."""
     with open(path, "rb") as file:
@@ -152,6 +134,27 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 def read_json(path: str | os.PathLike[str]) -> Any:
     """The contents of a JSON file; what is missing or damaged raises as it comes, OSError or ValueError."""
     return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+class StoredFile(NamedTuple):
+    """A file below the storage root."""
+
+    path: str
+    """Below the root."""
+    bytes: int
+    written: datetime
+
+
+class StoredFolder(NamedTuple):
+    """A folder of an output, finished or not, or of one of its uploads to a remote store."""
+
+    path: str
+    """Below the root."""
+    bytes: int
+    newest: datetime
+    """When its newest file was written."""
+    has_manifest: bool
+    """Readable or not."""
 
 
 class Store:
@@ -233,7 +236,7 @@ class Store:
 
     def reuses(self, stage: str) -> dict[str, datetime]:
         """When outputs of a stage were last reused, by fingerprint; raises StorageError as `find` does."""
-        noted = [(path.split("/"), written) for path, _, written in self.files(stage)]
+        noted = [(file.path.split("/"), file.written) for file in self.files(stage)]
         return {parts[1]: written for parts, written in noted if parts[2:] == [REUSED]}
 
     def outputs(self, stage: str) -> list[Manifest]:
@@ -243,11 +246,11 @@ class Store:
         manifests = [self.find(stage, name) for name in names if _OURS.fullmatch(name) and not name.startswith(".")]
         return sorted((manifest for manifest in manifests if manifest), key=lambda manifest: manifest.created_at)
 
-    def files(self, *parts: str) -> list[tuple[str, int, datetime]]:
-        """Every file below a place: its path below the root, bytes, time of writing; raises StorageError as `find` does."""
+    def files(self, *parts: str) -> list[StoredFile]:
+        """Every file below a place; raises StorageError as `find` does."""
         found = self._listed(*parts, recursive=True)
         base = len(self._remote(""))
-        return [(info.path[base:], info.size, info.mtime) for info in found if info.type == pafs.FileType.File]
+        return [StoredFile(info.path[base:], info.size, info.mtime) for info in found if info.type == pafs.FileType.File]
 
     def _listed(self, *parts: str, recursive: bool = False) -> list[pafs.FileInfo]:
         """What lies below a place, nothing if that is not there; raises StorageError as `find` does."""
@@ -265,24 +268,23 @@ class Store:
             "Check that the storage root can be reached and read, then try again, or choose another with --storage.",
         )
 
-    def folders(self, stage: str) -> list[tuple[str, int, datetime, bool]]:
-        """Every folder of a stage, finished or not: its path below the root, bytes, time of its newest file, and whether there
-        is a manifest in it, readable or not; beside one that has a manifest, each of its uploads.
+    def folders(self, stage: str) -> list[StoredFolder]:
+        """Every folder of a stage, finished or not; beside one that has a manifest, each of its uploads.
 
         What has another name than a stage gives is somebody else's and not among them: a project may have a "train" of its own.
         """
-        files, found = self.files(stage), dict[str, tuple[int, datetime]]()
-        with_manifest = {path.removesuffix(f"/{MANIFEST}") for path, _, _ in files if path.endswith(f"/{MANIFEST}")}
-        for path, size, written in files:
-            parts = path.split("/")
+        files, found = self.files(stage), dict[str, StoredFolder]()
+        with_manifest = {file.path.removesuffix(f"/{MANIFEST}") for file in files if file.path.endswith(f"/{MANIFEST}")}
+        for file in files:
+            parts = file.path.split("/")
             if not _OURS.fullmatch(parts[1]):
                 continue
             folder = "/".join(parts[:2])
             if folder in with_manifest and parts[2].startswith(DATA):
                 folder = "/".join(parts[:3])
-            before = found.get(folder, (0, written))
-            found[folder] = (before[0] + size, max(before[1], written))
-        return [(folder, *described, folder in with_manifest) for folder, described in found.items()]
+            before = found.get(folder, StoredFolder(folder, 0, file.written, folder in with_manifest))
+            found[folder] = before._replace(bytes=before.bytes + file.bytes, newest=max(before.newest, file.written))
+        return list(found.values())
 
     def remove(self, path: str) -> None:
         """Removes a file or folder by its path below the root, and this machine's copy; nothing happens if it is not there."""
@@ -342,7 +344,7 @@ class Store:
                         place, str(local), source_filesystem=self._fs, destination_filesystem=pafs.LocalFileSystem()
                     )
             _verify(staging, manifest, parts)
-            _rename_directory(staging, target, lambda directory: _is_as_told(directory, manifest, parts))
+            _put_in_place(staging, target, lambda directory: _is_as_told(directory, manifest, parts))
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
@@ -354,7 +356,7 @@ class Store:
             if not os.access(path, os.W_OK):
                 raise PermissionError(f"Permission denied: '{path}'")
         except OSError as error:
-            what, hint = (f"cache '{path}'", CACHE_HINT) if self.is_remote else (f"'{path}'", _STORAGE_HINT)
+            what, hint = (f"cache '{path}'", CACHE_HINT) if self.is_remote else (f"'{path}'", STORAGE_HINT)
             raise StorageError(f"{what} cannot be written: {first_line(error)}.", hint) from None
         return path
 
@@ -386,7 +388,7 @@ class Store:
             return manifest
         target = self._remote(manifest.stage, manifest.fingerprint)
         (built / MANIFEST).write_bytes(manifest.model_dump_json(indent=2).encode())
-        _rename_directory(built, Path(target), lambda directory: _has_manifest(directory, instead_of))
+        _put_in_place(built, Path(target), lambda directory: _has_manifest(directory, instead_of))
         return self.find(manifest.stage, manifest.fingerprint) or manifest  # None: removed again by another process
 
 
@@ -438,133 +440,6 @@ def _drop_unused(copies: Path, parts: tuple[str, ...]) -> None:
                 pass
 
 
-def run_stage(
-    stage: Stage,
-    config: StageConfig,
-    storage_root: str,
-    parents: Mapping[str, Manifest],
-    build: Callable[[Path], dict[str, Any]],
-    is_live: Callable[[Manifest], bool] = lambda manifest: True,
-) -> Manifest:
-    """Runs a stage, or reuses what it wrote before; what cannot be reused stays until the new output takes its place.
-
-    Where it fails, and another run has written the output meanwhile, that is reused.
-
-    Args:
-        stage: name and version.
-        config: the stage's own settings.
-        storage_root: where artifacts live.
-        parents: the manifests the stage reads.
-        build: writes the output into the directory it is given and returns the manifest's facts.
-        is_live: for a stage that also fills something outside its artifact (a database): whether that is still filled.
-
-    Raises:
-        StorageError: the storage root cannot be read or written.
-        UserError: whatever the stage finds wrong with its input; nothing half-written is left.
-    """
-    inputs = {name: parent.fingerprint for name, parent in parents.items()}
-    with failure_told(stage):  # a stage's identity may be the contents of a file that is not there, the store out of reach
-        name = fingerprint(stage, config.identity_below(storage_root), inputs)
-        store = Store(storage_root)
-        done = store.find(stage.name, name)
-        if done is not None and not is_asked_again(stage.name):
-            store.note_reuse(done)  # before it is looked at: a clean-up may be about to remove it
-            if is_whole(done) and is_live(done):
-                config.check_reuse(done.facts)
-                tell_reused(done)
-                return done
-    configure_logging()
-    emit("stage started", stage=stage.name, fingerprint=name)
-    with failure_told(stage), store.staging(stage.name) as built, peak_memory() as memory:
-        started = time.monotonic()
-        try:
-            facts = build(built)
-        except Exception as error:
-            meanwhile = _committed_by_another(store, stage, name, done, is_live)
-            if meanwhile is None:
-                raise
-            emit("warning", stage=stage.name, message=f"another run was first, and this one failed: {first_line(error)}")
-            config.check_reuse(meanwhile.facts)
-            tell_reused(meanwhile)
-            return meanwhile
-        manifest = Manifest(
-            stage=stage.name,
-            version=stage.version,
-            fingerprint=name,
-            storage_root=storage_root,
-            config=config.model_dump(mode="json"),
-            parents=inputs,
-            files=_describe(built),
-            facts=facts,
-            seconds=round(time.monotonic() - started, 3),
-            peak_memory_mb=memory(),
-            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        )
-        manifest = store.commit(built, manifest, instead_of=done)
-    tell_done(manifest)
-    return manifest
-
-
-def _committed_by_another(
-    store: Store, stage: Stage, name: str, before: Manifest | None, is_live: Callable[[Manifest], bool]
-) -> Manifest | None:
-    """The output that another run has written since `before` was there, None where there is none or the store does not say.
-
-    The first of two runs to commit removes what both were working with, which ends the other one.
-    """
-    with suppress(UserError, OSError):
-        found = store.find(stage.name, name)
-        if found is not None and found != before and is_whole(found) and is_live(found):
-            return found
-    return None
-
-
-def tell_reused(manifest: Manifest) -> None:
-    """The event that a stage's output was there."""
-    emit("stage reused", stage=manifest.stage, fingerprint=manifest.fingerprint, uri=manifest.uri, seconds=manifest.seconds)
-
-
-def tell_done(manifest: Manifest) -> None:
-    """The event that a stage has written its output."""
-    emit(
-        "stage done",
-        stage=manifest.stage,
-        fingerprint=manifest.fingerprint,
-        uri=manifest.uri,
-        seconds=manifest.seconds,
-        peak_memory_mb=manifest.peak_memory_mb,
-        facts=manifest.facts,
-    )
-
-
-def is_asked_again(stage: str) -> bool:
-    """Whether a stage is to build its output although it is there."""
-    return stage in os.environ.get(AGAIN_VARIABLE, "").split(",")
-
-
-@contextmanager
-def failure_told(stage: Stage) -> Iterator[None]:
-    """What the user can mend as an event, for whoever watches the stage from another process."""
-    try:
-        yield
-    except UserError as error:
-        emit("stage failed", stage=stage.name, code=error.code, message=error.message, hint=error.hint)
-        raise
-    except OSError as error:
-        emit("stage failed", stage=stage.name, code=StorageError.code, message=first_line(error), hint=_STORAGE_HINT)
-        raise
-
-
-_STORAGE_HINT = "Check that the storage root exists, is writable and has room, or choose another with --storage."
-
-
-def _describe(directory: Path) -> dict[str, FileEntry]:
-    files = sorted(path for path in directory.rglob("*") if path.is_file())
-    return {
-        path.relative_to(directory).as_posix(): FileEntry(sha256=sha256_file(path), bytes=path.stat().st_size) for path in files
-    }
-
-
 def _verify(directory: Path, manifest: Manifest, parts: tuple[str, ...] = ()) -> None:
     for name, entry in manifest._files_of(parts).items():
         path = directory / name
@@ -589,35 +464,36 @@ def is_whole(manifest: Manifest) -> bool:
     return True
 
 
-def _rename_directory(source: Path, target: Path, is_good: Callable[[Path], bool]) -> None:
-    """Puts `source` where `target` is, in one step; what lies there and is good is kept, anything else is removed."""
+# A local directory changes by renaming alone, so that whoever reads it sees all of the old or all of the new. Other processes
+# rename at the same time: what each does is decided by what its own rename has met or moved, never by an earlier look.
+
+
+def _put_in_place(source: Path, target: Path, is_good: Callable[[Path], bool]) -> None:
+    """Renames a directory to `target`, unless what lies there is good; anything else that does is removed."""
     target.parent.mkdir(parents=True, exist_ok=True)
     source.chmod(0o755)
-    with ExitStack() as taken:  # whose removal takes a while: when `source` is in its place
-        while not is_good(target):  # else another process was first: keep that
+    with ExitStack() as replaced:  # whose removal takes a while: when `source` is in its place
+        while True:
             try:
                 source.rename(target)
                 return
-            except OSError as error:  # something lies there: a remnant, or what another process has put there since we looked
+            except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
-            if not is_good(target):
-                taken.enter_context(_taken_away(target, is_good))
+            if is_good(target):  # another process was first
+                return
+            replaced.enter_context(_taken_away(target, is_good))
 
 
 @contextmanager
 def _taken_away(target: Path, is_good: Callable[[Path], bool] = lambda taken: False) -> Iterator[None]:
-    """Moves a directory aside, if it is not good, in one step, and removes it at the end: where it lies another process may put
-    what is good at any time.
-
-    So it is renamed first and looked at then.
-    """
+    """Renames a directory to where nobody looks, and removes it at the end; one that turns out to be good is put back."""
     with TemporaryDirectory(dir=target.parent, prefix=TEMPORARY) as aside:
         taken = Path(aside) / target.name
         with suppress(FileNotFoundError):  # another process has taken it away
             target.rename(taken)
         if is_good(taken):
-            _rename_directory(taken, target, is_good)
+            _put_in_place(taken, target, is_good)
         yield
 
 

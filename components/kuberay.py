@@ -187,32 +187,33 @@ class KubeRay(Backend):
 
     def look(self, longest_s: Callable[[], float]) -> Iterator[Seen]:
         """See Backend. A watch from the state that was read; when it ends, expires or breaks, the state is read again."""
-        while True:
-            there = self._get()
-            if there is None:
-                yield Seen("gone", "deleted")
-                return
+        while (there := self._get()) is not None:
             yield phase_of(there)
-            seconds = max(1, math.ceil(min(self.config.resync_s, longest_s())))
-            try:
-                for event in watch.Watch().stream(
-                    self._jobs.list_namespaced_custom_object,
-                    *self._where,
-                    field_selector=f"metadata.name={self.job.name}",
-                    resource_version=there["metadata"]["resourceVersion"],
-                    timeout_seconds=seconds,
-                    _request_timeout=(REQUEST_S[0], seconds + 5.0),  # a server that is silent for longer is dead
-                ):
-                    if event["type"] == "DELETED":
-                        break
-                    if event["type"] != "BOOKMARK":
-                        yield phase_of(event["object"])
-            except ApiException as error:
-                if error.status not in (*TRANSIENT, 410):  # 410: what it began from is forgotten
-                    raise self._refused(error) from None
-            except urllib3.exceptions.HTTPError as error:
-                emit("watch broken", job=self.job.name, reason=type(error).__name__)
+            yield from self._watched(there["metadata"]["resourceVersion"], min(self.config.resync_s, longest_s()))
             time.sleep(min(_PAUSE_S, longest_s()))
+        yield Seen("gone", "deleted")
+
+    def _watched(self, version: str, longest_s: float) -> Iterator[Seen]:
+        """What changes from a version on, until the watch ends, for whatever reason."""
+        seconds = max(1, math.ceil(longest_s))
+        try:
+            for event in watch.Watch().stream(
+                self._jobs.list_namespaced_custom_object,
+                *self._where,
+                field_selector=f"metadata.name={self.job.name}",
+                resource_version=version,
+                timeout_seconds=seconds,
+                _request_timeout=(REQUEST_S[0], seconds + 5.0),  # a server that is silent for longer is dead
+            ):
+                if event["type"] == "DELETED":
+                    return
+                if event["type"] != "BOOKMARK":
+                    yield phase_of(event["object"])
+        except ApiException as error:
+            if error.status not in (*TRANSIENT, 410):  # 410: what it began from is forgotten
+                raise self._refused(error) from None
+        except urllib3.exceptions.HTTPError as error:
+            emit("watch broken", job=self.job.name, reason=type(error).__name__)
 
     # -- its log ---------------------------------------------------------------------------------------------------------
 

@@ -16,25 +16,16 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Any
 
-from components.artifacts import (
-    Manifest,
-    Stage,
-    Store,
-    failure_told,
-    fingerprint,
-    is_asked_again,
-    is_whole,
-    tell_done,
-    tell_reused,
-)
+from components.artifacts import Manifest, Store, is_whole
 from components.errors import ConfigError, LaunchError, UserError, error_of
 from components.job import ENDED, LAUNCH_VARIABLE, REQUEST_VARIABLE, RUN_ID_VARIABLE, Backend, Job, LaunchConfig, Seen
 from components.progress import configure_logging, emit
 from components.settings import StageConfig
+from components.stages import Stage, failure_told, fingerprint, is_asked_again, tell_done, tell_reused
 
 NOTES = "launched"
 """Folder below the storage root where jobs leave what became of them."""
@@ -111,62 +102,67 @@ def run_job(backend: Backend, store: Store) -> Manifest:
         LaunchError: the job failed, vanished, or waited or ran for longer than allowed.
         SystemExit: this process got SIGTERM.
     """
-    config, note, ended = backend.config, (NOTES, f"{backend.job.name}.json"), False
+    job = backend.job
+    with _sigterm_raises(), _signs_of_life(store, job, backend.config.orphan_s), ExitStack() as unless_ended:
+        unless_ended.callback(_cancel, backend)
+        backend.attach_or_create(lambda: store.remove_note(*_result(job.name)), lambda: "error" in _left(store, job))
+        with backend.logs():
+            seen = _follow(backend)
+        if seen.phase in ENDED:
+            unless_ended.pop_all()
+    left = _left(store, job)
+    if "error" in left:
+        raise error_of(**left["error"])
+    if seen.phase == "succeeded" and "manifest" in left:
+        return Manifest.model_validate(left["manifest"])
+    raise _no_result(backend, seen, store.root)
 
-    def left() -> dict[str, Any]:
-        return dict(json.loads(store.read_note(*note) or "{}"))
 
-    with _sigterm_raises(), _signs_of_life(store, backend.job, config.orphan_s):
-        try:
-            backend.attach_or_create(lambda: store.remove_note(*note), lambda: "error" in left())
-            with backend.logs():
-                seen = _follow(backend, config)
-            ended = seen.phase in ENDED
-        finally:
-            if not ended:
-                emit("job cancelled", job=backend.job.name)
-                try:
-                    backend.cancel()
-                except UserError as error:  # the reason to cancel says more
-                    emit("warning", stage=backend.job.stage, message=f"{backend.title} was not cancelled: {error}")
-    told = left()
-    if "error" in told:
-        raise error_of(**told["error"])
-    if seen.phase == "succeeded" and "manifest" in told:
-        return Manifest.model_validate(told["manifest"])
+def _cancel(backend: Backend) -> None:
+    emit("job cancelled", job=backend.job.name)
+    try:
+        backend.cancel()
+    except UserError as error:  # the reason to cancel says more
+        emit("warning", stage=backend.job.stage, message=f"{backend.title} was not cancelled: {error}")
+
+
+def _no_result(backend: Backend, seen: Seen, storage_root: str) -> LaunchError:
+    """Why a job left nothing, as far as its backend can say."""
     last = f" Its log ends: {backend.last_line}" if backend.last_line else ""
     match seen.phase:
         case "succeeded":
-            raise LaunchError(
-                f"{backend.title} has ended well but left no {'/'.join(note)} below '{store.root}'.",
+            return LaunchError(
+                f"{backend.title} has ended well but left no {'/'.join(_result(backend.job.name))} below '{storage_root}'.",
                 "Give the job's pods the same storage as the pipeline's, with the right to write there.",
             )
         case "failed":
-            raise LaunchError(f"{backend.title} failed: {seen.text}.{last}", backend.see)
+            return LaunchError(f"{backend.title} failed: {seen.text}.{last}", backend.see)
         case "gone":
-            raise LaunchError(f"{backend.title} was deleted by somebody else before it had ended.{last}", "Run the step again.")
+            return LaunchError(
+                f"{backend.title} was deleted by somebody else before it had ended.{last}", "Run the step again."
+            )
     setting = "timeout_s" if seen.phase == "running" else "queue_timeout_s"
-    raise LaunchError(
-        f"{backend.title} was cancelled: it has been {seen.phase} ({seen.text}) for {_limit(seen, config):g} s.{last}",
+    limit = _limit(seen, backend.config)
+    return LaunchError(
+        f"{backend.title} was cancelled: it has been {seen.phase} ({seen.text}) for {limit:g} s.{last}",
         f"If it needs longer, raise placement.{backend.job.stage}.launch.{setting}.",
     )
 
 
-def _follow(backend: Backend, config: LaunchConfig) -> Seen:
+def _follow(backend: Backend) -> Seen:
     """Follows a job until it has ended or its time is up; the last that was seen of it."""
-    told: Seen | None = None
-    since = time.monotonic()
+    config, told, since = backend.config, None, time.monotonic()
 
-    def left() -> float:
+    def time_left() -> float:
         return max(0.0, _limit(told, config) - (time.monotonic() - since)) if told else config.resync_s
 
-    for seen in backend.look(left):
+    for seen in backend.look(time_left):
         if seen != told:
             emit("job", job=backend.job.name, phase=seen.phase, state=seen.text)
         if told is None or seen.phase != told.phase:
             since = time.monotonic()
         told = seen
-        if seen.phase in ENDED or left() == 0.0:
+        if seen.phase in ENDED or time_left() == 0.0:
             return seen
     raise AssertionError("a backend never stops telling")
 
@@ -256,6 +252,27 @@ def _signs_of_life(store: Store, job: Job, orphan_s: float) -> Iterator[None]:
         thread.join()
 
 
+# -- what a job leaves ------------------------------------------------------------------------------------------------------
+
+
+def _result(name: str) -> tuple[str, str]:
+    """Where a job of this name leaves its manifest or its error."""
+    return NOTES, f"{name}.json"
+
+
+def _left(store: Store, job: Job) -> dict[str, Any]:
+    return dict(json.loads(store.read_note(*_result(job.name)) or "{}"))
+
+
+def _leave_manifest(store: Store, name: str, manifest: Manifest) -> None:
+    store.write_note(json.dumps({"manifest": manifest.model_dump(mode="json")}), *_result(name))
+
+
+def _leave_error(store: Store, name: str, error: UserError) -> None:
+    told = {"code": error.code, "message": error.message, "hint": error.hint}
+    store.write_note(json.dumps({"error": told}), *_result(name))
+
+
 # -- in the job -------------------------------------------------------------------------------------------------------------
 
 
@@ -283,13 +300,8 @@ def main() -> int:
         _leave_error(store, request["job"], error)
         sys.stderr.write(f"{error}\n")
         return code
-    store.write_note(json.dumps({"manifest": manifest.model_dump(mode="json")}), NOTES, f"{request['job']}.json")
+    _leave_manifest(store, request["job"], manifest)
     return 0
-
-
-def _leave_error(store: Store, name: str, error: UserError) -> None:
-    told = {"code": error.code, "message": error.message, "hint": error.hint}
-    store.write_note(json.dumps({"error": told}), NOTES, f"{name}.json")
 
 
 def _end_when_orphaned(store: Store, name: str, orphan_s: float, code: int) -> None:

@@ -74,39 +74,45 @@ def settings(
         tree = merge(tree, read_tree(file))
     for override in overrides:
         tree = merge(tree, parse_override(override))
-    if suite is not None and (fixed := [name for name in ("encoder", "effect") if name in given]):
-        raise ConfigError(f"--{fixed[0]} has no effect on a suite, which varies it.", f"Leave out --{fixed[0]} or --suite.")
-    idle = [f"--{name}" for name, value in (("rival", rival), ("baseline", baselines)) if value]
-    idle += [f"setting '{name}'" for name in ("rival", "baselines") if tree.get(name) is not None]
-    if suite is not None and idle:
-        raise ConfigError(
-            f"{idle[0]} has no effect on a suite, which has models of its own.", f"Leave out {idle[0]} or --suite."
-        )
-    own = {_SETTING.get(name, name): value for name, value in given.items()}
-    if own and suite is not None:
-        if given.get("backbone") in LINEAR:
-            raise ConfigError(f"--backbone {given['backbone']} is no graph, and suites compare graph models.", "Leave it out.")
-        # a study that varies what is given has this one alone
-        varied = {_VARIED[name]: [given[name]] for name in _VARIED if name in given}
-        tree = merge(tree, {"study": {"base": own, **varied}})
-    elif own:
-        if "model" in tree:
-            told = ", ".join(f"--{name}" for name in given)
-            raise ConfigError(
-                f"{told}: flags make our model anew, and 'model' is given by --config or --set as well.",
-                f"Leave out {told} and write that into model.settings, or leave out 'model'.",
-            )
-        is_linear = given.get("backbone", "ensemble" if given.get("effect") not in (None, *GRAPH_EFFECTS) else None) in LINEAR
-        tree["model"] = _linear_model(given) if is_linear else _graph_model(given)
-    tree |= {"seeds": seeds} if seeds is not None else {}
-    tree |= {"rival": rival} if rival is not None else {}
-    tree |= {"baselines": baselines} if baselines else {}
+    if suite is not None:
+        tree = merge(tree, _suite_base({**given, "rival": rival, "baseline": baselines}, tree))
+    elif given:
+        tree["model"] = _own_model(given, tree)
+    outright = {"seeds": seeds, "rival": rival, "baselines": baselines or None}
+    tree |= {name: value for name, value in outright.items() if value is not None}
     config = ExperimentConfig.parse(tree, "")
     if suite == "quick":  # here, so that the seeds told are those fitted
         config = config.model_copy(update={"seeds": min(config.seeds, 2)})
     config.rivals()  # a name that is unknown or twice is told before anything starts
     check_models(config)
     return config
+
+
+def _suite_base(given: Mapping[str, Any], tree: Mapping[str, Any]) -> dict[str, Any]:
+    """What the variants of a suite share, as the flags describe it; a study that varies what is given has this one alone."""
+    varied_by_it = [f"--{name}" for name in ("encoder", "effect") if given.get(name)]
+    has_its_own = [f"--{name}" for name in ("rival", "baseline") if given.get(name)]
+    has_its_own += [f"setting '{name}'" for name in ("rival", "baselines") if tree.get(name) is not None]
+    for idle, reason in ((varied_by_it, "varies it"), (has_its_own, "has models of its own")):
+        if idle:
+            raise ConfigError(f"{idle[0]} has no effect on a suite, which {reason}.", f"Leave out {idle[0]} or --suite.")
+    if given.get("backbone") in LINEAR:
+        raise ConfigError(f"--backbone {given['backbone']} is no graph, and suites compare graph models.", "Leave it out.")
+    base = {setting: given[name] for name, setting in _SETTING.items() if name in given}
+    varied = {study: [given[name]] for name, study in _VARIED.items() if name in given}
+    return {"study": {"base": base, **varied}} if base else {}
+
+
+def _own_model(given: Mapping[str, Any], tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Our model as the flags describe it."""
+    if "model" in tree:
+        told = ", ".join(f"--{name}" for name in given)
+        raise ConfigError(
+            f"{told}: flags make our model anew, and 'model' is given by --config or --set as well.",
+            f"Leave out {told} and write that into model.settings, or leave out 'model'.",
+        )
+    backbone = given.get("backbone", "ensemble" if given.get("effect") not in (None, *GRAPH_EFFECTS) else None)
+    return _linear_model(given) if backbone in LINEAR else _graph_model(given)
 
 
 def _graph_model(given: Mapping[str, Any]) -> dict[str, Any]:

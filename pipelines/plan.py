@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from components.artifacts import Manifest, Stage, Store, fingerprint
+from components.artifacts import Manifest, Store
 from components.errors import ConfigError, did_you_mean
 from components.settings import StageConfig
+from components.stages import Stage, fingerprint
 from pipelines.names import PipelineName
 
 if TYPE_CHECKING:

@@ -18,13 +18,13 @@ degraded until `cllmr materialise` has written its rows; a run that reuses a fea
 import json
 import re
 import shutil
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from components.artifacts import MANIFEST, WORK, Manifest, Store
+from components.artifacts import MANIFEST, WORK, Manifest, Store, StoredFolder
 from components.errors import ArtifactError, UserError
 from components.launch import NOTES
 from components.progress import emit
@@ -97,42 +97,47 @@ def removable(
     reused = [use for stage in stages for use in store.reuses(stage).items()]
     served = pointed_at(tracking_uri).union(_last_champion(outputs, storage_root, tracking_uri), deployed)
     kept = kept_outputs(outputs, served.union(name for name, when in reused if when >= cutoff), keep, cutoff)
-    asked = served.union(name for name, when in reused if when >= now - ROWS_STAY)
+
+    finished = {f"{one.stage}/{one.fingerprint}": one for one in outputs}
     found = [
-        Removable("output", f"{one.stage}/{one.fingerprint}", sum(file.bytes for file in one.files.values()), one)
-        for one in outputs
+        Removable("output", place, sum(file.bytes for file in one.files.values()), one)
+        for place, one in finished.items()
         if one.fingerprint not in kept
     ]
-    finished = {f"{one.stage}/{one.fingerprint}": one for one in outputs}
-    current = {one.place for one in outputs}.union(finished)
-    begun = max((newest for place, _, newest, _ in folders if place not in current), default=None)
-    if begun is None or begun < a_run_ago:  # else a run may be at work, with a feature set of long ago
+    in_place = {*finished, *(one.place for one in outputs)}
+    remnants = [folder for folder in folders if folder.path not in in_place]
+    if all(folder.newest < a_run_ago for folder in remnants):  # else a run may be at work, with a feature set of long ago
+        asked = served.union(name for name, when in reused if when >= now - ROWS_STAY)
         found += _unused_rows(outputs, kept, asked, storage_root)
-    for place, size, newest, has_manifest in folders:
-        stage, name = place.split("/")[:2]
-        if place in current:
+    found += _removable_remnants(remnants, finished, kept, cutoff, a_run_ago, storage_root)
+    in_use = [one.config for one in outputs if one.stage == "sideinfo" and one.fingerprint in kept]
+    return [*found, *_unused_answers(store, in_use, cutoff), *_old_notes(store, cutoff), *_old_logs(storage_root, cutoff)]
+
+
+def _removable_remnants(
+    remnants: Iterable[StoredFolder],
+    finished: Mapping[str, Manifest],
+    kept: Collection[str],
+    cutoff: datetime,
+    a_run_ago: datetime,
+    storage_root: str,
+) -> Iterator[Removable]:
+    """Of the folders that are no output: uploads that another has replaced, and what killed runs were building."""
+    for folder in remnants:
+        stage, name = folder.path.split("/")[:2]
+        if output := finished.get(f"{stage}/{name}"):
+            if max(folder.newest, datetime.fromisoformat(output.created_at)) < a_run_ago:  # a run may have the manifest before
+                yield Removable("replaced", folder.path, folder.bytes)
             continue
-        if (output := finished.get(f"{stage}/{name}")) is not None:
-            if max(newest, datetime.fromisoformat(output.created_at)) < a_run_ago:  # a run may have the manifest before
-                found.append(Removable("replaced", place, size))
-            continue
-        if has_manifest and not name.startswith("."):  # what was being built when its run was killed may have one
+        if folder.has_manifest and not name.startswith("."):  # what was being built when its run was killed may have one
             raise ArtifactError(
-                f"{place}/{MANIFEST} below '{storage_root}' cannot be read, so nobody knows what has to stay for it.",
+                f"{folder.path}/{MANIFEST} below '{storage_root}' cannot be read, so nobody knows what has to stay for it.",
                 "Put back what was there or build it again; if nothing needs it, remove the folder by hand.",
             )
         # online rows of a killed run take memory, and no run takes longer to be finished
-        limit = a_run_ago if place.startswith(f"{FEATURES}/{WORK}") else cutoff
-        if newest < limit and name not in kept:
-            found.append(Removable("unfinished", place, size))
-    in_use = [one.config for one in outputs if one.stage == "sideinfo" and one.fingerprint in kept]
-    found += _unused_answers(store, in_use, cutoff)
-    found += [
-        Removable("note", place, size)
-        for place, size, newest in store.files(NOTES)
-        if newest < cutoff and _NOTE.fullmatch(place)
-    ]
-    return found + _old_logs(storage_root, cutoff)
+        limit = a_run_ago if folder.path.startswith(f"{FEATURES}/{WORK}") else cutoff
+        if folder.newest < limit and name not in kept:
+            yield Removable("unfinished", folder.path, folder.bytes)
 
 
 def _unused_rows(
@@ -285,20 +290,26 @@ def _unused_answers(store: Store, in_use: Iterable[Mapping[str, Any]], cutoff: d
     asked = [tuple(config.get(name) for name in _DECODING) for config in in_use]
     shelf, found = store.shelf(ANSWERS), []
     files = store.files(ANSWERS)
-    sizes = {place: size for place, size, _ in files}
-    for place, _, newest in files:
-        if not _MARKER.fullmatch(place) or newest >= cutoff:
+    sizes = {file.path: file.bytes for file in files}
+    for marker in files:
+        if not _MARKER.fullmatch(marker.path) or marker.written >= cutoff:
             continue
-        shard = place.removesuffix(".json")
+        shard = marker.path.removesuffix(".json")
         with (
             # another clean-up may have removed it since it was listed; of a damaged one nobody knows what it is for
             suppress(FileNotFoundError, ValueError, KeyError, TypeError, AttributeError),
-            shelf.open_input_stream(place.removeprefix(f"{ANSWERS}/")) as stream,
+            shelf.open_input_stream(marker.path.removeprefix(f"{ANSWERS}/")) as stream,
         ):
             decoding = json.loads(stream.read())["decoding"]
             if tuple(decoding.get(name) for name in _DECODING) not in asked:
-                found.append(Removable("answers", shard, sizes[place] + sizes.get(f"{shard}.parquet", 0)))
+                found.append(Removable("answers", shard, marker.bytes + sizes.get(f"{shard}.parquet", 0)))
     return found
+
+
+def _old_notes(store: Store, cutoff: datetime) -> list[Removable]:
+    """What jobs have left of what became of them."""
+    notes = [file for file in store.files(NOTES) if file.written < cutoff and _NOTE.fullmatch(file.path)]
+    return [Removable("note", note.path, note.bytes) for note in notes]
 
 
 def _old_logs(storage_root: str, cutoff: datetime) -> list[Removable]:

@@ -55,13 +55,7 @@ def read_tokens(environment: Mapping[str, str] = os.environ) -> Tokens:
     """
     source, text = TOKENS, environment.get(TOKENS)
     if (path := environment.get(TOKENS_FILE)) is not None:
-        if not path.strip():
-            raise ConfigError(f"{TOKENS_FILE} is set and empty.", "Name the file with the tokens, or unset it.")
-        source = f"{TOKENS_FILE}={path}"
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{source} cannot be read: {type(error).__name__}.", "Mount the Secret there.") from None
+        source, text = f"{TOKENS_FILE}={path}", read_named(TOKENS_FILE, path, "tokens", "Secret")
     if text is None:
         return Tokens({})
     lines = [(number, line.split()) for number, line in enumerate(text.splitlines(), start=1)]
@@ -83,6 +77,16 @@ def _parsed(words: list[str], place: str) -> tuple[str, frozenset[TokenScope]]:
             f"{place}: a token of {len(token)} characters, at least {MIN_LENGTH} are needed.", "Make one: openssl rand -hex 32"
         )
     return token, read_scopes(words[1], place)
+
+
+def read_named(variable: str, path: str, what: str, mounted: str) -> str:
+    """The text of the file with `what`, which a variable names and a Kubernetes object brings; raises ConfigError."""
+    if not path.strip():
+        raise ConfigError(f"{variable} is set and empty.", f"Name the file with the {what}, or unset it.")
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{variable}={path} cannot be read: {type(error).__name__}.", f"Mount the {mounted} there.") from None
 
 
 def read_scopes(text: str, place: str) -> frozenset[TokenScope]:

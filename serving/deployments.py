@@ -70,7 +70,7 @@ from serving.schemas import (
 from serving.settings import Scoring, Trial
 from serving.texts import TextEncoder
 from serving.together import Together
-from serving.trial import Shadow, joined, part, parts
+from serving.trial import Shadow, joined, model_of, narrowed, parts, share
 
 PRODUCTS_AT_ONCE = 1 << 27
 """Products, some 20 ms of one core, up to which a ranking is made where requests come in: in a thread beside it everything took
@@ -220,6 +220,26 @@ class EncoderReplica:
             return f"the text encoder '{encoder}' is not installed here."
 
 
+class _AskedRegistry:
+    """A `RegistryReplica` as a scorer asks it: from threads, where an answer can be waited for; without one it names nobody."""
+
+    def __init__(self, handle: DeploymentHandle[Any] | None) -> None:
+        if handle is not None:
+            # RAY_SERVE_THROUGHPUT_OPTIMIZED=1 does not let a handle be asked from threads by itself
+            handle._init(_run_router_in_separate_loop=True)  # type: ignore[no-untyped-call]
+        self._handle = handle
+        self.is_there = handle is not None
+
+    def champions(self) -> list[Target]:
+        return [] if self._handle is None else self._handle.champions.remote().result(timeout_s=REGISTRY_DEADLINE_SECONDS)
+
+    def champion(self) -> Target | None:
+        return next(iter(self.champions()), None)
+
+    def challenger(self) -> Target | None:
+        return None if self._handle is None else self._handle.challenger.remote().result(timeout_s=REGISTRY_DEADLINE_SECONDS)
+
+
 class ScorerReplica:
     """Holds one model, and a challenger while one is on trial; the model is loaded and its golden requests are replayed before
     the replica takes requests.
@@ -240,33 +260,19 @@ class ScorerReplica:
     ) -> None:
         configure_replica_logging()
         self._metrics = ScorerMetrics()
-        self._asks_registry = registry is not None
-        if registry is not None:
-            # it is asked from threads, which RAY_SERVE_THROUGHPUT_OPTIMIZED=1 does not let a handle do by itself
-            registry._init(_run_router_in_separate_loop=True)  # type: ignore[no-untyped-call]
-
-        def champions() -> list[Target]:
-            found: list[Target] = registry.champions.remote().result(timeout_s=REGISTRY_DEADLINE_SECONDS) if registry else []
-            return found
-
-        def read_challenger() -> Target | None:
-            found: Target | None = (
-                registry.challenger.remote().result(timeout_s=REGISTRY_DEADLINE_SECONDS) if registry else None
-            )
-            return found
+        self._registry = _AskedRegistry(registry)
+        interval = poll_interval_s or HOLD_SECONDS
 
         def begin() -> Follower:
             """With what other replicas serve: the configuration's bundle may be of long ago."""
+            asked = self._registry
             try:
-                first = champions()
+                first = asked.champions()
             except Exception as error:  # as in Follower.look
                 log.warning("champion cannot be asked for", error=type(error).__name__)
                 first = []
             candidates = dict.fromkeys([*first, deployed])
-            interval = poll_interval_s or HOLD_SECONDS
-            return Follower(
-                candidates, lambda: next(iter(champions()), None), self._metrics, interval, read_challenger, scoring
-            )
+            return Follower(candidates, asked.champion, self._metrics, interval, asked.challenger, scoring)
 
         with ThreadPoolExecutor(1) as pool:  # a handle cannot be waited for in the event loop, where a replica is made
             self._follower = pool.submit(begin).result()
@@ -280,7 +286,7 @@ class ScorerReplica:
         """Ray Serve's way to change a running replica: its `user_config`, see Trial."""
         self._trial = Trial.model_validate(trial)
         self._follower.tries = self._trial.needs()
-        if self._trial.needs() and not self._asks_registry:
+        if self._trial.needs() and not self._registry.is_there:
             log.warning("nobody is tried: the endpoint was deployed without a registry, serve.poll_interval_s = 0")
         log.info("trial", **trial)
 
@@ -305,51 +311,44 @@ class ScorerReplica:
         return await self._together.ask(Question(request, histories, profiles))
 
     async def _answers(self, asked: list[Question]) -> list[Answered[RecommendResponse]]:
-        """Answers to several requests, scored together; users of the share that a challenger is tried on are answered by it,
-        but by the champion where the challenger's items do not have what a request filters by."""
+        """Answers to several requests; those for one model are scored together."""
         self._metrics.batch_size.observe(len(asked))
-        live, challenger, trial = self._follower.live, self._follower.challenger, self._trial
-        split = [parts(trial, live, challenger, question.request.users) for question in asked]
-        unfit = [
-            number
-            for number, found in enumerate(split)
-            for by, _ in found
-            if by is challenger and not by.recommender.filters.know(asked[number].request.filters)
-        ]
-        for number in unfit:
-            split[number] = parts(trial, live, None, asked[number].request.users)
-        answers: list[list[tuple[list[int], RecommendResponse]]] = [[] for _ in asked]
-        given: list[tuple[Live, list[RecommendResponse]]] = []
-        for model in (live, challenger):
-            mine = [(number, places) for number, found in enumerate(split) for by, places in found if by is model]
-            if model is None or not mine:
-                continue
-            questions = [part(asked[number], places) for number, places in mine]
-            self._metrics.profiles_refused(sum(map(model.recommender.refused, questions)), model.target.model_version)
-            with self._metrics.timed("model"):
-                if sum(map(model.recommender.products, questions)) <= PRODUCTS_AT_ONCE:
-                    found = model.recommender.recommend_all(questions)
-                else:
-                    found = await asyncio.to_thread(model.recommender.recommend_all, questions)
-            given.append((model, found))
-            for (number, places), answer in zip(mine, found, strict=True):
-                answers[number].append((places, answer))
-        told = [joined(one) for one in answers]
+        trial, live, challenger = self._trial, self._follower.live, self._follower.challenger
+        split = [parts(trial, live, challenger, question) for question in asked]
+        ranked: list[tuple[Live, list[RecommendResponse]]] = []
+        for model in filter(None, (live, challenger)):
+            if questions := [part.question for found in split for part in found if part.model is model]:
+                ranked.append((model, await self._rank(model, questions)))
+        in_turn = {model.target: iter(answers) for model, answers in ranked}
+        told = [joined([(part.places, next(in_turn[part.model.target])) for part in found]) for found in split]
         sent = [Answered(answer, answer.model_version, live.feature_set, live.target.model_version) for answer in told]
         # from here on nothing fails for a request: a batch that did is answered again, and must not be counted twice
+        for model, answers in ranked:
+            self._metrics.recommended(answers, model.recommender.scorer.item_vocabulary, model.head)
         if challenger is not None:
-            for _ in unfit:
-                self._metrics.left_out(challenger.target.model_version)
-        if challenger is not None and trial.mode == "shadow":
             for question, answer in zip(asked, told, strict=True):
-                asking = enumerate(question.request.users)
-                held = [at for at, user in asking if trial.holds(user, challenger.target.fingerprint)]
-                if held:
-                    compared = answer.model_copy(update={"results": [answer.results[at] for at in held]})
-                    self._shadow.compare(challenger, part(question, held), compared)
-        for model, found in given:
-            self._metrics.recommended(found, model.recommender.scorer.item_vocabulary, model.head)
+                self._try(trial, challenger, question, answer)
         return sent
+
+    async def _rank(self, model: Live, questions: list[Question]) -> list[RecommendResponse]:
+        """Answers of one model, in a thread where they may take long."""
+        recommender = model.recommender
+        self._metrics.profiles_refused(sum(map(recommender.refused, questions)), model.target.model_version)
+        with self._metrics.timed("model"):
+            if sum(map(recommender.products, questions)) <= PRODUCTS_AT_ONCE:
+                return recommender.recommend_all(questions)
+            return await asyncio.to_thread(recommender.recommend_all, questions)
+
+    def _try(self, trial: Trial, challenger: Live, question: Question, answer: RecommendResponse) -> None:
+        """Compares a shadow with what was answered; counts a request that a canary had no part in, see `parts`."""
+        match trial.mode:
+            case "shadow":
+                if held := share(trial, challenger, question):
+                    compared = answer.model_copy(update={"results": [answer.results[at] for at in held]})
+                    self._shadow.compare(challenger, narrowed(question, held), compared)
+            case "canary":
+                if not challenger.recommender.filters.know(question.request.filters) and share(trial, challenger, question):
+                    self._metrics.left_out(challenger.target.model_version)
 
     def _answered(self, answer: _T, model: Live) -> Answered[_T]:
         live = self._follower.live
@@ -357,8 +356,7 @@ class ScorerReplica:
 
     def _model_of(self, user_id: str) -> Live:
         """What answers one user."""
-        ((model, _),) = parts(self._trial, self._follower.live, self._follower.challenger, [user_id])
-        return model
+        return model_of(self._trial, self._follower.live, self._follower.challenger, user_id)
 
     async def score(self, request: ScoreRequest) -> Answered[ScoreResponse]:
         """See Recommender."""

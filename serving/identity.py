@@ -9,10 +9,9 @@ the proxy may reach it, and the proxy must overwrite what it is sent.
 import os
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 from components.errors import ConfigError
-from serving.auth import TokenScope, read_scopes
+from serving.auth import TokenScope, read_named, read_scopes
 
 IDENTITIES_FILE = "CLLMR_IDENTITIES_FILE"
 IDENTITY_HEADER = "CLLMR_IDENTITY_HEADER"
@@ -82,13 +81,7 @@ def read_identities(environment: Mapping[str, str] = os.environ) -> Identities:
     header = environment.get(IDENTITY_HEADER, FORWARDED_CERTIFICATE).strip().lower()
     if (path := environment.get(IDENTITIES_FILE)) is None:
         return Identities({})
-    if not path.strip():
-        raise ConfigError(f"{IDENTITIES_FILE} is set and empty.", "Name the file with the identities, or unset it.")
-    source = f"{IDENTITIES_FILE}={path}"
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{source} cannot be read: {type(error).__name__}.", "Mount the ConfigMap there.") from None
+    source, text = f"{IDENTITIES_FILE}={path}", read_named(IDENTITIES_FILE, path, "identities", "ConfigMap")
     identities = {}
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip() or line.lstrip().startswith("#"):

@@ -7,7 +7,7 @@ model, a larger share holds everybody of a smaller one, and the next challenger 
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import structlog
@@ -24,7 +24,40 @@ _STANDARDISED = ("personalised", "fold_in")  # methods whose scores are in stand
 log = structlog.get_logger()
 
 
-def part(question: Question, places: Sequence[int]) -> Question:
+class Part(NamedTuple):
+    """Those users of a question whom one model answers."""
+
+    model: Live
+    places: Sequence[int]
+    """Of these users among the question's."""
+    question: Question
+    """For these users alone."""
+
+
+def parts(trial: Trial, champion: Live, challenger: Live | None, question: Question) -> list[Part]:
+    """A question as each model is asked it, the champion first: a canary for its share, where it knows what is filtered by."""
+    users = range(len(question.request.users))
+    if challenger is None or trial.mode != "canary" or not challenger.recommender.filters.know(question.request.filters):
+        return [Part(champion, users, question)]
+    tried = share(trial, challenger, question)
+    others = sorted(set(users).difference(tried))
+    split = ((champion, others), (challenger, tried))
+    return [Part(model, places, narrowed(question, places)) for model, places in split if places]
+
+
+def model_of(trial: Trial, champion: Live, challenger: Live | None, user_id: str) -> Live:
+    """Which model answers a user whose question has no filters."""
+    if challenger is None or trial.mode != "canary" or not trial.holds(user_id, challenger.target.fingerprint):
+        return champion
+    return challenger
+
+
+def share(trial: Trial, challenger: Live, question: Question) -> list[int]:
+    """Which users of a question belong to the challenger's share, by their places."""
+    return [at for at, user in enumerate(question.request.users) if trial.holds(user, challenger.target.fingerprint)]
+
+
+def narrowed(question: Question, places: Sequence[int]) -> Question:
     """The question for some of its users."""
     request, histories, profiles = question
     if len(places) == len(request.users):
@@ -104,15 +137,3 @@ def difference(ours: UserRecommendations, theirs: UserRecommendations) -> tuple[
     is_comparable = ours.method == theirs.method and ours.method in _STANDARDISED
     apart = [abs(first[item_id] - second[item_id]) for item_id in shared if is_comparable]
     return overlap, float(np.mean(apart)) if apart else None
-
-
-def parts(trial: Trial, champion: Live, challenger: Live | None, user_ids: Sequence[str]) -> list[tuple[Live, list[int]]]:
-    """Which model answers which of some users, by their places; the champion first."""
-    if challenger is None or trial.mode != "canary":
-        return [(champion, list(range(len(user_ids))))]
-    tried = [trial.holds(user_id, challenger.target.fingerprint) for user_id in user_ids]
-    split = (
-        (champion, [at for at, is_tried in enumerate(tried) if not is_tried]),
-        (challenger, [at for at, is_tried in enumerate(tried) if is_tried]),
-    )
-    return [(live, places) for live, places in split if places]

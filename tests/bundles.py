@@ -11,10 +11,11 @@ import pandas as pd
 import scipy.sparse as sp
 from safetensors.numpy import save_file
 
-from components.artifacts import Manifest, Stage, run_stage, write_json
+from components.artifacts import Manifest, write_json
 from components.cllmr.linear.kernel import NewItems
 from components.cllmr.linear.scores import LinearScores, Standard, as_tensors, by_popularity, joined, strongest
 from components.settings import StageConfig
+from components.stages import Stage, run_stage
 from components.train.attributes import attributes_of, write_attributes
 from components.train.bundle import model_tensors, write_texts
 from components.train.config import TrainConfig

@@ -6,10 +6,11 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import save_file
 
-from components.artifacts import Manifest, Stage, run_stage, write_json
+from components.artifacts import Manifest, write_json
 from components.ids import TEST, TRAIN, VALIDATION
 from components.ingest.dataset import Dataset
 from components.settings import StageConfig
+from components.stages import Stage, run_stage
 from components.train.members import GraphFit
 from tests.bundles import graph_tensors, write_bundle
 

@@ -8,10 +8,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from components.artifacts import Manifest, Stage, run_stage, write_json
+from components.artifacts import Manifest, write_json
 from components.errors import DataError
 from components.progress import progress
 from components.settings import StageConfig
+from components.stages import Stage, run_stage
 
 STAGES = {name: Stage(name, version=1) for name in ("ingest", "sideinfo", "spectrum", "train", "promote")}
 

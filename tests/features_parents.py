@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import save_file
 
-from components.artifacts import Manifest, Stage, run_stage
+from components.artifacts import Manifest
 from components.settings import StageConfig
+from components.stages import Stage, run_stage
 
 Event = tuple[int, int, int, str]
 """user row, item row, Unix seconds, split."""

@@ -8,8 +8,9 @@ from zlib import crc32
 import numpy as np
 import pandas as pd
 
-from components.artifacts import Manifest, Stage, run_stage
+from components.artifacts import Manifest
 from components.settings import StageConfig
+from components.stages import Stage, run_stage
 
 Event = tuple[int, int, str]
 """user row, item row, split."""

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from components.artifacts import Manifest, Stage, Store, failure_told, fingerprint, read_json, run_stage
+from components.artifacts import Manifest, Store, read_json
 from components.batch.config import BatchConfig
 from components.batch.online import open_online, write_online
 from components.errors import ArtifactError, DataError
@@ -25,6 +25,7 @@ from components.ingest.readers import column_names, read_chunks
 from components.local_ray import ray_session
 from components.progress import emit, progress
 from components.registry import Registry, default_tracking_uri
+from components.stages import Stage, failure_told, fingerprint, run_stage
 from serving.lists import BATCH, BATCH_VERSION, TABLE_DIRECTORY
 
 STAGE = Stage(BATCH, version=BATCH_VERSION)

@@ -109,7 +109,7 @@ def report(
     told = np.array([bool(profile) for profile in profiles])
     if not told.any():
         return None
-    known = np.log1p(popularity[told])
+    log_popularity = np.log1p(popularity[told])
     generic = {"text": genericness(text[told])}
     if side.shape[1]:
         lengths = np.linalg.norm(side[told], axis=1, keepdims=True)
@@ -124,27 +124,20 @@ def report(
         favoured["written_anyway"] = share_written_anyway(centred(text), centred(references, around=text))[told]
     shown = {name: exposure(top, len(told))[told] for name, top in tops.items()}
     relative = {name: counts / max(counts.mean(), 1e-12) for name, counts in shown.items()}
-    columns = {f"genericness_{name}": values for name, values in generic.items()} | {
+    columns = {
+        **{f"genericness_{name}": values for name, values in generic.items()},
         **{name: values for name, values in favoured.items() if name != "genericness"},
         **{f"exposure_{name}": values for name, values in relative.items()},
     }
     members = _members([group for group, is_told in zip(groups, told, strict=True) if is_told])
     return {
         "items": int(told.sum()),
-        "genericness": {
-            name: {**_spread(values), "correlation_log_popularity": correlation(values, known)}
-            for name, values in generic.items()
-        },
-        "written_anyway": {
-            **_spread(favoured["written_anyway"]),
-            "correlation_log_popularity": correlation(favoured["written_anyway"], known),
-        }
-        if "written_anyway" in favoured
-        else None,
+        "genericness": {name: _spread(values, log_popularity) for name, values in generic.items()},
+        "written_anyway": _spread(favoured["written_anyway"], log_popularity) if "written_anyway" in favoured else None,
         "sentiment": {
             "profile": round(float(of_profile.mean()), 6),
             "source": round(float(of_source.mean()), 6),
-            "inflation": {**_spread(inflation), "correlation_log_popularity": correlation(inflation, known)},
+            "inflation": _spread(inflation, log_popularity),
         },
         "exposure": {
             name: {f"correlation_{what}": correlation(counts, values) for what, values in favoured.items()}
@@ -156,13 +149,17 @@ def report(
                 "items": len(rows),
                 **{column: round(float(values[rows].mean()), 6) for column, values in columns.items()},
             }
-            for name, rows in [("all", np.arange(len(known))), *members]
+            for name, rows in [("all", np.arange(len(log_popularity))), *members]
         ],
     }
 
 
-def _spread(values: Floats) -> dict[str, float]:
-    return {"mean": round(float(values.mean()), 6), "std": round(float(values.std()), 6)}
+def _spread(values: Floats, log_popularity: Floats) -> dict[str, float | None]:
+    return {
+        "mean": round(float(values.mean()), 6),
+        "std": round(float(values.std()), 6),
+        "correlation_log_popularity": correlation(values, log_popularity),
+    }
 
 
 def _members(groups: Sequence[Sequence[str]]) -> list[tuple[str, IntArray]]:

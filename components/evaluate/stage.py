@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from components.artifacts import Manifest, Stage, run_stage
+from components.artifacts import Manifest
 from components.evaluate.config import EvaluateConfig
+from components.stages import Stage, run_stage
 
 STAGE = Stage("evaluate", version=11)
 

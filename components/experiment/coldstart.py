@@ -80,17 +80,10 @@ def split(data: ExperimentData, share: float, seed: int) -> ColdSplit:
     known = (np.bincount(data.train.indices, minlength=data.num_items) > 0) & np.array(
         [text is not None for text in data.item_texts]
     )
-    eligible = np.flatnonzero(known)
-    if len(eligible) < 4:
-        raise DataError(
-            f"'{data.name}' has {len(eligible)} items with training interactions and a text: too few for cold start.",
-            "At least 4 are needed, half for the test and half for validation: give a larger data set.",
-        )
-    size = max(2, round(share * data.num_items))
-    drawn = np.random.default_rng(seed).choice(eligible, min(2 * size, len(eligible) // 2 * 2), replace=False)
-    half = len(drawn) // 2
+    what = "items with training interactions and a text"
+    validation_items, test_items = halves(data.name, np.flatnonzero(known), what, round(share * data.num_items), seed)
     cold = np.zeros(data.num_items, dtype=bool)
-    cold[drawn] = True
+    cold[np.concatenate([validation_items, test_items])] = True
 
     def only(matrix: sp.csr_array, columns: npt.NDArray[np.bool_]) -> sp.csr_array:
         kept = sp.csr_array(matrix @ sp.diags_array(columns.astype(np.float32)))
@@ -104,7 +97,27 @@ def split(data: ExperimentData, share: float, seed: int) -> ColdSplit:
         **{name: only(getattr(data, name), ~cold) for name in ("train", "validation", "test")},
         own_user_text=0 * data.own_user_text,  # a profile tells of all training items, also those that are cold now
     )
-    return ColdSplit(warm, np.sort(drawn[:half]), np.sort(drawn[half:]), held_out)
+    return ColdSplit(warm, validation_items, test_items, held_out)
+
+
+def halves(name: str, eligible: IntArray, what: str, size: int, seed: int) -> tuple[IntArray, IntArray]:
+    """Draws `size` rows for validation and as many for the test, at least two and at most half of those that are eligible.
+
+    Args:
+        name: of the data set.
+        what: the eligible rows are, for the error.
+
+    Raises:
+        DataError: fewer than four are.
+    """
+    if len(eligible) < 4:
+        raise DataError(
+            f"'{name}' has {len(eligible)} {what}: too few for cold start.",
+            "At least 4 are needed, half for the test and half for validation: give a larger data set.",
+        )
+    half = min(max(2, size), len(eligible) // 2)
+    drawn = np.random.default_rng(seed).choice(eligible, 2 * half, replace=False)
+    return np.sort(drawn[:half]), np.sort(drawn[half:])
 
 
 Options = dict[str, list[tuple[dict[str, Any], Scores]]]

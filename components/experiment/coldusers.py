@@ -17,10 +17,9 @@ from components.cllmr.linear.ease import centred_unit_rows
 from components.cllmr.linear.ensemble import Candidates, Ensemble, Scores, choose_weights
 from components.cllmr.linear.factors import side_map
 from components.cllmr.linear.kernel import KernelScores
-from components.errors import DataError
 from components.evaluate.baselines import Factors, RandomScores, ials, popularity
 from components.evaluate.metrics import Ranking, rank
-from components.experiment.coldstart import KERNEL_POWERS, L2, Options, choose, told
+from components.experiment.coldstart import KERNEL_POWERS, L2, Options, choose, halves, told
 from components.experiment.dataset import ExperimentData, unit_rows
 from components.experiment.models import KINDS, Task, Tell, silent
 from components.experiment.store import Outcome
@@ -69,16 +68,10 @@ def split(data: ExperimentData, share: float, seed: int) -> ColdUsers:
     """
     later = sp.csr_array(data.validation + data.test)
     eligible = np.flatnonzero((np.diff(data.train.indptr) > 0) & (np.diff(later.indptr) > 0) & data.user_text.any(axis=1))
-    if len(eligible) < 4:
-        raise DataError(
-            f"'{data.name}' has {len(eligible)} users with a text and interactions beyond training: too few for cold start.",
-            "At least 4 are needed, half for the test and half for validation: give a larger data set.",
-        )
-    size = max(2, round(share * data.num_users))
-    drawn = np.random.default_rng(seed).choice(eligible, min(2 * size, len(eligible) // 2 * 2), replace=False)
-    half = len(drawn) // 2
+    what = "users with a text and interactions beyond training"
+    validation_users, test_users = halves(data.name, eligible, what, round(share * data.num_users), seed)
     cold = np.zeros(data.num_users, dtype=bool)
-    cold[drawn] = True
+    cold[np.concatenate([validation_users, test_users])] = True
 
     def only(matrix: sp.csr_array, rows: npt.NDArray[np.bool_]) -> sp.csr_array:
         kept = sp.csr_array(sp.diags_array(rows.astype(np.float32)) @ matrix)
@@ -93,8 +86,8 @@ def split(data: ExperimentData, share: float, seed: int) -> ColdUsers:
         replace(data, **warm, own_user_text=own),
         only(data.train, cold),
         only(later, cold),
-        np.sort(drawn[:half]),
-        np.sort(drawn[half:]),
+        validation_users,
+        test_users,
     )
 
 

@@ -211,26 +211,7 @@ def _with_texts(name: str, splits: tuple[sp.csr_array, ...], items: Rows, users:
 
 
 def _read_matrix(path: Path) -> sp.csr_array:
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            raise ValueError("it holds a single array, without a name")
-        with loaded as file:
-            missing = [name for name in ("row", "col", "shape") if name not in file]
-            arrays = {} if missing else {name: np.asarray(file[name]) for name in ("row", "col", "shape")}
-            seen = ", ".join(file)
-    except FileNotFoundError:
-        expected = f"Give a folder with {', '.join(FILES.values())}, or the output of ingest ({DATA_CARD_FILE} and so on)."
-        raise DataError(f"{path} is missing.", expected) from None
-    except Exception as error:  # zipfile, zlib and numpy have errors of their own for a damaged file; all mean the same here
-        reason = first_line(error)
-        raise DataError(f"{path} cannot be read: {reason}.", "Write row, col and shape as integers with numpy.savez.") from None
-    if missing:
-        raise DataError(f"{path} has no array '{missing[0]}'; seen: {seen}.", "Write row, col and shape with numpy.savez.")
-    for name, array in arrays.items():
-        if array.dtype.kind not in "iu":
-            raise DataError(f"{path}: '{name}' has type {array.dtype}, not integers.", "Write row numbers from 0 on.")
-    rows, columns, shape = arrays["row"], arrays["col"], arrays["shape"]
+    rows, columns, shape = _read_arrays(path)
     if shape.shape != (2,) or (shape <= 0).any():
         raise DataError(f"{path}: shape is {shape.tolist()}.", "Write two positive numbers: users, items.")
     if rows.ndim != 1 or rows.shape != columns.shape:
@@ -253,6 +234,31 @@ def _read_matrix(path: Path) -> sp.csr_array:
     matrix.sum_duplicates()  # also sorts the indices
     matrix.data[:] = 1.0
     return matrix
+
+
+def _read_arrays(path: Path) -> tuple[npt.NDArray[np.integer], ...]:
+    """The file's row, col and shape."""
+    names = ("row", "col", "shape")
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            raise ValueError("it holds a single array, without a name")
+        with loaded as file:
+            found = {name: np.asarray(file[name]) for name in names if name in file}
+            seen = ", ".join(file)
+    except FileNotFoundError:
+        expected = f"Give a folder with {', '.join(FILES.values())}, or the output of ingest ({DATA_CARD_FILE} and so on)."
+        raise DataError(f"{path} is missing.", expected) from None
+    except Exception as error:  # zipfile, zlib and numpy have errors of their own for a damaged file; all mean the same here
+        reason = first_line(error)
+        raise DataError(f"{path} cannot be read: {reason}.", "Write row, col and shape as integers with numpy.savez.") from None
+    for name in names:
+        if name not in found:
+            raise DataError(f"{path} has no array '{name}'; seen: {seen}.", "Write row, col and shape with numpy.savez.")
+    for name, array in found.items():
+        if array.dtype.kind not in "iu":
+            raise DataError(f"{path}: '{name}' has type {array.dtype}, not integers.", "Write row numbers from 0 on.")
+    return tuple(found.values())
 
 
 def _check_disjoint(folder: Path, data: ExperimentData) -> None:

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from components.artifacts import Stage, fingerprint
 from components.errors import ConfigError, DataError, UserError
 from components.evaluate.metrics import METRICS
 from components.experiment import statistics
@@ -28,6 +27,7 @@ from components.experiment.store import Outcome, Results
 from components.experiment.tasks import TASKS
 from components.memory import peak_memory
 from components.sideinfo.config import SideinfoConfig
+from components.stages import Stage, fingerprint
 
 STAGE = Stage("experiment", version=9)
 """Its version is part of what a finished unit is: another one where figures change though `CODE` does not."""

@@ -382,25 +382,15 @@ def _bias(setup: Setup) -> Study:
     outcomes = iter(setup.runner.run(units))
     datasets: dict[str, dict[str, Any]] = {}
     for source in sources:
-        rows = []
-        for kind, strength, formulation in conditions:
-            facts = [next(outcomes).facts for _ in seeds]
-            percents = {
-                name: [one[name] for one in facts if one[name] is not None]
-                for name in ("removed_percent", "ndcg_change_percent")
+        rows = [
+            {
+                "kind": kind,
+                "strength": strength,
+                "formulation": formulation,
+                **_exposure([next(outcomes).facts for _ in seeds]),
             }
-            rows.append(
-                {
-                    "kind": kind,
-                    "strength": strength,
-                    "formulation": formulation,
-                    **{name: statistics.spread(values) if values else None for name, values in percents.items()},
-                    **{
-                        name: statistics.spread([one[name] for one in facts])
-                        for name in ("lured_share", "exposure_clean", "exposure_inflated", "exposure_debiased")
-                    },
-                }
-            )
+            for kind, strength, formulation in conditions
+        ]
         datasets[source.name] = {"propensity": rows, "skipped": {}}
     return Study(
         "bias",
@@ -413,6 +403,20 @@ def _bias(setup: Setup) -> Study:
         "data with the first seed, the settings of the others are fixed.",
         datasets,
     )
+
+
+def _exposure(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What `propensity` measured under one condition, over the seeds; None of what could be measured with none."""
+    measured = (
+        "removed_percent",
+        "ndcg_change_percent",
+        "lured_share",
+        "exposure_clean",
+        "exposure_inflated",
+        "exposure_debiased",
+    )
+    values = {name: [one[name] for one in facts if one[name] is not None] for name in measured}
+    return {name: statistics.spread(found) if found else None for name, found in values.items()}
 
 
 def _tuned(setup: Setup, source: Source, spec: ModelSpec) -> Any:

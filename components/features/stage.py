@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from components.artifacts import WORK, Manifest, Stage, Store, failure_told, fingerprint, read_json, run_stage, write_json
+from components.artifacts import WORK, Manifest, Store, read_json, write_json
 from components.errors import ArtifactError, UserError
 from components.features import online
 from components.features.config import FeaturesConfig
 from components.ids import TIMESTAMP
 from components.progress import emit
+from components.stages import Stage, failure_told, fingerprint, run_stage
 from feature_repo.store import REDIS, SQLITE, sqlite_path
 
 STAGE = Stage("features", version=4)

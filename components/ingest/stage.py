@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from components.artifacts import Manifest, Stage, run_stage
+from components.artifacts import Manifest
 from components.ingest.config import IngestConfig
+from components.stages import Stage, run_stage
 
 STAGE = Stage("ingest", version=6)
 

@@ -3,17 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from components.artifacts import (
-    Manifest,
-    Stage,
-    Store,
-    failure_told,
-    fingerprint,
-    is_asked_again,
-    read_json,
-    run_stage,
-    write_json,
-)
+from components.artifacts import Manifest, Store, read_json, write_json
 from components.progress import emit
 from components.promote.config import PromoteConfig
 from components.registry import (
@@ -24,6 +14,7 @@ from components.registry import (
     default_tracking_uri,
     registered_root,
 )
+from components.stages import Stage, failure_told, fingerprint, is_asked_again, run_stage
 from components.tracking import open_run
 
 STAGE = Stage("promote", version=2)

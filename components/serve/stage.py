@@ -5,12 +5,13 @@ from typing import Any
 
 import yaml
 
-from components.artifacts import Manifest, Stage, Store, read_json, run_stage
+from components.artifacts import Manifest, Store, read_json
 from components.errors import ArtifactError
 from components.progress import emit
 from components.promote.config import PromoteConfig
 from components.registry import default_tracking_uri
 from components.serve.config import ServeConfig
+from components.stages import Stage, run_stage
 from serving import APPLICATION
 
 STAGE = Stage("serve", version=4)

@@ -4,12 +4,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.artifacts import Manifest, Stage, run_stage
+from components.artifacts import Manifest
 from components.ids import ITEM, ITEM_ID, TRAIN, USER, USER_ID
 from components.progress import emit, progress
 from components.sideinfo.config import SideinfoConfig
+from components.stages import Stage, run_stage
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from components.ingest.dataset import Dataset
     from components.sideinfo.ondisk import Texts
     from components.sideinfo.profiles import Account, ProfileWriter, Side
@@ -65,6 +68,39 @@ def _build(built: Path, config: SideinfoConfig, storage_root: str, ingest: Manif
     profiles = {"items": (items := writer.write_items(training)), "users": writer.write_users(training, items)}
     references = writer.write_references(training)
     own = _own_texts(config, training) if config.own_text and writer.account is not None else {}
+    _write_profiles(built, dataset, training, writer, profiles, own)
+    for name, found in profiles.items():
+        _tell_of_missing(name, found, own.get(name), writer.account, config)
+    introduced = pd.concat([dataset.users.drop(columns=USER), load_newcomers(ingest.path())], ignore_index=True)
+    told = introductions(introduced, config.max_words, writer.guarded, dataset.num_users)
+    if told.known():
+        _write_columns(built / INTRODUCTIONS_FILE, {USER_ID: introduced[USER_ID], encoder.PROFILE: told})
+    if writer.account:
+        pq.write_table(report.references_table(references), built / REFERENCES_FILE)
+        report.write_quarantine(writer.account, built / QUARANTINE_FILE)
+    beside = (("introductions", told.known()), ("references", references))
+    embedded = [*profiles, *(name for name, any_there in beside if any_there)]
+    num_texts = sum(map(_with_either, profiles.values(), (own or profiles).values()))
+    num_texts += sum(one.profile is not None for one in references) + told.known()
+    with progress(STAGE.name, num_texts, "texts") as bar:
+        arrays = encoder.embed(text_encoder, {name: built / f"{name}.parquet" for name in embedded}, bar.advance)
+    save_file(arrays, built / EMBEDDINGS_FILE)
+    facts = _facts(config, writer.account, profiles, len(references), arrays["items"].shape[1])
+    report.write(built, dataset, facts, writer.account, writer.guarded, references, profiles)
+    return facts
+
+
+def _write_profiles(
+    built: Path,
+    dataset: "Dataset",
+    training: "Dataset",
+    writer: "ProfileWriter",
+    profiles: Mapping[str, "Texts"],
+    own: Mapping[str, "Texts"],
+) -> None:
+    """Writes items.parquet and users.parquet."""
+    from components.sideinfo import encoder
+
     tables: tuple[tuple[str, Side, str, str, pd.DataFrame], ...] = (
         ("items", "item", ITEM, ITEM_ID, dataset.items),
         ("users", "user", USER, USER_ID, dataset.users),
@@ -73,40 +109,17 @@ def _build(built: Path, config: SideinfoConfig, storage_root: str, ingest: Manif
         columns: dict[str, Iterable[Any]] = {row: frame[row], raw_id: frame[raw_id], encoder.PROFILE: profiles[name]}
         columns |= {encoder.OWN_TEXT: own[name]} if own else {}
         _write_columns(built / f"{name}.parquet", columns | writer.columns(training, side))
-        _tell_of_missing(name, profiles[name], own.get(name), writer.account, config)
-    embedded = list(profiles)
-    introduced = pd.concat([dataset.users.drop(columns=USER), load_newcomers(ingest.path())], ignore_index=True)
-    told = introductions(introduced, config.max_words, writer.guarded, dataset.num_users)
-    if told.known():
-        _write_columns(built / INTRODUCTIONS_FILE, {USER_ID: introduced[USER_ID], encoder.PROFILE: told})
-        embedded.append("introductions")
-    if writer.account:
-        pq.write_table(report.references_table(references), built / REFERENCES_FILE)
-    if references:
-        embedded.append("references")
-    num_texts = sum(map(_with_either, profiles.values(), (own or profiles).values()))
-    num_texts += sum(one.profile is not None for one in references) + told.known()
-    with progress(STAGE.name, num_texts, "texts") as bar:
-        arrays = encoder.embed(text_encoder, {name: built / f"{name}.parquet" for name in embedded}, bar.advance)
-    save_file(arrays, built / EMBEDDINGS_FILE)
-    facts: dict[str, Any] = {
-        "backend": config.backend,
-        "llm": writer.account is not None,
-        "encoder": config.encoder,
-        "dim": arrays["items"].shape[1],
-        "items_without_profile": len(profiles["items"]) - profiles["items"].known(),
-        "users_without_profile": len(profiles["users"]) - profiles["users"].known(),
-    }
-    if account := writer.account:
-        facts |= {
-            "model": config.model,
-            "own_text": config.own_text,
-            "references": len(references),
-            **account.facts(config.price_in, config.price_out),
-        }
-        report.write_quarantine(account, built / QUARANTINE_FILE)
-    report.write(built, dataset, facts, account, writer.guarded, references, profiles)
-    return facts
+
+
+def _facts(
+    config: SideinfoConfig, account: "Account | None", profiles: Mapping[str, "Texts"], num_references: int, dim: int
+) -> dict[str, Any]:
+    without = {f"{name}_without_profile": len(texts) - texts.known() for name, texts in profiles.items()}
+    facts = {"backend": config.backend, "llm": account is not None, "encoder": config.encoder, "dim": dim, **without}
+    if account is None:
+        return facts
+    of_llm = {"model": config.model, "own_text": config.own_text, "references": num_references}
+    return {**facts, **of_llm, **account.facts(config.price_in, config.price_out)}
 
 
 def _tell_who_writes(writer: "ProfileWriter", config: SideinfoConfig) -> None:

@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from components.artifacts import Manifest, Stage, run_stage, write_json
+from components.artifacts import Manifest, write_json
 from components.ids import TRAIN
 from components.spectrum.config import SpectrumConfig
+from components.stages import Stage, run_stage
 
 STAGE = Stage("spectrum", version=2)
 

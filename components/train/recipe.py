@@ -118,6 +118,38 @@ def fit_recipe(
             "train.effect is 'reference_texts' and there are none: only an LLM writes them.",
             "Set sideinfo.backend to one with an LLM and run from sideinfo, or choose another train.effect.",
         )
+    names, left_out = _members_for(data, config)
+    seconds: dict[str, float] = {}
+    members = fit_members(names, data, config, train_graph, settings, seconds, on_progress)
+    start = time.process_time()
+    factual, weights = join(members, data, data.validation, config)
+    validation = {name: data.validation_ndcg(member.scores) for name, member in members.items()}
+    validation["ensemble"] = data.validation_ndcg(factual)
+    seconds["ensemble"] = time.process_time() - start
+    on_progress(member="ensemble", **{PRIMARY: validation["ensemble"]})
+    start = time.process_time()
+    asked = Counterfactual(data, config, train_graph, members, weights, factual, on_progress)
+    other = EFFECTS[config.effect](asked)
+    seconds["counterfactual"] = time.process_time() - start
+    fits = {"factual": members, "counterfactual": other.members}
+    graphs = {run: fit["graph"].graph for run, fit in fits.items() if "graph" in fit and fit["graph"].graph is not None}
+    return FittedRecipe(
+        factual=factual,
+        counterfactual=other.scores,
+        propensity=other.propensity,
+        members=members,
+        weights=weights,
+        counterfactual_weights=other.weights,
+        counterfactual_popularity=other.popularity,
+        validation=validation,
+        cpu_seconds=seconds,
+        left_out=left_out,
+        graphs=graphs,
+    )
+
+
+def _members_for(data: RecipeData, config: TrainConfig) -> tuple[list[MemberName], dict[str, str]]:
+    """The members that the data allow, at least one, and why the others are left out."""
     left_out: dict[str, str] = {
         name: reason for name in config.recipe.members if (reason := _reason_against(name, data, config))
     }
@@ -135,33 +167,7 @@ def fit_recipe(
             f"train.batch_size = {config.batch_size:,}): set a larger one, or train.recipe.members without 'graph'"
         )
         emit("warning", stage="train", message=message)
-    seconds: dict[str, float] = {}
-    members = fit_members(names, data, config, train_graph, settings, seconds, on_progress)
-    start = time.process_time()
-    factual, weights = join(members, data, data.validation, config)
-    validation = {name: data.validation_ndcg(member.scores) for name, member in members.items()}
-    validation["ensemble"] = data.validation_ndcg(factual)
-    seconds["ensemble"] = time.process_time() - start
-    on_progress(member="ensemble", **{PRIMARY: validation["ensemble"]})
-    start = time.process_time()
-    asked = Counterfactual(data, config, train_graph, members, weights, factual, on_progress)
-    other = EFFECTS[config.effect](asked)
-    seconds["counterfactual"] = time.process_time() - start
-    fits = {"factual": members, "counterfactual": other.members}
-    graphs = {run: fit["graph"].graph for run, fit in fits.items() if "graph" in fit and fit["graph"].graph is not None}
-    return FittedRecipe(
-        factual,
-        other.scores,
-        other.propensity,
-        members,
-        weights,
-        other.weights,
-        other.popularity,
-        validation,
-        seconds,
-        left_out,
-        graphs,
-    )
+    return names, left_out
 
 
 def _reason_against(name: MemberName, data: RecipeData, config: TrainConfig) -> str | None:

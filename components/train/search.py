@@ -31,24 +31,22 @@ def coordinate_search(
             log.append({**settings, "value": round(tried[key], 6)})
         return tried[key]
 
+    def climbed(settings: Settings, name: str, direction: int) -> Settings:
+        place = grids[name].index(settings[name]) + direction
+        while 0 <= place < len(grids[name]):
+            candidate = {**settings, name: grids[name][place]}
+            if value_of(candidate) <= value_of(settings):
+                break
+            settings, place = candidate, place + direction
+        return settings
+
     best = {name: start[name] for name in grids}
-    best_value = value_of(best)
+    value_of(best)  # the start is tried first, whatever the grids
     for _ in range(rounds):
-        before = dict(best)
-        for name, grid in grids.items():
-            place = grid.index(best[name])
-            for direction in (1, -1):
-                neighbour = place + direction
-                moved = False
-                while 0 <= neighbour < len(grid):
-                    candidate = {**best, name: grid[neighbour]}
-                    value = value_of(candidate)
-                    if value <= best_value:
-                        break
-                    best, best_value, moved = candidate, value, True
-                    neighbour += direction
-                if moved:
-                    break  # the other side was left behind
+        before = best
+        for name in grids:
+            up = climbed(best, name, 1)
+            best = up if up != best else climbed(best, name, -1)  # where it rises upwards, the other side is left behind
         if best == before:
             break
-    return best, best_value, log
+    return best, value_of(best), log

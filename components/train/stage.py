@@ -5,11 +5,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.artifacts import Manifest, Stage, Store, fingerprint, run_stage, write_json
+from components.artifacts import Manifest, Store, write_json
 from components.errors import ArtifactError
 from components.evaluate.metrics import PRIMARY as METRIC
 from components.ids import ITEM_ID, TITLE, TRAIN, USER_ID, VALIDATION
 from components.progress import emit
+from components.stages import Stage, fingerprint, run_stage
 from components.train.config import TrainConfig
 
 if TYPE_CHECKING:

@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.artifacts import Manifest, Store, failure_told, fingerprint, read_json
+from components.artifacts import Manifest, Store, read_json
 from components.errors import ArtifactError, ConfigError
 from components.ids import ITEM_ID, SPLIT, TEST, TRAIN, USER_ID, VALIDATION
 from components.progress import emit
+from components.stages import failure_told, fingerprint
 from components.train.config import CHAMPION, NONE, RegistryConfig, TrainConfig
 
 if TYPE_CHECKING:

@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from components.artifacts import Stage, run_stage
 from components.batch import stage as batch
 from components.errors import ArtifactError, ConfigError, DataError, StorageError, UserError
 from components.ingest.stage import run
 from components.settings import StageConfig
+from components.stages import Stage, run_stage
 from tests import REPOSITORY
 
 HEADER = "user_id,item_id,rating,timestamp\n"

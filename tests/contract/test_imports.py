@@ -22,6 +22,7 @@ FOUNDATION = {
     "components.progress",
     "components.retry",
     "components.settings",
+    "components.stages",
 }
 HEAVY = ("torch", "ray", "kfp", "feast", "mlflow", "sentence_transformers", "transformers", "matplotlib", "pandera", "implicit")
 

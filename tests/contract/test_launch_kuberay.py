@@ -14,13 +14,14 @@ import pytest
 import yaml
 
 from components import job, kuberay
-from components.artifacts import Manifest, Stage, Store
+from components.artifacts import Manifest, Store
 from components.errors import ConfigError, LaunchError
 from components.job import Job, LaunchConfig
 from components.kuberay import phase_of
 from components.launch import launch, make_job
 from components.spectrum import stage as spectrum
 from components.spectrum.stage import run as run_spectrum
+from components.stages import Stage
 from tests import REPOSITORY
 from tests.crds import needs_crds
 from tests.kube_server import TEMPLATE, WORKFLOW, KubeServer, kube_server, kubeconfig

@@ -16,12 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from components.artifacts import Manifest, Stage, Store, fingerprint, run_stage
+from components.artifacts import Manifest, Store
 from components.batch import stage
 from components.batch.config import BatchConfig
 from components.errors import ArtifactError, ConfigError, DataError, LaunchError
 from components.ingest.config import IngestConfig
 from components.registry import Registry, default_tracking_uri
+from components.stages import Stage, fingerprint, run_stage
 from pipelines.batch_scoring import batch_scoring
 from pipelines.config import load
 from pipelines.plan import compile_pipeline

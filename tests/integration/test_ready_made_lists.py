@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from components.artifacts import MANIFEST, Manifest, Stage, run_stage
+from components.artifacts import MANIFEST, Manifest
 from components.batch import stage
 from components.batch.config import BatchConfig
 from components.ids import UNKNOWN
+from components.stages import Stage, run_stage
 from serving import lifecycle, lists
 from serving.approximate import Exactness
 from serving.bundle import find_trained

@@ -13,13 +13,14 @@ import httpx
 import pytest
 import yaml
 
-from components.artifacts import Manifest, Stage, Store, run_stage, write_json
+from components.artifacts import Manifest, Store, write_json
 from components.errors import ArtifactError, ConfigError
 from components.features import stage as features_stage
 from components.promote.config import PromoteConfig
 from components.registry import Registry, default_tracking_uri
 from components.serve import stage
 from components.serve.config import ServeConfig
+from components.stages import Stage, run_stage
 from feature_repo.store import sqlite_path
 from serving.client import Client
 from serving.run import running_endpoint

@@ -18,9 +18,10 @@ import pytest
 from pydantic import BaseModel, ConfigDict
 
 from components import artifacts
-from components.artifacts import UNUSED_SECONDS, Manifest, Stage, Store, fingerprint, hold, run_stage, sha256_file, write_json
+from components.artifacts import UNUSED_SECONDS, Manifest, Store, hold, sha256_file, write_json
 from components.errors import ArtifactError, ConfigError, DataError, StorageError
 from components.settings import StageConfig
+from components.stages import Stage, fingerprint, run_stage
 from tests import REPOSITORY
 
 STAGE = Stage("planting", version=1)
@@ -144,7 +145,7 @@ def test_an_output_appears_all_at_once(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from components.artifacts import Stage, run_stage
+from components.stages import Stage, run_stage
 from components.settings import StageConfig
 
 def build(directory):
@@ -426,7 +427,7 @@ def test_an_upload_that_is_broken_off_leaves_what_is_there_whole_for_every_reade
     being_read = second.path()
     assert sha256_file(first.path() / "deep/data.bin") == first.files["deep/data.bin"].sha256, "by who has its manifest"
     assert (being_read / "deep/data.bin").read_bytes() == b"other", "by who was reading the second"
-    described = {place: has_manifest for place, _, _, has_manifest in store.folders("planting")}
+    described = {folder.path: folder.has_manifest for folder in store.folders("planting")}
     assert described.keys() >= {first.place, second.place, f"planting/{first.fingerprint}"}
     assert [place for place, has_manifest in described.items() if has_manifest] == [f"planting/{first.fingerprint}"]
     assert len(described) == 4, "and what the broken-off upload has left"
@@ -500,22 +501,14 @@ def test_two_runs_of_the_same_stage_at_once_both_end_with_one_whole_output(
         assert leftovers(tmp_path / "store") == []
 
 
-def test_an_output_committed_while_this_run_was_about_to_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    look = artifacts._has_manifest
-    committed: list[Any] = []
-
-    def too_early(directory: Path, other_than: Manifest | None) -> bool:
-        found = look(directory, other_than)
-        if not committed:
-            committed.append(None)
-            committed.append(run(tmp_path).path().stat().st_ino)
-        return found
+def test_an_output_committed_while_this_run_was_building_it_is_kept(tmp_path: Path) -> None:
+    committed: list[int] = []
 
     def slow(directory: Path) -> dict[str, Any]:
-        monkeypatch.setattr(artifacts, "_has_manifest", too_early)
+        committed.append(run(tmp_path).path().stat().st_ino)
         return build(directory)
 
-    assert run(tmp_path, slow).path().stat().st_ino == committed[-1]
+    assert run(tmp_path, slow).path().stat().st_ino == committed[0]
     assert leftovers(tmp_path) == []
 
 

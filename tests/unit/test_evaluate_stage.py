@@ -11,7 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 from safetensors.numpy import load_file, save_file
 
-from components.artifacts import Manifest, Stage, Store, run_stage
+from components.artifacts import Manifest, Store
 from components.cllmr.linear.newcomers import CrossFits
 from components.errors import ArtifactError, ConfigError, DataError
 from components.evaluate import baselines, metrics, report, stage, summary
@@ -20,6 +20,7 @@ from components.evaluate.build import _activity, _collapse_report, _new_items, _
 from components.evaluate.config import LABELS, EvaluateConfig
 from components.ids import TEST, TRAIN
 from components.ingest.dataset import Dataset
+from components.stages import Stage, run_stage
 from components.train.config import TrainConfig
 from pipelines.summary import result_table
 from serving.scorer import Scorer

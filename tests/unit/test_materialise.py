@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from components.artifacts import MANIFEST, Manifest, Stage, Store, run_stage
+from components.artifacts import MANIFEST, Manifest, Store
 from components.errors import ArtifactError
 from components.features import stage
 from components.registry import Registry
 from components.settings import StageConfig
+from components.stages import Stage, run_stage
 from feature_repo.store import sqlite_path
 from pipelines import cli
 from tests.features_parents import Small

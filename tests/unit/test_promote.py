@@ -11,12 +11,13 @@ import pytest
 from safetensors.numpy import save_file
 
 from components import tracking
-from components.artifacts import Manifest, Stage, Store, run_stage, write_json
+from components.artifacts import Manifest, Store, write_json
 from components.errors import ConfigError
 from components.mlflow_client import connect
 from components.promote import gate, stage
 from components.registry import Registry, RegistryError
 from components.settings import StageConfig
+from components.stages import Stage, run_stage
 from pipelines.config import load
 from serving.bundle import models_of
 from tests.bundles import TINY_MODEL, stored_bundle, write_bundle

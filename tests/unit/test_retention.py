@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from components.artifacts import MANIFEST, Manifest, Stage, Store, run_stage
+from components.artifacts import MANIFEST, Manifest, Store
 from components.errors import ArtifactError, StorageError
 from components.features import online
 from components.features import stage as features_stage
 from components.mlflow_client import connect
 from components.registry import Registry, RegistryError
 from components.settings import StageConfig
+from components.stages import Stage, run_stage
 from feature_repo.store import sqlite_path
 from pipelines import cli, retention
 from pipelines.config import BATCH, PlatformConfig

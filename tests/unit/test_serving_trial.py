@@ -15,7 +15,7 @@ from serving.lifecycle import Follower, Target, load
 from serving.recommender import Question
 from serving.schemas import Method, RankedItem, RecommendRequest, UserRecommendations
 from serving.settings import Trial, place
-from serving.trial import MAX_WAITING, Shadow, difference, joined, part, parts
+from serving.trial import MAX_WAITING, Shadow, difference, joined, parts
 from tests.bundles import write_item_columns, write_random_bundle
 
 USERS = [f"user {number}" for number in range(20_000)]
@@ -85,9 +85,9 @@ def test_every_user_is_answered_by_his_own_model_in_the_order_asked(bundles: lis
     users = [f"u{row}" for row in range(40)]
     request = RecommendRequest(users=users, k=5, recent={user: ["i1"] for user in users[::3]}, debias=0.5)
     asked = Question(request, [[]] * len(users))
-    split = parts(trial, champion, challenger, users)
-    assert [live for live, _ in split] == [champion, challenger]
-    answers = [(at, live.recommender.recommend(*part(asked, at))) for live, at in split]
+    split = parts(trial, champion, challenger, asked)
+    assert [part.model for part in split] == [champion, challenger]
+    answers = [(part.places, part.model.recommender.recommend(*part.question)) for part in split]
     answer = joined(answers)
     assert answer.model_version == "1"
     assert [result.user_id for result in answer.results] == users
@@ -101,10 +101,11 @@ def test_every_user_is_answered_by_his_own_model_in_the_order_asked(bundles: lis
         assert [item.score for item in result.items] == pytest.approx([item.score for item in expected.items], abs=1e-6)
     assert {result.model_version for result in answer.results} == {"1", "2"}
     only = [user for user in users if place(user, challenger.target.fingerprint) < 0.5]
-    assert [live for live, _ in parts(trial, champion, challenger, only)] == [challenger]
+    of_share = Question(RecommendRequest(users=only), [[]] * len(only))
+    assert [part.model for part in parts(trial, champion, challenger, of_share)] == [challenger]
     for other in (Trial(mode="shadow", share=1.0), Trial()):
-        assert [live for live, _ in parts(other, champion, challenger, users)] == [champion]
-    assert [live for live, _ in parts(trial, champion, None, users)] == [champion]
+        assert [part.model for part in parts(other, champion, challenger, asked)] == [champion]
+    assert [part.model for part in parts(trial, champion, None, asked)] == [champion]
 
 
 def ranking(*items: tuple[str, float], method: Method = "personalised") -> UserRecommendations:

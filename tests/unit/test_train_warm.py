@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from components.artifacts import Manifest, Stage, run_stage, write_json
+from components.artifacts import Manifest, write_json
 from components.cllmr.model import SideInformation
 from components.errors import ConfigError
 from components.ids import TEST, TRAIN, VALIDATION
@@ -20,6 +20,7 @@ from components.ingest.dataset import Dataset
 from components.registry import Registry, default_tracking_uri
 from components.settings import StageConfig
 from components.spectrum.decompose import spectrum
+from components.stages import Stage, run_stage
 from components.train import warm
 from components.train.config import TrainConfig
 from components.train.graph import as_arrays, trained_here
