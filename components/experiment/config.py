@@ -52,9 +52,9 @@ BASELINES: dict[str, ModelSpec] = {
             name="ials",
             kind="ials",
             grid={
-                "factors": (64, 128, 256),
-                "alpha": (1.0, 2.0, 5.0, 10.0, 20.0, 40.0),
                 "regularization": (0.3, 1.0, 3.0, 10.0, 30.0, 100.0),
+                "alpha": (1.0, 2.0, 5.0, 10.0, 20.0, 40.0),
+                "factors": (64, 128, 256),
             },
         ),
         ModelSpec(name="ease", kind="ease", grid={"l2": _L2}),

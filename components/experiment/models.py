@@ -242,13 +242,16 @@ class KindOf:
     needs_text: bool = False
     item_matrices: bool = False
     """Whether dense item-item matrices are held."""
+    start: Mapping[str, float] = field(default_factory=dict)
+    """From where a grid is climbed as well, where the middle of every axis is not enough."""
 
 
 KINDS: dict[Kind, KindOf] = {
     "popularity": KindOf(_popularity, baselines.popularity),
     "text_cosine": KindOf(_text_cosine, baselines.text_cosine, needs_text=True),
     "bm25": KindOf(_bm25, baselines.bm25_knn),
-    "ials": KindOf(_ials, _IALS, uses_chance=True),
+    # where the recipe's factors begin: confidence and regularisation depend on each other, so a climb may end where it began
+    "ials": KindOf(_ials, _IALS, uses_chance=True, start={"regularization": 10.0, "alpha": 10.0, "factors": 128}),
     "ease": KindOf(_ease, _ease_settings, item_matrices=True),
     "ease_text": KindOf(_ease_text, _ease_text_settings, needs_text=True, item_matrices=True),
     "alpharec": KindOf(_alpharec, uses_chance=True, needs_text=True),
@@ -326,7 +329,8 @@ class Tuned:
 
 
 def tune(spec: ModelSpec, data: ExperimentData, seed: int, tell: Tell = silent) -> Tuned:
-    """Climbs the grid of a model on validation NDCG@10 from the middle of every axis; without a grid there is one fit."""
+    """Climbs the grid of a model on validation NDCG@10 from the middle of every axis, and from where its kind begins;
+    without a grid there is one fit."""
     shared: dict[str, Any] = {}
     best: tuple[float, Fitted] | None = None
 
@@ -340,9 +344,15 @@ def tune(spec: ModelSpec, data: ExperimentData, seed: int, tell: Tell = silent) 
         return value
 
     start = {name: values[(len(values) - 1) // 2] for name, values in spec.grid.items()}
-    chosen, _, tried = coordinate_search(start, spec.grid, evaluate)
+    own = KINDS[spec.kind].start
+    other = {name: min(values, key=partial(_distance, own[name])) for name, values in spec.grid.items() if name in own}
+    chosen, _, tried = coordinate_search(start, spec.grid, evaluate, others=[{**start, **other}])
     assert best is not None, "a search evaluates its start"
     return Tuned(best[1], {**spec.settings, **chosen}, tried if spec.grid else [])
+
+
+def _distance(one: float, other: float) -> float:
+    return abs(one - other)
 
 
 def recipe_settings(settings: Mapping[str, Any], seed: int) -> tuple[TrainConfig, int]:

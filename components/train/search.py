@@ -8,7 +8,11 @@ Settings = dict[str, Any]
 
 
 def coordinate_search(
-    start: Mapping[str, Any], grids: Mapping[str, Sequence[Any]], evaluate: Callable[[Settings], float], rounds: int = 2
+    start: Mapping[str, Any],
+    grids: Mapping[str, Sequence[Any]],
+    evaluate: Callable[[Settings], float],
+    rounds: int = 2,
+    others: Sequence[Mapping[str, Any]] = (),
 ) -> tuple[Settings, float, list[Settings]]:
     """Climbs one setting after the other along its ordered grid for as long as the value rises.
 
@@ -17,6 +21,7 @@ def coordinate_search(
         grids: setting -> allowed values in order; settings of one value are fixed.
         evaluate: larger is better; called once per distinct settings.
         rounds: passes over all settings at most; a pass that changes nothing ends the search.
+        others: further starts, for settings that depend on each other so much that one climb ends where it began.
 
     Returns:
         The best settings, their value, and everything tried as ``{**settings, "value": value}`` in the order tried.
@@ -40,13 +45,17 @@ def coordinate_search(
             settings, place = candidate, place + direction
         return settings
 
-    best = {name: start[name] for name in grids}
-    value_of(best)  # the start is tried first, whatever the grids
-    for _ in range(rounds):
-        before = best
-        for name in grids:
-            up = climbed(best, name, 1)
-            best = up if up != best else climbed(best, name, -1)  # where it rises upwards, the other side is left behind
-        if best == before:
-            break
+    def best_from(start: Mapping[str, Any]) -> Settings:
+        best = {name: start[name] for name in grids}
+        value_of(best)  # the start is tried first, whatever the grids
+        for _ in range(rounds):
+            before = best
+            for name in grids:
+                up = climbed(best, name, 1)
+                best = up if up != best else climbed(best, name, -1)  # where it rises upwards, the other side is left behind
+            if best == before:
+                break
+        return best
+
+    best = max([best_from(one) for one in (start, *others)], key=value_of)
     return best, value_of(best), log

@@ -27,3 +27,19 @@ def test_nothing_is_asked_twice_and_everything_is_logged() -> None:
 
 def test_a_flat_function_keeps_the_start() -> None:
     assert coordinate_search({"x": 3, "y": 0}, GRIDS, lambda settings: 1.0)[0] == {"x": 3, "y": 0}
+
+
+def test_a_ridge_that_one_climb_cannot_leave_is_left_from_another_start() -> None:
+    def ridge(settings: dict) -> float:
+        """Only both at once lead from (2, 10) to (5, 30)."""
+        return {(2, 10): 1.0, (5, 30): 3.0, (5, 20): 2.0}.get((settings["x"], settings["y"]), 0.0)
+
+    near, far = {"x": 2, "y": 10}, {"x": 5, "y": 20}
+    assert coordinate_search(near, GRIDS, ridge)[0] == near
+    asked = []
+    best, value, log = coordinate_search(
+        near, GRIDS, lambda settings: asked.append(dict(settings)) or ridge(settings), others=[far, near]
+    )
+    assert (best, value) == ({"x": 5, "y": 30}, 3.0)
+    assert len(asked) == len({tuple(one.items()) for one in asked}) == len(log)
+    assert coordinate_search(far, GRIDS, ridge, others=[near])[0] == best
