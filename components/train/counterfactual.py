@@ -86,14 +86,19 @@ def _of_taste(data: RecipeData) -> sp.csr_array:
 
 
 def _refitted(asked: Counterfactual, other: RecipeData, validation: sp.csr_array, propensity: FloatMatrix) -> Other:
-    """The recipe with the members and settings of the factual one on `other` data, weights chosen on `validation`."""
+    """The recipe with the members and settings of the factual one on `other` data, weights chosen on `validation`.
+
+    Where that is all of it, there is nothing to choose anew by: a second choice would find other weights that are as good, and
+    the difference of the two would be told as a direct effect.
+    """
     needed = {name for name, weight in asked.weights.items() if weight}
     if "ease" in needed and asked.members["ease"].settings["side_mix"]:
         needed.add("graph")  # its side representations are in the Gram matrix
     names = [name for name in asked.config.recipe.members if name in needed]
     settings: dict[str, Settings] = {name: asked.members[name].settings for name in names}
     members = fit_members(names, other, asked.config, asked.train_graph, settings, {}, asked.on_progress, "counterfactual")
-    model, weights = join(members, asked.data, validation, asked.config, asked.weights)
+    same = asked.weights if validation.nnz == asked.data.validation.nnz else None
+    model, weights = join(members, asked.data, validation, asked.config, asked.weights, same)
     popularity = by_popularity(np.asarray(log_of(other).sum(axis=0), dtype=np.float64))
     return Other(_shared_where_equal(model, asked.factual), weights, propensity, members, popularity)
 

@@ -148,17 +148,29 @@ def join(
     validation: sp.csr_array,
     config: TrainConfig,
     start: Mapping[str, float] | None = None,
+    weights: Mapping[str, float] | None = None,
 ) -> tuple[LinearScores, dict[str, float]]:
-    """The weighted sum of the members and the weights, which are chosen on `validation`; 0 of a graph that only lends."""
+    """The weighted sum of the members and the weights, which are chosen on `validation`; 0 of a graph that only lends.
+
+    Args:
+        members: fitted.
+        data: whose training interactions are not ranked.
+        validation: interactions to find.
+        config: whether the graph joins.
+        start: weights from which the choice begins.
+        weights: instead of a choice.
+    """
     lends = "ease" in members and not config.recipe.graph_joins
     names = [name for name in members if not (lends and name == "graph")]
     scores = [members[name].scores for name in names]
-    # a member that counts against what it finds would, without the lured clicks, give exposure back to what they lured to
-    negative = [name == "popularity" for name in names]
-    first = None if start is None else [start[name] for name in names]
-    chosen, _ = choose_weights(Candidates.collect(scores, data.train, validation), negative=negative, start=first)
-    model = joined(scores, chosen, [Standard.of(one) for one in scores])
-    return model, dict.fromkeys(members, 0.0) | dict(zip(names, chosen, strict=True))
+    if weights is None:
+        # a member that counts against what it finds would, without the lured clicks, give exposure back to what they lured to
+        negative = [name == "popularity" for name in names]
+        first = None if start is None else [start[name] for name in names]
+        chosen, _ = choose_weights(Candidates.collect(scores, data.train, validation), negative=negative, start=first)
+        weights = dict(zip(names, chosen, strict=True))
+    model = joined(scores, [weights[name] for name in names], [Standard.of(one) for one in scores])
+    return model, {name: weights[name] if name in names else 0.0 for name in members}
 
 
 @dataclass(frozen=True)
