@@ -156,7 +156,9 @@ class Scorer:
         rows = np.atleast_1d(np.asarray(items, dtype=np.int64))
         total, indirect = (model.pairs(user, rows) for model in (self.factual, self.counterfactual))
         if (new := self._new(user, recent)).size:
-            total, indirect = total + self.factual.added(user, new)[rows], indirect + self.counterfactual.added(user, new)[rows]
+            seen = self.seen(user)
+            total = total + self.factual.added(user, new, seen)[rows]
+            indirect = indirect + self.counterfactual.added(user, new, seen)[rows]
         direct = total - indirect
         return Effects(total, direct, indirect, total - self._strength(debias) * direct)
 
@@ -190,15 +192,16 @@ class Scorer:
             if share and further:
                 each = SCORE_PRODUCTS if model.folds is None else SCORE_PRODUCTS + model.folds.shape[1]
                 total += model.weights.shape[0] // self.num_items * (BLOCK_PRODUCTS + self.num_items * each)
+                total += 0 if model.folding is None else self.products_per_user + self.num_items * SCORE_PRODUCTS
         return total
 
     @property
     def folds_in(self) -> bool:
         """Whether somebody who is not in the training data can be answered from his history."""
-        return bool(self._blocks["factual"])
+        return bool(self._blocks["factual"]) or self.factual.folding is not None
 
     def fold_in(self, items: npt.ArrayLike, debias: float | None = None) -> Floats:
-        """Scores of somebody without a row here, from his history, by the members that need nothing else: (num_items,).
+        """Scores of somebody without a row here, from his history: (num_items,).
 
         Args:
             items: history, item rows; `UNKNOWN` is ignored. Without any known item all scores are those of popularity, which
@@ -235,7 +238,7 @@ class Scorer:
             if (new := self._new(user, items)).size:
                 for model, share in shares:
                     if share:
-                        scores[place] += share * model.added(user, new)
+                        scores[place] += share * model.added(user, new, self.seen(user))
         return scores
 
     def _new(self, user: int, recent: npt.ArrayLike) -> Rows:

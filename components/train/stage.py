@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from components.train.recipe import FittedRecipe
     from components.train.workers import Place
 
-STAGE = Stage("train", version=15)
+STAGE = Stage("train", version=16)
 
 
 def run(config: dict[str, Any], storage_root: str, ingest: Manifest, features: Manifest) -> Manifest:

@@ -350,7 +350,9 @@ def test_of_a_model_with_weights_between_items_the_same_score_goes_also_for_who_
     longer = history.tolil()
     longer[7, new] = 0.5
     more = without_carried(replace(model, history=sp.csr_array(longer)), told, written)
-    np.testing.assert_allclose(found.score(everyone[7:8])[0] + found.added(7, new), more.score(everyone[7:8])[0], atol=2e-4)
+    np.testing.assert_allclose(
+        found.score(everyone[7:8])[0] + found.added(7, new, history[[7]].indices), more.score(everyone[7:8])[0], atol=2e-4
+    )
     items = history[[7]].indices
     nobody = without_carried(replace(model, users=0 * a), told, written)
     np.testing.assert_allclose(found.folded([1.0], items), standardised(nobody.score(everyone[7:8]))[0], atol=2e-4)

@@ -10,8 +10,19 @@ import scipy.sparse as sp
 
 from components.cllmr.linear.ease import Ease, EaseSettings, centred_unit_rows
 from components.cllmr.linear.ensemble import Ensemble
+from components.cllmr.linear.folding import Folding
 from components.cllmr.linear.kernel import KernelScores
-from components.cllmr.linear.scores import LinearScores, Standard, as_tensors, from_tensors, joined, mixed, mixtures, strongest
+from components.cllmr.linear.scores import (
+    LinearScores,
+    Standard,
+    as_tensors,
+    from_tensors,
+    joined,
+    mixed,
+    mixtures,
+    standardised,
+    strongest,
+)
 
 NUM_USERS, NUM_ITEMS = 11, 17
 EVERYBODY = np.arange(NUM_USERS)
@@ -123,13 +134,43 @@ def test_ease_and_the_text_kernel_are_served_as_they_were_fitted() -> None:
     np.testing.assert_array_equal(kernel.linear(3, block_size=5).weights.toarray(), kernel.linear(3).weights.toarray())
 
 
+def folding(seed: int = 8) -> Folding:
+    rng = np.random.default_rng(seed)
+    return Folding(rng.normal(size=(3, 3)).astype(np.float32), rng.random(NUM_ITEMS).astype(np.float32), 0.7)
+
+
+def test_a_history_without_a_user_is_scored_by_its_weights_and_by_what_is_told_of_the_user() -> None:
+    found, _ = model(5)
+    told = folding()
+    whole = replace(found, folding=told)
+    items = np.array([2, 5, 11])
+    user = (told.item_weights[items, None] * found.items[items]).mean(axis=0) @ told.matrix
+    by_weights = standardised(found.weights.toarray()[items].sum(axis=0)[None])[0]
+    by_user = standardised((found.items @ user)[None])[0]
+    np.testing.assert_allclose(whole.folded([0.4], items), 0.4 * by_weights + 0.7 * by_user, atol=1e-5)
+    np.testing.assert_array_equal(whole.folded([0.4], items[:0]), 0.0)
+
+
+def test_what_more_of_a_history_adds_is_what_it_changes_of_the_user_that_is_told() -> None:
+    found, _ = model(5)
+    told = folding()
+    whole = replace(found, folding=told)
+    seen, new = np.array([1, 2, 9]), np.array([4])
+    weighted = told.item_weights[:, None] * found.items
+    moved = (weighted[[1, 2, 9, 4]].mean(axis=0) - weighted[seen].mean(axis=0)) @ told.matrix
+    by_weights = found.added(0, new, seen)
+    assert np.abs(by_weights).max() > 0
+    np.testing.assert_allclose(whole.added(0, new, seen), by_weights + found.items @ moved, atol=1e-5)
+
+
 def test_a_model_is_the_same_after_a_file() -> None:
     found, _ = model(8)
     folds = np.random.default_rng(8).normal(size=(NUM_ITEMS, 3)).astype(np.float32)
-    for written in (found, replace(found, folds=folds)):
+    for written in (found, replace(found, folds=folds), replace(found, folding=folding())):
         again = from_tensors(as_tensors(written, "factual"), "factual")
         np.testing.assert_array_equal(again.score(EVERYBODY), written.score(EVERYBODY))
-        np.testing.assert_array_equal(again.added(0, EVERYBODY), written.added(0, EVERYBODY))
+        np.testing.assert_array_equal(again.added(0, EVERYBODY, EVERYBODY[:2]), written.added(0, EVERYBODY, EVERYBODY[:2]))
+        np.testing.assert_array_equal(again.folded([0.5], EVERYBODY), written.folded([0.5], EVERYBODY))
 
 
 @pytest.mark.parametrize(
@@ -140,11 +181,18 @@ def test_a_model_is_the_same_after_a_file() -> None:
         ("items", np.full((NUM_ITEMS, 3), np.nan, np.float32), r"m\.items has 51 values that are not finite"),
         ("history.indptr", np.zeros(3, np.int64), r"m\.history is no sparse matrix of shape \(11, 17\)"),
         ("folds", np.ones((NUM_ITEMS, 2), np.float32), r"m\.folds has shape \(17, 2\), not \(17, 3\)"),
+        (
+            "folding.matrix",
+            np.ones((3, 2), np.float32),
+            r"m\.folding has shapes \(\(3, 2\), \(17,\), \(1,\)\), not \(\(3, 3\),",
+        ),
+        ("folding.item_weights", np.ones(16, np.float32), r"m\.folding has shapes \(\(3, 3\), \(16,\), \(1,\)\), not"),
+        ("folding.deviation", np.full(1, np.inf, np.float32), r"m\.folding\.deviation has 1 values that are not finite"),
         ("weights.indices", np.full(1, 99, np.int32), r"m\.weights is no sparse matrix of shape \(17, 17\)"),
     ],
 )
 def test_tensors_that_do_not_fit_together_are_refused(name: str, value: npt.NDArray[np.generic], said: str) -> None:
-    tensors = {**as_tensors(model(9)[0], "m"), f"m.{name}": value}
+    tensors = {**as_tensors(replace(model(9)[0], folding=folding()), "m"), f"m.{name}": value}
     with pytest.raises(ValueError, match=said):
         from_tensors(tensors, "m")
 

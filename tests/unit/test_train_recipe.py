@@ -19,7 +19,7 @@ from components.experiment.config import ModelSpec
 from components.experiment.models import check
 from components.features.reader import TrainingFeatures
 from components.spectrum.decompose import spectrum
-from components.train import members, stage
+from components.train import counterfactual, members, stage
 from components.train.bundle import model_tensors
 from components.train.config import MEMBERS, TrainConfig
 from components.train.graph import trained_here
@@ -147,12 +147,24 @@ def test_without_validation_interactions_nothing_is_fitted() -> None:
         fitted(replace(data, validation=sp.csr_array(data.validation.shape, dtype=np.float32)))
 
 
-def test_a_catalogue_that_is_too_large_for_item_matrices_does_without_them_and_says_so() -> None:
-    data, _ = world()
+def test_a_catalogue_that_is_too_large_for_item_matrices_does_without_them_and_still_answers_who_is_new() -> None:
+    data, test = world()
     found = fitted(data, recipe={"max_items": 35})
     reason = "36 items are more than recipe.max_items = 35"
     assert found.left_out == {"ease": reason, "text": reason}
     assert tuple(found.members) == ("graph", "factors", "popularity")
+    assert found.history_blocks == {"factual": [], "counterfactual": []}
+
+    def as_new(users: np.ndarray) -> np.ndarray:
+        histories = (data.train.indices[slice(*data.train.indptr[[user, user + 1]])] for user in users)
+        return np.stack([found.factual.folded([], history) for history in histories])
+
+    new, known, popular = (
+        rank(score, data.train, test).mean()["ndcg@10"]
+        for score in (as_new, found.factual.score, found.members["popularity"].scores.score)
+    )
+    assert new > 0.8 * known
+    assert new > 1.5 * popular
 
 
 @pytest.mark.parametrize(
@@ -221,6 +233,28 @@ def test_what_texts_of_a_class_say_anyway_is_taken_out_of_the_score_and_no_more_
     factual, counterfactual = (model.score(everyone) for model in (found.factual, found.counterfactual))
     np.testing.assert_allclose(counterfactual[:, 12:], factual[:, 12:], atol=1e-4)
     assert np.abs(counterfactual[:, :12] - factual[:, :12]).max() > 0.1
+
+
+@pytest.mark.parametrize("all_of_taste", [True, False])
+def test_the_counterfactuals_weights_are_chosen_anew_only_where_validation_clicks_were_lured(
+    all_of_taste: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the difference of two choices that are as good would be told as a direct effect."""
+    planted = propensity_world(4, 40, 40, seed=1)
+    seen = planted.matrix(planted.train)
+    later = np.random.default_rng(1).random(seen.shape) < 0.2
+    train, validation = (sp.csr_array(np.where(part, seen, 0)) for part in (~later, later))
+    places = (np.empty((count, 0), np.float32) for count in seen.shape)
+    data = RecipeData(train, validation, planted.user_text, planted.item_text, *places)
+    if all_of_taste:
+        monkeypatch.setattr(counterfactual, "_of_taste", lambda data: data.validation.copy())
+    asked: list[int] = []
+    choose = members.choose_weights
+    monkeypatch.setattr(members, "choose_weights", lambda *args, **settings: asked.append(1) or choose(*args, **settings))
+    found = fitted(data, recipe={"members": ["ease", "text", "popularity"]})
+    assert found.counterfactual is not found.factual
+    assert len(asked) == (1 if all_of_taste else 2)
+    assert (found.counterfactual_weights == {name: weight for name, weight in found.weights.items() if weight}) == all_of_taste
 
 
 @pytest.mark.parametrize("member", ["ease", "text"])

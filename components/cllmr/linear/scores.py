@@ -17,6 +17,7 @@ import numpy.typing as npt
 import scipy.sparse as sp
 
 from components.cllmr.linear.compact import CompactItems
+from components.cllmr.linear.folding import Folding
 
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
@@ -43,6 +44,8 @@ class LinearScores:
     """W, (m, num_items)."""
     folds: Floats | None = None
     """What an item of a history adds to a_u, (m, d): for who has no row here, or did more since. a_u has it already."""
+    folding: Folding | None = None
+    """Likewise of the members that are inner products: a_u of a whole history."""
 
     @classmethod
     def of_factors(cls, users: npt.NDArray[np.floating], items: npt.NDArray[np.floating]) -> "LinearScores":
@@ -74,8 +77,8 @@ class LinearScores:
         return np.asarray(scores)
 
     def folded(self, block_weights: Sequence[float], items: Rows) -> Floats:
-        """Scores of somebody whose history is `items` and who has no row here: what `joined` would give him without the
-        members that know users, (num_items,).
+        """Scores of somebody whose history is `items` and who has no row here: about what `joined` would give him, without the
+        members that know users where there is no `folding`, (num_items,).
 
         Args:
             block_weights: weights of the members whose W lie one above the other, (num_items, num_items) each.
@@ -85,10 +88,19 @@ class LinearScores:
         total = np.zeros(num_items, dtype=np.float32)
         for number, weight in enumerate(block_weights):
             total += np.float32(weight) * standardised(self._of_history(number * num_items + items)[None])[0]
+        if self.folding is not None:
+            user = self._user_of(self.folding, items)
+            total += np.float32(self.folding.deviation) * standardised(products(user[None], self.items))[0]
         return total
 
-    def added(self, user: int, items: Rows) -> Floats:
-        """What further `items` in the history of a user add to his scores, (num_items,); every block's scale stays."""
+    def added(self, user: int, items: Rows, seen: Rows) -> Floats:
+        """What further `items` in the history of a user add to his scores, (num_items,); every block's scale stays.
+
+        Args:
+            user: row.
+            items: that are new.
+            seen: the history that his row is of.
+        """
         num_items = len(self.items)
         history = self.history[[user]]
         total = np.zeros(num_items, dtype=np.float32)
@@ -96,7 +108,15 @@ class LinearScores:
             mine = (history.indices >= start) & (history.indices < start + num_items)
             if mine.any():
                 total += history.data[mine].mean() * self._of_history(start + items)
+        if self.folding is not None:
+            moved = self._user_of(self.folding, np.concatenate((seen, items))) - self._user_of(self.folding, seen)
+            total += products(moved[None], self.items)[0]
         return total
+
+    def _user_of(self, folding: Folding, items: Rows) -> Floats:
+        """a of a history, (d,); zeros of an empty one."""
+        weighted = folding.item_weights[items, None] * self.items[items]
+        return folding.user(weighted.sum(axis=0) / max(len(items), 1))
 
     def _of_history(self, rows: Rows) -> Floats:
         """What these rows of W, and of `folds`, give every item, (num_items,)."""
@@ -260,6 +280,9 @@ def as_tensors(scores: LinearScores, name: str) -> dict[str, npt.NDArray[Any]]:
         tensors[f"{name}.{part}.indptr"] = matrix.indptr.astype(np.int64)
     if scores.folds is not None:
         tensors[f"{name}.folds"] = np.ascontiguousarray(scores.folds, dtype=np.float32)
+    if (folding := scores.folding) is not None:
+        tensors |= {f"{name}.folding.matrix": folding.matrix, f"{name}.folding.item_weights": folding.item_weights}
+        tensors[f"{name}.folding.deviation"] = np.array([folding.deviation], dtype=np.float32)
     return tensors
 
 
@@ -277,7 +300,19 @@ def from_tensors(tensors: Mapping[str, Any], name: str) -> LinearScores:
     folds = _tensor(tensors, f"{name}.folds", 2, np.float32) if f"{name}.folds" in tensors else None
     if folds is not None and folds.shape != (rows, users.shape[1]):
         raise ValueError(f"{name}.folds has shape {folds.shape}, not {(rows, users.shape[1])}")
-    return LinearScores(users, items, history, _csr(tensors, f"{name}.weights", (rows, len(items))), folds)
+    weights, folding = _csr(tensors, f"{name}.weights", (rows, len(items))), _folding(tensors, f"{name}.folding", items.shape)
+    return LinearScores(users, items, history, weights, folds, folding)
+
+
+def _folding(tensors: Mapping[str, Any], name: str, shape: tuple[int, int]) -> Folding | None:
+    if f"{name}.matrix" not in tensors:
+        return None
+    matrix = _tensor(tensors, f"{name}.matrix", 2, np.float32)
+    item_weights, deviation = (_tensor(tensors, f"{name}.{part}", 1, np.float32) for part in ("item_weights", "deviation"))
+    found, wanted = (matrix.shape, item_weights.shape, deviation.shape), ((shape[1], shape[1]), (shape[0],), (1,))
+    if found != wanted:
+        raise ValueError(f"{name} has shapes {found}, not {wanted}")
+    return Folding(matrix, item_weights, float(deviation[0]))
 
 
 def _csr(tensors: Mapping[str, Any], name: str, shape: tuple[int, int]) -> sp.csr_array:
