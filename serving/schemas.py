@@ -264,7 +264,10 @@ class RankedItem(_Strict):
     rank: int
     item_id: str
     title: str
-    score: float = Field(description="The ranking's own score; for the popularity fallback the number of interactions.")
+    score: float = Field(
+        description="The ranking's own score: standard deviations above the mean item; of a history's texts alone, their "
+        "similarity."
+    )
     factual_rank: int | None = Field(
         default=None,
         description="With compare: rank without debiasing among all candidates, without what the user has seen and what "

@@ -198,6 +198,7 @@ def _new_users(
 ) -> dict[str, dict[str, float]]:
     """Mean metrics of the ways to answer users who are not in the training data."""
     found = {name: tested[name].mean() for name in NEW_USERS if name in tested}
+    found["popularity"] = rank(lambda users: np.repeat(scorer.popular()[None], len(users), axis=0), held_out=test).mean()
     if scorer.folds_in:
         found["fold_in"] = rank(partial(_as_new, scorer), held_out=test).mean()
     if described := scorer.bundle.get("newcomers"):

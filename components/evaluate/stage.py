@@ -6,7 +6,7 @@ from typing import Any
 from components.artifacts import Manifest, Stage, run_stage
 from components.evaluate.config import EvaluateConfig
 
-STAGE = Stage("evaluate", version=11)
+STAGE = Stage("evaluate", version=12)
 
 
 def run(config: dict[str, Any], storage_root: str, ingest: Manifest, sideinfo: Manifest, train: Manifest) -> Manifest:

@@ -111,7 +111,7 @@ def test_what_a_user_did_just_now_counts_for_ranking_score_and_explanation(clien
 def test_unknown_users_and_items_are_answered(client: Client, scorer: Scorer) -> None:
     (result,) = client.recommend(["who"], 5).results
     assert (result.cold, result.method, result.reason) == (True, "popularity", "unknown_user")
-    assert [item.item_id for item in result.items] == [f"i{row}" for row in np.argsort(-scorer.popularity, kind="stable")[:5]]
+    assert [item.item_id for item in result.items] == [f"i{row}" for row in np.argsort(-scorer.popular(), kind="stable")[:5]]
     assert client.score("u1", ["what", "i1"]).unknown_items == ["what"]
     (result,) = client.recommend(["who"], 5, recent={"who": ["i3", "i4"]}, debias=1.0).results
     assert (result.cold, result.method) == (True, "fold_in")

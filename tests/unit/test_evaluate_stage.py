@@ -468,7 +468,7 @@ def test_the_verdict_says_when_nothing_is_debiased():
     assert told[1].startswith("The debias strength is 0, as no propensity was found or validation chose so")
 
 
-def test_users_by_their_own_text_alone_are_ranked_at_the_strength_that_they_are_answered_with(tmp_path: Path) -> None:
+def test_users_of_whom_little_is_known_are_ranked_at_the_strength_that_they_are_answered_with(tmp_path: Path) -> None:
     data = ingest(str(tmp_path), world())
     dataset, scorer = Dataset.load(data.path()), Scorer.load(train(str(tmp_path), data).path() / "bundle")
     texts = np.random.default_rng(3).standard_normal((NUM_USERS, 4)).astype(np.float32)
@@ -482,5 +482,7 @@ def test_users_by_their_own_text_alone_are_ranked_at_the_strength_that_they_are_
         answered = _new_users(config, dataset, {"introductions": texts}, scorer, rank, dataset.matrix(TEST), {})
         alone = CrossFits(texts, config.seed, model).fit(popularity, 1.0, 0.5)
         assert answered["side_information"] == rank(alone.score, held_out=dataset.matrix(TEST)).mean()
+        for_all = baselines.Factors(np.ones((NUM_USERS, 1), np.float32), popularity[:, None])
+        assert answered["popularity"] == rank(for_all.score, held_out=dataset.matrix(TEST)).mean()
         found.append(answered["side_information"])
     assert found[0] != found[1]
