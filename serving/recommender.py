@@ -348,7 +348,7 @@ class Recommender:
             texts: of the bundle's items.
             embeddings: of the new items' texts, (len(request.items), dim).
         """
-        rows = texts.rows(embeddings)
+        rows = texts.rows(embeddings, [item.text for item in request.items])
         users = [self.scorer.user(user_id) for user_id in request.users]
         places = []
         for user_id, user, history in zip(request.users, users, histories, strict=True):

@@ -231,7 +231,8 @@ class NewItem(_Strict):
 
     item_id: RawId = Field(description="Names it in the answer; it may be anything.")
     text: Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT_LENGTH, pattern=r"\S")] = Field(
-        description="What is known of it, in the form that profiles have (see /v1/explain): title, description, columns."
+        description="What is known of it, in the form that profiles have (see /v1/explain): title, description, columns. Rare "
+        "words among its first twelve may count by themselves, so it begins with the title."
     )
 
 

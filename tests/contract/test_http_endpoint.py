@@ -59,7 +59,7 @@ def texts(bundle: Path, encoder: Any) -> NewItems:
     things = ("sharks", "love", "war", "a bank robbery", "the moon", "cooking", "a haunted house", "tennis", "spies", "a train")
     places = ("Paris", "the desert", "a small town", "the sea", "Tokyo", "a prison", "the jungle", "winter", "school", "Mars")
     told = [f"A film about {thing} in {place}." for place in (*places, "a bar", "a castle") for thing in things]
-    return write_text(bundle, encode(encoder, told, 32, lambda done: None), DEFAULT_ENCODER)
+    return write_text(bundle, encode(encoder, told, 32, lambda done: None), DEFAULT_ENCODER, told=told, share=0.4)
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,8 @@ def test_a_new_item_is_scored_from_its_text_as_if_it_had_been_there(
     wait_until("the encoder", refusal, is_there)
     answer = client.new_items(new, ["u3", "who", "else"], recent={"who": ["i7", "nope"]}, num_neighbours=3)
     assert (answer.model_version, answer.encoder) == ("7", DEFAULT_ENCODER)
-    rows = texts.rows(encode(encoder, [item.text for item in new], 32, lambda done: None))
+    written = [item.text for item in new]
+    rows = texts.rows(encode(encoder, written, 32, lambda done: None), written)
     for number, result in enumerate(answer.results):
         three, who, other = result.scores
         for scored, history in ((three, scorer.seen(3)), (who, np.array([7]))):

@@ -168,6 +168,13 @@ def test_new_items_are_ranked_by_the_texts_of_the_other_items_alone(root, parent
     assert ndcg["text_cosine"] > ndcg["popularity"] + 0.1, ndcg
     told = seen @ text["items"] + 100 * test @ text["items"]  # profiles of users tell more than their histories
     assert _new_items(EvaluateConfig(), scorer, {**text, "users": told}, seen, test) == found
+    told_apart = {**text, "items": np.ones_like(text["items"]) + 0.01 * np.random.default_rng(0).normal(size=blocks.shape)}
+    scorer.profiles = [f"Brand{row % 2} thing" for row in range(NUM_ITEMS)]
+    by_words = []
+    for share in (0.0, 0.5):  # 0, or nothing about words in the bundle
+        scorer.bundle["text"]["words"] = share
+        by_words.append(_new_items(EvaluateConfig(), scorer, told_apart, seen, test)["results"]["text_kernel"]["ndcg@10"])
+    assert by_words[1] > by_words[0] + 0.1
     silent = _new_items(EvaluateConfig(), scorer, {**text, "items": np.zeros_like(text["items"])}, seen, test)
     assert silent is None
 
