@@ -142,21 +142,21 @@ class Newcomer:
 
 
 class Popularity:
-    """Training interactions; always answers."""
+    """What is popular; always answers."""
 
     method: Method = "popularity"
-    debiases = False
+    debiases = True
 
     def __init__(self, scorer: Scorer) -> None:
-        self._scores = scorer.popularity.astype(np.float32)
+        self._scorer = scorer
 
     def reason_against(self, query: Query) -> str | None:
         """See Rung."""
         return None
 
     def scores(self, query: Query, debias: float) -> Floats:
-        """See Rung; counts have nothing to debias."""
-        return self._scores
+        """See Rung; clicks that a text lured count as little as they do for users who are known."""
+        return self._scorer.popular(debias)
 
 
 class Ladder:
@@ -185,15 +185,36 @@ class Ladder:
 
 
 @dataclass(frozen=True)
-class Static:
-    """The last rung: what was most popular when a model last answered, for when none does."""
+class Listed:
+    """A ranking that is the same for everybody."""
 
     items: tuple[RankedItem, ...]
     """Best first."""
-    model_version: str
-    """Of the model that told it."""
     attributes: Attributes
     """Of these items."""
+
+    def allowed(self, request: RecommendRequest) -> list[RankedItem]:
+        """Those that may be shown to anybody; raises FilterError when `request.filters` names what the items do not have."""
+        passes = self.attributes.matching(request.filters).passes(np.arange(len(self.items))).tolist()
+        allow, deny = None if request.allow is None else set(request.allow), set(request.deny)
+        return [
+            item
+            for item, one in zip(self.items, passes, strict=True)
+            if one and (allow is None or item.item_id in allow) and item.item_id not in deny
+        ]
+
+
+@dataclass(frozen=True)
+class Static:
+    """The last rung: what was most popular when a model last answered, for when none does."""
+
+    debiased: Listed
+    """By the strength of the model that told it, whatever a request asks for."""
+    factual: Listed
+    model_version: str
+    """Of that model."""
+    debias: float
+    """Its strength."""
 
     def recommend(self, request: RecommendRequest, histories: Sequence[Sequence[str]], reason: str) -> RecommendResponse:
         """The same list for everybody, without what is known to be seen or is not to be shown.
@@ -206,17 +227,15 @@ class Static:
         Raises:
             FilterError: `request.filters` names what the items do not have.
         """
-        allow, deny = None if request.allow is None else set(request.allow), set(request.deny)
-        allowed = [item for item in self.items if (allow is None or item.item_id in allow) and item.item_id not in deny]
-        if request.filters:
-            passes = self.attributes.matching(request.filters).passes(np.arange(len(self.items)))
-            passing = {item.item_id for item, one in zip(self.items, passes.tolist(), strict=True) if one}
-            allowed = [item for item in allowed if item.item_id in passing]
+        debiased, factual = (listed.allowed(request) for listed in (self.debiased, self.factual))
+
+        def without(allowed: list[RankedItem], seen: set[str]) -> list[RankedItem]:
+            kept = [item for item in allowed if item.item_id not in seen][: request.k]
+            return [item.model_copy(update={"rank": rank}) for rank, item in enumerate(kept, start=1)]
+
         results = []
         for user_id, history in zip(request.users, histories, strict=True):
             seen = {*history, *request.recent.get(user_id, [])} if request.exclude_seen else set()
-            kept = [item for item in allowed if item.item_id not in seen][: request.k]
-            items = [item.model_copy(update={"rank": rank}) for rank, item in enumerate(kept, start=1)]
             results.append(
                 UserRecommendations(
                     user_id=user_id,
@@ -224,9 +243,9 @@ class Static:
                     method="static",
                     reason=reason,
                     model_version=self.model_version,
-                    debias=0.0,
-                    items=items,
-                    factual=items if request.compare else None,
+                    debias=self.debias,
+                    items=without(debiased, seen),
+                    factual=without(factual, seen) if request.compare else None,
                 )
             )
-        return RecommendResponse(model_version=self.model_version, debias=0.0, results=results)
+        return RecommendResponse(model_version=self.model_version, debias=self.debias, results=results)

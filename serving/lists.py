@@ -24,7 +24,7 @@ from serving.settings import Scoring
 
 BATCH = "batch"
 """Stage that makes them."""
-BATCH_VERSION = 4
+BATCH_VERSION = 5
 """Of what that stage writes; tables of another one are not looked at."""
 TABLE_DIRECTORY = "recommendations"
 

@@ -19,7 +19,7 @@ from components.cllmr.linear.newcomers import Newcomers
 from components.ids import UNKNOWN
 from serving.approximate import Exactness, ItemIndex
 from serving.attributes import Attributes, Filters
-from serving.degrade import NO_HISTORY, UNKNOWN_USER, Ladder, Query, Rung, Static
+from serving.degrade import NO_HISTORY, UNKNOWN_USER, Ladder, Listed, Query, Rung, Static
 from serving.features import Profiles
 from serving.lists import RankedLists
 from serving.ranking import Candidates, Floats, Ranking, rank_of, top_k
@@ -348,7 +348,7 @@ class Recommender:
             texts: of the bundle's items.
             embeddings: of the new items' texts, (len(request.items), dim).
         """
-        rows = texts.rows(embeddings)
+        rows = texts.rows(embeddings, [item.text for item in request.items])
         users = [self.scorer.user(user_id) for user_id in request.users]
         places = []
         for user_id, user, history in zip(request.users, users, histories, strict=True):
@@ -381,8 +381,9 @@ class Recommender:
 
     def popular(self, k: int) -> Static:
         """The k most popular items, for when no model answers."""
-        ranking = top_k(self.scorer.popularity.astype(np.float32), k)
-        return Static(tuple(self._ranked(ranking)), self.model_version, self._attributes.of(ranking.rows))
+        rankings = [top_k(self.scorer.popular(strength), k) for strength in (self.scorer.debias_strength, 0.0)]
+        debiased, factual = (Listed(tuple(self._ranked(one)), self._attributes.of(one.rows)) for one in rankings)
+        return Static(debiased, factual, self.model_version, self.scorer.debias_strength)
 
     def describe(self, golden_requests: int) -> ModelInfo:
         """What is being served."""

@@ -231,7 +231,8 @@ class NewItem(_Strict):
 
     item_id: RawId = Field(description="Names it in the answer; it may be anything.")
     text: Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT_LENGTH, pattern=r"\S")] = Field(
-        description="What is known of it, in the form that profiles have (see /v1/explain): title, description, columns."
+        description="What is known of it, in the form that profiles have (see /v1/explain): title, description, columns. Rare "
+        "words among its first twelve may count by themselves, so it begins with the title."
     )
 
 
@@ -264,7 +265,10 @@ class RankedItem(_Strict):
     rank: int
     item_id: str
     title: str
-    score: float = Field(description="The ranking's own score; for the popularity fallback the number of interactions.")
+    score: float = Field(
+        description="The ranking's own score: standard deviations above the mean item; of a history's texts alone, their "
+        "similarity."
+    )
     factual_rank: int | None = Field(
         default=None,
         description="With compare: rank without debiasing among all candidates, without what the user has seen and what "

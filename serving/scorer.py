@@ -217,6 +217,19 @@ class Scorer:
                 total += np.float32(share) * (popular + model.folded(self._blocks[name], history))
         return total
 
+    def popular(self, debias: float | None = None) -> Floats:
+        """Scores of somebody of whom nothing is known: popularity as the two models score it, mixed, (num_items,).
+
+        Args:
+            debias: λ in [0, 1]; the bundle's own when None. At 0 every click counts.
+        """
+        strength = np.float32(self._strength(debias))
+        factual, counterfactual = self.popularity_scores["factual"], self.popularity_scores["counterfactual"]
+        if strength == 0.0 or counterfactual is factual:
+            return factual
+        scores: Floats = (1 - strength) * factual + strength * counterfactual
+        return scores
+
     def score_user(self, user: int, debias: float | None = None, recent: npt.ArrayLike = ()) -> Floats:
         """`score_users` of one: (num_items,)."""
         return self.score_users(np.array([user]), debias, [recent])[0]

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 
 from components.cllmr.linear.kernel import NewItems
 from components.cllmr.linear.newcomers import Newcomers
+from components.cllmr.linear.words import ItemWords
 from components.errors import ArtifactError, first_line
 from serving.bundle import NEWCOMERS_FILE, TEXT_FILE
 from serving.ranking import Floats
@@ -37,6 +38,7 @@ class Texts:
         self.encoder: str | None = described.get("encoder")
         """Name of the text encoder, None for a bundle without texts."""
         self._power = float(described.get("power", 1.0))
+        self._share = float(described.get("words", 0.0))
         self._lock = threading.Lock()
 
     def are_there(self) -> bool:
@@ -64,6 +66,7 @@ class Texts:
         try:
             tensors = load_file(self._path)
             vectors, mean = tensors["vectors"].astype(np.float32), tensors["mean"]
+            words = ItemWords.of_tensors(tensors, self._num_items, self._share) if self._share else None
         except (OSError, SafetensorError, ValueError, KeyError) as error:
             raise ArtifactError(f"{self._path} cannot be read: {error}.", "Build it again: cllmr run --from train") from None
         if vectors.shape != (self._num_items, *mean.shape) or not np.isfinite(vectors).all():
@@ -71,7 +74,7 @@ class Texts:
                 f"{self._path} has vectors of shape {vectors.shape} for {self._num_items} items.",
                 "Build it again: cllmr run --from train",
             )
-        return NewItems(vectors, mean, self._power)
+        return NewItems(vectors, mean, self._power, words)
 
 
 def read_newcomers(directory: Path, scorer: Scorer) -> Newcomers | None:

@@ -1,7 +1,7 @@
 """A tiny valid bundle with numbers one can follow by hand, and a larger random one; shared by the tests."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 from components.artifacts import Manifest, write_json
 from components.cllmr.linear.kernel import NewItems
 from components.cllmr.linear.scores import LinearScores, Standard, as_tensors, by_popularity, joined, strongest
+from components.cllmr.linear.words import ItemWords
 from components.settings import StageConfig
 from components.stages import Stage, run_stage
 from components.train.attributes import attributes_of, write_attributes
@@ -148,12 +149,20 @@ def _write(
     return directory
 
 
-def write_text(directory: Path, embeddings: npt.NDArray[np.float32], encoder: str, power: float = 3.0) -> NewItems:
-    """Adds texts to a bundle that is there, so that new items can be scored; the golden requests stay."""
-    texts = NewItems.of(embeddings, power)
+def write_text(
+    directory: Path,
+    embeddings: npt.NDArray[np.float32],
+    encoder: str,
+    power: float = 3.0,
+    told: Sequence[str] = (),
+    share: float = 0.0,
+) -> NewItems:
+    """Adds texts to a bundle that is there, so that new items can be scored; the golden requests stay. A `share` of the
+    similarity is that of the words of what is `told`."""
+    texts = NewItems.of(embeddings, power, ItemWords.of(told, share) if share else None)
     write_texts(directory, texts)
     header = json.loads((directory / "bundle.json").read_text())
-    write_json(directory / "bundle.json", {**header, "text": {"encoder": encoder, "power": power}})
+    write_json(directory / "bundle.json", {**header, "text": {"encoder": encoder, "power": power, "words": share}})
     return texts
 
 

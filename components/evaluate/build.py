@@ -14,6 +14,7 @@ from components.artifacts import Manifest, read_json, write_json
 from components.cllmr.linear.kernel import KernelScores, NewItems
 from components.cllmr.linear.newcomers import CrossFits
 from components.cllmr.linear.scores import mixtures
+from components.cllmr.linear.words import ItemWords
 from components.errors import ArtifactError
 from components.evaluate import baselines, bias, collapse, metrics, profiles, summary
 from components.evaluate.config import ACTIVITY, LABELS, NEW_USERS, SCORES, EvaluateConfig
@@ -198,6 +199,7 @@ def _new_users(
 ) -> dict[str, dict[str, float]]:
     """Mean metrics of the ways to answer users who are not in the training data."""
     found = {name: tested[name].mean() for name in NEW_USERS if name in tested}
+    found["popularity"] = rank(lambda users: np.repeat(scorer.popular()[None], len(users), axis=0), held_out=test).mean()
     if scorer.folds_in:
         found["fold_in"] = rank(partial(_as_new, scorer), held_out=test).mean()
     if described := scorer.bundle.get("newcomers"):
@@ -286,12 +288,17 @@ def _new_items(
         return None
     new = np.sort(np.random.default_rng(config.seed).choice(eligible, size, replace=False))
     is_new = np.isin(np.arange(seen.shape[1]), new)
-    known = NewItems.of(np.where(is_new[:, None], 0.0, text["items"]), float(described["power"]))
-    side = np.where(is_new[:, None], known.rows(text["items"]), known.side)
+    words = None
+    if described.get("words"):
+        told = (None if one else profile for profile, one in zip(scorer.profiles, is_new.tolist(), strict=True))
+        words = ItemWords.of(told, described["words"])
+    known = NewItems.of(np.where(is_new[:, None], 0.0, text["items"]), float(described["power"]), words)
+    asked = known.rows(text["items"], scorer.profiles)
+    side = np.where(is_new[:, None], asked.side, known.side)
     histories = sp.csr_array(seen @ sp.diags_array((~is_new).astype(np.float32)), dtype=np.float32)
     counts = scorer.popularity[:, None].astype(np.float32)
     scores: dict[str, ScoreBlock] = {
-        "text_kernel": partial(KernelScores(histories, side, known.power).score, items=new),
+        "text_kernel": partial(KernelScores(histories, side, known.power, asked.words, asked.share).score, items=new),
         # but for the length of a user's mean: it ranks the same
         "text_cosine": baselines.Factors(histories @ side, side[new]).score,
         "popularity": baselines.Factors(np.ones((seen.shape[0], 1), np.float32), counts[new]).score,

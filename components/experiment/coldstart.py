@@ -5,20 +5,20 @@ split, become held out; everything that is fitted or tuned sees the warm interac
 side of a score comes from the warm training interactions, never from a text of his own, which may tell of cold items.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
-from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 
 from components.cllmr.linear.analytic import analytic_side_representation
 from components.cllmr.linear.ease import centred_unit_rows
 from components.cllmr.linear.ensemble import Candidates, Ensemble, Scores, choose_weights
 from components.cllmr.linear.factors import side_map
 from components.cllmr.linear.kernel import KernelScores
+from components.cllmr.linear.words import ItemWords
 from components.errors import DataError
 from components.evaluate.baselines import Factors, RandomScores, ials
 from components.evaluate.metrics import PRIMARY, Ranking, rank
@@ -36,8 +36,6 @@ NUM_SHARED = (0, 32)
 POWERS = (0.0, 1.0)
 KERNEL_POWERS = (1.0, 2.0, 3.0, 4.0, 6.0)
 WORD_SHARES = (0.3, 0.5)
-FIRST_WORDS = 12  # where the title stands
-HASHED_WORDS = 4096
 LABELS = {
     "random": "Random",
     "text_cosine": "Text cosine",
@@ -136,11 +134,10 @@ def scorers(cold: ColdSplit, graph: Mapping[str, Any], seed: int, tell: Tell = s
         "text_cosine_centred": [({}, Factors(centred_unit_rows(np.asarray(data.train @ text, dtype=np.float32)), text))],
     }
     found["kernel"] = [({"power": power}, KernelScores(data.train, text, power)) for power in KERNEL_POWERS]
-    words = title_words(data.item_texts)
-    both = {share: side_by_side(text, words, share) for share in WORD_SHARES}  # once for all powers: 18 kB an item
+    words = ItemWords.of(data.item_texts, share=0.0).rows
     found["words"] = [
-        ({"power": power, "words": share}, KernelScores(data.train, side, power))
-        for share, side in both.items()
+        ({"power": power, "words": share}, KernelScores(data.train, text, power, words, share))
+        for share in WORD_SHARES
         for power in KERNEL_POWERS[1:]
     ]
     task = Task(data, {}, seed)
@@ -163,21 +160,6 @@ def scorers(cold: ColdSplit, graph: Mapping[str, Any], seed: int, tell: Tell = s
                 users = (place.users * inverse(place.singular_values) ** power).astype(np.float32)
                 found["analytic"].append(({"rank": size, "num_shared": num_shared, "power": power}, Factors(users, z)))
     return found
-
-
-def title_words(texts: Sequence[str | None]) -> FloatMatrix:
-    """Unit rows whose inner products say how many rare words the texts' beginnings share: (num_items, HASHED_WORDS).
-
-    An embedding of a sentence keeps what an item is and loses whose it is: brands, series and model numbers are in its title.
-    """
-    beginnings = [" ".join((text or "").split()[:FIRST_WORDS]) for text in texts]
-    counts = HashingVectorizer(n_features=HASHED_WORDS, alternate_sign=False, norm=None).transform(beginnings)
-    return np.asarray(TfidfTransformer().fit_transform(counts).toarray(), dtype=np.float32)
-
-
-def side_by_side(text: FloatMatrix, words: FloatMatrix, share: float) -> FloatMatrix:
-    """Rows whose inner products are (1 - share) times those of `text` plus share times those of `words`: (num_items, dim)."""
-    return np.hstack([np.float32((1 - share) ** 0.5) * text, np.float32(share**0.5) * words])
 
 
 class Chosen(NamedTuple):

@@ -79,7 +79,8 @@ def write_bundle(directory: Path, scorer: Scorer, model: dict[str, npt.NDArray[A
 
 def write_texts(directory: Path, texts: NewItems) -> None:
     """Adds what items that are new are scored by; half precision, as a cosine needs no more."""
-    save_file({"vectors": texts.side.astype(np.float16), "mean": texts.mean}, directory / TEXT_FILE)
+    words = {} if texts.words is None else texts.words.tensors()
+    save_file({"vectors": texts.side.astype(np.float16), "mean": texts.mean, **words}, directory / TEXT_FILE)
 
 
 def write_newcomers(directory: Path, newcomers: Newcomers) -> None:

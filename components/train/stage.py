@@ -73,10 +73,11 @@ def _build(
 
     vectors = data.item_text if fitted.graph is None else fitted.graph.items[:, :-1]  # without the mediator's offset
     model, encoder = model_tensors(fitted, vectors, data.train), _encoder(features)
-    texts = _new_items(inputs, fitted, config) if data.has_text and encoder else None
+    texts = _new_items(inputs, fitted, config, data) if data.has_text and encoder else None
     described = _described(fitted, config, dataset.name, name, features, vectors.shape[1])
     if texts is not None:
-        described["text"] = {"encoder": encoder, "power": texts.power}
+        words = {} if texts.words is None else {"words": texts.words.share}
+        described["text"] = {"encoder": encoder, "power": texts.power, **words}
     models = {"factual": fitted.factual, "counterfactual": fitted.counterfactual}
     newcomers, newcomers_found = fit_newcomers(inputs.user_introductions, data.train, data.validation, models, config.seed)
     if newcomers is not None:
@@ -155,13 +156,16 @@ def _described(
     )
 
 
-def _new_items(inputs: "TrainingFeatures", fitted: "FittedRecipe", config: TrainConfig) -> "NewItems":
-    """What items that are new will be scored by; as the member "text", or the first that it would try, where it is left out."""
+def _new_items(inputs: "TrainingFeatures", fitted: "FittedRecipe", config: TrainConfig, data: "RecipeData") -> "NewItems":
+    """What items that are new will be scored by; as the member "text", or the first that it would try, where it is left out,
+    and by the words of their texts where these help."""
     from components.cllmr.linear.kernel import NewItems
+    from components.train.new_items import with_words
 
     member = fitted.members.get("text")
     power = config.recipe.text_power[0] if member is None else member.settings["power"]
-    return NewItems.of(inputs.item_embeddings, float(power))
+    texts = NewItems.of(inputs.item_embeddings, float(power))
+    return with_words(texts, inputs.item_profiles, data.train, data.validation, config.seed)
 
 
 def _side_representations(fitted: "FittedRecipe", shape: tuple[int, int]) -> dict[str, "FloatMatrix"]:

@@ -59,7 +59,7 @@ def texts(bundle: Path, encoder: Any) -> NewItems:
     things = ("sharks", "love", "war", "a bank robbery", "the moon", "cooking", "a haunted house", "tennis", "spies", "a train")
     places = ("Paris", "the desert", "a small town", "the sea", "Tokyo", "a prison", "the jungle", "winter", "school", "Mars")
     told = [f"A film about {thing} in {place}." for place in (*places, "a bar", "a castle") for thing in things]
-    return write_text(bundle, encode(encoder, told, 32, lambda done: None), DEFAULT_ENCODER)
+    return write_text(bundle, encode(encoder, told, 32, lambda done: None), DEFAULT_ENCODER, told=told, share=0.4)
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def test_what_a_user_did_just_now_counts_for_ranking_score_and_explanation(clien
 def test_unknown_users_and_items_are_answered(client: Client, scorer: Scorer) -> None:
     (result,) = client.recommend(["who"], 5).results
     assert (result.cold, result.method, result.reason) == (True, "popularity", "unknown_user")
-    assert [item.item_id for item in result.items] == [f"i{row}" for row in np.argsort(-scorer.popularity, kind="stable")[:5]]
+    assert [item.item_id for item in result.items] == [f"i{row}" for row in np.argsort(-scorer.popular(), kind="stable")[:5]]
     assert client.score("u1", ["what", "i1"]).unknown_items == ["what"]
     (result,) = client.recommend(["who"], 5, recent={"who": ["i3", "i4"]}, debias=1.0).results
     assert (result.cold, result.method) == (True, "fold_in")
@@ -154,7 +154,8 @@ def test_a_new_item_is_scored_from_its_text_as_if_it_had_been_there(
     wait_until("the encoder", refusal, is_there)
     answer = client.new_items(new, ["u3", "who", "else"], recent={"who": ["i7", "nope"]}, num_neighbours=3)
     assert (answer.model_version, answer.encoder) == ("7", DEFAULT_ENCODER)
-    rows = texts.rows(encode(encoder, [item.text for item in new], 32, lambda done: None))
+    written = [item.text for item in new]
+    rows = texts.rows(encode(encoder, written, 32, lambda done: None), written)
     for number, result in enumerate(answer.results):
         three, who, other = result.scores
         for scored, history in ((three, scorer.seen(3)), (who, np.array([7]))):

@@ -2,6 +2,7 @@
 
 import re
 import threading
+import time
 from collections.abc import Iterator
 
 import httpx
@@ -14,6 +15,7 @@ from tests.bundles import write_factor_bundle
 pytestmark = pytest.mark.ray
 
 CLIENTS = 12
+LINGERING_SECONDS = 30.0  # of a gateway that waits for load balancers which look seldom; an endpoint stops in five
 TOKEN = "a-token-that-is-long-enough"
 KNOWN = {"Authorization": f"Bearer {TOKEN}"}
 
@@ -25,6 +27,9 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         environment.setenv("CLLMR_TOKENS", f"{TOKEN} score")
         with started("ours-fast-together", bundle, {"gateway": {"max_ongoing_requests": 2}}) as (port, _):
             yield f"http://127.0.0.1:{port}"
+            begun = time.monotonic()
+    took = time.monotonic() - begun
+    assert took < LINGERING_SECONDS, f"the endpoint took {took:.0f} s to stop: do gateways wait for other load balancers?"
 
 
 def test_under_an_overload_some_are_answered_others_refused_with_help_strangers_told_so_and_health_is_not(url: str) -> None:

@@ -10,7 +10,8 @@ from components.cllmr.linear import ease
 from components.cllmr.linear.ease import Ease, EaseSettings, centred_unit_rows
 from components.cllmr.linear.ensemble import LEAST, SAMPLES, Candidates, Ensemble, choose_weights
 from components.cllmr.linear.factors import aligned_item_factors, side_map
-from components.cllmr.linear.kernel import KernelScores, NewItems
+from components.cllmr.linear.kernel import KernelScores, NewItems, TextRows
+from components.cllmr.linear.words import FIRST_WORDS, ItemWords
 from components.evaluate.metrics import rank
 
 NUM_USERS, NUM_ITEMS = 30, 12
@@ -288,19 +289,22 @@ def test_a_weight_below_the_rounding_of_large_counts_is_no_obstacle() -> None:
 # -- new items ----------------------------------------------------------------------------------------------------------
 
 
-def test_an_item_that_is_new_stands_where_it_would_have_stood_had_it_been_there() -> None:
+@pytest.mark.parametrize("share", [0.0, 0.4])
+def test_an_item_that_is_new_stands_where_it_would_have_stood_had_it_been_there(share: float) -> None:
     """The same text as an item that is there: its row, its score among the others and its rank are that item's."""
     rng = np.random.default_rng(3)
     embeddings = rng.normal(size=(30, 6)).astype(np.float32) + 0.5
     embeddings[7] = 0.0  # no text
     embeddings /= np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-9)
-    known = NewItems.of(embeddings, power=3.0)
+    texts = [None if row == 7 else f"Film {row % 4} of {row % 3}" for row in range(30)]
+    words = ItemWords.of(texts, share) if share else None
+    known = NewItems.of(embeddings, power=3.0, words=words)
     told = np.setdiff1d(np.arange(30), [7])
-    rows = known.rows(embeddings[told])
-    np.testing.assert_allclose(rows, known.side[told], atol=1e-6)
+    rows = known.rows(embeddings[told], [texts[row] for row in told])
+    np.testing.assert_allclose(rows.side, known.side[told], atol=1e-6)
     history = np.array([2, 11, 29])
     train = sp.csr_array((np.ones(3, np.float32), history, [0, 3]), shape=(1, 30))
-    expected = KernelScores(train, known.side, 3.0).score(np.array([0]))[0]
+    expected = KernelScores(train, known.side, 3.0, words and words.rows, share).score(np.array([0]))[0]
     placed = known.placed(rows, history)
     assert placed is not None
     np.testing.assert_allclose(known.of_history(history), expected, atol=1e-5)
@@ -314,9 +318,45 @@ def test_where_training_kept_leading_components_a_new_text_is_cut_to_them() -> N
     whole = np.random.default_rng(4).normal(size=(9, 8)).astype(np.float32)
     kept = whole[:, :5] / np.linalg.norm(whole[:, :5], axis=1, keepdims=True)
     known = NewItems.of(kept, power=2.0)
-    np.testing.assert_allclose(known.rows(whole), known.side, atol=1e-6)
+    np.testing.assert_allclose(known.rows(whole, [""] * 9).side, known.side, atol=1e-6)
 
 
 def test_texts_that_say_nothing_about_any_item_place_none() -> None:
     known = NewItems.of(np.eye(4, dtype=np.float32), power=2.0)
-    assert known.placed(known.rows(np.ones((1, 4))), np.array([], dtype=np.int64)) is None
+    assert known.placed(known.rows(np.ones((1, 4)), [None]), np.array([], dtype=np.int64)) is None
+
+
+def test_words_of_titles_tell_items_apart_that_embeddings_do_not() -> None:
+    texts = [f"{brand} {kind} of steel, 10 mm" for brand in ("Acme", "Zeta", "Orion", "Vega") for kind in ("bolt", "nut")]
+    words = ItemWords.of([*texts, None], 0.3)
+    rows = words.rows.toarray()
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), [*[1.0] * len(texts), 0.0], atol=1e-6)
+    alike = rows @ rows.T
+    # the weights of eight texts: ln 9/9 + 1 of a word of all, ln 9/3 + 1 of a brand, ln 9/5 + 1 of a kind
+    common, brand, kind = 4 * 1.0, (np.log(3) + 1) ** 2, (np.log(9 / 5) + 1) ** 2
+    np.testing.assert_allclose(
+        alike[0, [1, 2, 3]], [common + brand, common + kind, common] / (common + brand + kind), atol=1e-6
+    )
+    side = np.eye(2, dtype=np.float32)[[0, 1] * 4 + [0]]  # what an item is, and not whose
+    both = TextRows(side, words.rows, words.share)
+    np.testing.assert_allclose(both.kernel(both, 2.0), (0.7 * side @ side.T + 0.3 * alike) ** 2, atol=1e-6)
+    np.testing.assert_allclose(words.of_new(["ACME\tbolt of steel: 10 mm"]).toarray()[0], rows[0], atol=1e-6)
+    beyond = words.of_new([" ".join(["word"] * FIRST_WORDS + [last]) for last in ("one", "two")]).toarray()
+    np.testing.assert_array_equal(beyond[0], beyond[1])
+
+
+def test_words_are_written_in_half_precision_and_what_does_not_fit_is_refused() -> None:
+    words = ItemWords.of(["Acme bolt", None, "Zeta nut"], 0.3)
+    tensors = words.tensors()
+    again = ItemWords.of_tensors(tensors, 3, 0.3)
+    np.testing.assert_allclose(again.rows.toarray(), words.rows.toarray(), atol=1e-3)
+    np.testing.assert_array_equal(again.rarity, words.rarity)
+    broken = (
+        {"words.rarity": tensors["words.rarity"][:9]},
+        {"words.indptr": tensors["words.indptr"][:-1]},
+        {"words.indices": tensors["words.indices"][:-1]},
+        {"words.data": np.full_like(tensors["words.data"], np.nan)},
+    )
+    for change in broken:
+        with pytest.raises(ValueError, match=r"words|index|indices"):
+            ItemWords.of_tensors({**tensors, **change}, 3, 0.3)

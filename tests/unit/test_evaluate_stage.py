@@ -169,6 +169,13 @@ def test_new_items_are_ranked_by_the_texts_of_the_other_items_alone(root, parent
     assert ndcg["text_cosine"] > ndcg["popularity"] + 0.1, ndcg
     told = seen @ text["items"] + 100 * test @ text["items"]  # profiles of users tell more than their histories
     assert _new_items(EvaluateConfig(), scorer, {**text, "users": told}, seen, test) == found
+    told_apart = {**text, "items": np.ones_like(text["items"]) + 0.01 * np.random.default_rng(0).normal(size=blocks.shape)}
+    scorer.profiles = [f"Brand{row % 2} thing" for row in range(NUM_ITEMS)]
+    by_words = []
+    for share in (0.0, 0.5):  # 0, or nothing about words in the bundle
+        scorer.bundle["text"]["words"] = share
+        by_words.append(_new_items(EvaluateConfig(), scorer, told_apart, seen, test)["results"]["text_kernel"]["ndcg@10"])
+    assert by_words[1] > by_words[0] + 0.1
     silent = _new_items(EvaluateConfig(), scorer, {**text, "items": np.zeros_like(text["items"])}, seen, test)
     assert silent is None
 
@@ -469,7 +476,7 @@ def test_the_verdict_says_when_nothing_is_debiased():
     assert told[1].startswith("The debias strength is 0, as no propensity was found or validation chose so")
 
 
-def test_users_by_their_own_text_alone_are_ranked_at_the_strength_that_they_are_answered_with(tmp_path: Path) -> None:
+def test_users_of_whom_little_is_known_are_ranked_at_the_strength_that_they_are_answered_with(tmp_path: Path) -> None:
     data = ingest(str(tmp_path), world())
     dataset, scorer = Dataset.load(data.path()), Scorer.load(train(str(tmp_path), data).path() / "bundle")
     texts = np.random.default_rng(3).standard_normal((NUM_USERS, 4)).astype(np.float32)
@@ -483,5 +490,7 @@ def test_users_by_their_own_text_alone_are_ranked_at_the_strength_that_they_are_
         answered = _new_users(config, dataset, {"introductions": texts}, scorer, rank, dataset.matrix(TEST), {})
         alone = CrossFits(texts, config.seed, model).fit(popularity, 1.0, 0.5)
         assert answered["side_information"] == rank(alone.score, held_out=dataset.matrix(TEST)).mean()
+        for_all = baselines.Factors(np.ones((NUM_USERS, 1), np.float32), popularity[:, None])
+        assert answered["popularity"] == rank(for_all.score, held_out=dataset.matrix(TEST)).mean()
         found.append(answered["side_information"])
     assert found[0] != found[1]

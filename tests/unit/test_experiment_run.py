@@ -376,19 +376,6 @@ def test_a_catalogue_so_small_that_its_spectrum_has_empty_components_is_ranked()
     assert np.isfinite(outcome.facts["test"]["analytic"]["ndcg@10"])
 
 
-def test_words_of_titles_tell_items_apart_that_embeddings_do_not() -> None:
-    texts = [f"{brand} {kind} of steel, 10 mm" for brand in ("Acme", "Zeta", "Orion", "Vega") for kind in ("bolt", "nut")]
-    words = coldstart.title_words([*texts, None])
-    np.testing.assert_allclose(np.linalg.norm(words, axis=1), [*[1.0] * len(texts), 0.0], atol=1e-6)
-    alike = words @ words.T
-    assert alike[0, 1] > alike[0, 3], "the same brand says more than what all titles hold"
-    embedded = np.eye(2, dtype=np.float32)[[0, 1] * 4 + [0]]  # what an item is, and not whose
-    both = coldstart.side_by_side(embedded, words, 0.3)
-    np.testing.assert_allclose(both @ both.T, 0.7 * embedded @ embedded.T + 0.3 * alike, atol=1e-6)
-    beyond = coldstart.title_words([" ".join(["word"] * coldstart.FIRST_WORDS + [last]) for last in ("one", "two")])
-    np.testing.assert_array_equal(beyond[0], beyond[1])
-
-
 def test_cold_users_leave_no_trace_in_what_is_learned_from(source: Source) -> None:
     data = run.load(source)
     cold = coldusers.split(data, 0.1, seed=4)

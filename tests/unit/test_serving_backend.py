@@ -10,7 +10,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from serving.attributes import Attributes
 from serving.backend import Answered, RayBackend
 from serving.contract import Unavailable
-from serving.degrade import Static
+from serving.degrade import Listed, Static
 from serving.features import NoFeatures
 from serving.metrics import GatewayMetrics
 from serving.recommender import Recommender
@@ -108,10 +108,10 @@ def test_while_a_challenger_is_tried_the_champion_is_asked_once_for_what_is_popu
 def test_an_overload_is_told_and_so_is_a_scorer_that_has_never_answered(handle: Handle) -> None:
     async def ask() -> None:
         asked = backend(handle)
-        handle.recommend.failure = GONE
+        handle.recommend.failure, nothing = GONE, Listed((), Attributes(0, {}))
         with pytest.raises(Unavailable, match="no scorer replica answers"):
             await asked.recommend(REQUEST, [[], []])
-        asked._static = Static((), "7", Attributes(0, {}))
+        asked._static = Static(nothing, nothing, "7", 0.0)
         handle.recommend.failure = BackPressureError(num_queued_requests=4, max_queued_requests=4)
         with pytest.raises(Unavailable, match="too many requests are waiting"):
             await asked.recommend(REQUEST, [[], []])

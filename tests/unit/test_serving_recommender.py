@@ -67,7 +67,7 @@ def test_a_model_that_folds_nobody_in_answers_a_history_from_texts_alone(tmp_pat
 
 def test_without_any_model_what_was_popular_is_told_without_what_is_seen_or_denied(recommender: Recommender) -> None:
     static = recommender.popular(3)
-    assert [item.item_id for item in static.items] == ["i0", "i2", "i1"]
+    assert [item.item_id for item in static.debiased.items] == ["i0", "i2", "i1"]
     request = RecommendRequest(users=["ann", "new"], k=2, deny=["i2"], recent={"new": ["i0"]}, compare=True)
     answer = static.recommend(request, [["nope"], []], "scorer_unavailable")
     assert answer.model_version == "7"
@@ -113,7 +113,27 @@ def test_an_unknown_user_gets_the_popular_items_and_the_reason(recommender: Reco
     (result,) = recommender.recommend(RecommendRequest(users=["zoe"], k=3), [[]]).results
     assert (result.cold, result.method, result.reason) == (True, "popularity", "unknown_user")
     assert ids(result.items) == ["i0", "i2", "i1"]
-    assert [item.score for item in result.items] == [3, 3, 1]
+    counts = np.log1p([3, 1, 3, 0])
+    expected = (counts - counts.mean()) / counts.std()
+    np.testing.assert_allclose([item.score for item in result.items], expected[[0, 2, 1]], rtol=1e-6)
+
+
+def test_who_is_unknown_gets_what_is_popular_as_strongly_debiased_as_the_answer_says(folding: Recommender) -> None:
+    """Also by the stored list, at the model's own strength; with none, all clicks count as they were made."""
+    scorer = folding.scorer
+    popular = scorer.popularity_scores
+    by_strength = {λ: (1 - λ) * popular["factual"] + λ * popular["counterfactual"] for λ in (0.0, 0.3, 0.5, 1.0)}
+    expected = {λ: [f"i{row}" for row in np.argsort(-scores, kind="stable")[:5]] for λ, scores in by_strength.items()}
+    assert expected[0.0] == [f"i{row}" for row in np.argsort(-scorer.popularity, kind="stable")[:5]] != expected[1.0]
+    for asked in (None, 0.0, 0.3, 1.0):
+        request = RecommendRequest(users=["zoe"], k=5, debias=asked, compare=True)
+        (result,) = folding.recommend(request, [[]]).results
+        used = 0.5 if asked is None else asked
+        assert (result.method, result.debias, ids(result.items)) == ("popularity", used, expected[used])
+        assert ids(result.factual) == expected[0.0]
+        np.testing.assert_allclose([item.score for item in result.items], np.sort(by_strength[used])[::-1][:5], rtol=1e-5)
+        (static,) = folding.popular(5).recommend(request, [[]], "scorer_unavailable").results
+        assert (static.debias, ids(static.items), ids(static.factual)) == (0.5, expected[0.5], expected[0.0])
 
 
 def test_an_unknown_user_with_a_history_is_not_shown_it_again(recommender: Recommender) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from components.cllmr.linear import kernel
 from components.cllmr.linear.kernel import NewItems
+from components.cllmr.linear.words import ItemWords
 from serving import deployments, lifecycle
 from serving.deployments import Answered, ScorerReplica
 from serving.feature_set import FeatureSet
@@ -140,8 +141,9 @@ def test_texts_that_are_damaged_are_told_as_texts_that_are_not_there(bundle: Pat
 
 def test_similarities_are_held_a_block_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = np.random.default_rng(0)
-    texts, history = NewItems.of(drawn.normal(size=(50, 8)), 3.0), drawn.choice(50, 7, replace=False)
-    rows = texts.rows(drawn.normal(size=(5, 8)))
+    words = ItemWords.of([f"Acme bolt {row % 9} mm" for row in range(50)], 0.4)
+    texts, history = NewItems.of(drawn.normal(size=(50, 8)), 3.0, words), drawn.choice(50, 7, replace=False)
+    rows = texts.rows(drawn.normal(size=(5, 8)), ["Acme bolt"] * 5)
     whole = (texts.of_history(history), texts.placed(rows, history))
     monkeypatch.setattr(kernel, "BLOCK_CELLS", 20)
     np.testing.assert_allclose(texts.of_history(history), whole[0], rtol=1e-6)
