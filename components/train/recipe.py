@@ -46,6 +46,8 @@ USER_MEMBERS: tuple[MemberName, ...] = ("graph", "factors")
 """Members that know their users by a row of numbers, which for anybody else is told from the history."""
 FOLDING_L2 = 0.1
 """Of 0.01 to 1 all are level on four data sets."""
+FEWEST_CHOOSING = 100
+"""Users with validation interactions, by whom everything is chosen: of fewer, what is best is mostly chance."""
 MANY_EDGES = 1_000_000_000
 """Of an epoch, about a quarter of an hour on two cores."""
 
@@ -126,6 +128,12 @@ def fit_recipe(
             "train.effect is 'reference_texts' and there are none: only an LLM writes them.",
             "Set sideinfo.backend to one with an LLM and run from sideinfo, or choose another train.effect.",
         )
+    if (users := int(np.count_nonzero(np.diff(data.validation.indptr)))) < FEWEST_CHOOSING:
+        message = (
+            f"{users} users have validation interactions: settings, members' weights and λ are chosen by them, which is mostly "
+            f"chance below {FEWEST_CHOOSING}; a simple baseline may do better on the test interactions"
+        )
+        emit("warning", stage="train", message=message)
     names, left_out = _members_for(data, config)
     seconds: dict[str, float] = {}
     members = fit_members(names, data, config, train_graph, settings, seconds, on_progress)

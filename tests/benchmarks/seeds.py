@@ -1,7 +1,7 @@
 """The result table over several seeds: ``python -m tests.benchmarks.seeds --seeds 5 [--preset local] [--storage DIR]``.
 
 Runs the pipeline up to evaluate once per training seed (same data, same split, same baselines) and prints mean and standard
-deviation of every row. Minutes per seed, so it is not part of the tests.
+deviation of every row, and what the users would get as if they were new. Minutes per seed, so it is not part of the tests.
 """
 
 import argparse
@@ -56,6 +56,9 @@ def main() -> None:
         cells.append(_spread([one["coverage"] for one in exposure], 2))
         table.add_row(found[0]["labels"][name], *cells)
     console.print(table)
+    for name, figures in found[0]["new_users"].items():
+        told = ", ".join(f"{metric} {_spread([one['new_users'][name][metric] for one in found])}" for metric in figures)
+        console.print(f"known users as if they were new, {name}: {told}")
     console.print("λ per seed:", [one["debias_strength"] for one in found])
     console.print("effective rank of z, users and items:", [one["effective_rank"] for one in found])
     console.print(

@@ -141,6 +141,16 @@ def test_a_graph_whose_epochs_take_very_long_is_told_with_what_to_do(monkeypatch
         assert len([log for log in logs if "train.batch_size" in log.get("message", "")]) == told
 
 
+@pytest.mark.parametrize(("fewest", "told"), [(42, 1), (41, 0)])
+def test_where_few_users_choose_a_warning_says_how_many(fewest: int, told: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, _ = world()
+    monkeypatch.setattr("components.train.recipe.FEWEST_CHOOSING", fewest)
+    monkeypatch.setattr("components.train.recipe.fit_members", lambda *args: 1 / 0)
+    with capture_logs() as logs, pytest.raises(ZeroDivisionError):
+        fit_recipe(data, TrainConfig(), trained_here())
+    assert len([log for log in logs if log.get("message", "").startswith("41 users have validation")]) == told
+
+
 def test_without_validation_interactions_nothing_is_fitted() -> None:
     data, _ = world()
     with pytest.raises(DataError, match=r"there are no validation interactions: \d+ are in the training split\. Give more"):
