@@ -221,7 +221,8 @@ def endpoint_metrics() -> dict[str, set[str]]:
     found = {}
     for of_a_replica in (GatewayMetrics(), HistoryMetrics(), LogMetrics(), RegistryMetrics(), ScorerMetrics()):
         parts = list(vars(of_a_replica).values())
-        for part in [*parts, *(inner for part in parts if isinstance(part, Mean | StageTimer) for inner in vars(part).values())]:
+        inner = [metric for part in parts if isinstance(part, Mean | StageTimer) for metric in vars(part).values()]
+        for part in [*parts, *inner]:
             metric = part.gauge if isinstance(part, LastingGauge) else part
             if isinstance(metric, Metric):
                 name = f"ray_{metric.info['name']}"
