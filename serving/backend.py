@@ -141,7 +141,9 @@ class RayBackend:
             embeddings = await _answer(texts, "encoder")
         if isinstance(embeddings, str):
             raise Impossible("no_encoder", embeddings, "Install it: pip install 'cllmr-platform[embed]'")
-        answer: ItemsResponse | None = await self._ask(self._scorer.new_items.remote, request, histories, encoder, embeddings)
+        with self._metrics.timed("scorer"):  # these queue up behind each other: a scorer that lets them wait is not gone
+            scored = self._scorer.new_items.remote(request, histories, encoder, embeddings)
+            answer: ItemsResponse | None = self._told(await _answer(scored))
         if answer is None:
             raise Unavailable("model_changed", "another model has taken over meanwhile.")
         return answer
@@ -179,7 +181,11 @@ class RayBackend:
 
     async def _ask(self, ask: Callable[..., Awaitable[Answered[_T]]], *question: Any) -> _T:
         with self._metrics.timed("scorer"):
-            answer, self.model_version, feature_set, live_version = await self._in_time(ask, *question)
+            return self._told(await self._in_time(ask, *question))
+
+    def _told(self, answered: Answered[_T]) -> _T:
+        """What a scorer answers; what it says of its model is remembered."""
+        answer, self.model_version, feature_set, live_version = answered
         self._features.follow(feature_set)
         if self._keeping is None and (self._static is None or self._static.model_version != live_version):
             # in a context of nobody's, as in serving.api._Readiness

@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any
 
+import numpy as np
 import pytest
 from ray.serve.context import _get_serve_request_context, _set_request_context
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
@@ -14,8 +15,9 @@ from serving.contract import Unavailable
 from serving.degrade import Static
 from serving.features import BREAKER_FAILURES, BREAKER_SECONDS, NoFeatures
 from serving.metrics import GatewayMetrics
+from serving.ranking import Floats
 from serving.recommender import Recommender
-from serving.schemas import RecommendRequest, ScoreRequest
+from serving.schemas import ItemsRequest, NewItem, RecommendRequest, ScoreRequest
 from serving.scorer import Scorer
 from tests.bundles import write_bundle
 
@@ -50,6 +52,8 @@ class Handle:
         self.recommend = Method(lambda *asked: recommender.recommend(*asked).model_dump_json())
         self.popular = Method(recommender.popular)
         self.score = Method(recommender.score)
+        self.text_encoder = Method(lambda: "tiny")
+        self.new_items = Method(lambda *asked: None)
 
 
 @pytest.fixture
@@ -58,8 +62,19 @@ def handle(tmp_path_factory: pytest.TempPathFactory) -> Handle:
     return Handle(Recommender(Scorer.load(directory), "7"))
 
 
+class Encoder:
+    """A handle to a text encoder."""
+
+    @property
+    def encode(self) -> "Encoder":
+        return self
+
+    async def remote(self, encoder: str, texts: list[str]) -> Floats:
+        return np.zeros((len(texts), 2), dtype=np.float32)
+
+
 def backend(handle: Any) -> RayBackend:
-    return RayBackend(handle, NoFeatures(), "7", None, None, GatewayMetrics())  # type: ignore[arg-type]
+    return RayBackend(handle, NoFeatures(), "7", None, Encoder(), GatewayMetrics())  # type: ignore[arg-type]
 
 
 REQUEST = RecommendRequest(users=["ann", "new"], k=3)
@@ -147,5 +162,20 @@ def test_scorers_that_let_everybody_wait_are_left_alone_and_tried_again_by_one_r
         now += BREAKER_SECONDS
         assert await asked.recommend(REQUEST, [[], []]) == before
         assert (await asked.score(ScoreRequest(user_id="ann", item_ids=["i0"]))).scores
+
+    asyncio.run(ask())
+
+
+def test_scorers_that_let_new_items_wait_are_not_left_alone(handle: Handle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.backend.SCORER_DEADLINE_SECONDS", 0.01)
+
+    async def ask() -> None:
+        asked = backend(handle)
+        before = await asked.recommend(REQUEST, [[], []])
+        handle.new_items.hangs = True
+        new = ItemsRequest(items=[NewItem(item_id="new", text="a text")])
+        waited = await asyncio.gather(*(asked.items(new, []) for _ in range(BREAKER_FAILURES)), return_exceptions=True)
+        assert [getattr(error, "code", error) for error in waited] == ["scorer_timeout"] * BREAKER_FAILURES
+        assert await asked.recommend(REQUEST, [[], []]) == before
 
     asyncio.run(ask())
