@@ -96,6 +96,9 @@ def prepare_ray_environment() -> None:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_SERVE_LOG_TO_STDERR": "0",
         "RAY_COLOR_PREFIX": "0",
+        # as on a cluster: where the size is not set, files of what workers write grow without end
+        "RAY_ROTATION_MAX_BYTES": "100000000",
+        "RAY_ROTATION_BACKUP_COUNT": "3",
         "MALLOC_ARENA_MAX": "2",
         "OMP_NUM_THREADS": "1",  # several processes share the cores: threads of each would only fight
         # seconds that a busy machine may take and that cost an idle one nothing; Ray's own: 30, 5, 30

@@ -1,6 +1,8 @@
 """The API's backend: asks scorers, the writer of the online history and the encoder, by handles of Ray Serve.
 
-While no scorer answers, it answers with what was popular when one last did.
+While no scorer answers, it answers with what was popular when one last did. Who asks for replicas that are gone is not told
+that they are: he waits, and holds one of the places that a gateway has. So scorers that let request after request wait for
+nothing are left alone for a while (`serving.breaker`), and the others are answered at once.
 """
 
 import asyncio
@@ -15,10 +17,11 @@ from ray.serve.handle import DeploymentHandle
 
 from serving.admission import OVERLOADED
 from serving.attributes import FilterError
+from serving.breaker import Breaker, State
 from serving.contract import Impossible, Unavailable
 from serving.degrade import Static
 from serving.feature_set import FeatureSet
-from serving.features import UNAVAILABLE, FeatureSource, Histories, Profiles
+from serving.features import BREAKER_FAILURES, BREAKER_SECONDS, UNAVAILABLE, FeatureSource, Histories, Profiles
 from serving.metrics import GatewayMetrics
 from serving.ranking import Floats
 from serving.schemas import (
@@ -38,6 +41,7 @@ from serving.schemas import (
 )
 
 SCORER_DEADLINE_SECONDS = 10.0  # a request that waited so long for the scorer is refused: its caller has given up
+SCORER_TIMEOUT = "scorer_timeout"
 STATIC_ITEMS = 1_000  # kept for when no scorer answers: the longest ranking, and what may have to be left out of it
 
 _T = TypeVar("_T")
@@ -87,6 +91,7 @@ class RayBackend:
         self._features = features
         self._scorer, self._history, self._encoder = scorer, history, encoder
         self._metrics = metrics
+        self._breaker = Breaker(BREAKER_FAILURES, BREAKER_SECONDS, _tell_of_circuit)
         self._static: Static | None = None
         self._keeping: asyncio.Task[None] | None = None
 
@@ -103,8 +108,8 @@ class RayBackend:
         """See Backend."""
         try:
             if isinstance(self._scorer, Inside):
-                return await self._ask(self._scorer.recommend_here.remote(request, histories, profiles))
-            answer: str | FilterError = await self._ask(self._scorer.recommend.remote(request, histories, profiles))
+                return await self._ask(self._scorer.recommend_here.remote, request, histories, profiles)
+            answer: str | FilterError = await self._ask(self._scorer.recommend.remote, request, histories, profiles)
         except Unavailable as error:
             if self._static is None or error.code == OVERLOADED:  # who comes back later gets a model's answer
                 raise
@@ -116,15 +121,15 @@ class RayBackend:
 
     async def score(self, request: ScoreRequest) -> ScoreResponse:
         """See Backend."""
-        return await self._ask(self._scorer.score.remote(request))
+        return await self._ask(self._scorer.score.remote, request)
 
     async def explain(self, request: ExplainRequest, history: list[str]) -> ExplainResponse:
         """See Backend."""
-        return await self._ask(self._scorer.explain.remote(request, history))
+        return await self._ask(self._scorer.explain.remote, request, history)
 
     async def items(self, request: ItemsRequest, histories: list[list[str]]) -> ItemsResponse:
         """See Backend."""
-        encoder: str | None = await self._ask(self._scorer.text_encoder.remote())
+        encoder: str | None = await self._ask(self._scorer.text_encoder.remote)
         if encoder is None:
             raise Impossible(
                 "no_texts",
@@ -136,7 +141,9 @@ class RayBackend:
             embeddings = await _answer(texts, "encoder")
         if isinstance(embeddings, str):
             raise Impossible("no_encoder", embeddings, "Install it: pip install 'cllmr-platform[embed]'")
-        answer: ItemsResponse | None = await self._ask(self._scorer.new_items.remote(request, histories, encoder, embeddings))
+        with self._metrics.timed("scorer"):  # these queue up behind each other: a scorer that lets them wait is not gone
+            scored = self._scorer.new_items.remote(request, histories, encoder, embeddings)
+            answer: ItemsResponse | None = self._told(await _answer(scored))
         if answer is None:
             raise Unavailable("model_changed", "another model has taken over meanwhile.")
         return answer
@@ -151,8 +158,8 @@ class RayBackend:
             )
         item_ids = list(dict.fromkeys(event.item_id for event in request.events))
         writing: Awaitable[list[EventStatus] | None] = self._history.write.remote(request.events)
-        asking: Awaitable[Answered[list[str]]] = self._scorer.unknown_items.remote(item_ids)
-        statuses, unknown = await asyncio.gather(_answer(writing, "history"), _answer(asking))
+        asking: Awaitable[Answered[list[str]]] = self._in_time(self._scorer.unknown_items.remote, item_ids)
+        statuses, unknown = await asyncio.gather(_answer(writing, "history"), asking)
         if statuses is None:
             raise Unavailable(UNAVAILABLE, "the feature store cannot be written.")
         return EventsResponse(
@@ -164,7 +171,7 @@ class RayBackend:
 
     async def model(self) -> ModelResponse:
         """See Backend."""
-        info: ModelInfo = await self._ask(self._scorer.model.remote())
+        info: ModelInfo = await self._ask(self._scorer.model.remote)
         return ModelResponse(
             model_version=self.model_version,
             deployed_version=self._deployed_version,
@@ -172,13 +179,30 @@ class RayBackend:
             features=self._features.state(),
         )
 
-    async def _ask(self, response: Awaitable[Answered[_T]]) -> _T:
+    async def _ask(self, ask: Callable[..., Awaitable[Answered[_T]]], *question: Any) -> _T:
         with self._metrics.timed("scorer"):
-            answer, self.model_version, feature_set, live_version = await _answer(response)
+            return self._told(await self._in_time(ask, *question))
+
+    def _told(self, answered: Answered[_T]) -> _T:
+        """What a scorer answers; what it says of its model is remembered."""
+        answer, self.model_version, feature_set, live_version = answered
         self._features.follow(feature_set)
         if self._keeping is None and (self._static is None or self._static.model_version != live_version):
             # in a context of nobody's, as in serving.api._Readiness
             self._keeping = asyncio.create_task(self._keep_popular(), context=Context())
+        return answer
+
+    async def _in_time(self, ask: Callable[..., Awaitable[_T]], *question: Any) -> _T:
+        """Asks a scorer, unless those who asked before have waited for nothing; raises as `_answer`."""
+        if not self._breaker.allows():
+            raise Unavailable(SCORER_TIMEOUT, f"no scorer has answered within {SCORER_DEADLINE_SECONDS:g} s of late.")
+        try:
+            answer = await _answer(ask(*question))
+        except Unavailable as error:
+            if error.code == SCORER_TIMEOUT:  # of others one hears at once, and they hold nobody up
+                self._breaker.failed()
+            raise
+        self._breaker.succeeded()
         return answer
 
     async def _keep_popular(self) -> None:
@@ -192,6 +216,11 @@ class RayBackend:
 
     def _popular(self) -> Awaitable[Answered[Static]]:
         return self._scorer.popular.remote(STATIC_ITEMS)
+
+
+def _tell_of_circuit(state: State) -> None:
+    if state != "half_open":
+        log.warning("scorer circuit", state=state)
 
 
 async def _answer(response: Awaitable[_T], who: str = "scorer") -> _T:

@@ -183,12 +183,14 @@ class Follower:
         self._swapped(None)
 
     def _first(self, candidates: list[Target]) -> Live:
-        for target in candidates[:-1]:
-            try:
-                return load(target, self._scoring)
-            except Exception as error:  # whatever it is, the next one may do
-                self._refused.refuse(target, error)
-        return load(candidates[-1], self._scoring)
+        target, *others = candidates
+        try:
+            return load(target, self._scoring)
+        except Exception as error:  # whatever it is, the next one may do
+            self._refused.refuse(target, error)
+            if not others:
+                raise
+        return self._first(others)
 
     def start(self) -> None:
         """Begins to follow, in a thread of its own."""

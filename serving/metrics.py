@@ -5,7 +5,7 @@ user, an item or a text.
 """
 
 import collections
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -25,10 +25,6 @@ if TYPE_CHECKING:
     from serving.lifecycle import Target
 
 _LATENCY_MS = [0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000]
-_SHARES = [0.01, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1]
-_DIFFERENCES = [0.001, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 1, 2, 5]
-_BATCH_SIZES: list[float] = [1, 2, 4, 8, 16, 32]
-_STRENGTHS = [0.01, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99, 1]
 _OVERLAPS = ("storage", "index", "lists")
 
 
@@ -38,6 +34,29 @@ def _tags_of(target: "Target") -> dict[str, str]:
 
 def _labels(*names: str) -> Any:
     return names  # Serve's types say a tuple of one
+
+
+class Mean:
+    """Numbers, 0 or more, whose mean is wanted: two counters, ``<name>_sum`` by ``<name>_count``.
+
+    No histogram: Ray makes a histogram's sum of the middles of its buckets, so that ones count as a half where 0 and 1 are the
+    bounds. A counter is not raised by 0, so while there were zeros alone the sum is not there, and is to be read as 0.
+
+    Args:
+        name: of the metric, as of the others.
+        description: of one number.
+        tag_keys: see Ray.
+    """
+
+    def __init__(self, name: str, description: str, tag_keys: Any = ()) -> None:
+        self.sum = Counter(f"{name}_sum", description=f"{description} Sum; by the count it is the mean.", tag_keys=tag_keys)
+        self.count = Counter(f"{name}_count", description=f"{description} How many.", tag_keys=tag_keys)
+
+    def observe(self, value: float, tags: Mapping[str, str] | None = None) -> None:
+        """Counts a number."""
+        if value:
+            self.sum.inc(value, tags=dict(tags or {}))
+        self.count.inc(tags=dict(tags or {}))
 
 
 class StageTimer:
@@ -117,12 +136,7 @@ class ScorerMetrics:
 
     def __init__(self) -> None:
         self.timed = StageTimer()
-        self.batch_size = Histogram(
-            "cllmr_batch_size",
-            description="Requests that were ranked together.",
-            boundaries=_BATCH_SIZES,
-            tag_keys=_labels(),
-        )
+        self.batch_size = Mean("cllmr_batch_size", description="Requests that were ranked together.")
         self.answers = Counter(
             "cllmr_answers",
             description="Users answered, by how their ranking was made and why it is not personalised.",
@@ -138,10 +152,9 @@ class ScorerMetrics:
             description="Users whose side information was not used, as it is of another feature set than the model's.",
             tag_keys=_labels("model_version"),
         )
-        self.debias_strength = Histogram(
+        self.debias_strength = Mean(
             "cllmr_debias_strength",
-            description="Debias strength of answers; its sum over its count is the mean.",
-            boundaries=_STRENGTHS,
+            description="Debias strength of answers.",
             tag_keys=_labels("model_version"),
         )
         self.recommended_items = Counter(
@@ -164,17 +177,15 @@ class ScorerMetrics:
             description="1 for the challenger that a replica tries, for some seconds 0 for the one before.",
             tag_keys=_labels("model_version", "fingerprint"),
         )
-        self.shadow_overlap = Histogram(
+        self.shadow_overlap = Mean(
             "cllmr_shadow_overlap",
             description="Share of a ranking's items that the challenger ranks as high, by the challenger's version.",
-            boundaries=_SHARES,
             tag_keys=_labels("model_version"),
         )
-        self.shadow_score_difference = Histogram(
+        self.shadow_score_difference = Mean(
             "cllmr_shadow_score_difference",
             description="How far scores of items in both rankings lie apart, mean of a user, in standard deviations; only of "
             "users whom both models rank as personalised, or both by folding in.",
-            boundaries=_DIFFERENCES,
             tag_keys=_labels("model_version"),
         )
         self.shadow_left_out = Counter(

@@ -102,13 +102,13 @@ def test_a_challenger_is_tried_compared_and_dropped_without_a_restart_or_a_faile
         assert metric("cllmr_challenger_info", model_version="2") == 1
         world.deploy("shadow", 1.0)
         world.wait_for("1")
-        compared = metric("cllmr_shadow_overlap_count", model_version="2")
+        compared = metric("cllmr_shadow_overlap_count_total", model_version="2")
         wait_until(
             "comparisons",
-            lambda: metric("cllmr_shadow_overlap_count", model_version="2"),
+            lambda: metric("cllmr_shadow_overlap_count_total", model_version="2"),
             lambda count: count > compared + 50,
         )
-        assert metric("cllmr_shadow_score_difference_count", model_version="2") > 0
+        assert metric("cllmr_shadow_score_difference_count_total", model_version="2") > 0
         world.deploy("canary", 0.0)
         wait_until("the end of the trial", lambda: metric("cllmr_challenger_info", model_version="2"), lambda info: info == 0)
         assert set(world.versions().values()) == {"1"}

@@ -216,12 +216,13 @@ def endpoint_metrics() -> dict[str, set[str]]:
     from ray.util.metrics import Counter, Histogram, Metric
 
     from serving.gauges import LastingGauge
-    from serving.metrics import GatewayMetrics, HistoryMetrics, LogMetrics, RegistryMetrics, ScorerMetrics
+    from serving.metrics import GatewayMetrics, HistoryMetrics, LogMetrics, Mean, RegistryMetrics, ScorerMetrics, StageTimer
 
     found = {}
     for of_a_replica in (GatewayMetrics(), HistoryMetrics(), LogMetrics(), RegistryMetrics(), ScorerMetrics()):
-        parts = vars(of_a_replica)
-        for part in [*parts.values(), *vars(parts.get("timed", object)).values()]:
+        parts = list(vars(of_a_replica).values())
+        inner = [metric for part in parts if isinstance(part, Mean | StageTimer) for metric in vars(part).values()]
+        for part in [*parts, *inner]:
             metric = part.gauge if isinstance(part, LastingGauge) else part
             if isinstance(metric, Metric):
                 name = f"ray_{metric.info['name']}"

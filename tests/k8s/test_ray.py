@@ -12,7 +12,19 @@ import yaml
 from components.serve.stage import serve_document
 from pipelines.config import load as load_settings
 from serving.app import ENCODER, HISTORY, REGISTRY, AppArgs
-from tests.k8s.manifests import K8S, OVERLAYS, Object, named, needs_kubectl, overlay, ray_cluster, templates, title
+from tests.k8s.manifests import (
+    K8S,
+    OVERLAYS,
+    Object,
+    named,
+    needs_kubectl,
+    of_kind,
+    overlay,
+    quantity,
+    ray_cluster,
+    templates,
+    title,
+)
 from tests.k8s.rules import QUEUE_LABEL, ray_kinds, ray_problems, serve_problems
 
 pytestmark = needs_kubectl
@@ -208,6 +220,18 @@ def test_replicas_fit_on_the_workers_that_are_always_there() -> None:
     per_worker = int(group["rayStartParams"]["num-cpus"])
     # head-room: one worker less, as while a node is drained, still holds them all
     assert wanted <= per_worker * (group["minReplicas"] - 1)
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_what_a_serving_workers_processes_log_fits_on_its_volume(name: str) -> None:
+    objects = overlay(name)
+    (environment,) = [one for one in of_kind(objects, "ConfigMap") if one["metadata"]["name"].startswith("environment-")]
+    size, kept = (int(environment["data"][f"RAY_ROTATION_{what}"]) for what in ("MAX_BYTES", "BACKUP_COUNT"))
+    group = worker(named(objects, "RayService", "serving"))
+    volumes = {volume["name"]: volume for volume in group["template"]["spec"]["volumes"]}
+    processes = int(group["rayStartParams"]["num-cpus"]) + len((REGISTRY, HISTORY, ENCODER)) + 1  # replicas of a core, proxy
+    files = 3 * processes  # what each prints, its errors, Serve's log of it
+    assert files * size * (kept + 1) < quantity(volumes["tmp"]["emptyDir"]["sizeLimit"])
 
 
 @pytest.mark.parametrize("name", OVERLAYS)

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -261,6 +262,20 @@ def test_a_remote_store_gives_back_what_was_written(remote: str, tmp_path: Path)
     bucket = tmp_path / "bucket" / "planting"
     assert sorted(path.name for path in bucket.iterdir()) == [manifest.fingerprint]
     assert not list((tmp_path / "cache").rglob(".*")), "staging or fetching left something"
+
+
+def test_what_is_told_of_an_output_in_a_remote_store_says_where_its_files_are(
+    remote: str, events: Callable[[], list[dict[str, Any]]]
+) -> None:
+    """Thus a person gets at serve.yaml."""
+    files = set(run(remote).files)
+    run(remote, never)
+    done, reused = [event["uri"] for event in events() if event["event"] in ("stage done", "stage reused")]
+    assert done == reused
+    folder = Path(done.removeprefix("file://"))
+    assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == files
+    text = (REPOSITORY / "k8s" / "README.md").read_text(encoding="utf-8")
+    assert re.findall(r"aws s3 cp (\S+) k8s/overlays/prod/serve\.yaml", text) == ["URI/serve.yaml"]
 
 
 def test_a_remote_output_without_a_manifest_does_not_exist(remote: str, tmp_path: Path) -> None:

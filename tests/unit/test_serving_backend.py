@@ -3,18 +3,21 @@
 import asyncio
 from typing import Any
 
+import numpy as np
 import pytest
 from ray.serve.context import _get_serve_request_context, _set_request_context
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from serving.attributes import Attributes
 from serving.backend import Answered, RayBackend
+from serving.breaker import Breaker
 from serving.contract import Unavailable
 from serving.degrade import Listed, Static
-from serving.features import NoFeatures
+from serving.features import BREAKER_FAILURES, BREAKER_SECONDS, NoFeatures
 from serving.metrics import GatewayMetrics
+from serving.ranking import Floats
 from serving.recommender import Recommender
-from serving.schemas import RecommendRequest
+from serving.schemas import ItemsRequest, NewItem, RecommendRequest, ScoreRequest
 from serving.scorer import Scorer
 from tests.bundles import write_bundle
 
@@ -25,6 +28,7 @@ class Method:
     def __init__(self, answer: Any) -> None:
         self.answer = answer
         self.failure: Exception | None = None
+        self.hangs = False
         self.asked = 0
         self.asked_for = ""
         """The request of Serve's that is told to have asked last: with it this one is cancelled."""
@@ -34,6 +38,8 @@ class Method:
     async def remote(self, *arguments: Any) -> Any:
         self.asked += 1
         self.asked_for = _get_serve_request_context()._internal_request_id
+        if self.hangs:
+            await asyncio.Event().wait()
         if self.failure is not None:
             raise self.failure
         return Answered(self.answer(*arguments), self.by[self.asked % len(self.by)], None, self.by[0])
@@ -45,6 +51,9 @@ class Handle:
     def __init__(self, recommender: Recommender) -> None:
         self.recommend = Method(lambda *asked: recommender.recommend(*asked).model_dump_json())
         self.popular = Method(recommender.popular)
+        self.score = Method(recommender.score)
+        self.text_encoder = Method(lambda: "tiny")
+        self.new_items = Method(lambda *asked: None)
 
 
 @pytest.fixture
@@ -53,8 +62,19 @@ def handle(tmp_path_factory: pytest.TempPathFactory) -> Handle:
     return Handle(Recommender(Scorer.load(directory), "7"))
 
 
+class Encoder:
+    """A handle to a text encoder."""
+
+    @property
+    def encode(self) -> "Encoder":
+        return self
+
+    async def remote(self, encoder: str, texts: list[str]) -> Floats:
+        return np.zeros((len(texts), 2), dtype=np.float32)
+
+
 def backend(handle: Any) -> RayBackend:
-    return RayBackend(handle, NoFeatures(), "7", None, None, GatewayMetrics())  # type: ignore[arg-type]
+    return RayBackend(handle, NoFeatures(), "7", None, Encoder(), GatewayMetrics())  # type: ignore[arg-type]
 
 
 REQUEST = RecommendRequest(users=["ann", "new"], k=3)
@@ -115,5 +135,47 @@ def test_an_overload_is_told_and_so_is_a_scorer_that_has_never_answered(handle: 
         handle.recommend.failure = BackPressureError(num_queued_requests=4, max_queued_requests=4)
         with pytest.raises(Unavailable, match="too many requests are waiting"):
             await asked.recommend(REQUEST, [[], []])
+
+    asyncio.run(ask())
+
+
+def test_scorers_that_let_everybody_wait_are_left_alone_and_tried_again_by_one_request(
+    handle: Handle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.backend.SCORER_DEADLINE_SECONDS", 0.01)
+    now = 0.0
+
+    async def ask() -> None:
+        nonlocal now
+        asked = backend(handle)
+        asked._breaker = Breaker(BREAKER_FAILURES, BREAKER_SECONDS, clock=lambda: now)
+        before = await asked.recommend(REQUEST, [[], []])
+        await asyncio.sleep(0.01)
+        handle.recommend.hangs = handle.score.hangs = True
+        for _ in range(BREAKER_FAILURES + 3):
+            answer = await asked.recommend(REQUEST, [[], []])
+            assert {(result.method, result.reason) for result in answer.results} == {("static", "scorer_timeout")}
+        with pytest.raises(Unavailable, match=r"no scorer has answered within 0\.01 s of late"):
+            await asked.score(ScoreRequest(user_id="ann", item_ids=["i0"]))
+        assert (handle.recommend.asked, handle.score.asked) == (1 + BREAKER_FAILURES, 0)
+        handle.recommend.hangs = handle.score.hangs = False
+        now += BREAKER_SECONDS
+        assert await asked.recommend(REQUEST, [[], []]) == before
+        assert (await asked.score(ScoreRequest(user_id="ann", item_ids=["i0"]))).scores
+
+    asyncio.run(ask())
+
+
+def test_scorers_that_let_new_items_wait_are_not_left_alone(handle: Handle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.backend.SCORER_DEADLINE_SECONDS", 0.01)
+
+    async def ask() -> None:
+        asked = backend(handle)
+        before = await asked.recommend(REQUEST, [[], []])
+        handle.new_items.hangs = True
+        new = ItemsRequest(items=[NewItem(item_id="new", text="a text")])
+        waited = await asyncio.gather(*(asked.items(new, []) for _ in range(BREAKER_FAILURES)), return_exceptions=True)
+        assert [getattr(error, "code", error) for error in waited] == ["scorer_timeout"] * BREAKER_FAILURES
+        assert await asked.recommend(REQUEST, [[], []]) == before
 
     asyncio.run(ask())

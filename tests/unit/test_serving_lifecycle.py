@@ -173,8 +173,14 @@ def test_a_replica_begins_with_the_first_bundle_that_loads(make: Callable[[str],
     told = Told()
     assert Follower([damaged, make("2"), make("1")], Registered(), told, interval=1).live.target == make("2")
     assert told.events == [("refused", "damaged"), ("swapped", "2")]
-    with pytest.raises(ArtifactError, match=r"model.safetensors is not what its manifest says"):
-        Follower([damaged], Registered(), Told(), interval=1)
+
+
+def test_the_only_bundle_there_is_is_told_of_before_a_replica_that_cannot_load_it_fails(damaged: Target) -> None:
+    told = Told()
+    with capture_logs() as logs, pytest.raises(ArtifactError, match=r"model.safetensors is not what its manifest says"):
+        Follower([damaged], Registered(), told, interval=1)
+    assert told.events == [("refused", "damaged")]
+    assert [(line["event"], line["model_version"]) for line in logs] == [("bundle refused", "damaged")]
 
 
 def test_what_was_refused_at_the_start_is_not_refused_again_at_once(make: Callable[[str], Target], damaged: Target) -> None:
