@@ -21,7 +21,8 @@ def text_of(value: Any, clean: Callable[[str], str]) -> str:
 
     Args:
         value: a text, which may be a list as Python writes one ("['Comedy', 'Drama']", as a saved frame has it), a number, or a
-            list of such. Truth values and mappings say nothing: no order is known in which they could be read.
+            list of such. Truth values and mappings say nothing, no order being known in which they could be read; a text that
+            holds one is a text.
         clean: makes what is shown of one text.
     """
     if isinstance(value, str):
@@ -41,9 +42,16 @@ def _unlisted(text: str) -> Any:
         return text
     try:
         with warnings.catch_warnings(action="ignore"):  # a backslash that escapes nothing
-            return ast.literal_eval(stripped)
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
+            found = ast.literal_eval(stripped)
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
         return text
+    return found if _can_be_read(found) else text
+
+
+def _can_be_read(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_can_be_read, value))
+    return value is None or isinstance(value, str | int | float)
 
 
 def values_of(cell: str, separators: str = SEPARATORS) -> list[str]:

@@ -15,8 +15,8 @@ from typing import Any
 
 from components.errors import first_line
 
-_MAKING = ".mlflow-"
-"""Begins the name of the folder beside a database in which it is made."""
+_MAKING = ".cllmr-makes-mlflow-"
+"""Begins the name of the folder beside a database in which it is made: nobody else's is removed, whatever lies there."""
 _BROKEN_OFF_SECONDS = 3600.0
 """Since anything was written into such a folder: making a database takes seconds."""
 

@@ -92,7 +92,7 @@ def _suite_base(given: Mapping[str, Any], tree: Mapping[str, Any]) -> dict[str, 
     """What the variants of a suite share, as the flags describe it; a study that varies what is given has this one alone."""
     varied_by_it = [f"--{name}" for name in ("encoder", "effect") if given.get(name)]
     has_its_own = [f"--{name}" for name in ("rival", "baseline") if given.get(name)]
-    has_its_own += [f"setting '{name}'" for name in ("rival", "baselines") if tree.get(name) is not None]
+    has_its_own += [f"setting '{name}'" for name in ("rival", "baselines") if tree.get(name)]
     for idle, reason in ((varied_by_it, "varies it"), (has_its_own, "has models of its own")):
         if idle:
             raise ConfigError(f"{idle[0]} has no effect on a suite, which {reason}.", f"Leave out {idle[0]} or --suite.")

@@ -205,7 +205,7 @@ def removed_table(removed: "pd.DataFrame") -> Table:
     for column in shown.columns:
         table.add_column(str(column), max_width=TITLE_WIDTH, overflow="ellipsis", no_wrap=True)
     for row in shown.itertuples(index=False):
-        table.add_row(*(Text("" if value is None else str(value)) for value in row))
+        table.add_row(*("" if value is None else str(value) for value in row))
     return table
 
 

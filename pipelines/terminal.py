@@ -207,7 +207,12 @@ def ended_with_the_command(
             became = may_go_on
         except UserError as error:
             became = f"{error.message} {may_go_on}"
-        write(run_id, state)
+        try:
+            write(run_id, state)
+        except KeyboardInterrupt:  # a pipe whose reader has ended
+            pass
+        except UserError as error:  # what became of the run is told whatever becomes of the file
+            became = f"{became} {error.message}"
         raise KeyboardInterrupt(became) from None
 
 

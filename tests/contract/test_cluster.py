@@ -614,6 +614,17 @@ def test_an_interrupt_that_cannot_end_the_run_says_that_it_may_go_on(
     assert result.stderr.splitlines()[-1] == f"interrupted: {reason}{told.format(*(part.rstrip(':') for part in seen))}"
 
 
+def test_what_became_of_an_interrupted_run_is_told_where_its_json_cannot_be_written(server: KfpServer) -> None:
+    server.states = ["RUNNING"]
+    process = start("submit", "--host", server.url, *QUICK, "--wait", "--keep", "--json", "/dev/full")
+    assert process.stdout is not None
+    run_id = process.stdout.readline().split()[1].rstrip(":")
+    err = interrupted(process, signal.SIGINT)
+    assert process.returncode == 130
+    told = f"interrupted: run {run_id} goes on. next: cllmr wait {run_id} --json /dev/full cannot be written: "
+    assert err.splitlines()[-1].startswith(told)
+
+
 def test_an_interrupt_lets_the_run_go_on_where_that_is_asked_for(server: KfpServer) -> None:
     server.states = ["RUNNING"]
     process = start("submit", "--host", server.url, *QUICK, "--wait", "--keep")

@@ -257,11 +257,26 @@ def test_texts_are_one_clean_line_in_nfc():
         ("['a\\d', ' ']", "a\\d"),
         ("[]", ""),
         ("['Comedy' 'Drama']", "['Comedy' 'Drama']"),
+        ("[{'id': 16, 'name': 'Comedy'}]", "[{'id': 16, 'name': 'Comedy'}]"),
+        ("[{{}}]", "[{{}}]"),
+        ("['a', [...]]", "['a', [...]]"),
         ("[REC]", "[REC]"),
         ("['Allo 'Allo!]", "['Allo 'Allo!]"),
         ("[" * 9999 + "]" * 9999, "[" * 9999 + "]" * 9999),
     ],
-    ids=["list", "nested", "a backslash", "empty", "as numpy writes it", "a title", "a broken one", "too deep"],
+    ids=[
+        "list",
+        "nested",
+        "a backslash",
+        "empty",
+        "as numpy writes it",
+        "mappings",
+        "a template",
+        "no value",
+        "a title",
+        "a broken one",
+        "too deep",
+    ],
 )
 def test_a_list_as_python_writes_one_is_its_values_in_every_table_and_what_only_looks_like_one_is_text(cell, text):
     assert tables.clean_text(cell) == cleaned(cell) == text

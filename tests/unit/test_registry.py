@@ -231,13 +231,14 @@ def test_a_database_is_whole_when_it_is_there(what, empty_database, tmp_path, mo
 
 
 def test_what_a_killed_process_has_left_of_a_database_is_taken_away_and_what_another_makes_is_not(uri, tmp_path):
-    for name, age in (("killed", 7200), ("at work", 60)):
-        folder = tmp_path / f".mlflow-{name}"
+    making = mlflow_client._MAKING
+    for name, age in ((f"{making}killed", 7200), (f"{making}at_work", 60), (".mlflow-somebody's", 7200)):
+        folder = tmp_path / name
         folder.mkdir()
         (folder / "mlflow.db").write_bytes(b"half")
         os.utime(folder, (time.time() - age,) * 2)
     connect(uri)
-    assert [folder.name for folder in tmp_path.glob(".mlflow-*")] == [".mlflow-at work"]
+    assert {folder.name for folder in tmp_path.glob(".*mlflow-*")} == {f"{making}at_work", ".mlflow-somebody's"}
 
 
 def test_versions_of_another_team_are_passed_over_whatever_their_tags_mean(uri, registry):
