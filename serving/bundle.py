@@ -22,6 +22,9 @@ from serving.ranking import Floats
 
 SCHEMA_VERSION = 2
 
+SHARED_PARTS = ("users", "items", "history", "weights")
+"""Of the factual model: the counterfactual one has them too where it has none of its own."""
+
 BUNDLE_DIRECTORY = "bundle"
 MODEL_FILE = "model.safetensors"
 BUNDLE_FILE = "bundle.json"
@@ -121,7 +124,8 @@ def models_of(model: Mapping[str, Any]) -> tuple[LinearScores, LinearScores]:
     names = [name for name in model if name.startswith("counterfactual.")]
     if not names:
         return factual, factual
-    own = {f"counterfactual.{name.removeprefix('factual.')}": model[name] for name in model if name.startswith("factual.")}
+    parts = (name.removeprefix("factual.") for name in model if name.startswith("factual."))
+    own = {f"counterfactual.{part}": model[f"factual.{part}"] for part in parts if part.split(".")[0] in SHARED_PARTS}
     counterfactual = from_tensors({**own, **{name: model[name] for name in names}}, "counterfactual")
     if "counterfactual.users" not in names:
         counterfactual = replace(counterfactual, users=factual.users)

@@ -97,7 +97,8 @@ class FoldIn:
 
 
 class SideInformation:
-    """The texts of a history alone, for a model whose members that know histories have no weight; needs texts in the bundle."""
+    """The texts of a history alone, for a model that makes nothing of one: of popularity alone, or from before graph models and
+    factors told a user from a history. Needs texts in the bundle."""
 
     method: Method = "side_information"
     debiases = False
@@ -209,7 +210,7 @@ class Static:
     """The last rung: what was most popular when a model last answered, for when none does."""
 
     debiased: Listed
-    """By the strength of the model that told it, whatever a request asks for."""
+    """By the strength of the model that told it, whatever a request asks for but 0."""
     factual: Listed
     model_version: str
     """Of that model."""
@@ -228,6 +229,7 @@ class Static:
             FilterError: `request.filters` names what the items do not have.
         """
         debiased, factual = (listed.allowed(request) for listed in (self.debiased, self.factual))
+        items, debias = (factual, 0.0) if request.debias == 0 else (debiased, self.debias)
 
         def without(allowed: list[RankedItem], seen: set[str]) -> list[RankedItem]:
             kept = [item for item in allowed if item.item_id not in seen][: request.k]
@@ -243,9 +245,9 @@ class Static:
                     method="static",
                     reason=reason,
                     model_version=self.model_version,
-                    debias=self.debias,
-                    items=without(debiased, seen),
+                    debias=debias,
+                    items=without(items, seen),
                     factual=without(factual, seen) if request.compare else None,
                 )
             )
-        return RecommendResponse(model_version=self.model_version, debias=self.debias, results=results)
+        return RecommendResponse(model_version=self.model_version, debias=debias, results=results)

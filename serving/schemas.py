@@ -266,8 +266,8 @@ class RankedItem(_Strict):
     item_id: str
     title: str
     score: float = Field(
-        description="The ranking's own score: standard deviations above the mean item; of a history's texts alone, their "
-        "similarity."
+        description="The ranking's own score: the weighted sum of its members' scores, each in standard deviations above the "
+        "mean item; of a history's texts alone, their similarity."
     )
     factual_rank: int | None = Field(
         default=None,

@@ -19,7 +19,7 @@ from serving.settings import Trial
 
 MAX_WAITING = 16  # comparisons that may wait; more are left out and counted, as they must not hold up answers
 
-_STANDARDISED = ("personalised", "fold_in")  # methods whose scores are in standard deviations
+_STANDARDISED = ("personalised", "fold_in", "popularity")  # methods whose scores are in standard deviations
 
 log = structlog.get_logger()
 
@@ -129,7 +129,7 @@ def difference(ours: UserRecommendations, theirs: UserRecommendations) -> tuple[
     """Overlap@k, 0 to 1, and the mean absolute difference of the scores of items in both.
 
     None in place of the latter where there are none, and where the two do not score in the same standard deviations: by
-    different methods, or by ones that count interactions or compare texts.
+    different methods, or by ones that compare texts.
     """
     first, second = ({item.item_id: item.score for item in ranking.items} for ranking in (ours, theirs))
     shared = first.keys() & second.keys()

@@ -162,7 +162,8 @@ def write_text(
     texts = NewItems.of(embeddings, power, ItemWords.of(told, share) if share else None)
     write_texts(directory, texts)
     header = json.loads((directory / "bundle.json").read_text())
-    write_json(directory / "bundle.json", {**header, "text": {"encoder": encoder, "power": power, "words": share}})
+    described = {"encoder": encoder, "power": power, **({"words": share} if share else {})}
+    write_json(directory / "bundle.json", {**header, "text": described})
     return texts
 
 

@@ -21,6 +21,7 @@ from serving.bundle import (
     MODEL_FILE,
     NEWCOMERS_FILE,
     SCHEMA_VERSION,
+    SHARED_PARTS,
     TEXT_FILE,
     USERS_FILE,
 )
@@ -53,9 +54,7 @@ def model_tensors(fitted: FittedRecipe, item_vectors: Floats, train: sp.csr_arra
 def _own_tensors(counterfactual: LinearScores, factual: LinearScores) -> dict[str, npt.NDArray[Any]]:
     if counterfactual is factual:
         return {}
-    shared = [
-        part for part in ("users", "items", "history", "weights") if getattr(counterfactual, part) is getattr(factual, part)
-    ]
+    shared = [part for part in SHARED_PARTS if getattr(counterfactual, part) is getattr(factual, part)]
     tensors = as_tensors(counterfactual, "counterfactual")
     return {name: tensor for name, tensor in tensors.items() if name.split(".")[1] not in shared}
 

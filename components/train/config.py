@@ -2,11 +2,20 @@
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, ValidationInfo, field_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from components.cells import SEPARATORS
 from components.cllmr.config import ModelConfig
-from components.settings import StageConfig, Uri
+from components.settings import StageConfig, Uri, config_error
 
 MemberName = Literal["graph", "ease", "factors", "text", "popularity"]
 MEMBERS: tuple[MemberName, ...] = get_args(MemberName)
@@ -34,6 +43,9 @@ class RecipeConfig(StageConfig):
     """Which members take part, in the order they are fitted: "ease" can use the side representations of a "graph" before it."""
     graph_joins: bool = True
     """Whether "graph" has a part in the score. Without, it lends its side representations to "ease" and nothing else."""
+    graph_settings: tuple[dict[str, float], ...] = ({"alignment_weight": 0.1, "temperature": 0.2},)
+    """Of "graph", where there is text: other values of `model` that are tried beside those given there, each by a whole
+    training; [] for none."""
     neighbours: PositiveInt = 2000
     """Weights kept per item of "ease" and "text": what is evaluated and served. A bundle holds up to 8 bytes for each."""
     side_mix: Shares = (0.0, 0.3)
@@ -128,6 +140,17 @@ class TrainConfig(StageConfig):
                 "one space and nothing else"
             )
         return marks
+
+    @field_validator("recipe")
+    @classmethod
+    def _graph_settings_are_of_the_model(cls, recipe: RecipeConfig, info: ValidationInfo) -> RecipeConfig:
+        model = info.data.get("model", ModelConfig())  # not there when it is wrong itself
+        for other in recipe.graph_settings:
+            try:
+                ModelConfig.model_validate({**model.model_dump(), **other})
+            except ValidationError as error:
+                raise config_error(ModelConfig, error, "recipe.graph_settings") from None
+        return recipe
 
     @field_validator("effect")
     @classmethod

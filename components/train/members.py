@@ -99,7 +99,8 @@ class GraphFit(NamedTuple):
 
 
 TrainGraph = Callable[[RecipeData, TrainConfig, str], GraphFit]
-"""How a graph model is trained, in this process or by workers elsewhere: (data, settings, a name for the run) -> the model."""
+"""How a graph model is trained, in this process or by workers elsewhere: (data, settings, a name for the run) -> the model. The
+name is "factual" or "counterfactual"; after a point stands which of several it is that are tried."""
 
 
 @dataclass(frozen=True)
@@ -229,11 +230,23 @@ class Task:
 
 
 def _graph(task: Task) -> Member:
-    model = task.config.model
+    """How much texts should say of collaborative representations depends on the texts, by more than anything else here: where
+    there are any, other settings are tried too, by whole trainings."""
+    model, others = task.config.model, task.config.recipe.graph_settings
     if not task.data.has_text:
         model = model.model_copy(update={"side_encoder": "none", "counterfactual": False})
-    fitted = task.train_graph(task.config.model_copy(update={"model": model}), task.run)
-    return Member(fitted.factual, {}, [], fitted)
+    candidates: list[Settings] = [{}, *others] if model.side_encoder != "none" else [{}]
+    if task.settings is not None:
+        candidates = [task.settings]
+    fits, tried = [], []
+    for number, settings in enumerate(candidates):
+        config = task.config.model_copy(update={"model": model.model_copy(update=settings)})
+        fits.append(task.train_graph(config, f"{task.run}.{number}" if number else task.run))
+        if len(candidates) > 1:
+            tried.append({**settings, "value": round(task.data.validation_ndcg(fits[-1].factual), 6)})
+            task.on_progress(**settings, **{PRIMARY: tried[-1]["value"]})
+    best = max(range(len(fits)), key=lambda number: tried[number]["value"] if tried else 0.0)
+    return Member(fits[best].factual, dict(candidates[best]), tried, fits[best])
 
 
 def _ease(task: Task) -> Member:

@@ -45,7 +45,7 @@ HISTORY_MEMBERS: tuple[MemberName, ...] = ("ease", "text")
 USER_MEMBERS: tuple[MemberName, ...] = ("graph", "factors")
 """Members that know their users by a row of numbers, which for anybody else is told from the history."""
 FOLDING_L2 = 0.1
-"""Of 0.01 to 1 all are level on four data sets."""
+"""0.01 to 1 make little difference (``tests/benchmarks/RESULTS.md``)."""
 FEWEST_CHOOSING = 100
 """Users with validation interactions, by whom everything is chosen: of fewer, what is best is mostly chance."""
 MANY_EDGES = 1_000_000_000

@@ -42,11 +42,11 @@ def trained_by_workers(work: Place, starts: Mapping[str, Start]) -> TrainGraph:
 
     Args:
         work: see `run_workers`.
-        starts: what a run begins with, by its name; a run that has none is a cold start.
+        starts: what a run begins with, by its name up to a point; a run that has none is a cold start.
     """
 
     def train(data: RecipeData, config: TrainConfig, run: str) -> GraphFit:
-        training = replace(training_data(data), start=starts.get(run))
+        training = replace(training_data(data), start=starts.get(run.partition(".")[0]))
         with run_workers(pack(training), config, work, run).as_directory() as directory:
             tensors = load_file(Path(directory) / RESULT)
             told = read_json(Path(directory) / RUN)

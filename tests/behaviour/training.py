@@ -36,6 +36,7 @@ SMALL_RECIPE: dict[str, Any] = {
     "model": {"embedding_dim": 16, "num_negatives": 64},
     "max_epochs": 12,
     "recipe": {
+        "graph_settings": [],
         "ease_l2": [50.0],
         "ease_side_weight": [20.0],
         "ease_user_power": [0.15],

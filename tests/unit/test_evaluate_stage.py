@@ -144,7 +144,7 @@ def test_slices_hold_every_evaluated_user_once_and_average_to_the_whole(figures)
 
 
 def test_new_users_are_measured_beside_what_else_could_answer_them(figures):
-    assert set(figures["new_users"]) == {"popularity", "text_cosine"}  # a model of factors alone folds nobody in
+    assert set(figures["new_users"]) == {"popularity", "text_cosine"}  # this bundle folds nobody in
     for name, mean in figures["new_users"].items():
         assert mean == pytest.approx({metric: entry["mean"] for metric, entry in figures["results"][name].items()}, abs=1e-6)
 

@@ -126,7 +126,7 @@ def test_two_rankings_differ_by_what_only_one_names_and_by_the_scores_of_what_bo
     [
         ("fold_in", "fold_in", 2.0),
         ("personalised", "fold_in", None),
-        ("popularity", "popularity", None),
+        ("popularity", "popularity", 2.0),
         ("side_information", "side_information", None),
     ],
 )

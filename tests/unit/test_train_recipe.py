@@ -23,12 +23,14 @@ from components.train import counterfactual, members, stage
 from components.train.bundle import model_tensors
 from components.train.config import MEMBERS, TrainConfig
 from components.train.graph import trained_here
-from components.train.members import RecipeData, TasteData
+from components.train.members import GraphFit, RecipeData, TasteData
 from components.train.recipe import FittedRecipe, fit_recipe
+from serving.bundle import models_of
 from serving.scorer import Scorer
 from tests.planted import block_world, propensity_world
 
 RECIPE: dict[str, Any] = {
+    "graph_settings": [],
     "ease_l2": [10.0, 100.0],
     "ease_side_weight": [0.0, 12.0],
     "ease_user_power": [0.15],
@@ -105,6 +107,43 @@ def test_the_same_seed_repeats_and_another_one_uses_the_settings_it_is_given() -
     assert other.settings == first.settings
     assert all(member.tried == [] for member in other.members.values())
     assert any(member.tried for member in first.members.values())
+
+
+def test_of_several_settings_of_the_graph_the_best_on_validation_is_kept_and_the_counterfactual_has_it() -> None:
+    data, _ = world()
+    none, much = {"alignment_weight": 1e-6}, {"alignment_weight": 3.0, "temperature": 0.3}
+    names: list[tuple[str, float, float]] = []
+
+    def train(data: RecipeData, config: TrainConfig, run: str) -> GraphFit:
+        names.append((run, config.model.alignment_weight, config.model.temperature))
+        return trained_here()(data, config, run)
+
+    config = TrainConfig.parse({**SMALL, "recipe": {**RECIPE, "graph_settings": [none, much], "members": ["graph"]}}, "train")
+    member = fit_recipe(data, config, train).members["graph"]
+    assert names == [("factual", 0.5, 0.15), ("factual.1", 1e-6, 0.15), ("factual.2", 3.0, 0.3)]
+    values = [settings.pop("value") for settings in member.tried]
+    assert [{}, none, much][values.index(max(values))] == member.settings
+    assert len(set(values)) == 3
+    assert member.graph is not None
+    assert data.validation_ndcg(member.graph.factual) == pytest.approx(max(values), abs=1e-6)
+    names.clear()
+    fit_recipe(data, config, train, {"graph": much})
+    assert names == [("factual", 3.0, 0.3)]
+    names.clear()
+    fit_recipe(world(text=False)[0], config, train)
+    assert [run for run, *_ in names] == ["factual"]
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"alignement_weight": 0.1}, r"unknown setting 'recipe\.graph_settings\.alignement_weight'"),
+        ({"temperature": 0.0}, r"setting 'recipe\.graph_settings\.temperature' = 0\.0: Input should be greater than 0"),
+    ],
+)
+def test_other_settings_of_the_graph_are_checked_before_any_work(other: dict[str, float], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        TrainConfig.parse({"recipe": {"graph_settings": [other]}}, "train")
 
 
 @pytest.mark.parametrize("rows", ["of zeros", "of no length"])
@@ -265,6 +304,16 @@ def test_the_counterfactuals_weights_are_chosen_anew_only_where_validation_click
     assert found.counterfactual is not found.factual
     assert len(asked) == (1 if all_of_taste else 2)
     assert (found.counterfactual_weights == {name: weight for name, weight in found.weights.items() if weight}) == all_of_taste
+
+
+def test_a_counterfactual_without_members_that_know_users_folds_nobody_by_the_factual_ones() -> None:
+    data, _ = world()
+    found = fitted(data, effect="none", recipe={"members": ["ease", "factors"]})
+    assert found.factual.folding is not None
+    found = replace(found, counterfactual=found.members["ease"].scores)
+    factual, counterfactual = models_of(model_tensors(found, data.item_text, data.train))
+    assert factual.folding is not None
+    assert counterfactual.folding is None
 
 
 @pytest.mark.parametrize("member", ["ease", "text"])

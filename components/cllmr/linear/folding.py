@@ -20,8 +20,8 @@ Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
 
 POWER = 0.25
-"""On four data sets 0, .25 and .5 were tried: .25 was best on one and level on the others."""
-BLOCK_SIZE = 65_536  # users whose rows are held in double precision at a time
+"""Of 0, .25 and .5 the best or level with it on three data sets (``tests/benchmarks/RESULTS.md``)."""
+BLOCK_SIZE = 16_384  # users whose rows are held in double precision at a time
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,11 @@ def fit_folding(users: Floats, items: Floats, histories: sp.csr_array, members: 
         ridge = l2 * max(np.trace(gram) / len(gram), np.finfo(np.float32).tiny)
         matrix[columns, columns] = np.linalg.solve(gram + ridge * np.eye(len(gram)), right)
     chosen = np.concatenate([np.arange(items.shape[1])[columns] for columns in members])
-    covariance = np.atleast_2d(np.cov(items[:, chosen], rowvar=False, bias=True))
-    rows_of_users = users[known][:, chosen].astype(np.float64)
-    variance = ((rows_of_users @ covariance) * rows_of_users).sum(axis=1)
-    deviation = float(np.sqrt(np.maximum(variance, 0.0)).mean()) if len(known) else 0.0
-    return Folding(matrix.astype(np.float32), item_weights, deviation)
+    covariance, deviation = np.atleast_2d(np.cov(items[:, chosen], rowvar=False, bias=True)), 0.0
+    for start in range(0, len(known), BLOCK_SIZE):
+        told = users[known[start : start + BLOCK_SIZE]][:, chosen].astype(np.float64)
+        deviation += np.sqrt(np.maximum(((told @ covariance) * told).sum(axis=1), 0.0)).sum()
+    return Folding(matrix.astype(np.float32), item_weights, float(deviation / max(len(known), 1)))
 
 
 def mean_vectors(histories: sp.csr_array, vectors: npt.NDArray[np.floating]) -> Floats:
