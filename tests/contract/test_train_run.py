@@ -51,7 +51,7 @@ CONFIG: dict[str, Any] = {
     "num_workers": 2,
     "seed": 5,
     # one run of the graph model, so that what is told of it is told once
-    "recipe": {"members": ["graph", "ease"], "ease_l2": [100.0], "ease_side_weight": [12.0]},
+    "recipe": {"members": ["graph", "ease"], "graph_settings": [], "ease_l2": [100.0], "ease_side_weight": [12.0]},
     "effect": "none",
 }
 PROGRAM = """

@@ -60,7 +60,12 @@ SMALL = {
         "max_epochs": 8,
         "evaluate_every": 1,
         "patience": 8,
-        "recipe": {"members": ["graph", "ease", "popularity"], "ease_l2": [30.0, 100.0], "ease_side_weight": [1.0]},
+        "recipe": {
+            "members": ["graph", "ease", "popularity"],
+            "graph_settings": [],
+            "ease_l2": [30.0, 100.0],
+            "ease_side_weight": [1.0],
+        },
         "seed": 5,
     },
     "evaluate": {"baselines": ["popularity"], "bootstrap_samples": 100},
