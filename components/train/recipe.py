@@ -30,7 +30,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import scipy.sparse as sp
 
-from components.cllmr.linear.folding import fit_folding
+from components.cllmr.linear.folding import MemberColumns, fit_folding
 from components.cllmr.linear.scores import LinearScores
 from components.errors import DataError
 from components.evaluate.metrics import PRIMARY
@@ -42,10 +42,9 @@ from components.train.search import Settings
 
 HISTORY_MEMBERS: tuple[MemberName, ...] = ("ease", "text")
 """Members whose score is made of weights between items: they answer anybody who has a history."""
-USER_MEMBERS: tuple[MemberName, ...] = ("graph", "factors")
-"""Members that know their users by a row of numbers, which for anybody else is told from the history."""
-FOLDING_L2 = 0.1
-"""0.01 to 1 make little difference (``tests/benchmarks/RESULTS.md``)."""
+FOLDING_L2: dict[str, float] = {"graph": 1.0, "factors": 0.1}
+"""Members that know their users by a row of numbers, which for anybody else is told from the history, and the ridge of that
+(``tests/benchmarks/RESULTS.md``)."""
 FEWEST_CHOOSING = 100
 """Users with validation interactions, by whom everything is chosen: of fewer, what is best is mostly chance."""
 MANY_EDGES = 1_000_000_000
@@ -181,12 +180,12 @@ def _folding_in(
     for name, member in members.items():
         if weights[name]:
             stop = start + member.scores.users.shape[1]
-            columns += [slice(start, stop)] if name in USER_MEMBERS else []
+            columns += [MemberColumns(slice(start, stop), FOLDING_L2[name])] if name in FOLDING_L2 else []
             start = stop
     if not columns:
         return model
     assert isinstance(model.items, np.ndarray)  # compact ones are in endpoints alone
-    return replace(model, folding=fit_folding(model.users, model.items, train, columns, FOLDING_L2))
+    return replace(model, folding=fit_folding(model.users, model.items, train, columns))
 
 
 def _members_for(data: RecipeData, config: TrainConfig) -> tuple[list[MemberName], dict[str, str]]:

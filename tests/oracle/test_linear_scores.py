@@ -136,7 +136,7 @@ def test_ease_and_the_text_kernel_are_served_as_they_were_fitted() -> None:
 
 def folding(seed: int = 8) -> Folding:
     rng = np.random.default_rng(seed)
-    return Folding(rng.normal(size=(3, 3)).astype(np.float32), rng.random(NUM_ITEMS).astype(np.float32), 0.7)
+    return Folding(rng.normal(size=(3, 3)).astype(np.float32), 0.7)
 
 
 def test_a_history_without_a_user_is_scored_by_its_weights_and_by_what_is_told_of_the_user() -> None:
@@ -144,7 +144,7 @@ def test_a_history_without_a_user_is_scored_by_its_weights_and_by_what_is_told_o
     told = folding()
     whole = replace(found, folding=told)
     items = np.array([2, 5, 11])
-    user = (told.item_weights[items, None] * found.items[items]).mean(axis=0) @ told.matrix
+    user = found.items[items].mean(axis=0) @ told.matrix
     by_weights = standardised(found.weights.toarray()[items].sum(axis=0)[None])[0]
     by_user = standardised((found.items @ user)[None])[0]
     np.testing.assert_allclose(whole.folded([0.4], items), 0.4 * by_weights + 0.7 * by_user, atol=1e-5)
@@ -156,8 +156,7 @@ def test_what_more_of_a_history_adds_is_what_it_changes_of_the_user_that_is_told
     told = folding()
     whole = replace(found, folding=told)
     seen, new = np.array([1, 2, 9]), np.array([4])
-    weighted = told.item_weights[:, None] * found.items
-    moved = (weighted[[1, 2, 9, 4]].mean(axis=0) - weighted[seen].mean(axis=0)) @ told.matrix
+    moved = (found.items[[1, 2, 9, 4]].mean(axis=0) - found.items[seen].mean(axis=0)) @ told.matrix
     by_weights = found.added(0, new, seen)
     assert np.abs(by_weights).max() > 0
     np.testing.assert_allclose(whole.added(0, new, seen), by_weights + found.items @ moved, atol=1e-5)
@@ -181,12 +180,7 @@ def test_a_model_is_the_same_after_a_file() -> None:
         ("items", np.full((NUM_ITEMS, 3), np.nan, np.float32), r"m\.items has 51 values that are not finite"),
         ("history.indptr", np.zeros(3, np.int64), r"m\.history is no sparse matrix of shape \(11, 17\)"),
         ("folds", np.ones((NUM_ITEMS, 2), np.float32), r"m\.folds has shape \(17, 2\), not \(17, 3\)"),
-        (
-            "folding.matrix",
-            np.ones((3, 2), np.float32),
-            r"m\.folding has shapes \(\(3, 2\), \(17,\), \(1,\)\), not \(\(3, 3\),",
-        ),
-        ("folding.item_weights", np.ones(16, np.float32), r"m\.folding has shapes \(\(3, 3\), \(16,\), \(1,\)\), not"),
+        ("folding.matrix", np.ones((3, 2), np.float32), r"m\.folding has shapes \(\(3, 2\), \(1,\)\), not \(\(3, 3\), \(1,"),
         ("folding.deviation", np.full(1, np.inf, np.float32), r"m\.folding\.deviation has 1 values that are not finite"),
         ("weights.indices", np.full(1, 99, np.int32), r"m\.weights is no sparse matrix of shape \(17, 17\)"),
     ],

@@ -89,7 +89,7 @@ class LinearScores:
         for number, weight in enumerate(block_weights):
             total += np.float32(weight) * standardised(self._of_history(number * num_items + items)[None])[0]
         if self.folding is not None:
-            user = self._user_of(self.folding, items)
+            user = self.folding.user(self.items[items])
             total += np.float32(self.folding.deviation) * standardised(products(user[None], self.items))[0]
         return total
 
@@ -109,14 +109,9 @@ class LinearScores:
             if mine.any():
                 total += history.data[mine].mean() * self._of_history(start + items)
         if self.folding is not None:
-            moved = self._user_of(self.folding, np.concatenate((seen, items))) - self._user_of(self.folding, seen)
+            moved = self.folding.user(self.items[np.concatenate((seen, items))]) - self.folding.user(self.items[seen])
             total += products(moved[None], self.items)[0]
         return total
-
-    def _user_of(self, folding: Folding, items: Rows) -> Floats:
-        """a of a history, (d,); zeros of an empty one."""
-        weighted = folding.item_weights[items, None] * self.items[items]
-        return folding.user(weighted.sum(axis=0) / max(len(items), 1))
 
     def _of_history(self, rows: Rows) -> Floats:
         """What these rows of W, and of `folds`, give every item, (num_items,)."""
@@ -281,8 +276,8 @@ def as_tensors(scores: LinearScores, name: str) -> dict[str, npt.NDArray[Any]]:
     if scores.folds is not None:
         tensors[f"{name}.folds"] = np.ascontiguousarray(scores.folds, dtype=np.float32)
     if (folding := scores.folding) is not None:
-        tensors |= {f"{name}.folding.matrix": folding.matrix, f"{name}.folding.item_weights": folding.item_weights}
-        tensors[f"{name}.folding.deviation"] = np.array([folding.deviation], dtype=np.float32)
+        deviation = np.array([folding.deviation], dtype=np.float32)
+        tensors |= {f"{name}.folding.matrix": folding.matrix, f"{name}.folding.deviation": deviation}
     return tensors
 
 
@@ -300,19 +295,21 @@ def from_tensors(tensors: Mapping[str, Any], name: str) -> LinearScores:
     folds = _tensor(tensors, f"{name}.folds", 2, np.float32) if f"{name}.folds" in tensors else None
     if folds is not None and folds.shape != (rows, users.shape[1]):
         raise ValueError(f"{name}.folds has shape {folds.shape}, not {(rows, users.shape[1])}")
-    weights, folding = _csr(tensors, f"{name}.weights", (rows, len(items))), _folding(tensors, f"{name}.folding", items.shape)
+    weights, folding = (
+        _csr(tensors, f"{name}.weights", (rows, len(items))),
+        _folding(tensors, f"{name}.folding", items.shape[1]),
+    )
     return LinearScores(users, items, history, weights, folds, folding)
 
 
-def _folding(tensors: Mapping[str, Any], name: str, shape: tuple[int, int]) -> Folding | None:
+def _folding(tensors: Mapping[str, Any], name: str, dim: int) -> Folding | None:
     if f"{name}.matrix" not in tensors:
         return None
     matrix = _tensor(tensors, f"{name}.matrix", 2, np.float32)
-    item_weights, deviation = (_tensor(tensors, f"{name}.{part}", 1, np.float32) for part in ("item_weights", "deviation"))
-    found, wanted = (matrix.shape, item_weights.shape, deviation.shape), ((shape[1], shape[1]), (shape[0],), (1,))
-    if found != wanted:
+    deviation = _tensor(tensors, f"{name}.deviation", 1, np.float32)
+    if (found := (matrix.shape, deviation.shape)) != (wanted := ((dim, dim), (1,))):
         raise ValueError(f"{name} has shapes {found}, not {wanted}")
-    return Folding(matrix, item_weights, float(deviation[0]))
+    return Folding(matrix, float(deviation[0]))
 
 
 def _csr(tensors: Mapping[str, Any], name: str, shape: tuple[int, int]) -> sp.csr_array:
