@@ -185,7 +185,7 @@ class ScorerMetrics:
         self.shadow_score_difference = Mean(
             "cllmr_shadow_score_difference",
             description="How far scores of items in both rankings lie apart, mean of a user, in standard deviations; only of "
-            "users whom both models rank as personalised, or both by folding in.",
+            "users whom both models rank as personalised, both by folding in, or both by popularity.",
             tag_keys=_labels("model_version"),
         )
         self.shadow_left_out = Counter(

@@ -31,7 +31,7 @@ NEW_USERS = {
     "fold_in": "CLLMR fold-in of the history",
     "side_information": "CLLMR by the user's own text alone",
     "text_cosine": "Text cosine",
-    "popularity": "CLLMR's popularity, debiased",
+    "popularity": "CLLMR's popularity, as served",
 }
 """How users who were not in the training data can be answered, as people read it."""
 

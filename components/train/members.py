@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
+from components.cllmr.config import ModelConfig
 from components.cllmr.effects.base import gated
 from components.cllmr.linear.ease import Ease, EaseSettings, centred_unit_rows
 from components.cllmr.linear.ensemble import Candidates, Scores, by_lot, choose_weights
@@ -240,7 +241,8 @@ def _graph(task: Task) -> Member:
         candidates = [task.settings]
     fits, tried = [], []
     for number, settings in enumerate(candidates):
-        config = task.config.model_copy(update={"model": model.model_copy(update=settings)})
+        tried_model = ModelConfig.model_validate({**model.model_dump(), **settings})
+        config = task.config.model_copy(update={"model": tried_model})
         fits.append(task.train_graph(config, f"{task.run}.{number}" if number else task.run))
         if len(candidates) > 1:
             tried.append({**settings, "value": round(task.data.validation_ndcg(fits[-1].factual), 6)})

@@ -111,16 +111,16 @@ def test_the_same_seed_repeats_and_another_one_uses_the_settings_it_is_given() -
 
 def test_of_several_settings_of_the_graph_the_best_on_validation_is_kept_and_the_counterfactual_has_it() -> None:
     data, _ = world()
-    none, much = {"alignment_weight": 1e-6}, {"alignment_weight": 3.0, "temperature": 0.3}
-    names: list[tuple[str, float, float]] = []
+    none, much = {"alignment_weight": 1e-6}, {"alignment_weight": 3.0, "temperature": 0.3, "num_layers": 1}
+    names: list[tuple[str, float, float, int]] = []
 
     def train(data: RecipeData, config: TrainConfig, run: str) -> GraphFit:
-        names.append((run, config.model.alignment_weight, config.model.temperature))
+        names.append((run, config.model.alignment_weight, config.model.temperature, config.model.num_layers))
         return trained_here()(data, config, run)
 
     config = TrainConfig.parse({**SMALL, "recipe": {**RECIPE, "graph_settings": [none, much], "members": ["graph"]}}, "train")
     member = fit_recipe(data, config, train).members["graph"]
-    assert names == [("factual", 0.5, 0.15), ("factual.1", 1e-6, 0.15), ("factual.2", 3.0, 0.3)]
+    assert names == [("factual", 0.5, 0.15, 2), ("factual.1", 1e-6, 0.15, 2), ("factual.2", 3.0, 0.3, 1)]
     values = [settings.pop("value") for settings in member.tried]
     assert [{}, none, much][values.index(max(values))] == member.settings
     assert len(set(values)) == 3
@@ -128,7 +128,7 @@ def test_of_several_settings_of_the_graph_the_best_on_validation_is_kept_and_the
     assert data.validation_ndcg(member.graph.factual) == pytest.approx(max(values), abs=1e-6)
     names.clear()
     fit_recipe(data, config, train, {"graph": much})
-    assert names == [("factual", 3.0, 0.3)]
+    assert names == [("factual", 3.0, 0.3, 1)]
     names.clear()
     fit_recipe(world(text=False)[0], config, train)
     assert [run for run, *_ in names] == ["factual"]

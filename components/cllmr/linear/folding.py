@@ -18,7 +18,6 @@ import numpy.typing as npt
 import scipy.sparse as sp
 
 Floats = npt.NDArray[np.float32]
-Rows = npt.NDArray[np.int64]
 
 BLOCK_SIZE = 16_384  # users whose rows are held in double precision at a time
 
