@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.auth import TokenScope
 from serving.callers import Callers
+from serving.room import Room
 
 CALLBACK_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 CALLBACK = "serving.admission:middlewares"
@@ -76,7 +77,7 @@ class Admission:
     """Decides who is let in, and counts the requests that are worked on.
 
     Args:
-        most: at a time; more are refused. None: any number is let in.
+        room: for how many at a time; more are refused. None: any number is let in.
         model_version: of the latest answer, which refusals carry as all answers do.
         told: how many were too many since it was told last.
         callers: who is known; strangers are refused and not counted.
@@ -84,12 +85,12 @@ class Admission:
 
     def __init__(
         self,
-        most: int | None = None,
+        room: Room | None = None,
         model_version: Callable[[], str] = lambda: "",
         told: Callable[[int], None] = lambda number: None,
         callers: Callers | None = None,
     ) -> None:
-        self.most = most
+        self.room = room
         self.working = 0
         self.model_version = model_version
         self.callers = callers or Callers()
@@ -113,15 +114,16 @@ class Admission:
         if self.callers.must_be_known and not scopes:
             challenge = (b"www-authenticate", b"Bearer") if self.callers.tokens.are_needed else None
             return Refusal(401, UNAUTHORIZED, *self.callers.wanted(), challenge)
-        if self.most is not None and self.working >= self.most:
-            message, hint = f"more than {self.most} at a time were asked.", f"Try again in {RETRY_AFTER_SECONDS} s."
+        if self.room is not None and self.working >= self.room.now:
+            self.room.refused()
+            message, hint = f"more than {self.room.now} at a time were asked.", f"Try again in {RETRY_AFTER_SECONDS} s."
             return Refusal(503, OVERLOADED, message, hint, (b"retry-after", str(RETRY_AFTER_SECONDS).encode()))
         return None
 
     def _tell(self) -> None:
         refused, self._refused = self._refused, Counter()
         for code, number in refused.items():
-            log.warning("requests refused", code=code, number=number, working=self.working, most=self.most)
+            log.warning("requests refused", code=code, number=number, working=self.working, room=self.room and self.room.now)
         if refused[OVERLOADED]:
             self._told(refused[OVERLOADED])
 

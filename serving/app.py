@@ -1,5 +1,6 @@
 """The endpoint as a Ray Serve application: ``import_path: serving.app:build_app`` in a Serve configuration file."""
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ from ray.serve import Application
 from serving import RATE
 from serving.deployments import EncoderReplica, GatewayReplica, HistoryReplica, RegistryReplica, ScorerReplica
 from serving.lifecycle import Target
+from serving.room import FEWEST
 from serving.settings import Gateway, Replica, Scoring, Trial
 
 IMPORT_PATH = "serving.app:build_app"
@@ -20,19 +22,24 @@ TARGET_ONGOING = 8.0
 """Requests that a replica works on at a time, above which there should be more replicas."""
 
 
+def target_ongoing(replicas: Replica) -> float:
+    """A quarter of what a replica works on at a time is what it is meant to have: from there to the limit requests wait for
+    those before them."""
+    return min(TARGET_ONGOING, replicas.max_ongoing_requests / 4)
+
+
 def options(replicas: Replica, drain_interval_s: float) -> dict[str, Any]:
     """The settings of a deployment as Ray Serve names them.
 
     With `max_replicas`, replicas are added within seconds and taken away after ten minutes: a replica too many costs less
-    than a queue. A quarter of what a replica works on at a time is what it is meant to have: from there to the limit
-    requests wait for those before them.
+    than a queue.
     """
     scaling: dict[str, Any] = {"num_replicas": replicas.num_replicas}
     if replicas.max_replicas is not None:
         autoscaling = {
             "min_replicas": replicas.num_replicas,
             "max_replicas": replicas.max_replicas,
-            "target_ongoing_requests": min(TARGET_ONGOING, replicas.max_ongoing_requests / 4),
+            "target_ongoing_requests": target_ongoing(replicas),
             "upscale_delay_s": UPSCALE_SECONDS,
             "downscale_delay_s": DOWNSCALE_SECONDS,
         }
@@ -50,6 +57,13 @@ def options(replicas: Replica, drain_interval_s: float) -> dict[str, Any]:
 HEADROOM = 8
 """How many times the requests that a gateway works on reach it: the rest it refuses itself, at once and with Retry-After, where
 Serve's proxy would ask again with growing pauses, and then refuse without."""
+
+
+def fewest_working(gateway: Gateway) -> int:
+    """Requests that a gateway works on however many it refuses. With `max_replicas` clearly more than it is meant to have: by
+    what is in work Serve knows that there should be more gateways."""
+    return FEWEST if gateway.max_replicas is None else math.ceil(1.5 * target_ongoing(gateway))
+
 
 REGISTRY = Replica(num_cpus=0.1, max_ongoing_requests=1_000, max_queued_requests=-1)
 """The one replica that asks the registry; while it is away, models stay as they are."""
@@ -151,7 +165,8 @@ def application(args: AppArgs, trial: Trial) -> Application:
         storage_root=args.storage_root,
         feature_fingerprint=args.features,
         deployed_version=args.model_version,
-        max_working=args.gateway.max_ongoing_requests,
+        most_working=args.gateway.max_ongoing_requests,
+        fewest_working=fewest_working(args.gateway),
         rate_limit=args.rate_limit,
         feature_deadline_ms=args.feature_deadline_ms,
         feature_loading_s=args.feature_loading_s,

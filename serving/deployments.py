@@ -54,6 +54,7 @@ from serving.logs import configure_replica_logging
 from serving.metrics import GatewayMetrics, HistoryMetrics, RegistryMetrics, ScorerMetrics
 from serving.ranking import Floats
 from serving.recommender import Question
+from serving.room import Room
 from serving.schemas import (
     Event,
     EventStatus,
@@ -249,6 +250,7 @@ class ScorerReplica:
         registry: a handle to the `RegistryReplica`, whose champion comes before it; None: no other bundle is ever served.
         poll_interval_s: how often the champion is asked for, seconds.
         scoring: how item vectors are kept and looked through.
+        waited: told how long each question for a ranking has waited for those before it, seconds.
     """
 
     def __init__(
@@ -257,6 +259,7 @@ class ScorerReplica:
         registry: DeploymentHandle[Any] | None,
         poll_interval_s: float,
         scoring: Scoring = EXACT,
+        waited: Callable[[float], None] = lambda seconds: None,
     ) -> None:
         configure_replica_logging()
         self._metrics = ScorerMetrics()
@@ -277,7 +280,7 @@ class ScorerReplica:
         with ThreadPoolExecutor(1) as pool:  # a handle cannot be waited for in the event loop, where a replica is made
             self._follower = pool.submit(begin).result()
         self._trial, self._shadow = Trial(), Shadow(self._metrics)
-        self._together = Together(self._answers)
+        self._together = Together(self._answers, waited)
         # products with all texts, for every user and item of a history: one such request at a time, beside all others
         self._new_items = ThreadPoolExecutor(1, thread_name_prefix="new-items")
         self._follower.start()  # without a registry too: the model's copy is to be held
@@ -431,7 +434,7 @@ class GatewayReplica:
         storage_root: of the endpoint.
         feature_fingerprint: of the feature set that the bundle was trained on; None: no feature store.
         deployed_version: what the registry calls the bundle.
-        max_working: requests that are worked on at a time; more are refused.
+        most_working, fewest_working: requests that are worked on at a time, and while some are refused: see `serving.room`.
         rate_limit: requests taken from one caller, see Limiter; None: any number.
         feature_deadline_ms: how long a request waits for the feature store.
         feature_loading_s: how long the start does.
@@ -445,7 +448,8 @@ class GatewayReplica:
         storage_root: str,
         feature_fingerprint: str | None,
         deployed_version: str,
-        max_working: int,
+        most_working: int,
+        fewest_working: int,
         rate_limit: str | None,
         feature_deadline_ms: int,
         feature_loading_s: int,
@@ -466,15 +470,17 @@ class GatewayReplica:
 
             features = FollowingFeatures(open_source, FeatureSet(storage_root, feature_fingerprint))
             features.wait(feature_loading_s)
+        room = Room(most_working, fewest_working, metrics.room.set)
+        metrics.room.set(room.now)
         self._scorer: ScorerReplica | None = None
         asked: DeploymentHandle[Any] | Inside
         if isinstance(scorer, dict):
-            self._scorer = ScorerReplica(**scorer)
+            self._scorer = ScorerReplica(**scorer, waited=room.waited)
             asked = Inside(self._scorer)
         else:
             asked = scorer
         self._backend = RayBackend(asked, features, deployed_version, history, encoder, metrics)
-        self._admission = Admission(max_working, lambda: self._backend.model_version, metrics.refused.inc, callers)
+        self._admission = Admission(room, lambda: self._backend.model_version, metrics.refused.inc, callers)
         admission.keep(self._admission)
 
     def reconfigure(self, trial: dict[str, Any]) -> None:

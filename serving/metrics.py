@@ -97,6 +97,10 @@ class GatewayMetrics:
             "cllmr_refused_requests",
             description="Requests refused with 503, as the gateway worked on as many as it takes on.",
         )
+        self.room = LastingGauge(
+            "cllmr_gateway_room",
+            description="Requests that the gateway takes on at a time: fewer while some are refused and the others wait.",
+        )
         self.last_good_histories = Counter(
             "cllmr_last_good_histories",
             description="Users whose history is the one last seen, as the feature store does not answer.",

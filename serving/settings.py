@@ -38,10 +38,9 @@ class Gateway(Replica):
     """Likewise, of the deployment that speaks HTTP."""
 
     max_ongoing_requests: int = Field(default=64, ge=1, le=10_000)
-    """Requests one gateway works on at a time. It refuses more with 503 and Retry-After, so this is the longest queue: who is
-    let in waits for so many requests at most, which takes this number divided by a gateway's answers a second. With 64 a burst
-    is answered late rather than refused. Choose fewer, such as 8, where a late answer is worth no more than none
-    (``tests/benchmarks/RESULTS.md`` has what an overload makes of a limit)."""
+    """Requests one gateway works on at a time; it refuses more with 503 and Retry-After. So many are let in of a burst, which
+    is answered late rather than refused. While some are refused, a gateway lets in only as many others as it keeps up with
+    (``serving/room.py``; ``tests/benchmarks/RESULTS.md`` has what that makes of an overload)."""
 
 
 class Scoring(BaseModel):

@@ -1,6 +1,7 @@
 """Questions that come at about the same time are answered together, and one that fails fails alone."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from contextvars import Context, copy_context
 from typing import Generic, NamedTuple, TypeVar
@@ -20,6 +21,7 @@ class _Asked(NamedTuple, Generic[_T]):
     question: Question
     answer: "asyncio.Future[_T]"
     context: Context
+    at: float
 
 
 class Together(Generic[_T]):
@@ -30,16 +32,21 @@ class Together(Generic[_T]):
 
     Args:
         answer: to several questions at once.
+        waited: told how long each question has waited for those before it, seconds.
     """
 
-    def __init__(self, answer: Callable[[list[Question]], Awaitable[list[_T]]]) -> None:
-        self._answer = answer
+    def __init__(
+        self,
+        answer: Callable[[list[Question]], Awaitable[list[_T]]],
+        waited: Callable[[float], None] = lambda seconds: None,
+    ) -> None:
+        self._answer, self._waited = answer, waited
         self._waiting: list[_Asked[_T]] = []
         self._working: asyncio.Task[None] | None = None
 
     async def ask(self, question: Question) -> _T:
         """The answer to one question; raises what it fails with, and not what others do."""
-        asked = _Asked(question, asyncio.get_running_loop().create_future(), copy_context())
+        asked = _Asked(question, asyncio.get_running_loop().create_future(), copy_context(), time.monotonic())
         self._waiting.append(asked)
         if self._working is None:
             self._begin()
@@ -56,6 +63,8 @@ class Together(Generic[_T]):
             await asyncio.sleep(0)
         batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
         batch = [asked for asked in batch if not asked.answer.done()]  # the others have given up
+        for asked in batch:
+            self._waited(time.monotonic() - asked.at)
         try:
             answers = await each_for_itself(self._answer, [asked.question for asked in batch]) if batch else []
             for asked, answer in zip(batch, answers, strict=True):

@@ -7,7 +7,8 @@
 Capacity is what 16 clients get who ask one after another, or fewer, as many as the gateway takes on: nobody is refused, so what
 is counted are answers. Calm is what two such clients find. Then requests arrive at a constant rate whether or not earlier ones
 are answered: three times the capacity in the overload, half of it in the soak. Of the overload are told the answers' times
-relative to calm ones, and how many of 100 requests were refused. `scale` begins with one gateway and allows two: a line every
+relative to calm ones, and how many of 100 requests were refused: with the first requests, that find an empty gateway and are
+let in in a crowd, and without. `scale` begins with one gateway and allows two: a line every
 five seconds says when the second is there and what it changes. Memory is private to the server's process tree (USS), all of
 Ray's processes included.
 """
@@ -31,6 +32,8 @@ from tests.bundles import write_factor_bundle
 DIM = 64
 MOST_CLIENTS, CALM_CLIENTS = 16, 2
 LATE_SECONDS = 0.5
+FOUND_SECONDS = 2
+"""After which a gateway has found how many it can take on."""
 
 
 Ended = list[tuple[str, float]]
@@ -139,7 +142,9 @@ def overload(port: int, limit: int, seconds: float, server: psutil.Process) -> N
     print(f"limit {limit}: {clients} clients, capacity {capacity:.0f}/s", flush=True)  # noqa: T201
     calm = asyncio.run(in_turn(port, CALM_CLIENTS, seconds))
     told("calm", calm, server)
-    told(f"overload, {3 * capacity:.0f}/s", asyncio.run(arrivals(port, 3 * capacity, seconds)), server, calm)
+    ended = asyncio.run(arrivals(port, 3 * capacity, seconds))
+    told(f"overload, {3 * capacity:.0f}/s", ended, server, calm)
+    told(f"... from second {FOUND_SECONDS} on", ended[round(FOUND_SECONDS * 3 * capacity) :], server, calm)
     told("calm again", asyncio.run(in_turn(port, CALM_CLIENTS, seconds)), server, calm)
 
 

@@ -29,6 +29,7 @@ from serving.identity import Identities
 from serving.limits import Limiter
 from serving.recommender import Recommender
 from serving.refusals import MAX_BODY_BYTES, MAX_DEPTH, depth_of
+from serving.room import Room
 from serving.schemas import (
     ErrorBody,
     FeaturesState,
@@ -332,7 +333,7 @@ def test_more_requests_than_are_worked_on_at_a_time_are_refused_at_once_and_heal
 
     async def ask() -> None:
         backend.recommend = slow  # type: ignore[method-assign]
-        transport = httpx.ASGITransport(create_app(backend, admission=Admission(1)))
+        transport = httpx.ASGITransport(create_app(backend, admission=Admission(Room(1))))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             first = asyncio.create_task(client.post("/v1/recommend", json={"users": ["ann"]}))
             await began.wait()
@@ -487,7 +488,7 @@ def test_a_body_that_trickles_in_is_given_up_and_makes_room_for_others(
     backend: LocalBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(envelope, "BODY_SECONDS", 2)
-    admission = Admission(1)
+    admission = Admission(Room(1))
 
     async def ask() -> None:
         begun = asyncio.Event()
@@ -622,7 +623,7 @@ READER, TELLER, ADMIN = "r" * 20, "e" * 20, "a" * 20
 
 
 def known(tokens: Tokens | None = None, identities: Identities | None = None, most: int | None = None) -> Admission:
-    return Admission(most, callers=Callers(tokens or Tokens({}), identities or Identities({})))
+    return Admission(None if most is None else Room(most), callers=Callers(tokens or Tokens({}), identities or Identities({})))
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from serving.admission import Admission, Door, middlewares
 from serving.auth import Tokens
 from serving.callers import Callers
 from serving.identity import Identities
+from serving.room import Room
 
 
 class Rooms:
@@ -46,7 +47,7 @@ async def ask(app: ASGIApp, path: str = "/v1/recommend", **scope: Any) -> tuple[
 
 def test_what_is_more_is_refused_and_of_two_doors_the_outer_one_counts() -> None:
     async def run() -> None:
-        rooms, asked = Rooms(), Admission(2, lambda: "7")
+        rooms, asked = Rooms(), Admission(Room(2), lambda: "7")
         app = Door(Door(rooms, lambda: asked), lambda: asked, is_first=True)
         let_in = [asyncio.create_task(ask(app)) for _ in range(2)]
         await asyncio.sleep(0)
@@ -79,7 +80,7 @@ def test_health_and_the_page_are_let_in_whatever_is_going_on() -> None:
     async def run() -> None:
         rooms = Rooms()
         rooms.go_on.set()
-        full = Admission(0)
+        full = Admission(Room(0))
         app = Door(rooms, lambda: full)
         for path in ("/", "/healthz", "/readyz", "/docs", "/ui/", "/ui/page.js", "/-/healthz"):
             assert (await ask(app, path))[0] == 200, path
@@ -92,7 +93,7 @@ def test_health_and_the_page_are_let_in_whatever_is_going_on() -> None:
 
 def test_health_and_the_page_take_no_room() -> None:
     async def run() -> None:
-        rooms, asked = Rooms(), Admission(1)
+        rooms, asked = Rooms(), Admission(Room(1))
         app = Door(rooms, lambda: asked)
         slow = [asyncio.create_task(ask(app, path)) for path in ("/readyz", "/ui/", "/")]
         await asyncio.sleep(0)
@@ -117,7 +118,7 @@ def shown(token: str) -> list[tuple[bytes, bytes]]:
 def test_a_stranger_is_told_so_at_every_load_and_takes_no_room(is_full: bool) -> None:
     async def run() -> None:
         rooms = Rooms()
-        asked = Admission(1, lambda: "7", callers=Callers(Tokens({KNOWN: frozenset({"score"})})))
+        asked = Admission(Room(1), lambda: "7", callers=Callers(Tokens({KNOWN: frozenset({"score"})})))
         app = Door(rooms, lambda: asked)
         let_in = [asyncio.create_task(ask(app, headers=shown(KNOWN)))] if is_full else []
         await asyncio.sleep(0)
@@ -144,7 +145,7 @@ def test_who_needs_an_identity_is_told_how_to_get_one_and_who_has_one_is_let_in(
     async def run() -> None:
         rooms = Rooms()
         rooms.go_on.set()
-        asked = Admission(1, callers=Callers(identities=Identities({"spiffe://shop": frozenset({"score"})})))
+        asked = Admission(Room(1), callers=Callers(identities=Identities({"spiffe://shop": frozenset({"score"})})))
         app = Door(rooms, lambda: asked)
         status, headers, body = await ask(app)
         assert (status, json.loads(body)["hint"]) == (401, "Ask through the proxy, with a client certificate.")
@@ -162,7 +163,7 @@ def test_inside_of_ray_serve_a_refusal_leaves_the_requests_id_to_it() -> None:
         assert "x-request-id" not in headers
         assert json.loads(body)["request_id"] == "of-serve"
 
-    full = Admission(0)
+    full = Admission(Room(0))
     asyncio.run(run())
 
 
@@ -171,7 +172,7 @@ def test_a_request_that_fails_or_is_given_up_makes_room() -> None:
         raise RuntimeError("a bug")
 
     async def run() -> None:
-        asked = Admission(1)
+        asked = Admission(Room(1))
         with pytest.raises(RuntimeError, match="a bug"):
             await ask(Door(fails, lambda: asked))
         given_up = asyncio.create_task(ask(Door(Rooms(), lambda: asked)))
@@ -198,7 +199,7 @@ def test_refusals_are_told_together(monkeypatch: pytest.MonkeyPatch) -> None:
         await ask(app)
         await asyncio.sleep(1.1)
 
-    full = Admission(0, told=told.append)
+    full = Admission(Room(0), told=told.append)
     asyncio.run(run())
     assert told == [3, 1]
 
@@ -212,7 +213,7 @@ def test_strangers_are_told_together_too_and_are_no_overload(monkeypatch: pytest
             await ask(Door(Rooms(), lambda: closed))
         await asyncio.sleep(0.1)
 
-    closed = Admission(0, told=told.append, callers=Callers(Tokens({KNOWN: frozenset({"score"})})))
+    closed = Admission(Room(0), told=told.append, callers=Callers(Tokens({KNOWN: frozenset({"score"})})))
     with structlog.testing.capture_logs() as logs:
         asyncio.run(run())
     assert told == []
@@ -231,7 +232,7 @@ def test_ray_serve_puts_the_door_of_the_gateway_around_everything_and_lets_all_i
         rooms.go_on.set()
         app = _apply_middlewares(rooms, middlewares())
         assert (await ask(app))[0] == 200
-        admission.keep(Admission(0))
+        admission.keep(Admission(Room(0)))
         status, headers, _ = await ask(app)
         assert status == 503
         assert "-" not in headers["x-request-id"]  # Ray Serve's own have dashes: it has not seen this one

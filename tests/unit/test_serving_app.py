@@ -5,7 +5,8 @@ from ray import serve
 
 from components.errors import ConfigError
 from components.serve.config import ServeConfig
-from serving.app import DOWNSCALE_SECONDS, UPSCALE_SECONDS, options
+from serving.app import DOWNSCALE_SECONDS, UPSCALE_SECONDS, fewest_working, options, target_ongoing
+from serving.room import FEWEST
 from serving.run import parse_app_args
 from serving.settings import Gateway, Replica
 
@@ -31,6 +32,14 @@ def test_replicas_are_added_fast_and_taken_away_slowly() -> None:
 def test_a_gateways_queue_stays_short_whatever_else_is_set() -> None:
     assert ServeConfig.parse({"gateway": {"num_replicas": 2}}, "serve").gateway.max_ongoing_requests == 64
     assert Gateway(num_replicas=2).max_ongoing_requests == 64
+
+
+def test_where_gateways_are_added_one_that_refuses_still_shows_that_they_should_be() -> None:
+    for most in (1, 4, 16, 64, 256):
+        scaled = Gateway(max_replicas=3, max_ongoing_requests=most)
+        assert target_ongoing(scaled) < fewest_working(scaled)
+    assert fewest_working(Gateway(max_replicas=3)) == 12
+    assert fewest_working(Gateway()) == FEWEST
 
 
 def test_most_replicas_below_the_fewest_are_refused() -> None:
