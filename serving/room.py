@@ -22,7 +22,8 @@ TICK_SECONDS, TICKS = 0.01, 10
 
 
 def adapted(room: int, wait: float, was_refused: bool, fewest: int, most: int) -> int:
-    """The room after a decision: less in proportion to the wait, at most half at once, or one more.
+    """The room after a decision: while some are refused, less in proportion to the wait, at most half at once, or one more; a
+    quarter more while nobody is, as in the pauses of an overload that is hardly one.
 
     Args:
         room: before it.
@@ -30,7 +31,9 @@ def adapted(room: int, wait: float, was_refused: bool, fewest: int, most: int) -
         was_refused: whether anybody was, since then.
         fewest, most: bounds of the room.
     """
-    if was_refused and wait > WAIT_SECONDS:
+    if not was_refused:
+        return min(most, room + max(1, room // 4))
+    if wait > WAIT_SECONDS:
         return max(fewest, int(room * max(0.5, WAIT_SECONDS / wait)))
     return min(most, room + 1)
 
