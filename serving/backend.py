@@ -6,6 +6,7 @@ nothing are left alone for a while (`serving.breaker`), and the others are answe
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from contextvars import Context
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -58,6 +59,8 @@ class Answered(NamedTuple, Generic[_T]):
     """Of the model that answers where no challenger is tried: histories are looked up for all users alike."""
     live_version: str
     """Of the model that answers where no challenger is tried; it tells what is popular."""
+    took: float | None = None
+    """Seconds that were worked on it; None where nobody asks."""
 
 
 class Inside:
@@ -75,7 +78,10 @@ class _Method(NamedTuple):
 
 
 class RayBackend:
-    """The API's backend over handles to the scorer and to the writer of the online history, if there is one."""
+    """The API's backend over handles to the scorer and to the writer of the online history, if there is one.
+
+    `waited` is told how long questions wait for others, on the way to a scorer, there, and back: see `serving.room`.
+    """
 
     def __init__(
         self,
@@ -85,12 +91,13 @@ class RayBackend:
         history: DeploymentHandle[Any] | None,
         encoder: DeploymentHandle[Any],
         metrics: GatewayMetrics,
+        waited: Callable[[float], None],
     ) -> None:
         self.model_version = deployed_version
         self._deployed_version = deployed_version
         self._features = features
         self._scorer, self._history, self._encoder = scorer, history, encoder
-        self._metrics = metrics
+        self._metrics, self._waited = metrics, waited
         self._breaker = Breaker(BREAKER_FAILURES, BREAKER_SECONDS, _tell_of_circuit)
         self._static: Static | None = None
         self._keeping: asyncio.Task[None] | None = None
@@ -180,12 +187,16 @@ class RayBackend:
         )
 
     async def _ask(self, ask: Callable[..., Awaitable[Answered[_T]]], *question: Any) -> _T:
+        asked_at = time.monotonic()
         with self._metrics.timed("scorer"):
-            return self._told(await self._in_time(ask, *question))
+            answered = await self._in_time(ask, *question)
+        if answered.took is not None:
+            self._waited(max(0.0, time.monotonic() - asked_at - answered.took))
+        return self._told(answered)
 
     def _told(self, answered: Answered[_T]) -> _T:
         """What a scorer answers; what it says of its model is remembered."""
-        answer, self.model_version, feature_set, live_version = answered
+        answer, self.model_version, feature_set, live_version, _ = answered
         self._features.follow(feature_set)
         if self._keeping is None and (self._static is None or self._static.model_version != live_version):
             # in a context of nobody's, as in serving.api._Readiness

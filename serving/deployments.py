@@ -250,7 +250,6 @@ class ScorerReplica:
         registry: a handle to the `RegistryReplica`, whose champion comes before it; None: no other bundle is ever served.
         poll_interval_s: how often the champion is asked for, seconds.
         scoring: how item vectors are kept and looked through.
-        waited: told how long each question for a ranking has waited for those before it, seconds.
     """
 
     def __init__(
@@ -259,7 +258,6 @@ class ScorerReplica:
         registry: DeploymentHandle[Any] | None,
         poll_interval_s: float,
         scoring: Scoring = EXACT,
-        waited: Callable[[float], None] = lambda seconds: None,
     ) -> None:
         configure_replica_logging()
         self._metrics = ScorerMetrics()
@@ -280,7 +278,7 @@ class ScorerReplica:
         with ThreadPoolExecutor(1) as pool:  # a handle cannot be waited for in the event loop, where a replica is made
             self._follower = pool.submit(begin).result()
         self._trial, self._shadow = Trial(), Shadow(self._metrics)
-        self._together = Together(self._answers, waited)
+        self._together = Together(self._answers)
         # products with all texts, for every user and item of a history: one such request at a time, beside all others
         self._new_items = ThreadPoolExecutor(1, thread_name_prefix="new-items")
         self._follower.start()  # without a registry too: the model's copy is to be held
@@ -304,14 +302,16 @@ class ScorerReplica:
             found = await self.recommend_here(request, histories, profiles)
         except FilterError as error:
             return self._answered(error, self._follower.live)
-        return Answered(found.answer.model_dump_json(), found.model_version, found.feature_set, found.live_version)
+        answer = found.answer.model_dump_json()
+        return Answered(answer, found.model_version, found.feature_set, found.live_version, found.took)
 
     async def recommend_here(
         self, request: RecommendRequest, histories: list[list[str]], profiles: Profiles | None = None
     ) -> Answered[RecommendResponse]:
         """Likewise, for who asks in this very process; raises FilterError."""
         self._follower.live.recommender.filters.matching(request.filters)  # before others are asked together with it
-        return await self._together.ask(Question(request, histories, profiles))
+        answered, took = await self._together.ask(Question(request, histories, profiles))
+        return answered._replace(took=took)
 
     async def _answers(self, asked: list[Question]) -> list[Answered[RecommendResponse]]:
         """Answers to several requests; those for one model are scored together."""
@@ -475,11 +475,11 @@ class GatewayReplica:
         self._scorer: ScorerReplica | None = None
         asked: DeploymentHandle[Any] | Inside
         if isinstance(scorer, dict):
-            self._scorer = ScorerReplica(**scorer, waited=room.waited)
+            self._scorer = ScorerReplica(**scorer)
             asked = Inside(self._scorer)
         else:
             asked = scorer
-        self._backend = RayBackend(asked, features, deployed_version, history, encoder, metrics)
+        self._backend = RayBackend(asked, features, deployed_version, history, encoder, metrics, room.waited)
         self._admission = Admission(room, lambda: self._backend.model_version, metrics.refused.inc, callers)
         admission.keep(self._admission)
 

@@ -1,9 +1,9 @@
 """How many requests a gateway takes on: as it is set, and while it must refuse some, only as many as it keeps up with.
 
 Once more come than can be answered, who is let in waits for all that were let in before. With 64 of them that was twenty times
-an answer's own time, and no more were answered for it than with five. What counts is time that requests wait for the gateway
-itself: until its event loop turns to them, and until the questions asked before theirs are answered. A feature store that is
-slow, or scorers elsewhere, make answers late too; to let in fewer would not help then, and neither is counted.
+an answer's own time, and no more were answered for it than with five. What counts is the time that requests wait for each
+other: until the gateway's event loop turns to them, and from the question to a scorer until its answer, less what that takes.
+A feature store that is slow makes answers late too; to let in fewer would not help then, and it is not counted.
 
 Nothing is measured, and nothing changes, as long as nobody is refused: a burst is answered late rather than refused.
 """
@@ -16,7 +16,7 @@ from statistics import fmean
 FEWEST = 4
 """Requests for which there always is room: they keep a gateway busy."""
 WAIT_SECONDS = 0.005
-"""How long a request should wait for the gateway, mean, while others are refused."""
+"""How long a request should wait for others, mean, while some are refused."""
 TICK_SECONDS, TICKS = 0.01, 10
 """How often the event loop is asked, and how many of its answers make a decision."""
 
@@ -27,7 +27,7 @@ def adapted(room: int, wait: float, was_refused: bool, fewest: int, most: int) -
 
     Args:
         room: before it.
-        wait: of requests for the gateway, mean since the last decision, seconds.
+        wait: of requests for others, mean since the last decision, seconds.
         was_refused: whether anybody was, since then.
         fewest, most: bounds of the room.
     """
@@ -62,7 +62,7 @@ class Room:
             self._look_soon()
 
     def waited(self, seconds: float) -> None:
-        """A request that was let in has waited for so long until others before it were answered."""
+        """A scorer's answer has waited for others for so long."""
         if self._is_looking:
             self._waited.append(seconds)
 

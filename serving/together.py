@@ -17,11 +17,18 @@ _T = TypeVar("_T")
 log = structlog.get_logger()
 
 
+class Answer(NamedTuple, Generic[_T]):
+    """What a question was answered."""
+
+    answer: _T
+    took: float
+    """Seconds, with the questions that it was answered together with, and without those before."""
+
+
 class _Asked(NamedTuple, Generic[_T]):
     question: Question
-    answer: "asyncio.Future[_T]"
+    answer: "asyncio.Future[Answer[_T]]"
     context: Context
-    at: float
 
 
 class Together(Generic[_T]):
@@ -32,21 +39,16 @@ class Together(Generic[_T]):
 
     Args:
         answer: to several questions at once.
-        waited: told how long each question has waited for those before it, seconds.
     """
 
-    def __init__(
-        self,
-        answer: Callable[[list[Question]], Awaitable[list[_T]]],
-        waited: Callable[[float], None] = lambda seconds: None,
-    ) -> None:
-        self._answer, self._waited = answer, waited
+    def __init__(self, answer: Callable[[list[Question]], Awaitable[list[_T]]]) -> None:
+        self._answer = answer
         self._waiting: list[_Asked[_T]] = []
         self._working: asyncio.Task[None] | None = None
 
-    async def ask(self, question: Question) -> _T:
+    async def ask(self, question: Question) -> Answer[_T]:
         """The answer to one question; raises what it fails with, and not what others do."""
-        asked = _Asked(question, asyncio.get_running_loop().create_future(), copy_context(), time.monotonic())
+        asked = _Asked(question, asyncio.get_running_loop().create_future(), copy_context())
         self._waiting.append(asked)
         if self._working is None:
             self._begin()
@@ -63,17 +65,17 @@ class Together(Generic[_T]):
             await asyncio.sleep(0)
         batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
         batch = [asked for asked in batch if not asked.answer.done()]  # the others have given up
-        for asked in batch:
-            self._waited(time.monotonic() - asked.at)
+        began = time.monotonic()
         try:
             answers = await each_for_itself(self._answer, [asked.question for asked in batch]) if batch else []
+            took = time.monotonic() - began
             for asked, answer in zip(batch, answers, strict=True):
                 if asked.answer.done():
                     continue
                 if isinstance(answer, Exception):
                     asked.answer.set_exception(answer)
                 else:
-                    asked.answer.set_result(answer)
+                    asked.answer.set_result(Answer(answer, took))
         finally:
             self._begin()
 

@@ -1,6 +1,7 @@
 """What a gateway answers when no scorer does: what was popular when one last did."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,8 @@ class Method:
         self.asked = 0
         self.asked_for = ""
         """The request of Serve's that is told to have asked last: with it this one is cancelled."""
+        self.takes = 0.0
+        self.took: float | None = None
         self.by = ["7"]
         """Who answers, in turn; the first one is the champion."""
 
@@ -40,9 +43,10 @@ class Method:
         self.asked_for = _get_serve_request_context()._internal_request_id
         if self.hangs:
             await asyncio.Event().wait()
+        await asyncio.sleep(self.takes)
         if self.failure is not None:
             raise self.failure
-        return Answered(self.answer(*arguments), self.by[self.asked % len(self.by)], None, self.by[0])
+        return Answered(self.answer(*arguments), self.by[self.asked % len(self.by)], None, self.by[0], self.took)
 
 
 class Handle:
@@ -73,8 +77,8 @@ class Encoder:
         return np.zeros((len(texts), 2), dtype=np.float32)
 
 
-def backend(handle: Any) -> RayBackend:
-    return RayBackend(handle, NoFeatures(), "7", None, Encoder(), GatewayMetrics())  # type: ignore[arg-type]
+def backend(handle: Any, waited: Callable[[float], None] = lambda seconds: None) -> RayBackend:
+    return RayBackend(handle, NoFeatures(), "7", None, Encoder(), GatewayMetrics(), waited)  # type: ignore[arg-type]
 
 
 REQUEST = RecommendRequest(users=["ann", "new"], k=3)
@@ -100,6 +104,19 @@ def test_when_no_scorer_answers_what_was_popular_is_and_says_so(handle: Handle) 
         assert handle.popular.asked == 1
 
     asyncio.run(ask())
+
+
+def test_how_long_questions_wait_for_each_other_at_the_scorer_is_told(handle: Handle) -> None:
+    async def ask() -> list[float]:
+        told: list[float] = []
+        asked = backend(handle, told.append)
+        handle.recommend.takes = 0.1
+        for handle.recommend.took in (0.0, 0.2, None):
+            await asked.recommend(REQUEST, [[], []])
+        return told
+
+    waited, none = asyncio.run(ask())
+    assert (waited >= 0.1, none) == (True, 0.0)
 
 
 def test_what_is_asked_for_everybody_is_not_cancelled_with_the_request_that_came_first(handle: Handle) -> None:
