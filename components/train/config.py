@@ -27,6 +27,7 @@ Counts = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
 
 
 NONE, CHAMPION = "none", "champion"  # of `TrainConfig.warm_start`
+BATCH_SIZE, MOST_STEPS = 4096, 64  # of an epoch, where no batch size is given
 
 
 class RegistryConfig(StageConfig):
@@ -88,8 +89,9 @@ class TrainConfig(StageConfig):
     """The graph member: its shape and the weights of its losses."""
     learning_rate: PositiveFloat = 1e-2
     """Adam's step size; 1e-3 is usual for BPR."""
-    batch_size: PositiveInt = 4096
-    """Interactions per step, over all workers."""
+    batch_size: PositiveInt | None = None
+    """Interactions per step, over all workers; null: 4,096, or a 64th of all where that is more. Each step of a graph model
+    propagates all of them, so that with a given size the cost of an epoch grows with their square."""
     max_epochs: PositiveInt = 40
     """Passes over the training interactions at most."""
     evaluate_every: PositiveInt = 4
@@ -164,6 +166,10 @@ class TrainConfig(StageConfig):
         if effect == "gates" and recipe is not None and "graph" not in recipe.members:
             raise ValueError(f"recipe.members are {', '.join(recipe.members)}; the gates are those of 'graph'")
         return effect
+
+    def batch_size_of(self, num_interactions: int) -> int:
+        """Interactions per step, of so many in training."""
+        return self.batch_size or max(BATCH_SIZE, -(-num_interactions // MOST_STEPS))
 
     def identity(self) -> dict[str, Any]:
         """Everything but placement: the same model on other hardware is the same model."""

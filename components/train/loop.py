@@ -141,7 +141,7 @@ def make_sampler(train: sp.csr_array, config: TrainConfig) -> Sampler:
     """Batches of the training interactions; BPR draws one negative per interaction instead of shared ones."""
     users, items = train.nonzero()
     negatives = config.model.num_negatives if config.model.loss == "softmax" else 0
-    return Sampler(users, items, train.shape[1], config.batch_size, negatives, config.seed)
+    return Sampler(users, items, train.shape[1], config.batch_size_of(train.nnz), negatives, config.seed)
 
 
 def validate(model: CLLMR, data: TrainData, hooks: Hooks) -> tuple[float, float]:
@@ -159,8 +159,8 @@ def stop_unless_finite(model: nn.Module, epoch: int, step: int, config: TrainCon
     norm = torch.stack([parameter.grad.norm() for parameter in model.parameters() if parameter.grad is not None]).norm()
     if not torch.isfinite(norm):
         raise FloatingPointError(
-            f"the gradient is not finite in epoch {epoch}, step {step} (learning rate {config.learning_rate}, batch size "
-            f"{config.batch_size}). The weights were not changed; try a smaller train.learning_rate."
+            f"the gradient is not finite in epoch {epoch}, step {step} (learning rate {config.learning_rate}). "
+            "The weights were not changed; try a smaller train.learning_rate."
         )
 
 

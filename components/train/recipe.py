@@ -202,11 +202,12 @@ def _members_for(data: RecipeData, config: TrainConfig) -> tuple[list[MemberName
             f"train.recipe.members has none that these data allow: without {reasons}.",
             "Add 'graph', 'factors' or 'popularity', which need neither text nor a small catalogue.",
         )
-    edges = data.train.nnz**2 // config.batch_size
+    batch_size = config.batch_size_of(data.train.nnz)
+    edges = data.train.nnz**2 // batch_size
     if "graph" in names and edges > MANY_EDGES:
         message = (
             f"an epoch of the graph member propagates {edges:,} edges ({data.train.nnz:,} interactions in each of the steps of "
-            f"train.batch_size = {config.batch_size:,}): set a larger one, or train.recipe.members without 'graph'"
+            f"train.batch_size = {batch_size:,}): set a larger one, or train.recipe.members without 'graph'"
         )
         emit("warning", stage="train", message=message)
     return names, left_out

@@ -124,6 +124,14 @@ def test_a_state_file_that_is_no_state_is_refused(checkpoint: Path, content: str
         check_checkpoint(checkpoint)
 
 
+@pytest.mark.parametrize(
+    ("given", "num_interactions", "found"),
+    [(None, 100, 4096), (None, 64 * 4096, 4096), (None, 64 * 4096 + 1, 4097), (None, 64 * 10**6, 10**6), (16, 10**6, 16)],
+)
+def test_an_epoch_has_no_more_steps_for_more_interactions(given: int | None, num_interactions: int, found: int) -> None:
+    assert TrainConfig(batch_size=given).batch_size_of(num_interactions) == found
+
+
 def test_a_loss_that_is_not_finite_stops_before_the_weights_change(data: TrainData) -> None:
     assert data.side is not None
     poisoned = SideInformation(data.side.text.clone(), data.side.spectrum)
@@ -136,7 +144,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(data: TrainDa
             return model
 
     config = small_config(batch_size=1024)  # one step: it contains the poisoned user
-    with pytest.raises(FloatingPointError, match=r"not finite in epoch 0, step 0 \(learning rate 0\.01, batch size 1024\)"):
+    with pytest.raises(FloatingPointError, match=r"not finite in epoch 0, step 0 \(learning rate 0\.01\)"):
         fit(replace(data, side=poisoned), config, Watching())
     torch.manual_seed(config.seed)
     assert_same(seen[0].state_dict(), build_model(data, config).state_dict())
