@@ -55,7 +55,7 @@ def test_who_asks_meanwhile_is_the_next_batch_and_errors_reach_their_own(recomme
         others = [asyncio.create_task(together.ask(GOOD[number % len(GOOD)])) for number in range(MAX_BATCH + 2)]
         await asyncio.sleep(0)
         others[1].cancel()  # has given up: nothing is ranked for it
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.5)
         meanwhile.set()
         found = await asyncio.gather(first, *others, return_exceptions=True)
         return [*found, *await asyncio.gather(together.ask(BAD), together.ask(GOOD[0]), return_exceptions=True)]
@@ -66,6 +66,6 @@ def test_who_asks_meanwhile_is_the_next_batch_and_errors_reach_their_own(recomme
     answers = [one for one in found if isinstance(one, Answer)]
     assert len(answers) == len(found) - 2
     assert answers[0].answer == answers[1].answer == answers[-1].answer == expected
-    assert answers[1].took < 0.05 <= answers[0].took  # it waited for the first, which it did not take
+    assert answers[1].took < 0.5 <= answers[0].took  # it waited for the first, which it did not take
     assert isinstance(found[2], asyncio.CancelledError)
     assert isinstance(found[-2], ValueError)
