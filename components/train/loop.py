@@ -93,7 +93,7 @@ def fit(data: TrainData, config: TrainConfig, hooks: Hooks) -> tuple[CLLMR, Trai
             loss, parts = wrapped(batch, generator)
             optimizer.zero_grad()
             loss.backward()
-            stop_unless_finite(model, state.epoch, step, config)
+            stop_unless_finite(model, state.epoch, step, config.learning_rate, sampler.batch_size)
             optimizer.step()
             for name, part in parts.items():
                 losses[name] = losses.get(name, 0.0) + part.item() / sampler.steps_per_epoch
@@ -154,13 +154,13 @@ def validate(model: CLLMR, data: TrainData, hooks: Hooks) -> tuple[float, float]
     return (recall / count, ndcg / count) if count else (0.0, 0.0)
 
 
-def stop_unless_finite(model: nn.Module, epoch: int, step: int, config: TrainConfig) -> None:
+def stop_unless_finite(model: nn.Module, epoch: int, step: int, learning_rate: float, batch_size: int) -> None:
     """Refuses an update that would destroy the weights. Gradients are summed over workers, so all of them stop together."""
     norm = torch.stack([parameter.grad.norm() for parameter in model.parameters() if parameter.grad is not None]).norm()
     if not torch.isfinite(norm):
         raise FloatingPointError(
-            f"the gradient is not finite in epoch {epoch}, step {step} (learning rate {config.learning_rate}). "
-            "The weights were not changed; try a smaller train.learning_rate."
+            f"the gradient is not finite in epoch {epoch}, step {step} (learning rate {learning_rate}, batch size "
+            f"{batch_size}). The weights were not changed; try a smaller train.learning_rate."
         )
 
 

@@ -88,7 +88,7 @@ def epoch_of(data: TrainData, encoder: str) -> Callable[[], None]:
             loss, _ = trained(sampler.batch(place[0], step), torch.Generator().manual_seed(step))
             optimizer.zero_grad()
             loss.backward()
-            stop_unless_finite(trained, place[0], step, config)
+            stop_unless_finite(trained, place[0], step, config.learning_rate, sampler.batch_size)
             optimizer.step()
         place[0] += 1
 

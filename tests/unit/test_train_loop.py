@@ -144,7 +144,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(data: TrainDa
             return model
 
     config = small_config(batch_size=1024)  # one step: it contains the poisoned user
-    with pytest.raises(FloatingPointError, match=r"not finite in epoch 0, step 0 \(learning rate 0\.01\)"):
+    with pytest.raises(FloatingPointError, match=r"not finite in epoch 0, step 0 \(learning rate 0\.01, batch size 1024\)"):
         fit(replace(data, side=poisoned), config, Watching())
     torch.manual_seed(config.seed)
     assert_same(seen[0].state_dict(), build_model(data, config).state_dict())
