@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from serving.admission import Admission, Door, middlewares
 from serving.auth import Tokens
 from serving.callers import Callers
 from serving.identity import Identities
-from serving.room import Room
+from serving.room import FEWEST, Room
 
 
 class Rooms:
@@ -105,6 +106,27 @@ def test_health_and_the_page_take_no_room() -> None:
         assert {status for status, _, _ in await asyncio.gather(*slow, let_in)} == {200}
 
     asyncio.run(run())
+
+
+def test_who_is_asked_more_than_it_can_answer_takes_on_fewer() -> None:
+    async def run() -> Room:
+        room = Room(8)
+        asked = Admission(room)
+
+        async def busy(scope: Scope, receive: Receive, send: Send) -> None:
+            await asyncio.sleep(0)
+            time.sleep(0.02)  # work of the event loop itself
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+
+        app, until = Door(busy, lambda: asked), time.monotonic() + 30.0
+        while room.now > FEWEST and time.monotonic() < until:
+            answers = await asyncio.gather(*(ask(app) for _ in range(32)))
+            assert {status for status, _, _ in answers} == {200, 503}
+        assert [status for status, _, _ in await asyncio.gather(*(ask(app) for _ in range(32)))].count(200) == FEWEST
+        return room
+
+    assert asyncio.run(run()).now == FEWEST
 
 
 KNOWN = "k" * 20
