@@ -26,6 +26,8 @@ SHARED_PARTS = ("users", "items", "history", "weights")
 """Of the factual model: the counterfactual one has them too where it has none of its own."""
 
 BUNDLE_DIRECTORY = "bundle"
+EVALUATED_DIRECTORY = "evaluated"
+"""The same model fitted without what is held out; absent where that one is served."""
 MODEL_FILE = "model.safetensors"
 BUNDLE_FILE = "bundle.json"
 USERS_FILE = "users.json"
@@ -66,6 +68,12 @@ def find_bundle(storage_root: str, fingerprint: str) -> Path:
     Raises ArtifactError when it is not there or damaged, StorageError when the store does not say.
     """
     return find_trained(storage_root, fingerprint).path(BUNDLE_DIRECTORY) / BUNDLE_DIRECTORY
+
+
+def evaluated_bundle(trained: Manifest) -> Path:
+    """The bundle of a train artifact that held-out interactions can judge, for it has learned from none of them."""
+    evaluated = trained.path() / EVALUATED_DIRECTORY
+    return evaluated if evaluated.is_dir() else trained.path() / BUNDLE_DIRECTORY
 
 
 class Contents(NamedTuple):

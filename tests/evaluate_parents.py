@@ -12,6 +12,7 @@ from components.ingest.dataset import Dataset
 from components.settings import StageConfig
 from components.stages import Stage, run_stage
 from components.train.members import GraphFit
+from serving.bundle import BUNDLE_DIRECTORY
 from tests.bundles import graph_tensors, write_bundle
 
 NUM_USERS, NUM_ITEMS = 60, 40
@@ -83,8 +84,9 @@ def train(
     num_items: int = NUM_ITEMS,
     settings: StageConfig | None = None,
     encoder: str | None = None,
+    directory: str = BUNDLE_DIRECTORY,
 ) -> Manifest:
-    """A bundle that knows the blocks, with a gate that favours the first half of the items."""
+    """A bundle that knows the blocks, with a gate that favours the first half of the items, in a directory of that name."""
 
     def build(built: Path) -> dict:
         rng = np.random.default_rng(2)
@@ -109,7 +111,7 @@ def train(
             "seen_items": seen.indices.astype(np.int32),
         }
         write_bundle(
-            built / "bundle",
+            built / directory,
             model=model,
             header={"name": "blocks", "debias_strength": 0.5}
             | ({"text": {"encoder": encoder, "power": 2.0}} if encoder else {}),
@@ -122,11 +124,15 @@ def train(
         write_json(
             built / "curve.json", [{"epoch": epoch, "ranking": 2 / epoch, "ndcg@10": 0.1 * epoch} for epoch in (3, 6, 9)]
         )
-        write_json(built / "training.json", {"epochs": 9, "best_epoch": 9, "members": {"ease": MEMBER}})
+        learned_from = {"evaluated": seen.nnz, "served": seen.nnz if directory == BUNDLE_DIRECTORY else 12_345}
+        training = {"epochs": 9, "best_epoch": 9, "members": {"ease": MEMBER}, "learned_from": learned_from}
+        write_json(built / "training.json", training)
         save_file(
             {"users": rng.normal(size=(NUM_USERS, 4)), "items": rng.normal(size=(num_items, 4))},
             built / "side_representations.safetensors",
         )
         return {}
 
-    return run_stage(Stage("train", 1), settings or Settings(name=f"{num_items}{encoder}"), root, {"ingest": data}, build)
+    return run_stage(
+        Stage("train", 1), settings or Settings(name=f"{num_items}{encoder}{directory}"), root, {"ingest": data}, build
+    )

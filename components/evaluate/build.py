@@ -24,6 +24,7 @@ from components.ingest.dataset import Dataset
 from components.progress import Progress, emit, progress
 from components.sideinfo.evidence import item_groups
 from components.sideinfo.reader import reference_embeddings, written_profiles
+from serving.bundle import evaluated_bundle
 from serving.scorer import Scorer
 
 NEW_ITEMS_SHARE = 0.2
@@ -43,7 +44,7 @@ def build(built: Path, config: EvaluateConfig, ingest: Manifest, sideinfo: Manif
     dataset = Dataset.load(ingest.path())
     stored = load_file(sideinfo.path() / "embeddings.safetensors")
     text = {name: array.astype(np.float32) for name, array in stored.items()}
-    scorer = Scorer.load(train.path() / "bundle")
+    scorer = Scorer.load(evaluated_bundle(train))
     _check_same_vocabulary(scorer, dataset)
     representations = load_file(train.path() / "side_representations.safetensors")
     written = Written(written_profiles(sideinfo.path(), "item"), reference_embeddings(sideinfo.path(), "item"))

@@ -140,6 +140,7 @@ def _context(facts: Facts) -> dict[str, Any]:
         "representations": REPRESENTATIONS,
         "training": _shown({name: value for name, value in facts.training.items() if name != "members"}),
         "members": facts.training.get("members", {}),
+        "learned_from": facts.training["learned_from"],
         "settings": {
             **{name: _shown(manifest.config) for name, manifest in facts.manifests.items()},
             "evaluate": _shown(facts.settings),

@@ -7,7 +7,7 @@ from components.artifacts import Manifest
 from components.evaluate.config import EvaluateConfig
 from components.stages import Stage, run_stage
 
-STAGE = Stage("evaluate", version=12)
+STAGE = Stage("evaluate", version=13)
 
 
 def run(config: dict[str, Any], storage_root: str, ingest: Manifest, sideinfo: Manifest, train: Manifest) -> Manifest:

@@ -20,6 +20,7 @@ from components.ids import TEST, TRAIN, UNKNOWN
 from components.ingest.dataset import Dataset
 from components.promote.config import PromoteConfig
 from components.registry import ModelVersion
+from serving.bundle import evaluated_bundle
 from serving.scorer import Scorer
 
 Verdict = Literal["promoted", "kept", "unchanged"]
@@ -212,7 +213,7 @@ def _rescore(metric: str, evaluate: Manifest, champion: ModelVersion) -> tuple[n
         gone = "the data set" if data is None else "its bundle"
         raise CannotCompare(f"it was evaluated on other data, and {gone} is no longer in the store")
     try:
-        scorer = Scorer.load(bundle.path() / "bundle")
+        scorer = Scorer.load(evaluated_bundle(bundle))
         dataset = Dataset.load(data.path())
     except UserError as error:
         raise CannotCompare(

@@ -118,6 +118,10 @@ class TrainConfig(StageConfig):
     filter_separator: str | None = Field(default=SEPARATORS, min_length=1)
     """Marks any of which stands between several values of one cell ("Comedy|Drama"), or a space alone; null: a cell is one
     value."""
+    refit: bool = True
+    """Whether what is served is fitted once more, with all that was chosen, to all interactions: those by which it was chosen
+    and evaluated are the latest, or as good as any. It costs a fit without a search; figures stay those of the model that
+    has not seen them."""
     warm_start: str = Field(default=NONE, pattern=rf"^({NONE}|{CHAMPION}|[0-9a-f]{{16}})$")
     """What the graph member begins with: "none", the ID table of the "champion", or that of another output of this stage, by
     its fingerprint; users and items are joined by id, new ones begin as ever. Other members are fitted anew. Training begins

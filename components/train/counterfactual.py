@@ -29,6 +29,8 @@ class Counterfactual:
     weights: dict[str, float]
     factual: LinearScores
     on_progress: Progress
+    chosen: dict[str, float] | None = None
+    """The counterfactual's own weights, where they have been chosen before."""
 
     @property
     def nothing(self) -> "Other":
@@ -57,7 +59,7 @@ def _on_taste(asked: Counterfactual) -> Other:
     if not found.share.any():
         return asked.nothing
     asked.on_progress(member="counterfactual", lured_clicks=float(found.lured.sum()))
-    return _refitted(asked, _without_propensity(data, found, asked.config), _of_taste(data), found.share.astype(np.float32))
+    return _refitted(asked, _without_propensity(data, found, asked.config), found.share.astype(np.float32))
 
 
 def _without_propensity(data: RecipeData, found: ClickPropensity, config: TrainConfig) -> TasteData:
@@ -85,11 +87,12 @@ def _of_taste(data: RecipeData) -> sp.csr_array:
     return kept if kept.nnz else data.validation
 
 
-def _refitted(asked: Counterfactual, other: RecipeData, validation: sp.csr_array, propensity: FloatMatrix) -> Other:
-    """The recipe with the members and settings of the factual one on `other` data, weights chosen on `validation`.
+def _refitted(asked: Counterfactual, other: RecipeData, propensity: FloatMatrix) -> Other:
+    """The recipe with the members and settings of the factual one on `other` data, weights chosen on the validation
+    interactions of taste.
 
-    Where that is all of it, there is nothing to choose anew by: a second choice would find other weights that are as good, and
-    the difference of the two would be told as a direct effect.
+    Where these are all of them, there is nothing to choose anew by: a second choice would find other weights that are as good,
+    and the difference of the two would be told as a direct effect.
     """
     needed = {name for name, weight in asked.weights.items() if weight}
     if "ease" in needed and asked.members["ease"].settings["side_mix"]:
@@ -97,8 +100,11 @@ def _refitted(asked: Counterfactual, other: RecipeData, validation: sp.csr_array
     names = [name for name in asked.config.recipe.members if name in needed]
     settings: dict[str, Settings] = {name: asked.members[name].settings for name in names}
     members = fit_members(names, other, asked.config, asked.train_graph, settings, {}, asked.on_progress, "counterfactual")
-    same = asked.weights if validation.nnz == asked.data.validation.nnz else None
-    model, weights = join(members, asked.data, validation, asked.config, asked.weights, same)
+    validation, given = asked.data.validation, asked.chosen
+    if given is None:
+        validation = _of_taste(asked.data)
+        given = asked.weights if validation.nnz == asked.data.validation.nnz else None
+    model, weights = join(members, asked.data, validation, asked.config, asked.weights, given)
     popularity = by_popularity(np.asarray(log_of(other).sum(axis=0), dtype=np.float64))
     return Other(_shared_where_equal(model, asked.factual), weights, propensity, members, popularity)
 

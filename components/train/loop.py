@@ -27,7 +27,7 @@ class TrainData:
     train: sp.csr_array
     """Training interactions, binary, (num_users, num_items)."""
     held_out: sp.csr_array
-    """Validation interactions, same shape."""
+    """Validation interactions, same shape; where there are none, all epochs are trained and the last is the best."""
     side: SideInformation | None
     """Side information of all nodes, users first; only the side encoder "none" does without."""
     start: "Start | None" = None
@@ -80,7 +80,8 @@ def fit(data: TrainData, config: TrainConfig, hooks: Hooks) -> tuple[CLLMR, Trai
     sampler = make_sampler(data.train, config)
     restored = hooks.restore(model, optimizer)
     state, best = restored or (TrainState(), _copy(model))
-    if restored is None and data.start is not None:  # perhaps nothing that training finds is better
+    is_held_out = data.held_out.nnz > 0
+    if restored is None and data.start is not None and is_held_out:  # perhaps nothing that training finds is better
         state.best_recall, ndcg = validate(model, data, hooks)
         state.curve.append({"epoch": 0, "recall@20": state.best_recall, "ndcg@10": ndcg})
     device = model.backbone.embedding.device
@@ -99,11 +100,13 @@ def fit(data: TrainData, config: TrainConfig, hooks: Hooks) -> tuple[CLLMR, Trai
                 losses[name] = losses.get(name, 0.0) + part.item() / sampler.steps_per_epoch
         state.epoch += 1
         if state.epoch % config.evaluate_every == 0 or state.epoch == config.max_epochs:
-            recall, ndcg = validate(model, data, hooks)
-            figures = {f"{name}.loss": value for name, value in losses.items()} | {"recall@20": recall, "ndcg@10": ndcg}
+            figures, recall = {f"{name}.loss": value for name, value in losses.items()}, state.best_recall
+            if is_held_out:
+                recall, ndcg = validate(model, data, hooks)
+                figures |= {"recall@20": recall, "ndcg@10": ndcg}
             state.curve.append({"epoch": state.epoch, **figures})
             state.stale += 1
-            if recall > state.best_recall:
+            if recall > state.best_recall or not is_held_out:
                 state.best_recall, state.best_epoch, state.stale, best = recall, state.epoch, 0, _copy(model)
             hooks.save(state, model, best, optimizer, figures)
     model.load_state_dict(best)

@@ -68,4 +68,16 @@ def fit_newcomers(
         **dict(zip(("l2", "popularity_weight"), best, strict=True)),
         "used": bool(gain.mean() > least),
     }
-    return (Fits(texts, fits.users, models).fit(*best) if found["used"] else None), found
+    return (newcomers_of(texts, models, found) if found["used"] else None), found
+
+
+def newcomers_of(texts: Floats, models: dict[str, LinearScores], found: dict[str, Any]) -> Newcomers:
+    """The map that has been chosen.
+
+    Args:
+        texts: see `fit_newcomers`.
+        models: "factual" and "counterfactual".
+        found: its "l2" and "popularity_weight".
+    """
+    users = np.flatnonzero(texts.any(axis=1))
+    return Fits(texts, users, models).fit(found["l2"], found["popularity_weight"])

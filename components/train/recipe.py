@@ -19,6 +19,9 @@ the weights from those validation interactions that are of taste. With reference
 carried by what the language model writes anyway. With gates, the graph member knows its own counterfactual. The difference of
 the two models is the natural direct effect.
 
+What was chosen on validation can be fitted once more to all interactions (`fit_again`): that is what is served, for the
+latest ones say most of what comes next.
+
 Here is the course of it; how a member is fitted is in `components.train.members`, what an effect does in
 `components.train.counterfactual`.
 """
@@ -26,6 +29,7 @@ Here is the course of it; how a member is fitted is in `components.train.members
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -47,8 +51,21 @@ FOLDING_L2: dict[str, float] = {"graph": 1.0, "factors": 0.1}
 (``tests/benchmarks/RESULTS.md``)."""
 FEWEST_CHOOSING = 100
 """Users with validation interactions, by whom everything is chosen: of fewer, what is best is mostly chance."""
+AGAIN = "all"
+"""After a point in the name of a graph model's run: with all interactions."""
 MANY_EDGES = 1_000_000_000
 """Of an epoch, about a quarter of an hour on two cores."""
+
+
+class Choices(NamedTuple):
+    """What a recipe has chosen by validation: all that it takes to fit it again."""
+
+    settings: dict[str, Settings]
+    """Of each member."""
+    weights: dict[str, float]
+    counterfactual_weights: dict[str, float]
+    epochs: dict[str, int]
+    """Of each run of the graph member: after so many it was best."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +86,7 @@ class FittedRecipe:
     counterfactual_popularity: FloatMatrix | None
     """Popularity as the counterfactual scores it, before its weight: see `components.train.counterfactual.Other`."""
     validation: dict[str, float]
-    """Validation NDCG@10 of each member, and of the "ensemble"."""
+    """Validation NDCG@10 of each member, and of the "ensemble"; empty where nothing was held out."""
     cpu_seconds: dict[str, float]
     """Of this process by member, tuning included, and of the "ensemble", the "counterfactual" and the new users' "folding"."""
     left_out: dict[str, str]
@@ -81,6 +98,12 @@ class FittedRecipe:
     def settings(self) -> dict[str, Settings]:
         """What `fit_recipe` takes to fit another seed without tuning again."""
         return {name: member.settings for name, member in self.members.items()}
+
+    @property
+    def choices(self) -> Choices:
+        """What `fit_again` takes."""
+        epochs = {run: graph.run["best_epoch"] for run, graph in self.graphs.items()}
+        return Choices(self.settings, self.weights, self.counterfactual_weights, epochs)
 
     @property
     def history_blocks(self) -> dict[str, list[tuple[str, float]]]:
@@ -142,9 +165,52 @@ def fit_recipe(
     validation["ensemble"] = data.validation_ndcg(factual)
     seconds["ensemble"] = time.process_time() - start
     on_progress(member="ensemble", **{PRIMARY: validation["ensemble"]})
-    start = time.process_time()
     asked = Counterfactual(data, config, train_graph, members, weights, factual, on_progress)
-    other = EFFECTS[config.effect](asked)
+    return _with_counterfactual(asked, validation, seconds, left_out)
+
+
+def fit_again(
+    choices: Choices,
+    data: RecipeData,
+    config: TrainConfig,
+    train_graph: TrainGraph,
+    on_progress: Progress = lambda **figures: None,
+) -> FittedRecipe:
+    """The recipe with all that it has chosen before, fitted to other interactions, none of which is held out.
+
+    Args:
+        choices: of the recipe that was fitted to a part of them.
+        data: all interactions; `data.validation` is empty.
+        config: what that recipe was fitted with.
+        train_graph: how a graph model is trained, here for as many epochs as before.
+        on_progress: told the member and its figures.
+    """
+
+    def train_as_long(data: RecipeData, config: TrainConfig, run: str) -> GraphFit:
+        epochs = choices.epochs.get(run, choices.epochs["factual"])
+        # at least one: what training began with knows nothing of what is new
+        return train_graph(data, config.model_copy(update={"max_epochs": max(1, epochs)}), f"{run}.{AGAIN}")
+
+    seconds: dict[str, float] = {}
+    names: list[MemberName] = [name for name in config.recipe.members if name in choices.settings]
+    members = fit_members(names, data, config, train_as_long, choices.settings, seconds, on_progress)
+    factual, weights = join(members, data, data.validation, config, weights=choices.weights)
+    asked = Counterfactual(data, config, train_as_long, members, weights, factual, on_progress, choices.counterfactual_weights)
+    return _with_counterfactual(asked, {}, seconds, {})
+
+
+def _with_counterfactual(
+    asked: Counterfactual, validation: dict[str, float], seconds: dict[str, float], left_out: dict[str, str]
+) -> FittedRecipe:
+    """The factual model with its counterfactual, both with what they make of a history.
+
+    Args:
+        asked: the factual model.
+        validation, seconds, left_out: of it so far, see `FittedRecipe`.
+    """
+    data, members, weights, factual = asked.data, asked.members, asked.weights, asked.factual
+    start = time.process_time()
+    other = EFFECTS[asked.config.effect](asked)
     seconds["counterfactual"] = time.process_time() - start
     start = time.process_time()
     counterfactual = _folding_in(other.scores, other.members or members, other.weights, data.train)

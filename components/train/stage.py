@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,20 +16,25 @@ from components.train.config import TrainConfig
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
     from components.cllmr.linear.kernel import NewItems
+    from components.cllmr.linear.scores import LinearScores
     from components.features.reader import TrainingFeatures
     from components.ingest.dataset import Dataset
     from components.train.members import FloatMatrix, RecipeData
     from components.train.recipe import FittedRecipe
     from components.train.workers import Place
 
-STAGE = Stage("train", version=16)
+STAGE = Stage("train", version=17)
 
 
 def run(config: dict[str, Any], storage_root: str, ingest: Manifest, features: Manifest) -> Manifest:
     """Fits the recipe and writes `bundle/`, curve.json, training.json, side_representations.safetensors, and what a later
     training can begin with (`components.train.warm`). Which output this one begins with has been decided before.
+
+    With `refit`, `bundle/` has learned from all interactions, and `evaluated/` is the bundle without those that are held out,
+    by which all was chosen; the other files are of that one.
 
     A killed run leaves the graph models' checkpoints; the same call goes on from them and ends with the same bundle.
     """
@@ -54,56 +60,142 @@ def _build(
     from components.ingest.dataset import Dataset
     from components.local_ray import ray_session
     from components.train import warm
-    from components.train.attributes import attributes_of, write_attributes
-    from components.train.bundle import model_tensors, write_bundle, write_newcomers, write_texts
-    from components.train.newcomers import fit_newcomers
-    from components.train.recipe import fit_recipe
-    from components.train.strength import choose_strength, strength_curve
-    from serving.scorer import Scorer
+    from components.train.attributes import attributes_of
+    from components.train.recipe import fit_again, fit_recipe
+    from serving.bundle import BUNDLE_DIRECTORY, EVALUATED_DIRECTORY
 
     dataset = Dataset.load(ingest.path())
     attributes = attributes_of(dataset.items, dataset.item_text_columns, config)  # first: a wrong column is told at once
     starts = warm.starts(config, storage_root, dataset)
     inputs = training_features(features)
     data = _recipe_data(dataset, inputs, _item_references(features, inputs) if config.effect == "reference_texts" else None)
+    tell, bundles = _tell_fits(), _Bundles(config, name, dataset, attributes, features, inputs)
     with ray_session(**_room_for_workers(config)):
         from components.train.workers import trained_by_workers
 
-        fitted = fit_recipe(data, config, trained_by_workers(work, starts), on_progress=_tell_fits())
-
-    vectors = data.item_text if fitted.graph is None else fitted.graph.items[:, :-1]  # without the mediator's offset
-    model, encoder = model_tensors(fitted, vectors, data.train), _encoder(features)
-    texts = _new_items(inputs, fitted, config, data) if data.has_text and encoder else None
-    described = _described(fitted, config, dataset.name, name, features, vectors.shape[1])
-    if texts is not None:
-        words = {} if texts.words is None else {"words": texts.words.share}
-        described["text"] = {"encoder": encoder, "power": texts.power, **words}
-    models = {"factual": fitted.factual, "counterfactual": fitted.counterfactual}
-    newcomers, newcomers_found = fit_newcomers(inputs.user_introductions, data.train, data.validation, models, config.seed)
-    if newcomers is not None:
-        described["newcomers"] = {name: newcomers_found[name] for name in ("l2", "popularity_weight")}
-    ids = dataset.users[USER_ID].tolist(), _described_items(dataset.items, inputs.item_profiles)
-    grid = (0.0,) if fitted.counterfactual is fitted.factual else config.debias_grid
-    curve = strength_curve(fitted.factual, fitted.counterfactual, data.train, data.validation, grid)
-    scorer = Scorer(model, {**described, "debias_strength": choose_strength(curve, config.debias_tolerance)}, *ids)
-
-    write_bundle(out / "bundle", scorer, model, config.seed)
-    write_attributes(out / "bundle", attributes)
-    if texts is not None:
-        write_texts(out / "bundle", texts)
-    if newcomers is not None:
-        write_newcomers(out / "bundle", newcomers)
-    save_file(_side_representations(fitted, data.train.shape), out / "side_representations.safetensors")
-    if fitted.graphs:
-        tables = {name: found.table for name, found in fitted.graphs.items()}
-        warm.write(out / warm.WARM_FILE, tables, config, storage_root, dataset)
-    known = len(starts["factual"].rows) if "factual" in starts else 0
-    training = _training(fitted, config, newcomers_found, curve, scorer.debias_strength, known)
-    write_json(out / "curve.json", _graph_run(fitted)["curve"])
-    write_json(out / "training.json", training)
+        train_graph = trained_by_workers(work, starts)
+        fitted = fit_recipe(data, config, train_graph, on_progress=tell)
+        chosen = bundles.chosen(fitted, data)
+        bundles.write(out / (EVALUATED_DIRECTORY if config.refit else BUNDLE_DIRECTORY), fitted, data, chosen)
+        save_file(_side_representations(fitted, data.train.shape), out / "side_representations.safetensors")
+        if fitted.graphs:
+            tables = {run: found.table for run, found in fitted.graphs.items()}
+            warm.write(out / warm.WARM_FILE, tables, config, storage_root, dataset)
+        known = len(starts["factual"].rows) if "factual" in starts else 0
+        training = _training(fitted, config, chosen, known)
+        write_json(out / "curve.json", _graph_run(fitted)["curve"])
+        learned_from = {"evaluated": data.train.nnz, "served": data.train.nnz}
+        weights = {f"weight.{member}": weight for member, weight in fitted.weights.items()}
+        embedding_dim = _item_vectors(fitted, data).shape[1]
+        if config.refit:
+            choices, data = fitted.choices, _with_all(data, dataset)
+            learned_from["served"] = data.train.nnz
+            del fitted  # its memory is needed
+            again = fit_again(choices, data, config, train_graph, on_progress=tell)
+            bundles.write(out / BUNDLE_DIRECTORY, again, data, chosen)
+    write_json(out / "training.json", {**training, "learned_from": learned_from})
     kept = ("validation", "epochs", "best_epoch", "warm_start", "effect", "debias_strength", "num_workers")
-    weights = {f"weight.{member}": weight for member, weight in fitted.weights.items()}
-    return {**{key: training[key] for key in kept}, **weights, "embedding_dim": vectors.shape[1]}
+    return {**{key: training[key] for key in kept}, **weights, "embedding_dim": embedding_dim, "learned_from": learned_from}
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """What validation has chosen beside the recipe's own settings, for every bundle of it."""
+
+    texts: "NewItems | None"
+    """What items that are new will be scored by."""
+    newcomers: dict[str, Any]
+    """See `fit_newcomers`."""
+    curve: list[dict[str, float]]
+    """Validation NDCG@10 by debias strength."""
+    strength: float
+    """The one that is served."""
+
+
+@dataclass(frozen=True)
+class _Bundles:
+    """Writes bundles of one training."""
+
+    config: TrainConfig
+    name: str
+    """Fingerprint of the stage's output."""
+    dataset: "Dataset"
+    attributes: "pa.Table"
+    features: Manifest
+    """The feature set that the recipe is trained on, and served with."""
+    inputs: "TrainingFeatures"
+
+    def chosen(self, fitted: "FittedRecipe", data: "RecipeData") -> _Chosen:
+        """What is chosen by the validation interactions of `data`."""
+        from components.train.newcomers import fit_newcomers
+        from components.train.strength import choose_strength, strength_curve
+
+        config, models = self.config, _models(fitted)
+        texts = _new_items(self.inputs, fitted, config, data) if data.has_text and _encoder(self.features) else None
+        _, newcomers = fit_newcomers(self.inputs.user_introductions, data.train, data.validation, models, config.seed)
+        grid = (0.0,) if fitted.counterfactual is fitted.factual else config.debias_grid
+        curve = strength_curve(fitted.factual, fitted.counterfactual, data.train, data.validation, grid)
+        return _Chosen(texts, newcomers, curve, choose_strength(curve, config.debias_tolerance))
+
+    def write(self, directory: Path, fitted: "FittedRecipe", data: "RecipeData", chosen: _Chosen) -> None:
+        """Writes the bundle of a recipe that has learned from the training interactions of `data`."""
+        from components.train.attributes import write_attributes
+        from components.train.bundle import model_tensors, write_bundle, write_newcomers, write_texts
+        from components.train.newcomers import newcomers_of
+        from serving.scorer import Scorer
+
+        vectors, texts = _item_vectors(fitted, data), chosen.texts
+        model = model_tensors(fitted, vectors, data.train)
+        header = self._header(fitted, vectors.shape[1], chosen)
+        ids = self.dataset.users[USER_ID].tolist(), _described_items(self.dataset.items, self.inputs.item_profiles)
+        write_bundle(directory, Scorer(model, header, *ids), model, self.config.seed)
+        write_attributes(directory, self.attributes)
+        if texts is not None:
+            write_texts(directory, texts)
+        if chosen.newcomers["used"]:
+            write_newcomers(directory, newcomers_of(self.inputs.user_introductions, _models(fitted), chosen.newcomers))
+
+    def _header(self, fitted: "FittedRecipe", embedding_dim: int, chosen: _Chosen) -> dict[str, Any]:
+        """The header of a bundle.
+
+        Args:
+            fitted: its recipe.
+            embedding_dim: of the items' vectors: wider than the ID table where a backbone puts its layers side by side.
+            chosen: beside that recipe.
+        """
+        from components.train.bundle import header
+
+        config, texts, optional = self.config, chosen.texts, dict[str, Any]()
+        if texts is not None:
+            words = {} if texts.words is None else {"words": texts.words.share}
+            optional["text"] = {"encoder": _encoder(self.features), "power": texts.power, **words}
+        if chosen.newcomers["used"]:
+            optional["newcomers"] = {name: chosen.newcomers[name] for name in ("l2", "popularity_weight")}
+        return header(
+            embedding_dim=embedding_dim,
+            name=self.dataset.name,
+            fingerprint=self.name,
+            backbone=config.model.backbone,
+            side_encoder=config.model.side_encoder,
+            effect=config.effect,
+            members=fitted.weights,
+            counterfactual_members=fitted.counterfactual_weights,
+            history_blocks=fitted.history_blocks,
+            seed=config.seed,
+            feature_project=self.features.facts["project"],
+            feature_fingerprint=self.features.fingerprint,
+            debias_strength=chosen.strength,
+            **optional,
+        )
+
+
+def _models(fitted: "FittedRecipe") -> "dict[str, LinearScores]":
+    return {"factual": fitted.factual, "counterfactual": fitted.counterfactual}
+
+
+def _item_vectors(fitted: "FittedRecipe", data: "RecipeData") -> "FloatMatrix":
+    """Whose cosine says which items are alike, (num_items, v)."""
+    return data.item_text if fitted.graph is None else fitted.graph.items[:, :-1]  # without the mediator's offset
 
 
 def _room_for_workers(config: TrainConfig) -> dict[str, int]:
@@ -124,36 +216,11 @@ def _recipe_data(dataset: "Dataset", inputs: "TrainingFeatures", references: "Fl
     return RecipeData(train, validation, user_text, item_text, inputs.user_spectrum, inputs.item_spectrum, references)
 
 
-def _described(
-    fitted: "FittedRecipe", config: TrainConfig, data_set: str, name: str, features: Manifest, embedding_dim: int
-) -> dict[str, Any]:
-    """The header of the bundle, before its strength is chosen.
+def _with_all(data: "RecipeData", dataset: "Dataset") -> "RecipeData":
+    """The data with all interactions to learn from, and none held out."""
+    import scipy.sparse as sp
 
-    Args:
-        fitted: the recipe.
-        config: what it was fitted with.
-        data_set: name of the interactions.
-        name: fingerprint of this output.
-        features: the feature set that it was trained on, and is served with.
-        embedding_dim: of the items' vectors: wider than the ID table where a backbone puts its layers side by side.
-    """
-    from components.train.bundle import header
-
-    return header(
-        embedding_dim=embedding_dim,
-        name=data_set,
-        fingerprint=name,
-        backbone=config.model.backbone,
-        side_encoder=config.model.side_encoder,
-        effect=config.effect,
-        members=fitted.weights,
-        counterfactual_members=fitted.counterfactual_weights,
-        history_blocks=fitted.history_blocks,
-        seed=config.seed,
-        feature_project=features.facts["project"],
-        feature_fingerprint=features.fingerprint,
-        debias_strength=0.0,
-    )
+    return replace(data, train=dataset.matrix(), validation=sp.csr_array(data.validation.shape, dtype=data.validation.dtype))
 
 
 def _new_items(inputs: "TrainingFeatures", fitted: "FittedRecipe", config: TrainConfig, data: "RecipeData") -> "NewItems":
@@ -183,22 +250,13 @@ def _graph_run(fitted: "FittedRecipe") -> Mapping[str, Any]:
     return {"curve": [], "epochs": 0, "best_epoch": 0} if fitted.graph is None else fitted.graph.run
 
 
-def _training(
-    fitted: "FittedRecipe",
-    config: TrainConfig,
-    newcomers: dict[str, Any],
-    curve: list[dict[str, float]],
-    strength: float,
-    known: int,
-) -> dict[str, Any]:
-    """The contents of training.json.
+def _training(fitted: "FittedRecipe", config: TrainConfig, chosen: _Chosen, known: int) -> dict[str, Any]:
+    """The contents of training.json, but for how many interactions each bundle has learned from.
 
     Args:
         fitted: the recipe.
         config: what it was fitted with.
-        newcomers: what was found of their map, see `fit_newcomers`.
-        curve: validation NDCG@10 by debias strength.
-        strength: the one that is served.
+        chosen: beside its settings.
         known: users and items that training began with.
     """
     run = _graph_run(fitted)
@@ -212,12 +270,12 @@ def _training(
         "validation": {METRIC: round(fitted.validation["ensemble"], 6)},
         "epochs": run["epochs"],
         "best_epoch": run["best_epoch"],
-        "newcomers": newcomers,
+        "newcomers": chosen.newcomers,
         "warm_start": config.warm_start,
         "nodes_known_at_start": known,
         "effect": config.effect,
-        "debias_curve": curve,
-        "debias_strength": strength,
+        "debias_curve": chosen.curve,
+        "debias_strength": chosen.strength,
         "num_workers": config.num_workers,
     }
 

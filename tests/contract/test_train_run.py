@@ -24,7 +24,9 @@ import pytest
 from components.artifacts import Manifest
 from components.cllmr.linear.ease import centred_unit_rows
 from components.features import stage as features_stage
+from components.ids import TRAIN
 from components.ingest import stage as ingest_stage
+from components.ingest.dataset import Dataset
 from components.sideinfo import encoder
 from components.sideinfo import stage as sideinfo_stage
 from components.sideinfo.config import DEFAULT_ENCODER
@@ -53,6 +55,7 @@ CONFIG: dict[str, Any] = {
     # one run of the graph model, so that what is told of it is told once
     "recipe": {"members": ["graph", "ease"], "graph_settings": [], "ease_l2": [100.0], "ease_side_weight": [12.0]},
     "effect": "none",
+    "refit": False,
 }
 PROGRAM = """
 import json, sys
@@ -222,6 +225,29 @@ def test_a_training_that_begins_with_another_ones_table_begins_where_that_one_wa
     assert after[0]["recall@20"] == max(point["recall@20"] for point in before)
     assert warm.facts["validation"]["ndcg@10"] > 0
     assert cold.facts["warm_start"] == "none"
+
+
+def test_what_is_served_has_learned_from_all_and_what_is_evaluated_from_the_training_interactions(
+    unbroken: tuple[Manifest, list[int]], tmp_path: Path
+) -> None:
+    without, _ = unbroken
+    shutil.copytree(Path(without.storage_root).parent, tmp_path / "run")
+    (tmp_path / "run" / "events.jsonl").unlink()
+    run = Run(tmp_path / "run").start({**CONFIG, "refit": True})
+    manifest = run.finish()
+    best = manifest.facts["best_epoch"]
+    assert run.epochs() == [*range(1, EPOCHS + 1), *range(1, best + 1)]
+    assert digests(manifest)["evaluated/model.safetensors"] == digests(without)["bundle/model.safetensors"]
+    assert not any(name.startswith("evaluated/") for name in without.files)
+    dataset = Dataset.load(Manifest.read(run.root / "ingest.json").path())
+    evaluated, served = (Scorer.load(manifest.path() / name) for name in ("evaluated", "bundle"))
+    for scorer, learned in ((evaluated, dataset.matrix(TRAIN)), (served, dataset.matrix())):
+        assert [scorer.seen(user).tolist() for user in range(36)] == [
+            row.tolist() for row in np.split(learned.indices, learned.indptr[1:-1])
+        ]
+    assert manifest.facts["learned_from"] == {"evaluated": dataset.matrix(TRAIN).nnz, "served": dataset.matrix().nnz}
+    assert served.bundle["members"] == evaluated.bundle["members"]
+    assert served.replay_golden() > 0
 
 
 def test_a_run_whose_worker_is_killed_ends_with_the_same_bundle(unbroken: tuple[Manifest, list[int]], prepared: Run) -> None:

@@ -23,6 +23,7 @@ from components.ingest.dataset import Dataset
 from components.stages import Stage, run_stage
 from components.train.config import TrainConfig
 from pipelines.summary import result_table
+from serving.bundle import EVALUATED_DIRECTORY
 from serving.scorer import Scorer
 from tests.evaluate_parents import NUM_ITEMS, NUM_USERS, Settings, ingest, sideinfo, train, world, write_profiles
 
@@ -219,6 +220,15 @@ def test_block_size_changes_no_figure_and_asks_for_no_other_output(done, tmp_pat
     again = stage.run({**CONFIG, "block_size": 7}, str(tmp_path), **parents)
     assert again.fingerprint == done.fingerprint
     assert json.loads((again.path() / "metrics.json").read_text())["results"] == figures["results"]
+
+
+def test_a_bundle_that_has_learned_from_all_is_not_the_one_that_is_evaluated(root, parents, figures, page):
+    again = train(root, parents["ingest"], directory=EVALUATED_DIRECTORY)  # the one that is served is not even there
+    judged = stage.run(CONFIG, root, **{**parents, "train": again})
+    assert json.loads((judged.path() / "metrics.json").read_text()) == figures
+    said = "The one that is served has been fitted once more, with all that was chosen here, to all 12,345."
+    assert said in (judged.path() / "report.html").read_text(encoding="utf-8")
+    assert "fitted once more" not in page
 
 
 def test_without_baselines_the_bundle_is_still_evaluated(root, parents):

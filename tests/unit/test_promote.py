@@ -19,7 +19,7 @@ from components.registry import Registry, RegistryError
 from components.settings import StageConfig
 from components.stages import Stage, run_stage
 from pipelines.config import load
-from serving.bundle import models_of
+from serving.bundle import EVALUATED_DIRECTORY, models_of
 from tests.bundles import TINY_MODEL, stored_bundle, write_bundle
 
 METRIC = "debiased.ndcg@10"
@@ -42,11 +42,15 @@ def registry(root) -> Registry:
     return Registry(f"sqlite:///{root}/mlflow.db", "cllmr")
 
 
-def train(root: str, name: str, header: dict | None = None, model: dict | None = None, golden: bool = True, **ids) -> Manifest:
-    """The artifact of a train stage; `name` makes it another model."""
+def train(
+    root: str, name: str, header: dict | None = None, model: dict | None = None, golden: bool = True, evaluated=False, **ids
+) -> Manifest:
+    """The artifact of a train stage; `name` makes it another model. With `evaluated`, the model has no part in its figures."""
 
     def write(bundle: Path) -> None:
         write_bundle(bundle, header=header, model=model, golden=golden, **ids)
+        if evaluated:
+            write_bundle(bundle.parent / EVALUATED_DIRECTORY)
         write_json(bundle.parent / "curve.json", [{"epoch": 1, "ranking": 2.0, "ndcg@10": 0.1}, {"epoch": 2, "ranking": 1.0}])
 
     return stored_bundle(root, write, name)
@@ -398,11 +402,15 @@ def ingest(root: str, users: list[str], items: list[str], interactions: list[tup
     return run_stage(Stage("ingest", 1), Any(name=f"{users}{items}{interactions}"), root, {}, build)
 
 
-def test_a_champion_of_other_data_is_scored_again_on_these_over_the_users_both_know(root, registry):
+EVERYTHING = {"seen_indptr": np.array([0, 4, 8, 12]), "seen_items": np.tile(np.arange(4, dtype=np.int32), 3)}
+
+
+@pytest.mark.parametrize("served", [{}, {"model": EVERYTHING, "evaluated": True}], ids=["one bundle", "fitted again to all"])
+def test_a_champion_of_other_data_is_scored_again_on_these_over_the_users_both_know(root, registry, served):
     # The tiny bundle ranks for ann at λ = 0.5: m = (4, 3, 2, 1), m* = 2.5, gates (.5, .25, .75, 1):
     # (4 - 1.25) * .5 = 1.375, .4375, .5625, -.25 -> i0 i2 i1 i3. For bob: m = (2, 3, 4, 1): .375, .4375, 2.0625, -.25.
     old_data = ingest(root, USERS, ITEMS, [("ann", "i0", "train")])
-    champion = train(root, "champion")
+    champion = train(root, "champion", **served)
     stage.run({}, root, champion, evaluate(root, champion, 0.9, data=old_data))
     # ann: i0 is masked, her test item i2 comes first: NDCG 1. bob: the champion was trained on i1, so he says nothing of it.
     # cat: m = (4, 4, 4, 0), m* = 3: i2 comes first: NDCG 1. dan is new.

@@ -165,11 +165,13 @@ def test_the_last_epoch_is_validated_even_between_two_validations(data: TrainDat
     assert [point["epoch"] for point in state.curve] == [3, 5]
 
 
-def test_without_validation_interactions_training_still_ends(data: TrainData) -> None:
-    nothing = sp.csr_array(data.train.shape, dtype=np.float32)
-    _, state = fit(replace(data, held_out=nothing), small_config(max_epochs=2), SingleProcess())
-    assert state.best_recall == 0.0
-    assert state.best_epoch == 1
+def test_where_nothing_is_held_out_all_epochs_are_trained_and_the_last_is_the_best(data: TrainData) -> None:
+    judged, told = fit(data, small_config(max_epochs=60, patience=2), SingleProcess())
+    nothing = replace(data, held_out=sp.csr_array(data.train.shape, dtype=np.float32))
+    as_long, state = fit(nothing, small_config(max_epochs=told.best_epoch, patience=1), SingleProcess())
+    assert (state.epoch, state.best_epoch) == (told.best_epoch, told.best_epoch)
+    assert_same(as_long.state_dict(), judged.state_dict())
+    assert not any({"recall@20", "ndcg@10"} & point.keys() for point in state.curve), "nothing was measured"
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])

@@ -2,9 +2,11 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import scipy.sparse as sp
 from structlog.testing import capture_logs
@@ -24,7 +26,7 @@ from components.train.bundle import model_tensors
 from components.train.config import MEMBERS, TrainConfig
 from components.train.graph import trained_here
 from components.train.members import GraphFit, RecipeData, TasteData
-from components.train.recipe import FittedRecipe, fit_recipe
+from components.train.recipe import FittedRecipe, fit_again, fit_recipe
 from serving.bundle import models_of
 from serving.scorer import Scorer
 from tests.planted import block_world, propensity_world
@@ -62,6 +64,17 @@ def world(text: bool = True) -> tuple[RecipeData, sp.csr_array]:
     found = spectrum(train, 6)
     places = (rows.astype(np.float32) for rows in (found.users, found.items))
     return RecipeData(train, validation, planted.user_text[:, width], planted.item_text[:, width], *places), test
+
+
+def lured_world() -> tuple[RecipeData, npt.NDArray[np.bool_]]:
+    """Some items' texts lure clicks, (num_items,); a fifth of the clicks is for validation."""
+    planted = propensity_world(4, 40, 40, seed=1)
+    seen = planted.matrix(planted.train)
+    later = np.random.default_rng(1).random(seen.shape) < 0.2
+    train, validation = (sp.csr_array(np.where(part, seen, 0)) for part in (~later, later))
+    found = spectrum(train, 6)
+    places = (rows.astype(np.float32) for rows in (found.users, found.items))
+    return RecipeData(train, validation, planted.user_text, planted.item_text, *places), planted.inflated
 
 
 def fitted(data: RecipeData, seed: int = 1, settings: Any = None, recipe: Any = None, **changes: Any) -> FittedRecipe:
@@ -107,6 +120,51 @@ def test_the_same_seed_repeats_and_another_one_uses_the_settings_it_is_given() -
     assert other.settings == first.settings
     assert all(member.tried == [] for member in other.members.values())
     assert any(member.tried for member in first.members.values())
+
+
+def as_factors(model: LinearScores) -> list[Any]:
+    return [model.users, model.items, model.history.toarray(), model.weights.toarray()]
+
+
+@pytest.mark.parametrize("effect", ["counterfactual_log", "none"])
+def test_fitted_again_to_the_same_interactions_with_what_was_chosen_it_is_the_same_model(effect: str) -> None:
+    data, _ = lured_world()
+    config = TrainConfig.parse(
+        {**SMALL, "effect": effect, "recipe": {**RECIPE, "graph_settings": [{"alignment_weight": 0.1}]}}, "train"
+    )
+    first = fit_recipe(data, config, trained_here())
+    assert (first.counterfactual is not first.factual) == (effect != "none")
+    runs: list[str] = []
+
+    def train(data: RecipeData, config: TrainConfig, run: str) -> GraphFit:
+        runs.append(run)
+        return trained_here()(data, config, run)
+
+    nothing = replace(data, validation=sp.csr_array(data.validation.shape, dtype=np.float32))
+    again = fit_again(first.choices, nothing, config, train)
+    for name in ("factual", "counterfactual"):
+        for one, other in zip(as_factors(getattr(first, name)), as_factors(getattr(again, name)), strict=True):
+            np.testing.assert_array_equal(one, other, err_msg=name)
+    np.testing.assert_array_equal(again.propensity, first.propensity)
+    assert again.choices == first.choices
+    assert runs == [f"{run}.all" for run in first.graphs]
+    assert not any(member.tried for member in again.members.values())
+
+
+def test_fitted_again_it_knows_users_of_whom_all_was_held_out() -> None:
+    data, test = world()
+    keep = sp.diags_array((np.arange(45) % 3 > 0).astype(np.float32))
+    train = sp.csr_array(keep @ data.train, dtype=np.float32)
+    train.eliminate_zeros()
+    everything = sp.csr_array(data.train + data.validation)
+    config = TrainConfig.parse({**SMALL, "effect": "none", "recipe": {**RECIPE, "members": ["ease", "factors"]}}, "train")
+    first = fit_recipe(replace(data, train=train, validation=sp.csr_array(everything - train)), config, trained_here())
+    nothing = sp.csr_array(data.validation.shape, dtype=np.float32)
+    again = fit_again(first.choices, replace(data, train=everything, validation=nothing), config, trained_here())
+    users = np.arange(0, 45, 3)
+    before, after = (rank(found.factual.score, everything, test, users=users).mean()["recall@10"] for found in (first, again))
+    assert before < 0.6 < 0.9 < after, f"{before:.2f}, {after:.2f}"
+    assert (again.weights, again.settings) == (first.weights, first.settings)
 
 
 def test_of_several_settings_of_the_graph_the_best_on_validation_is_kept_and_the_counterfactual_has_it() -> None:
@@ -289,12 +347,7 @@ def test_the_counterfactuals_weights_are_chosen_anew_only_where_validation_click
     all_of_taste: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else the difference of two choices that are as good would be told as a direct effect."""
-    planted = propensity_world(4, 40, 40, seed=1)
-    seen = planted.matrix(planted.train)
-    later = np.random.default_rng(1).random(seen.shape) < 0.2
-    train, validation = (sp.csr_array(np.where(part, seen, 0)) for part in (~later, later))
-    places = (np.empty((count, 0), np.float32) for count in seen.shape)
-    data = RecipeData(train, validation, planted.user_text, planted.item_text, *places)
+    data, _ = lured_world()
     if all_of_taste:
         monkeypatch.setattr(counterfactual, "_of_taste", lambda data: data.validation.copy())
     asked: list[int] = []
@@ -340,20 +393,18 @@ def test_a_known_users_history_told_by_somebody_new_has_the_same_scores_at_every
 ) -> None:
     """Of members that need no more than a history. So popularity is debiased for new users as it is for known ones."""
     monkeypatch.setattr(ClickPropensity, "taste_log", ClickPropensity.likely_taste)  # an item is in a history or it is not
-    planted = propensity_world(4, 40, 40, seed=1)
-    seen, lured = planted.matrix(planted.train), planted.inflated
-    later = np.random.default_rng(1).random(seen.shape) < 0.2
-    train, validation = (sp.csr_array(np.where(part, seen, 0)) for part in (~later, later))
-    places = (np.empty((count, 0), np.float32) for count in seen.shape)
-    references = np.where(lured[:, None], planted.item_text[lured].mean(axis=0), 0).astype(np.float32)
-    data = RecipeData(train, validation, planted.user_text, planted.item_text, *places, item_references=references)
+    data, lured = lured_world()
+    references = np.where(lured[:, None], data.item_text[lured].mean(axis=0), 0).astype(np.float32)
+    data = replace(data, item_references=references)
     settings = {"members": names, "ease_l2": [50.0], "ease_side_weight": [20.0], "ease_popularity_power": [0.2]}
     found = fitted(data, effect=effect, recipe={**settings, "text_power": [1.0]})
     assert min(found.weights["popularity"], found.counterfactual_weights["popularity"]) > 0.2
-    described = stage._described(found, TrainConfig(), "lured", "0123456789abcdef", _features(), 32)
+    parts: Any = ("0123456789abcdef", SimpleNamespace(name="lured"), None, _features(), None)
+    chosen = stage._Chosen(None, {"used": False}, [], 0.0)
+    described = stage._Bundles(TrainConfig(), *parts)._header(found, 32, chosen)
     ids = [str(row) for row in range(160)]
     items = [{"item_id": name, "title": ""} for name in ids]
-    scorer, users = Scorer(model_tensors(found, data.item_text, train), described, ids, items), np.arange(160)
+    scorer, users = Scorer(model_tensors(found, data.item_text, data.train), described, ids, items), np.arange(160)
     exposure = []
     for debias, model in ((0.0, scorer.factual), (1.0, scorer.counterfactual)):
         entries = [model.history[[user]].indices for user in users]
