@@ -162,6 +162,20 @@ def test_what_more_of_a_history_adds_is_what_it_changes_of_the_user_that_is_told
     np.testing.assert_allclose(whole.added(0, new, seen), by_weights + found.items @ moved, atol=1e-5)
 
 
+def test_what_more_of_a_history_adds_has_the_scale_of_every_member() -> None:
+    first, second = (LinearScores.of_weights(histories(5), model(seed)[0].weights) for seed in (5, 6))
+    found = joined([first, second], (0.8, 0.3), [Standard.of(first), Standard.of(second)])
+    user = int(np.flatnonzero(first.history[:, [0]].toarray()[:, 0])[0])  # whose items are the first of each block among others
+    seen = first.history[[user]].indices
+    new = np.setdiff1d(np.arange(NUM_ITEMS), seen)[:2]
+    longer = found.history.tolil()
+    for start in (0, NUM_ITEMS):
+        longer[user, start + new] = found.history[user, start]
+    after = replace(found, history=sp.csr_array(longer))
+    expected = after.score(np.array([user]))[0] - found.score(np.array([user]))[0]
+    np.testing.assert_allclose(found.added(user, new, seen), expected, atol=1e-5)
+
+
 def test_a_model_is_the_same_after_a_file() -> None:
     found, _ = model(8)
     folds = np.random.default_rng(8).normal(size=(NUM_ITEMS, 3)).astype(np.float32)
@@ -179,6 +193,8 @@ def test_a_model_is_the_same_after_a_file() -> None:
         ("users", np.ones(NUM_USERS, np.float32), r"m\.users has shape \(11,\) and type float32, expected 2 axes"),
         ("items", np.full((NUM_ITEMS, 3), np.nan, np.float32), r"m\.items has 51 values that are not finite"),
         ("history.indptr", np.zeros(3, np.int64), r"m\.history is no sparse matrix of shape \(11, 17\)"),
+        # of a user beyond the end and back: rows outside of what there is would be read
+        ("history.indptr", np.array([0, 999, *[histories(9).nnz] * 10]), r"m\.history is no sparse matrix of shape \(11, 17\)"),
         ("folds", np.ones((NUM_ITEMS, 2), np.float32), r"m\.folds has shape \(17, 2\), not \(17, 3\)"),
         ("folding.matrix", np.ones((3, 2), np.float32), r"m\.folding has shapes \(\(3, 2\), \(1,\)\), not \(\(3, 3\), \(1,"),
         ("folding.deviation", np.full(1, np.inf, np.float32), r"m\.folding\.deviation has 1 values that are not finite"),
