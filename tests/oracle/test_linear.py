@@ -8,7 +8,7 @@ import scipy.sparse as sp
 
 from components.cllmr.linear import ease
 from components.cllmr.linear.ease import Ease, EaseSettings, centred_unit_rows
-from components.cllmr.linear.ensemble import LEAST, SAMPLES, Candidates, Ensemble, choose_weights
+from components.cllmr.linear.ensemble import LEAST, MIN_GAIN, SAMPLES, Candidates, Ensemble, _ascent, choose_weights
 from components.cllmr.linear.factors import aligned_item_factors, side_map
 from components.cllmr.linear.kernel import KernelScores, NewItems, TextRows
 from components.cllmr.linear.words import FIRST_WORDS, ItemWords
@@ -145,6 +145,14 @@ def test_a_weight_too_small_to_matter_is_none(monkeypatch: pytest.MonkeyPatch) -
     weights, _ = choose_weights(Candidates.collect(members, seen, held_out))
     assert weights[2] == 0
     assert sum(weights) == pytest.approx(1, abs=1e-5)
+
+
+def test_no_weight_moves_for_a_gain_that_noise_has_nor_below_zero_where_it_may_not() -> None:
+    start, gain = [1.0, 0.0], MIN_GAIN / 2
+    for value in (lambda weights: 1.0 + gain * (weights[1] > 0), lambda weights: 1.0 - weights[1]):
+        np.testing.assert_array_equal(_ascent(value, [True, False], 3, start), start)
+    assert _ascent(lambda weights: 1.0 + 3 * gain * (weights[1] > 0), [True, False], 3, start)[1] > 0
+    assert _ascent(lambda weights: 1.0 - weights[1], [True, True], 3, start)[1] < 0
 
 
 def test_of_very_many_users_some_choose_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -341,6 +349,8 @@ def test_words_of_titles_tell_items_apart_that_embeddings_do_not() -> None:
     both = TextRows(side, words.rows, words.share)
     np.testing.assert_allclose(both.kernel(both, 2.0), (0.7 * side @ side.T + 0.3 * alike) ** 2, atol=1e-6)
     np.testing.assert_allclose(words.of_new(["ACME\tbolt of steel: 10 mm"]).toarray()[0], rows[0], atol=1e-6)
+    again = ItemWords.of([f"{text.split()[0]} {text}" for text in texts], 0.3)  # a word twice in a title is still in one text
+    np.testing.assert_array_equal(again.rarity, words.rarity)
     beyond = words.of_new([" ".join(["word"] * FIRST_WORDS + [last]) for last in ("one", "two")]).toarray()
     np.testing.assert_array_equal(beyond[0], beyond[1])
 
