@@ -17,7 +17,8 @@ from components.cllmr.effects.click_propensity import (
     shared_covariance,
 )
 from components.cllmr.effects.click_share import click_share
-from components.cllmr.effects.lift import popularity_lift
+from components.cllmr.effects.exposure import TEMPERATURE, exposure
+from components.cllmr.effects.lift import identified_lift, popularity_lift
 from components.cllmr.effects.reference_texts import (
     reference_texts,
     refitted,
@@ -292,6 +293,34 @@ def test_popularity_lift_is_in_units_of_score_per_log_click() -> None:
     assert explained > 0.5
 
 
+def test_an_identified_lift_is_the_score_of_the_log_clicks_that_the_text_lured() -> None:
+    log, text, praised, _ = lured_log(0, lured=0.1)
+    clicks = log.sum(axis=0)
+    factual = Factors(np.full((200, 1), 2.0, dtype=np.float32), np.log1p(clicks).astype(np.float32)[:, None])
+    found = identified_lift(Evidence(factual, log, text, lambda log, text: factual))
+    left = np.log1p(clicks * (1 - estimate(log, text).share))
+    served = found.debiased(1.0)
+    np.testing.assert_allclose(served.users @ served.items.T, np.tile(2.0 * left, (200, 1)), atol=1e-4)
+    assert found.direct_items[praised].min() > 0
+
+
+def test_of_the_exposure_among_what_users_have_not_clicked_a_luring_text_keeps_the_share_that_is_of_taste() -> None:
+    log, text, praised, _ = lured_log(0, lured=0.1)
+    a, b = factors(3, users=200, items=200)
+    liked = Factors(np.hstack([a, log.toarray()]), np.hstack([b, 9 * np.eye(200, dtype=np.float32)]))  # most what they clicked
+    found = exposure(Evidence(liked, log, text, lambda log, text: liked))
+    spread = (liked.users @ liked.items.T).std(axis=1, keepdims=True)
+
+    def exposed(strength: float) -> np.ndarray:
+        served = found.debiased(strength)
+        weights = np.where(log.toarray() > 0, 0, np.exp(served.users @ served.items.T / spread / TEMPERATURE))
+        return (weights / weights.sum(axis=1, keepdims=True)).mean(axis=0)
+
+    share = estimate(log, text).share
+    assert share[praised].min() > 0.3
+    np.testing.assert_allclose(exposed(1.0)[praised], (exposed(0.0) * (1 - share))[praised], rtol=0.01)
+
+
 TEXTS = np.array([[3.0, 4.0], [0.0, 2.0], [1.0, 0.0], [0.0, 0.0]])
 REFERENCES = np.array([[2.0, 0.0], [0.0, 0.5], [0.0, 0.0], [1.0, 1.0]])
 
@@ -356,6 +385,22 @@ def test_of_a_model_with_weights_between_items_the_same_score_goes_also_for_who_
     items = history[[7]].indices
     nobody = without_carried(replace(model, users=0 * a), told, written)
     np.testing.assert_allclose(found.folded([1.0], items), standardised(nobody.score(everyone[7:8]))[0], atol=2e-4)
+
+
+def test_what_an_item_adds_to_all_others_alike_is_carried_by_no_text() -> None:
+    """Texts are scaled to unit length after they are centred, so that their sum is not zero."""
+    log, text, _, _ = lured_log(0, lured=0.1)
+    rng = np.random.default_rng(6)
+    told = centred(text)
+    told = unit(told[rng.random(200) < 0.9])
+    log = log[:, : len(told)]
+    weights = rng.normal(size=(len(told), len(told))).astype(np.float32)
+    model = LinearScores.of_weights(log, sp.csr_array(weights))
+    alike = LinearScores.of_weights(log, sp.csr_array(weights + 5 * rng.random((len(told), 1), dtype=np.float32)))
+    references = told[:1] + 0.3 * told
+    everyone = np.arange(200)
+    before, after = (without_carried(one, told, references).score(everyone) for one in (model, alike))
+    np.testing.assert_allclose((after - before).std(axis=1), 0, atol=1e-3)
 
 
 @pytest.mark.parametrize("formulation", [reference_texts, refitted])
