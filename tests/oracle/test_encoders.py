@@ -79,11 +79,11 @@ def test_spectrum_dropout_hides_whole_rows_in_training_only() -> None:
     assert not torch.allclose(hidden.encode(text, spectrum), without)
 
 
-def test_principal_components_are_those_of_the_singular_value_decomposition() -> None:
-    text = rows(40, 6)
+def test_principal_components_are_those_of_the_singular_value_decomposition_of_the_texts_that_there_are() -> None:
+    text = rows(40, 6) + 1.0
     for name, scale in (("pca", None), ("whitening", 1.0)):
         encoder = ENCODERS[name](6, 3, 4, ModelConfig(side_encoder=name, embedding_dim=4))
-        encoder.prepare(text)
+        encoder.prepare(torch.cat([text, torch.zeros(20, 6)]))
         z = encoder.encode(text, torch.zeros(40, 3)).numpy().astype(np.float64)
         left, values, _ = np.linalg.svd(text.numpy() - text.numpy().mean(axis=0), full_matrices=False)
         expected = left[:, :4] * (values[:4] if scale is None else 40**0.5)
