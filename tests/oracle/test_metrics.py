@@ -99,6 +99,11 @@ def test_top_k_equals_a_full_sort_on_random_scores_with_masked_items():
         assert top.tolist() == expected + [NO_ITEM] * (20 - len(expected))
 
 
+def test_an_empty_place_is_no_item_of_the_user_before():
+    relevant = interactions([[3], [0]], 4)
+    assert metrics.among(relevant, np.array([[3, NO_ITEM], [NO_ITEM, 0]])).tolist() == [[True, False], [False, True]]
+
+
 def test_nan_scores_are_refused():
     with pytest.raises(ValueError, match="NaN in 1 of 2 rows"):
         top_k(np.array([[0.0, 1.0], [np.nan, 0.0]]), 1)
@@ -234,3 +239,4 @@ def test_items_without_text_are_not_generic_and_do_not_count():
     )
     assert found["correlation_genericness"] == told["correlation_genericness"] < 0.5
     assert found["mean"] < told["mean"], "the propensity itself is every item's"
+    assert found["correlation_log_popularity"] == bias.correlation(propensity, np.log(1 + popularity))
