@@ -170,6 +170,10 @@ def test_new_items_are_ranked_by_the_texts_of_the_other_items_alone(root, parent
     assert ndcg["text_cosine"] > ndcg["popularity"] + 0.1, ndcg
     told = seen @ text["items"] + 100 * test @ text["items"]  # profiles of users tell more than their histories
     assert _new_items(EvaluateConfig(), scorer, {**text, "users": told}, seen, test) == found
+    own = {**text, "items": np.eye(NUM_ITEMS, dtype=np.float32)}  # each is like itself alone: in a history it would be first
+    nobody = 0 * seen
+    by_own, by_nobody = (_new_items(EvaluateConfig(), scorer, own, one, test)["results"] for one in (seen, nobody))
+    assert by_own["text_kernel"] == by_nobody["text_kernel"]
     told_apart = {**text, "items": np.ones_like(text["items"]) + 0.01 * np.random.default_rng(0).normal(size=blocks.shape)}
     scorer.profiles = [f"Brand{row % 2} thing" for row in range(NUM_ITEMS)]
     by_words = []
