@@ -93,6 +93,12 @@ def test_no_training_interaction_is_later_than_a_held_out_one_in_the_temporal_sp
         assert all(before.max() <= after.min() for before, after in pairwise(bounds))
 
 
+def test_the_draw_of_an_interaction_tells_its_user_from_its_item():
+    """Users and items of many data sets have the same numbers."""
+    users, items = (np.array(ids, dtype=object) for ids in (["1", "2", "1", "2"], ["1", "2", "2", "1"]))
+    assert len(set(draws(users, items, seed=1).tolist())) == 4
+
+
 def test_another_seed_draws_another_split_of_the_same_sizes():
     pairs = [(user, item) for user in range(4) for item in range(25)]
     one, other = (split_by_pair(pairs, RATIOS, seed, temporal=False) for seed in (1, 2))
