@@ -111,6 +111,30 @@ def test_a_graph_may_lend_its_side_representations_to_the_gram_matrix_without_a_
     assert not np.allclose(without.members["ease"].scores.score(users), standardised), "z is in the Gram matrix"
 
 
+def test_the_gram_matrix_of_the_counterfactual_has_side_representations_of_its_own() -> None:
+    found = fitted(lured_world()[0], recipe={"members": ["graph", "ease"], "graph_joins": False, "side_mix": [0.3]})
+    assert found.counterfactual is not found.factual
+    assert set(found.graphs) == {"factual", "counterfactual"}
+
+
+def test_no_member_but_popularity_may_count_against_an_item(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    choose = members.choose_weights
+    monkeypatch.setattr(
+        members, "choose_weights", lambda found, negative, start: asked.append(negative) or choose(found, negative=negative)
+    )
+    fitted(world()[0], effect="none", recipe={"members": ["popularity", "text"]})
+    assert asked == [[True, False]]
+
+
+def test_a_member_without_weight_has_no_block_of_a_history() -> None:
+    """Its weights between items are not in the model either, and a bundle in which the two differ is refused."""
+    found = fitted(world()[0], effect="none", recipe={"members": ["ease", "text", "popularity"]})
+    weights = {"ease": 0.0, "text": 0.5, "popularity": 0.5}
+    found = replace(found, weights=weights, counterfactual_weights={**weights, "ease": 0.2, "text": 0.3})
+    assert found.history_blocks == {"factual": [("text", 0.5)], "counterfactual": [("ease", 0.2), ("text", 0.3)]}
+
+
 def test_the_same_seed_repeats_and_another_one_uses_the_settings_it_is_given() -> None:
     data, _ = world()
     users = np.arange(data.train.shape[0])
@@ -288,6 +312,19 @@ def test_where_the_data_allow_no_member_the_message_says_why_and_which_they_allo
         fitted(world(text)[0], recipe=settings)
 
 
+def test_gates_take_out_the_direct_effect_in_the_standard_deviations_of_the_factual_score() -> None:
+    data, _ = world()
+    model = {**SMALL["model"], "counterfactual": True}
+    found = fitted(data, effect="gates", model=model, recipe={"members": ["graph", "popularity"]})
+    assert found.graph is not None
+    assert found.weights["graph"] > 0
+    everyone = np.arange(data.train.shape[0])
+    total, indirect = (one.score(everyone) for one in (found.graph.factual, found.graph.counterfactual))
+    direct = found.weights["graph"] * (total - indirect) / total.std(axis=1, keepdims=True)
+    assert np.abs(direct).max() > 0.1
+    np.testing.assert_allclose(found.factual.score(everyone) - found.counterfactual.score(everyone), direct, atol=1e-4)
+
+
 @pytest.mark.parametrize("model", [{}, {"side_encoder": "none"}])
 def test_gates_without_side_representations_are_no_second_model(model: dict[str, Any]) -> None:
     data, _ = world(text=bool(model))
@@ -427,6 +464,17 @@ def test_without_an_llm_there_are_no_reference_texts_and_the_message_says_so_bef
     with pytest.raises(DataError, match=r"'reference_texts' and there are none: only an LLM writes them\. Set"):
         fit_recipe(world()[0], config, trained_here(), on_progress=lambda **figures: told.append(figures))
     assert told == []
+
+
+def test_reference_texts_are_less_what_the_items_texts_share_and_not_what_they_share_themselves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts, references = (np.random.default_rng(seed).normal(size=(5, 3)).astype(np.float32) for seed in (0, 1))
+    monkeypatch.setattr(stage, "_sideinfo", lambda features: features)
+    monkeypatch.setattr("components.sideinfo.reader.reference_embeddings", lambda directory, kind: references)
+    inputs = TrainingFeatures(texts, texts, texts, texts, texts, [])
+    found = stage._item_references(_features(str(tmp_path)), inputs)
+    np.testing.assert_allclose(found, references - texts.mean(axis=0), atol=1e-6)
 
 
 def test_reference_texts_that_have_been_removed_are_told_with_what_to_do(tmp_path: Path) -> None:
