@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from components.cllmr.model import CLLMR, SideInformation
 from components.errors import ArtifactError, ConfigError
 from components.evaluate.metrics import rank
-from components.train.checkpoint import check_checkpoint, load_checkpoint
+from components.train.checkpoint import TrainState, check_checkpoint, load_checkpoint
 from components.train.config import TrainConfig
 from components.train.graph import as_arrays
-from components.train.loop import SingleProcess, TrainData, build_model, fit, fit_base, make_optimizer, make_sampler
+from components.train.loop import SingleProcess, TrainData, _step_seed, build_model, fit, fit_base, make_optimizer, make_sampler
 from components.train.stage import _room_for_workers
 from components.train.strength import choose_strength, strength_curve
 from components.train.validation import validation_sums
@@ -158,6 +158,33 @@ def test_training_stops_when_the_validation_recall_no_longer_rises_and_keeps_the
     assert state.best_recall == max(recalls) == recalls[state.best_epoch - 1]
     sums = validation_sums(model, data.train, data.held_out, 0, 1).tolist()
     assert sums[0] / sums[2] == state.best_recall, "the returned weights are not the best ones"
+
+
+def test_the_weights_that_are_returned_are_those_of_the_best_epoch_and_not_the_last(data: TrainData) -> None:
+    class Keeping(SingleProcess):
+        def save(self, state: TrainState, model: CLLMR, *rest: Any) -> None:
+            seen[state.epoch] = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    seen: dict[int, dict[str, Tensor]] = {}
+    model, state = fit(data, small_config(max_epochs=60, patience=2), Keeping())
+    assert state.best_epoch < state.epoch
+    assert_same(model.state_dict(), seen[state.best_epoch])
+    assert not torch.equal(model.backbone.embedding, seen[state.epoch]["backbone.embedding"])
+
+
+def test_no_two_steps_nor_workers_draw_the_same_noise(data: TrainData) -> None:
+    class Listening(SingleProcess):
+        def wrap(self, model: CLLMR) -> nn.Module:
+            model.register_forward_pre_hook(lambda model, given: seeds.append(given[1].initial_seed()))
+            return model
+
+    seeds: list[int] = []
+    config = small_config(max_epochs=2, batch_size=64)
+    fit(data, config, Listening())
+    steps = make_sampler(data.train, config).steps_per_epoch
+    places = [(epoch, step) for epoch in range(2) for step in range(steps)]
+    assert seeds == [_step_seed(config.seed, *place, rank=0) for place in places]
+    assert len({_step_seed(config.seed, *place, rank=rank) for place in places for rank in range(2)}) == 4 * steps
 
 
 def test_the_last_epoch_is_validated_even_between_two_validations(data: TrainData) -> None:
