@@ -143,6 +143,12 @@ def test_the_best_of_many_settings_must_be_better_than_the_best_of_many_by_chanc
     assert (newcomers, found["used"]) == (None, False)
 
 
+def test_who_has_a_text_teaches_also_without_a_part_in_the_choice() -> None:
+    newcomers, _ = fit(by_kind=True, given=texts(), choosing=FEWEST_USERS)
+    assert newcomers is not None
+    np.testing.assert_allclose(newcomers.mean, texts().mean(axis=0), atol=1e-6)
+
+
 def test_few_users_who_can_choose_choose_nothing() -> None:
     """One alone has no spread, and any gain of his would do."""
     for choosing in (1, FEWEST_USERS - 1):
