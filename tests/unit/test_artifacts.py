@@ -317,7 +317,8 @@ def test_parts_of_outputs_are_fetched_alone_and_dropped_when_nobody_holds_them(r
     hold(remote, "planting", made[0].fingerprint, "deep")  # as an endpoint does whose model stays
     second = made[1].path("deep")
     assert (first.is_dir(), second.is_dir(), killed.exists()) == (True, True, False)
-    age(first)
+    age(first, second)
+    assert made[1].path("deep") == second  # is used from now on: it was opened again
     made[2].path("deep")
     assert (first.exists(), second.is_dir()) == (False, True)
     assert whole.is_dir(), "a run may read it hours later"
