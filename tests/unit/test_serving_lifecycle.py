@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 from structlog.testing import capture_logs
 
+from components.artifacts import read_json, write_json
 from components.errors import ArtifactError
 from components.registry import Registry, default_tracking_uri
 from serving import deployments, lifecycle
@@ -127,6 +128,25 @@ def test_a_refused_champion_is_told_once_and_tried_again_after_a_while(
     assert told.events == [("swapped", "1"), ("refused", "damaged")]
     (line,) = [entry for entry in logs if entry["event"] == "bundle refused"]
     assert "model.safetensors is not what its manifest says" in line["reason"]
+
+
+def test_a_bundle_that_is_whole_and_answers_otherwise_than_when_it_was_trained_is_refused(
+    make: Callable[[str], Target], root: str
+) -> None:
+    def write(directory: Path) -> None:
+        golden = directory / "golden.json"
+        write_bundle(directory)
+        recorded = read_json(golden)
+        recorded[0]["scores"][0] += 0.01
+        write_json(golden, recorded)
+
+    told, registered = Told(), Registered()
+    follower = Follower([make("1")], registered, told, interval=1)
+    registered.champion = Target("2", stored_bundle(root, write, "skewed").fingerprint, root)
+    with capture_logs() as logs:
+        follower.look()
+    assert (follower.live.target, told.events) == (make("1"), [("swapped", "1"), ("refused", "2")])
+    assert "golden request 0" in logs[0]["reason"]
 
 
 def test_a_rollback_from_a_refused_champion_settles_and_the_refused_one_promoted_again_is_told_again(
