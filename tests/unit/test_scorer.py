@@ -153,6 +153,12 @@ def test_the_best_of_many_are_those_of_a_full_sort_ties_and_filters_included(num
             np.testing.assert_array_equal(scores, given)
 
 
+@pytest.mark.parametrize("k", [1, 20])
+def test_the_last_of_many_are_looked_at_too(k: int) -> None:
+    scores = np.arange(5_000, dtype=np.float32)  # no whole number of groups: a few at the end are in none
+    assert top_k(scores, k).rows.tolist() == list(range(4_999, 4_999 - k, -1))
+
+
 @pytest.mark.parametrize("values", [2, 50, None])
 def test_ranks_are_those_of_a_full_sort_ties_and_filters_included(values: int | None) -> None:
     rng = np.random.default_rng(3)

@@ -56,7 +56,7 @@ FILTERS: list[dict[str, Filter]] = [
     {"genres": ["Comedy"]},
     {"genres": ["War", "Drama"]},
     {"year": Range(min=1950)},
-    {"genres": ["Comedy"], "year": Range(min=1930, max=1960)},
+    {"genres": ["Comedy"], "year": Range(min=1932, max=1958)},  # both ends are of a comedy each
 ]
 
 
