@@ -183,6 +183,38 @@ def test_scorers_that_let_everybody_wait_are_left_alone_and_tried_again_by_one_r
     asyncio.run(ask())
 
 
+@pytest.mark.parametrize(
+    ("failure", "code"),
+    [(BackPressureError(num_queued_requests=4, max_queued_requests=4), "overloaded"), (GONE, "scorer_unavailable")],
+)
+def test_scorers_that_refuse_at_once_are_asked_all_the_same(handle: Handle, failure: Exception, code: str) -> None:
+    """They hold nobody up; and who is told of an overload comes back, where a timeout would have had a poorer answer."""
+
+    async def ask() -> None:
+        asked = backend(handle)
+        handle.score.failure = failure
+        for _ in range(BREAKER_FAILURES + 1):
+            with pytest.raises(Unavailable) as told:
+                await asked.score(ScoreRequest(user_id="ann", item_ids=["i0"]))
+            assert told.value.code == code
+        handle.score.failure = None
+        assert (await asked.score(ScoreRequest(user_id="ann", item_ids=["i0"]))).scores
+
+    asyncio.run(ask())
+
+
+def test_what_is_popular_is_asked_for_again_of_every_model_that_takes_over(handle: Handle) -> None:
+    async def ask() -> None:
+        asked = backend(handle)
+        for version in ("7", "8", "9"):
+            handle.recommend.by = handle.popular.by = [version]
+            await asked.recommend(REQUEST, [[], []])
+            await asyncio.sleep(0.01)
+        assert handle.popular.asked == 3
+
+    asyncio.run(ask())
+
+
 def test_scorers_that_let_new_items_wait_are_not_left_alone(handle: Handle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serving.backend.SCORER_DEADLINE_SECONDS", 0.01)
 

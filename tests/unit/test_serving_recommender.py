@@ -79,6 +79,9 @@ def test_without_any_model_what_was_popular_is_told_without_what_is_seen_or_deni
         [1, 2],
     )
     assert ids(new.items) == ids(new.factual) == ["i1"]
+    also_seen = request.model_copy(update={"exclude_seen": False, "deny": []})
+    ann, new = static.recommend(also_seen, [["i0"], []], "scorer_unavailable").results
+    assert ids(ann.items) == ids(new.items) == ["i0", "i2"]
 
 
 def test_the_online_history_counts_as_seen_too(recommender: Recommender) -> None:
