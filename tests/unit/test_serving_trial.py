@@ -15,7 +15,7 @@ from serving.lifecycle import Follower, Target, load
 from serving.recommender import Question
 from serving.schemas import Method, RankedItem, RecommendRequest, UserRecommendations
 from serving.settings import Trial, place
-from serving.trial import MAX_WAITING, Shadow, difference, joined, parts
+from serving.trial import MAX_WAITING, Shadow, difference, joined, model_of, parts
 from tests.bundles import write_item_columns, write_random_bundle
 
 USERS = [f"user {number}" for number in range(20_000)]
@@ -84,14 +84,15 @@ def test_every_user_is_answered_by_his_own_model_in_the_order_asked(bundles: lis
     trial = Trial(mode="canary", share=0.5)
     users = [f"u{row}" for row in range(40)]
     request = RecommendRequest(users=users, k=5, recent={user: ["i1"] for user in users[::3]}, debias=0.5)
-    asked = Question(request, [[]] * len(users))
+    histories = [[f"i{row}" for row in range(at, at + 60)] for at in range(len(users))]
+    asked = Question(request, histories)
     split = parts(trial, champion, challenger, asked)
     assert [part.model for part in split] == [champion, challenger]
     answers = [(part.places, part.model.recommender.recommend(*part.question)) for part in split]
     answer = joined(answers)
     assert answer.model_version == "1"
     assert [result.user_id for result in answer.results] == users
-    whole = [live.recommender.recommend(request, [[]] * len(users)) for live in (champion, challenger)]
+    whole = [live.recommender.recommend(request, histories) for live in (champion, challenger)]
     for at, result in enumerate(answer.results):
         tried = place(result.user_id, challenger.target.fingerprint) < 0.5
         expected = whole[tried].results[at]
@@ -103,8 +104,10 @@ def test_every_user_is_answered_by_his_own_model_in_the_order_asked(bundles: lis
     only = [user for user in users if place(user, challenger.target.fingerprint) < 0.5]
     of_share = Question(RecommendRequest(users=only), [[]] * len(only))
     assert [part.model for part in parts(trial, champion, challenger, of_share)] == [challenger]
-    for other in (Trial(mode="shadow", share=1.0), Trial()):
+    assert [user for user in users if model_of(trial, champion, challenger, user) is challenger] == only
+    for other in (Trial(mode="shadow", share=1.0), Trial(share=1.0)):
         assert [part.model for part in parts(other, champion, challenger, asked)] == [champion]
+        assert {model_of(other, champion, challenger, user).target for user in users} == {champion.target}
     assert [part.model for part in parts(trial, champion, None, asked)] == [champion]
 
 
@@ -119,6 +122,8 @@ def test_two_rankings_differ_by_what_only_one_names_and_by_the_scores_of_what_bo
     assert difference(ours, ours) == (1.0, 0.0)
     assert difference(ours, ranking(("x", 1))) == (0.0, None)
     assert difference(ranking(), ranking()) == (0.0, None)
+    for short, long in ((ours, ranking(("a", 3))), (ranking(("a", 3)), ours)):  # of a longer ranking, whosever it is
+        assert difference(short, long) == (0.25, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -147,10 +152,13 @@ def test_a_shadow_compares_and_leaves_out_what_would_pile_up(bundles: list[Targe
         shadow.compare(challenger, Question(request, [[], []]), answer)
     assert told.missed == 3
     held.result()
+    shadow._thread.submit(lambda: None).result()  # all before it are through, and there is room again
+    shadow.compare(challenger, Question(request, [[], []]), answer)
+    assert told.missed == 3
     shadow._thread.shutdown()
     other = challenger.recommender.recommend(request, [[], []])
     expected = [difference(*pair)[0] for pair in zip(answer.results, other.results, strict=True)]
-    assert told.overlaps == expected * MAX_WAITING
+    assert told.overlaps == expected * (MAX_WAITING + 1)
 
 
 def test_what_a_challenger_cannot_filter_by_is_left_out_of_the_comparison(bundles: list[Target], tmp_path: Path) -> None:
