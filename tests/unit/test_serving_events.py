@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from serving.events import MAX_AHEAD_SECONDS, MAX_KEPT, Happened, merged
+from serving.events import MAX_AHEAD_SECONDS, MAX_KEPT, Happened, happened, merged
 from serving.schemas import EventsRequest
 
 NOW = 1_000_000.0
@@ -43,6 +43,11 @@ def test_what_is_too_old_or_of_the_future_is_not_kept(timestamp: int, status: st
     kept, statuses = merged([], at((timestamp, "a")), NOW, TTL)
     assert statuses == [status]
     assert bool(kept) == (status == "stored")
+
+
+def test_what_has_become_too_old_is_left_out_when_it_is_read_for_the_store_keeps_it() -> None:
+    assert happened(["a", "b", "c"], [10, 20, 30], oldest=20.0) == at((20, "b"), (30, "c"))
+    assert happened(None, None, oldest=0.0) == []
 
 
 def test_the_examples_of_the_documentation_are_stored_whenever_they_are_copied() -> None:

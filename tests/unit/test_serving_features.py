@@ -107,6 +107,31 @@ def test_a_slow_store_costs_the_deadline_and_not_more(opened: list[OnlineFeature
     release.set()
 
 
+def test_of_look_ups_that_would_pile_up_behind_a_stall_the_store_never_hears(
+    opened: list[OnlineFeatures], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features_module, "_MAX_WAITING", 3)
+    release, looked_up = threading.Event(), list[str]()
+
+    def stuck(user_ids: Sequence[str]) -> Histories:
+        looked_up.extend(user_ids)
+        release.wait(PATIENCE)
+        return known(user_ids)
+
+    source = OnlineFeatures(lambda: stuck, DEADLINE)
+    opened.append(source)
+    source.wait(PATIENCE)
+
+    async def many() -> list[Histories]:
+        return await asyncio.gather(*(source.histories([str(number)]) for number in range(8)))
+
+    answers = asyncio.run(many())
+    release.set()
+    source._pool.shutdown(wait=True)
+    assert {answer.degraded for answer in answers} == {"features_timeout"}
+    assert sorted(looked_up) == ["0", "1", "2"]
+
+
 def test_after_a_stall_the_store_is_used_again(opened: list[OnlineFeatures], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(features_module, "BREAKER_SECONDS", 0.05)
     release = threading.Event()
