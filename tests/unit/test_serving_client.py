@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from components.errors import ServingError
 from serving.client import Client
 from serving.run import wait_until_ready
-from serving.schemas import Event, Filter, Range
+from serving.schemas import Event, Filter, NewItem, Range
 
 SCORES: dict[str, Any] = {
     "model_version": "7",
@@ -61,6 +61,47 @@ def test_what_is_as_it_would_be_anyway_is_not_sent_for_an_earlier_endpoint_need_
     assert seen == [{"users": ["ann"], "k": 5}, {"users": ["ann"], "k": 5, "filters": {"year": {"min": 1990.0}}}]
 
 
+def test_everything_that_a_question_can_say_is_sent() -> None:
+    seen: dict[str, Any] = {}
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen[request.url.path] = json.loads(request.content)
+        return httpx.Response(503, json=ERROR)
+
+    about_all: dict[str, Any] = {"users": ["ann"], "recent": {"ann": ["i3"]}}
+    about_one: dict[str, Any] = {"debias": 0.5, "recent": ["i3"]}
+    recommend = {"k": 5, "exclude_seen": False, "debias": 0.0, "compare": True, "allow": ["i1", "i2"], "deny": ["i2"]}
+    new = {"item_id": "new", "text": "a text"}
+    with client(answer, retries=0) as asked:
+        for ask in (
+            lambda: asked.recommend(**about_all, **recommend),
+            lambda: asked.score("ann", ["i0"], **about_one),
+            lambda: asked.explain("ann", "i0", **about_one, num_neighbours=2),
+            lambda: asked.new_items([NewItem(**new)], **about_all, num_neighbours=3),
+        ):
+            with pytest.raises(ServingError):
+                ask()
+    assert seen == {
+        "/v1/recommend": {**about_all, **recommend},
+        "/v1/score": {"user_id": "ann", "item_ids": ["i0"], **about_one},
+        "/v1/explain": {"user_id": "ann", "item_id": "i0", **about_one, "num_neighbours": 2},
+        "/v1/items": {"items": [new], **about_all, "num_neighbours": 3},
+    }
+
+
+def test_a_try_takes_no_longer_than_it_is_given() -> None:
+    seen: list[dict[str, float]] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request.extensions["timeout"])
+        return httpx.Response(200, json=SCORES)
+
+    for given, seconds in (({}, 10.0), ({"timeout": 1.5}, 1.5)):
+        with Client("http://endpoint:8000", transport=httpx.MockTransport(answer), **given) as asked:
+            asked.score("ann", ["i0"])
+        assert set(seen.pop().values()) == {seconds}
+
+
 def test_an_event_is_sent_with_its_time_so_that_it_is_the_same_when_it_is_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
 
@@ -87,7 +128,7 @@ def test_a_dropped_connection_and_an_overload_are_asked_again() -> None:
     assert answers == []
 
 
-@pytest.mark.parametrize(("told", "least"), [("1", (1.0, 1.0)), ("", (0.2, 0.4))])
+@pytest.mark.parametrize(("told", "least"), [("1", (1.0, 1.0)), ("0", (0.2, 0.4)), ("", (0.2, 0.4))])
 def test_callers_who_were_refused_together_do_not_come_back_together(
     told: str, least: tuple[float, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
