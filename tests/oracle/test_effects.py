@@ -321,6 +321,16 @@ def test_of_the_exposure_among_what_users_have_not_clicked_a_luring_text_keeps_t
     np.testing.assert_allclose(exposed(1.0)[praised], (exposed(0.0) * (1 - share))[praised], rtol=0.01)
 
 
+def test_a_user_who_has_clicked_everything_leaves_the_exposure_to_the_others() -> None:
+    log, text, _, _ = lured_log(0, lured=0.1)
+    all_clicked = log.tolil()
+    all_clicked[0] = 1
+    factual = factors(0, users=200, items=200)
+    found = exposure(Evidence(factual, sp.csr_array(all_clicked, dtype=np.float32), text, lambda log, text: factual))
+    assert np.isfinite(found.direct_items).all()
+    assert found.direct_items.any()
+
+
 TEXTS = np.array([[3.0, 4.0], [0.0, 2.0], [1.0, 0.0], [0.0, 0.0]])
 REFERENCES = np.array([[2.0, 0.0], [0.0, 0.5], [0.0, 0.0], [1.0, 1.0]])
 

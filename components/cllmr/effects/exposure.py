@@ -27,6 +27,7 @@ def exposure(evidence: Evidence) -> EffectFactors:
     sample = np.random.default_rng(0).permutation(len(users))[:MAX_USERS]
     logits = users[sample] @ items.T / spread[sample][:, None] / TEMPERATURE
     logits[evidence.train[sample].toarray() > 0] = -np.inf
+    logits = logits[np.isfinite(logits).any(axis=1)]  # who has clicked everything has nothing left to be shown
     offset = np.zeros(len(items))
     wanted = _exposure(logits) * (1 - share)
     affected = share > 0
