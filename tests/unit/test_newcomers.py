@@ -192,3 +192,7 @@ def test_a_damaged_map_is_told_and_newcomers_get_what_is_popular(tmp_path: Path)
     with capture_logs() as logs:
         assert read_newcomers(directory, scorer) is None
     assert "newcomers.safetensors cannot be read: popularity_weight is missing" in logs[0]["reason"]
+    save_file({"mean": np.zeros(3, np.float32), "popularity_weight": np.zeros(0, np.float32)}, directory / NEWCOMERS_FILE)
+    with capture_logs() as logs:
+        assert read_newcomers(directory, scorer) is None
+    assert "popularity_weight has shape (0,)" in logs[0]["reason"]

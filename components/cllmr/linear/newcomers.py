@@ -87,7 +87,7 @@ class Newcomers:
         Raises:
             ValueError: a tensor is missing, of another type, not finite, or does not fit the models.
         """
-        mean, weight = (_checked(tensors, name, (None,)) for name in ("mean", "popularity_weight"))
+        mean, weight = _checked(tensors, "mean", (None,)), _checked(tensors, "popularity_weight", (1,))
         sides: dict[str, Side] = {}
         for name, model in models.items():
             if name != "factual" and f"{name}.users" not in tensors:
