@@ -222,7 +222,7 @@ class Client:
         pause = self._backoff(state)
         if state.outcome is not None and not state.outcome.failed:
             told = state.outcome.result().headers.get("Retry-After", "")
-            pause = max(pause, float(told)) if told.isdigit() else pause
+            pause = max(pause, float(told)) if told.isdecimal() else pause  # digits such as ² are no numbers
         return pause + wait_random(0, pause)(state)
 
     def _unreachable(self, error: httpx.RequestError) -> ServingError:

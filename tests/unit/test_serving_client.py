@@ -128,14 +128,15 @@ def test_a_dropped_connection_and_an_overload_are_asked_again() -> None:
     assert answers == []
 
 
-@pytest.mark.parametrize(("told", "least"), [("1", (1.0, 1.0)), ("0", (0.2, 0.4)), ("", (0.2, 0.4))])
+@pytest.mark.parametrize(("told", "least"), [("1", (1.0, 1.0)), ("0", (0.2, 0.4)), ("²", (0.2, 0.4)), ("", (0.2, 0.4))])
 def test_callers_who_were_refused_together_do_not_come_back_together(
     told: str, least: tuple[float, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paused: list[float] = []
     monkeypatch.setattr("time.sleep", paused.append)
+    headers = [(b"Retry-After", told.encode())]
     for _ in range(40):
-        refused = httpx.MockTransport(lambda request: httpx.Response(503, json=ERROR, headers={"Retry-After": told}))
+        refused = httpx.MockTransport(lambda request: httpx.Response(503, json=ERROR, headers=headers))
         with pytest.raises(ServingError), Client("http://endpoint:8000", retries=2, transport=refused) as asked:
             asked.model()
     for pauses, pause in ((paused[::2], least[0]), (paused[1::2], least[1])):
