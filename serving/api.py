@@ -70,6 +70,7 @@ def create_app(
         "what the side information says by itself is estimated and taken out of every score.",
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # to an address of its own making: http and without a path, whatever a proxy in front has
         dependencies=[Depends(HTTPBearer(auto_error=False))] if door.callers.tokens.are_needed else [],  # for the docs alone
         responses={
             400: {"model": ErrorBody, "description": "The body is no text that can be read."},
@@ -89,6 +90,7 @@ def create_app(
     _add_docs(app)
 
     @app.get("/", include_in_schema=False)
+    @app.get("/ui", include_in_schema=False)
     async def page() -> RedirectResponse:
         return RedirectResponse("ui/")  # as seen from here: a proxy may have put the endpoint below a path of its own
 

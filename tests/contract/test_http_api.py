@@ -671,12 +671,19 @@ def test_who_shows_no_known_token_is_refused_before_the_body_is_looked_at(
     assert response.headers["www-authenticate"] == "Bearer"
 
 
-def test_the_root_leads_to_the_page(http: TestClient) -> None:
-    response = http.get("/", follow_redirects=False)
+@pytest.mark.parametrize("path", ["/", "/ui"])
+def test_the_root_leads_to_the_page(http: TestClient, path: str) -> None:
+    response = http.get(path, follow_redirects=False)
     assert (response.status_code, response.headers["location"]) == (307, "ui/")  # relative: also below a proxy's path
-    page = http.get("/")
+    page = http.get(path)
     assert page.url.path == "/ui/"
     assert "text/html" in page.headers["content-type"]
+
+
+def test_a_slash_too_many_is_an_unknown_path_and_leads_nowhere(http: TestClient) -> None:
+    """Where a proxy ends TLS, a redirect would take the question and its token to http."""
+    refused(http.post("/v1/recommend/", json={"users": ["ann"]}, follow_redirects=False), 404, "not_found")
+    refused(http.get("/readyz/", follow_redirects=False), 404, "not_found")
 
 
 def test_two_tokens_in_one_request_are_none(closed: TestClient) -> None:
