@@ -82,9 +82,10 @@ def test_components_do_not_know_the_pipelines(path: Path) -> None:
 def test_of_serving_only_the_stages_that_score_or_start_it_know_anything(path: Path) -> None:
     stage = path.relative_to(REPOSITORY / "components").parts[0]
     allowed = {
-        "evaluate": ("serving.scorer",),  # the one scorer, so that offline equals online
+        # the one scorer, so that offline equals online, and which of a training's bundles it judges
+        "evaluate": ("serving.bundle", "serving.scorer"),
         "train": ("serving.bundle", "serving.scorer"),  # writes bundles, and the golden requests that the scorer replays
-        "promote": ("serving.scorer",),  # replays them before it promotes
+        "promote": ("serving.bundle", "serving.scorer"),  # replays them before it promotes, and judges champions again
         "serve": ("serving",),
         # what answers requests, without HTTP, and the place where that looks for what the stage writes
         "batch": ("serving.bundle", "serving.scorer", "serving.recommender", "serving.schemas", "serving.lists"),
