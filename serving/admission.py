@@ -36,6 +36,9 @@ SCOPES = "cllmr.scopes"
 
 _TELL_SECONDS = 1.0  # refusals are told together: a log line for each would cost as much as the refusal
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+_TO_SERVE = frozenset(
+    (b"serve-multiplexed-model-id", b"x-session-id", b"x-request-timeout-seconds", b"x-request-disconnect-disabled")
+)
 _OPEN_PATHS = ("/", "/healthz", "/readyz", "/docs", "/openapi.json", "/ui")
 _OPEN_BELOW = ("/docs/assets/", "/ui/", "/-/")  # the last is Serve's own, by which HAProxy asks whether a replica lives
 
@@ -177,17 +180,28 @@ class Door:
 _of_this_process: Admission | None = None
 
 
-class Undisturbed:
-    """ASGI middleware that tells Ray Serve not to look out for a client that goes away: that takes two tasks for every request,
-    and an answer takes milliseconds."""
+class Unheard:
+    """ASGI middleware for what Ray Serve is told by headers: by nobody but us.
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    From clients it would take a deadline, a session and a request id as they come: one that is no UTF-8 ends in a 500 of its
+    own, and an id that may not stand in answers and logs would be in both.
+    Where the gateway listens itself, Serve is told not to look out for a client that goes away: that takes two tasks for every
+    request, and an answer takes milliseconds.
+    """
+
+    def __init__(self, app: ASGIApp, admission: Callable[[], Admission | None]) -> None:
+        self._app, self._admission = app, admission
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
         if scope["type"] == "http":
-            scope["headers"] = [*scope["headers"], (b"x-request-disconnect-disabled", b"?1")]
+            ids = [value for name, value in scope["headers"] if name == b"x-request-id"]
+            is_named = len(ids) == 1 and _REQUEST_ID.fullmatch(ids[0])
+            unheard = _TO_SERVE if is_named else _TO_SERVE | {b"x-request-id"}
+            headers = [header for header in scope["headers"] if header[0].replace(b"_", b"-") not in unheard]
+            if self._admission() is not None:
+                headers.append((b"x-request-disconnect-disabled", b"?1"))
+            scope["headers"] = headers
         await self._app(scope, receive, send)
 
 
@@ -199,4 +213,7 @@ def keep(admission: Admission) -> None:
 
 def middlewares() -> list[Middleware]:
     """What Ray Serve puts around everything, see `CALLBACK_VARIABLE`; where no gateway is, as in its proxy, all are let in."""
-    return [Middleware(Undisturbed), Middleware(Door, admission=lambda: _of_this_process, is_first=True)]
+    return [
+        Middleware(Unheard, admission=lambda: _of_this_process),
+        Middleware(Door, admission=lambda: _of_this_process, is_first=True),
+    ]

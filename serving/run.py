@@ -203,8 +203,8 @@ def _start(host: str, port: int) -> int:
     os.environ.setdefault("RAY_worker_niceness", "0")  # by Ray's 15 whatever else this machine does comes before an answer
     # gateways that listen themselves linger for load balancers that look seldom, by default 30 s; the one here hears at once
     os.environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "2")
-    if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1":  # then gateways listen themselves
-        os.environ.setdefault(CALLBACK_VARIABLE, CALLBACK)
+    os.environ.setdefault(CALLBACK_VARIABLE, CALLBACK)
+    if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1":
         for name in ("RAY_SERVE_HAPROXY_STATS_PORT", "RAY_SERVE_HAPROXY_METRICS_PORT"):  # another endpoint may have Serve's own
             os.environ.setdefault(name, str(free_port("0.0.0.0", 0)))
     imports = threading.Thread(target=_import_app, name="import-app")

@@ -187,6 +187,22 @@ def test_answers_carry_one_request_id_and_the_model_version(url: str) -> None:
     assert error.headers.get_list("x-request-id") == [error.json()["request_id"]]
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [(b"X-Request-Id", b"\xff")],
+        [(b"X-Request-Id", b"<script>")],
+        [(b"X-Request-Id", b"one"), (b"X-Request-Id", b"two")],
+        [(b"X-Session-Id", b"\xff")],
+        [(b"X-Request-Timeout-Seconds", b"0.000001")],
+    ],
+)
+def test_headers_that_ray_serve_reads_end_in_no_error_of_its_own(url: str, headers: list[tuple[bytes, bytes]]) -> None:
+    error = httpx.post(f"{url}/v1/recommend", json={}, headers=headers, timeout=60)
+    assert (error.status_code, error.json()["code"]) == (422, "invalid_request")
+    assert error.headers.get_list("x-request-id") == [error.json()["request_id"]]
+
+
 def test_the_endpoint_is_healthy_ready_and_documented(url: str, client: Client) -> None:
     assert httpx.get(f"{url}/healthz", timeout=60).json()["status"] == "ok"
     assert httpx.get(f"{url}/readyz", timeout=60).json()["status"] == "ok"

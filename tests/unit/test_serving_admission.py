@@ -258,7 +258,38 @@ def test_ray_serve_puts_the_door_of_the_gateway_around_everything_and_lets_all_i
         status, headers, _ = await ask(app)
         assert status == 503
         assert "-" not in headers["x-request-id"]  # Ray Serve's own have dashes: it has not seen this one
-        assert len(rooms.inside) == 1
-        assert (b"x-request-disconnect-disabled", b"?1") in rooms.inside[0]["headers"]
+        admission.keep(Admission(Room(1)))
+        assert (await ask(app))[0] == 200
+        not_looked_out_for = (b"x-request-disconnect-disabled", b"?1")
+        assert [not_looked_out_for in scope["headers"] for scope in rooms.inside] == [False, True]
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("told", "passed_on"),
+    [
+        ([(b"x-request-id", b"mine-1")], [b"mine-1"]),
+        ([(b"x-request-id", b"\xff")], []),
+        ([(b"x-request-id", b"<script>")], []),
+        ([(b"x-request-id", b"")], []),
+        ([(b"x-request-id", b"mine-1"), (b"x-request-id", b"mine-2")], []),
+        ([(b"serve_multiplexed_model_id", b"\xff"), (b"x-session-id", b"\xff")], []),
+        ([(b"x-request-timeout-seconds", b"0.001"), (b"x-request-disconnect-disabled", b"?1")], []),
+    ],
+)
+def test_clients_tell_ray_serve_nothing_but_an_id_that_may_be_in_answers(
+    monkeypatch: pytest.MonkeyPatch, told: list[tuple[bytes, bytes]], passed_on: list[bytes]
+) -> None:
+    monkeypatch.setattr(admission, "_of_this_process", None)
+
+    async def run() -> None:
+        rooms = Rooms()
+        rooms.go_on.set()
+        app: ASGIApp = rooms
+        for middleware in middlewares():
+            app = middleware.cls(app, *middleware.args, **middleware.kwargs)
+        await ask(app, headers=[(b"host", b"here"), *told])
+        assert rooms.inside[0]["headers"] == [(b"host", b"here"), *((b"x-request-id", name) for name in passed_on)]
 
     asyncio.run(run())
