@@ -54,7 +54,7 @@ class SplitConfig(BaseModel):
     method: Literal["random", "temporal", "stable"] = "random"
     """random: a seeded draw per user. temporal: each user's latest interactions are tested, those before them validate; the
     order of equal times is drawn. stable: a seeded draw of each interaction by itself, which is the same whatever else comes
-    in, as incremental training needs it. A user with few interactions may then have none for training, and is answered as a
+    in, as incremental training needs it. A user with few interactions may then have none for training, and is evaluated as a
     new one."""
     ratios: tuple[PositiveFloat, NonNegativeFloat, NonNegativeFloat] = (3, 1, 1)
     """Shares of train, validation and test, in any unit ("stable": chances); held-out counts are rounded down."""

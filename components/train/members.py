@@ -29,7 +29,7 @@ _SIDE_MAP_L2 = 10.0  # of the map from side information to factors; 1 to 50 make
 
 @dataclass(frozen=True)
 class RecipeData:
-    """What a recipe learns from; the test interactions are not among it."""
+    """What a recipe learns from, and what it is chosen by; where that is nothing, all interactions may be learned from."""
 
     train: sp.csr_array
     """(num_users, num_items), binary."""
